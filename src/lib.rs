@@ -1,0 +1,14 @@
+//! PairDB: a leaderless, replicated key-value store in one binary.
+//!
+//! The crate is layered; a module may use only modules above it in this list
+//! (`tests/architecture.rs` holds it to that):
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`causality`] | rows: versions, dots, their join, the hybrid clock. Pure |
+//! | [`engine`] | ordered byte store with a merge operator: log, memtable, SSTables |
+//!
+//! [`engine`] is usable by itself as an embedded library; see its module page.
+
+pub mod causality;
+pub mod engine;

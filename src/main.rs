@@ -1,0 +1,3 @@
+//! The `pairdb` binary.
+
+fn main() {}
