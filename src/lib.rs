@@ -12,3 +12,5 @@
 
 pub mod causality;
 pub mod engine;
+pub mod rpc;
+pub mod store;
