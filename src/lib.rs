@@ -12,5 +12,6 @@
 
 pub mod causality;
 pub mod engine;
+pub mod ops;
 pub mod rpc;
 pub mod store;
