@@ -11,6 +11,8 @@
 //! [`engine`] is usable by itself as an embedded library; see its module page.
 
 pub mod causality;
+pub mod cli;
+pub mod client;
 pub mod engine;
 pub mod ops;
 pub mod rpc;

@@ -65,8 +65,9 @@ pub fn load_or_create(data_dir: &Path) -> Result<Identity, Error> {
     let path = data_dir.join(FILE);
     match fs::read_to_string(&path) {
         Ok(text) => parse(&path, &text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(data_dir, &path)
-            .map_err(|source| Error::Io { operation: "write", path, source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create(data_dir, &path).map_err(|source| Error::Io { operation: "write", path, source })
+        }
         Err(source) => Err(Error::Io { operation: "read", path, source }),
     }
 }

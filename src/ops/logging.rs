@@ -18,8 +18,7 @@ pub fn init(log: &Log) -> Result<(), String> {
         LogFormat::Json => false,
         LogFormat::Auto => std::io::stderr().is_terminal(),
     };
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An embedder, or an earlier node of the process, may have set one: theirs stays.
     let _ = match pretty {
         true => builder.try_init(),

@@ -37,11 +37,10 @@ impl Exposition {
         health: Health,
     ) -> prometheus::Result<Self> {
         registry.register(Box::new(NodeCollector { store, data_dir: data_dir.into(), health }))?;
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let info = Gauge::with_opts(
-            Opts::new("pairdb_build_info", "The program; always 1.").const_label("version", VERSION),
+            Opts::new("pairdb_build_info", "The program; always 1.")
+                .const_label("version", VERSION),
         )?;
         info.set(1.0);
         registry.register(Box::new(info))?;
@@ -76,13 +75,19 @@ pub fn disk_space(path: &Path) -> Option<(u64, u64)> {
 /// All figures of a node: of its store, its disk and its state.
 pub fn of_node(store: &Store, data_dir: &Path, health: &Health) -> Vec<Figure> {
     let mut all = of_store(&store.stats());
-    all.push(Figure::gauge("pairdb_store_pressure_ratio", store.pressure())
-        .help("How far the store is behind: 0 idle, 1 refuses writes."));
+    all.push(
+        Figure::gauge("pairdb_store_pressure_ratio", store.pressure())
+            .help("How far the store is behind: 0 idle, 1 refuses writes."),
+    );
     if let Some((free, total)) = disk_space(data_dir) {
-        all.push(Figure::gauge("pairdb_disk_free_bytes", free as f64)
-            .help("Free bytes of the data directory's file system."));
-        all.push(Figure::gauge("pairdb_disk_size_bytes", total as f64)
-            .help("Size of the data directory's file system."));
+        all.push(
+            Figure::gauge("pairdb_disk_free_bytes", free as f64)
+                .help("Free bytes of the data directory's file system."),
+        );
+        all.push(
+            Figure::gauge("pairdb_disk_size_bytes", total as f64)
+                .help("Size of the data directory's file system."),
+        );
     }
     let ready = f64::from(u8::from(health.state() == State::Serving));
     all.push(Figure::gauge("pairdb_node_ready", ready).help("1 while the node serves."));

@@ -22,5 +22,4 @@ mod open;
 pub mod shutdown;
 
 /// The program's version and the commit it was built from.
-pub const VERSION: &str =
-    concat!(env!("CARGO_PKG_VERSION"), " (", env!("PAIRDB_COMMIT"), ")");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PAIRDB_COMMIT"), ")");

@@ -248,12 +248,12 @@ impl Node {
         aside.push(".new");
         let aside = PathBuf::from(aside);
         let text = serde_json::to_string(&self.ready).expect("plain fields always serialize");
-        std::fs::write(&aside, text + "\n")
-            .and_then(|()| std::fs::rename(&aside, path))
-            .map_err(|source| Error::System {
+        std::fs::write(&aside, text + "\n").and_then(|()| std::fs::rename(&aside, path)).map_err(
+            |source| Error::System {
                 what: format!("write the ready file {}", path.display()),
                 source,
-            })
+            },
+        )
     }
 
     /// Serves until asked to stop, then stops.

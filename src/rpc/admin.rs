@@ -145,9 +145,8 @@ impl Admin for AdminService {
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.
 fn check_name(name: &str) -> Result<(), Problem> {
     let harmless = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let ok = (1..=128).contains(&name.len())
-        && !name.starts_with('.')
-        && name.bytes().all(harmless);
+    let ok =
+        (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(harmless);
     let rule = "must be 1 to 128 of [A-Za-z0-9._-] without a leading dot";
     if ok { Ok(()) } else { Err(Problem::invalid("name", rule)) }
 }

@@ -149,10 +149,7 @@ pub(super) fn read_one(
     Ok(row.into())
 }
 
-fn batch_row(
-    core: &Core,
-    row: store::Result<store::ReadRow>,
-) -> proto::batch_read_result::Result {
+fn batch_row(core: &Core, row: store::Result<store::ReadRow>) -> proto::batch_read_result::Result {
     use proto::batch_read_result::Result as Item;
     match row {
         Ok(row) => {
@@ -209,10 +206,7 @@ async fn submit(
 }
 
 /// Counts a write's outcome and turns its error into a problem.
-pub(super) fn count(
-    metrics: &Metrics,
-    result: store::Result<Written>,
-) -> Result<Written, Problem> {
+pub(super) fn count(metrics: &Metrics, result: store::Result<Written>) -> Result<Written, Problem> {
     metrics.written(result.as_ref().err().map(store::Error::outcome));
     result.map_err(|error| Problem::from(&error))
 }

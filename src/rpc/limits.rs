@@ -159,18 +159,27 @@ mod tests {
         assert_eq!(refused.reason, "TOO_MANY_REQUESTS");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn pressure_delays_from_a_half_and_refuses_at_one() {
+    #[test]
+    fn the_delay_grows_with_the_square_of_the_pressure() {
         let admission = Admission { delay_max: Duration::from_millis(100) };
+        assert_eq!(admission.delay(0.5), Duration::ZERO);
+        assert_eq!(admission.delay(0.75), Duration::from_millis(25));
+        assert_eq!(admission.delay(1.0), Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn pressure_delays_from_a_half_and_refuses_at_one() {
+        let admission = Admission { delay_max: Duration::from_millis(20) };
         let begin = tokio::time::Instant::now();
-        admission.admit(0.49, Deadline::NEVER).await.expect("free");
-        assert_eq!(begin.elapsed(), Duration::ZERO);
         admission.admit(0.75, Deadline::NEVER).await.expect("delayed");
-        assert!(begin.elapsed() >= Duration::from_millis(25));
+        assert!(begin.elapsed() >= Duration::from_millis(5));
         let refused = admission.admit(1.0, Deadline::NEVER).await.expect_err("refused");
         assert_eq!(refused.reason, "OVERLOADED");
         let short = Deadline::after(Duration::from_millis(5));
         let late = admission.admit(0.99, short).await.expect_err("no time");
+        assert_eq!(late.reason, "DEADLINE_EXCEEDED");
+        let past = Deadline::after(Duration::ZERO);
+        let late = admission.admit(0.0, past).await.expect_err("too late");
         assert_eq!(late.reason, "DEADLINE_EXCEEDED");
     }
 }

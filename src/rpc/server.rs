@@ -24,17 +24,16 @@ use super::front::{Front, FrontLayer};
 use super::key_value::KeyValueService;
 use super::limits::{Admission, Gate};
 use super::metrics::Metrics;
+use super::proto::FILE_DESCRIPTOR_SET;
 use super::proto::admin_server::AdminServer;
 use super::proto::key_value_server::KeyValueServer;
 use super::proto::replica_server::ReplicaServer;
-use super::proto::FILE_DESCRIPTOR_SET;
 use super::replica::ReplicaService;
 use super::status::Problem;
 use crate::store::Store;
 
 /// The names that health is asked for; "" is the node.
-const SERVICES: [&str; 4] =
-    ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica"];
+const SERVICES: [&str; 4] = ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica"];
 
 /// What can be set. Sizes in bytes.
 #[derive(Clone, Debug)]
@@ -152,7 +151,10 @@ impl Listeners {
     ///
     /// # Errors
     /// The address that cannot be bound, and why.
-    pub async fn bind(client: SocketAddr, peer: SocketAddr) -> Result<Self, (SocketAddr, io::Error)> {
+    pub async fn bind(
+        client: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<Self, (SocketAddr, io::Error)> {
         let client = TcpListener::bind(client).await.map_err(|error| (client, error))?;
         let peer = TcpListener::bind(peer).await.map_err(|error| (peer, error))?;
         Ok(Self { client, peer })
@@ -275,9 +277,7 @@ fn builder(core: &Core) -> tonic::transport::Server<Stack<FrontLayer, Identity>>
         .layer(front(core))
 }
 
-async fn client_router(
-    core: &Arc<Core>,
-) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
+async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
     let (reporter, health) = health_reporter();
     set_all(&reporter, ServingStatus::NotServing).await;
     let limit = core.options.message_bytes_max;

@@ -113,7 +113,10 @@ impl Loaded {
                 let similar = similar(&section);
                 return Err(Error::UnknownKey { key: section, origin, similar });
             };
-            if !Config::NAMES.iter().any(|name| name.split_once('.').is_some_and(|(head, _)| head == section)) {
+            if !Config::NAMES
+                .iter()
+                .any(|name| name.split_once('.').is_some_and(|(head, _)| head == section))
+            {
                 return Err(Error::UnknownKey { key: section, origin, similar: None });
             }
             for (key, value) in keys {
@@ -137,9 +140,9 @@ fn text_of(value: &Toml) -> String {
 fn similar(name: &str) -> Option<&'static str> {
     let key = |name: &'static str| name.split_once('.').map_or(name, |(_, key)| key);
     let given = name.split_once('.').map_or(name, |(_, key)| key);
-    let nearest = Config::NAMES.iter().map(|known| {
-        (distance(name, known).min(distance(given, key(known))), *known)
-    });
+    let nearest = Config::NAMES
+        .iter()
+        .map(|known| (distance(name, known).min(distance(given, key(known))), *known));
     nearest.min_by_key(|(far, _)| *far).filter(|(far, _)| *far <= 3).map(|(_, known)| known)
 }
 

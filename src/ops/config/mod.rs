@@ -354,8 +354,7 @@ impl Config {
 
     fn validate_addresses(&self) -> Result<(), Error> {
         let listen = &self.listen;
-        let all =
-            [("client", listen.client), ("peer", listen.peer), ("admin", listen.admin)];
+        let all = [("client", listen.client), ("peer", listen.peer), ("admin", listen.admin)];
         for (at, (name, address)) in all.iter().enumerate() {
             if !self.security.insecure && !address.ip().is_loopback() {
                 return Err(Error::Invalid(format!(
