@@ -11,7 +11,7 @@
 //! | [`clock`] | the hybrid logical clock and its durable lease |
 //! | [`version`], [`row`] | one sibling; all of a key's state |
 //! | [`join`] | the lattice join, with and without floors |
-//! | [`write`] | one write on top of a row |
+//! | [`mod@write`] | one write on top of a row |
 //! | [`floor`] | safe points: what is refused, forgotten, pruned |
 //! | [`context`] | what a client has seen, as opaque bytes |
 //! | [`codec`] | the canonical bytes of a row |

@@ -3,13 +3,16 @@ use proptest::prelude::*;
 use super::*;
 use crate::causality::dot::Token;
 
+/// By token or not, index of the actor or token, distance in time, kind, expiry, type, value.
+type VersionShape = (bool, usize, u64, u8, u64, String, Vec<u8>);
+
 /// A row of any shape, with values drawn from `pool`.
 #[derive(Clone, Debug)]
 struct Shape {
     lww: bool,
     vv: Vec<(u64, u64)>,
     tokens: Vec<(u128, u64)>,
-    live: Vec<(bool, usize, u64, u8, u64, String, Vec<u8>)>,
+    live: Vec<VersionShape>,
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
