@@ -4,7 +4,10 @@
 //! what a row is, nor clocks, tenants, networks or an async runtime: its threads are its own.
 
 pub mod error;
+pub(crate) mod key;
+pub(crate) mod memtable;
 pub mod merge;
+pub mod newest;
 pub mod options;
 pub mod position;
 pub mod record;
