@@ -69,6 +69,10 @@ impl MergeOperator for Newest {
         Ok(Self::parts(row)?.0)
     }
 
+    fn time_max(&self, row: &[u8]) -> Result<u64, MergeError> {
+        self.live_time_min(row)
+    }
+
     fn strip(
         &self,
         incoming: &[u8],
