@@ -1,6 +1,4 @@
-//! How the engine looks at a key: bytes in lexicographic order, a prefix and a hash.
-
-use xxhash_rust::xxh3::xxh3_64;
+//! How the engine looks at a key: bytes in lexicographic order, a prefix .
 
 /// The first eight bytes of `key` as a number that orders as they do; shorter keys are padded
 /// with zeros, so equal prefixes must be told apart by the whole key.
@@ -16,12 +14,6 @@ pub fn prefix_of(key: &[u8]) -> u64 {
     }
 }
 
-/// The hash that filters, stripes and the row cache share. Part of the table format.
-#[inline]
-pub fn hash_of(key: &[u8]) -> u64 {
-    xxh3_64(key)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,10 +23,5 @@ mod tests {
         let keys: [&[u8]; 6] = [b"", b"\0", b"a", b"abcdefgh", b"abcdefgi", b"b"];
         assert!(keys.windows(2).all(|pair| prefix_of(pair[0]) <= prefix_of(pair[1])));
         assert_eq!(prefix_of(b"abcdefghXYZ"), prefix_of(b"abcdefgh"));
-    }
-
-    #[test]
-    fn the_hash_is_a_fact_of_the_table_format() {
-        assert_eq!(hash_of(b"pairdb"), 11_649_932_998_161_263_565);
     }
 }

@@ -81,6 +81,18 @@ impl Arena {
         self.reserved.load(Ordering::Relaxed)
     }
 
+    /// Bytes handed out; chunks that are no longer filled count whole.
+    pub fn used_bytes(&self) -> usize {
+        let current = self.current.load(Ordering::Acquire);
+        if current.is_null() {
+            return 0;
+        }
+        // SAFETY: `current` points at a boxed chunk that lives as long as the arena.
+        let chunk = unsafe { &*current };
+        let left = chunk.capacity.saturating_sub(chunk.used.load(Ordering::Relaxed));
+        self.reserved_bytes().saturating_sub(left)
+    }
+
     fn allocate(&self, len: usize) -> NonNull<u8> {
         let len = len.next_multiple_of(ALIGN).max(ALIGN);
         loop {

@@ -171,6 +171,11 @@ impl List {
     pub fn bytes(&self) -> usize {
         self.arena.reserved_bytes() + self.len() * NODE_BYTES
     }
+
+    /// Memory it takes without what is reserved ahead.
+    pub fn used_bytes(&self) -> usize {
+        self.arena.used_bytes() + self.len() * NODE_BYTES
+    }
 }
 
 /// A position in a list that somebody keeps alive through `O`.

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::key::hash_of;
 use crate::engine::newest::Newest;
+use crate::engine::sstable::KeyHash;
 
 fn insert(memtable: &Memtable, key: &[u8], kind: Kind, row: &[u8]) {
-    memtable.insert(key, hash_of(key), kind, row, &Newest).expect("a state of Newest");
+    memtable.insert(key, KeyHash::new(key).hash(), kind, row, &Newest).expect("a state of Newest");
 }
 
 proptest! {
@@ -43,7 +43,7 @@ proptest! {
         for (key, (kind, row)) in &model {
             prop_assert_eq!(walk.key(), Some(&key[..]));
             prop_assert_eq!(walk.record(), Some(Record { kind: *kind, row }));
-            prop_assert_eq!(memtable.get(key, hash_of(key)), walk.record());
+            prop_assert_eq!(memtable.get(key, KeyHash::new(key).hash()), walk.record());
             walk.next();
         }
         prop_assert_eq!(walk.key(), None);
@@ -51,7 +51,7 @@ proptest! {
             let mut past = key.clone();
             past.push(0);
             prop_assert_eq!(
-                memtable.get(&past, hash_of(&past)).is_some(),
+                memtable.get(&past, KeyHash::new(&past).hash()).is_some(),
                 model.contains_key(&past)
             );
             walk.seek(&past);
@@ -95,7 +95,7 @@ fn readers_see_whole_records_beside_writers() {
     });
     assert_eq!(memtable.entries(), keys.len());
     for key in &keys {
-        let record = memtable.get(key, hash_of(key)).expect("inserted");
+        let record = memtable.get(key, KeyHash::new(key).hash()).expect("inserted");
         assert_eq!(record.row[..8], 199u64.to_be_bytes());
     }
 }
