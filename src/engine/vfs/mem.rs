@@ -13,7 +13,8 @@
 //!    both names or none.
 //!
 //! How likely each is to survive differs from seed to seed, from nothing to everything. It does not
-//! model: versions of a granule between two syncs other than torn ones, media that lose synced data.
+//! model: versions of a granule between two syncs other than torn ones, media that lose what was
+//! synced.
 
 mod content;
 mod names;
@@ -252,8 +253,8 @@ impl State {
         self.drop_unreachable();
     }
 
-    /// Drops directories whose name, or that of one above them, did not survive. Parents sort before
-    /// their children.
+    /// Drops directories whose name, or that of one above them, did not survive. Parents sort
+    /// before their children.
     fn drop_lost_directories(&mut self) {
         let mut kept: BTreeMap<PathBuf, Directory> = BTreeMap::new();
         for (path, directory) in std::mem::take(&mut self.directories) {
@@ -285,7 +286,7 @@ impl Node {
     fn lose_power(&mut self, random: &mut Random, keep_percent: u64) {
         let mut after = std::mem::take(&mut self.synced);
         if random.percent(keep_percent) {
-            after.set_len(self.current.len());
+            after.grow(self.current.len());
         }
         for index in std::mem::take(&mut self.dirty) {
             if random.percent(15) {
@@ -418,10 +419,7 @@ impl File for MemFile {
     fn allocate(&self, len: u64) -> Result<()> {
         let mut state = self.state.lock();
         state.check_space(self.node, len)?;
-        let content = &mut state.node_mut(self.node).current;
-        if len > content.len() {
-            content.set_len(len);
-        }
+        state.node_mut(self.node).current.grow(len);
         Ok(())
     }
 

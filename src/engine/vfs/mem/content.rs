@@ -29,26 +29,17 @@ impl Content {
         len.div_ceil(GRANULE_BYTES as u64)
     }
 
-    /// Sets the length. New bytes are zeros, and so are bytes cut off and grown again.
-    pub(super) fn set_len(&mut self, len: u64) {
-        let granules = Arc::make_mut(&mut self.granules);
-        granules.resize(Self::granules_of(len) as usize, None);
-        let tail = (len % GRANULE_BYTES as u64) as usize;
-        if len < self.len
-            && tail != 0
-            && let Some(Some(last)) = granules.last_mut()
-        {
-            Arc::make_mut(last)[tail..].fill(0);
+    /// Grows to `len` bytes with zeros. Never shrinks: a `File` has no call for it.
+    pub(super) fn grow(&mut self, len: u64) {
+        if len > self.len {
+            Arc::make_mut(&mut self.granules).resize(Self::granules_of(len) as usize, None);
+            self.len = len;
         }
-        self.len = len;
     }
 
     /// Writes and grows as needed.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let end = offset + bytes.len() as u64;
-        if end > self.len {
-            self.set_len(end);
-        }
+        self.grow(offset + bytes.len() as u64);
         let granules = Arc::make_mut(&mut self.granules);
         for (index, within, part) in parts(offset, bytes.len()) {
             let bytes = &bytes[part];
