@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! 1. While the cursor stands on a group, no source has moved: key and records are borrowed from
-//!    the sources' own cursors, without a copy. [`MergingCursor::next_group`] moves them, and the borrow
-//!    checker sees to it that nothing borrowed is left by then.
+//!    the sources' own cursors, without a copy. [`MergingCursor::next_group`] moves them, and the
+//!    borrow checker sees to it that nothing borrowed is left by then.
 //! 2. A group's records are ordered newest to oldest, that is, by source.
 
 use super::Cursor;

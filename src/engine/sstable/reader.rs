@@ -8,6 +8,7 @@
 //! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
 //!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
 
+use std::hint::black_box;
 use std::ops::{Bound, Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -175,6 +176,7 @@ impl Table {
         let block = block.map_err(|damage| self.index_corruption(damage))?;
         match self.block(block, self.verify_every_read)? {
             BlockBytes::Mapped(bytes) => {
+                load_columns(bytes);
                 let found = Block::parse(bytes).and_then(|block| block.find(key));
                 let found = found.map_err(|damage| self.block_corruption(block, damage))?;
                 Ok(found
@@ -346,6 +348,20 @@ impl Table {
 
     fn corruption(&self, offset: u64, Damage(what): Damage) -> Error {
         Error::corrupt(&self.path, offset, what)
+    }
+}
+
+/// Loads the cache lines that a search in a small block will ask for, all at once.
+///
+/// The search loads header, prefixes and offsets one after the other, each address depending on
+/// what came before; in a table larger than the processor's cache every one of them waits for
+/// memory. These loads depend on nothing and overlap. Random gets of a 125 MB table with 116-byte
+/// entries took about a fifth less time with them, in twelve alternating rounds of one process
+/// (opt-level 1, a busy two-core machine).
+#[inline]
+fn load_columns(block: &[u8]) {
+    for at in (0..512).step_by(64) {
+        black_box(block.get(at).copied());
     }
 }
 
