@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::merge::MergeError;
+use super::version::EditError;
 
 /// Result with the engine's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -102,6 +103,11 @@ pub enum Error {
     /// The engine is closing or closed.
     #[error("the store is closed")]
     Closed,
+
+    /// A change of the tree breaks a rule; nothing was changed. At open: the directory does not fit
+    /// the options, or a table is missing from it.
+    #[error(transparent)]
+    Edit(#[from] EditError),
 
     /// The caller handed over a state that its own operator cannot read.
     #[error(transparent)]

@@ -8,6 +8,7 @@ pub mod merge;
 pub mod options;
 pub mod position;
 pub mod record;
+pub mod version;
 pub mod vfs;
 
 pub use error::{Corruption, Error, Result};
