@@ -4,10 +4,12 @@
 //! what a row is, nor clocks, tenants, networks or an async runtime: its threads are its own.
 
 pub mod error;
+pub mod iter;
 pub mod merge;
 pub mod options;
 pub mod position;
 pub mod record;
+pub mod sstable;
 pub mod version;
 pub mod vfs;
 

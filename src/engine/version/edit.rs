@@ -86,9 +86,11 @@ impl VersionEdit {
             table.encode(out);
         }
         let flushed = self.flushed.map(Position::to_u64);
-        for (tag, word) in
-            [(TAG_FLUSHED, flushed), (TAG_FILE_NEXT, self.file_next), (TAG_EPOCH_NEXT, self.epoch_next)]
-        {
+        for (tag, word) in [
+            (TAG_FLUSHED, flushed),
+            (TAG_FILE_NEXT, self.file_next),
+            (TAG_EPOCH_NEXT, self.epoch_next),
+        ] {
             if let Some(word) = word {
                 out.push(tag);
                 out.extend_from_slice(&word.to_le_bytes());

@@ -150,8 +150,8 @@ impl Manifest {
         self.check()?;
         let bytes = frame(self.number, self.len, edit);
         let written = self.file.write_at(self.len, &bytes).map_err(Error::io("write", &self.path));
-        let synced = written
-            .and_then(|()| self.file.sync_data().map_err(Error::io("sync", &self.path)));
+        let synced =
+            written.and_then(|()| self.file.sync_data().map_err(Error::io("sync", &self.path)));
         match synced {
             Ok(()) => {
                 self.len += bytes.len() as u64;
@@ -203,13 +203,14 @@ impl Manifest {
     }
 }
 
-/// Whether `path` is a manifest or a half-made `CURRENT`, and the manifest's number if it has one.
-pub(super) fn parse_name(path: &Path) -> Option<Option<u64>> {
-    let name = path.file_name()?.to_str()?;
-    if name == CURRENT_TEMP {
-        return Some(None);
-    }
-    parse_number(name).map(Some)
+/// The number of a manifest, by its file name.
+pub(super) fn number_of(path: &Path) -> Option<u64> {
+    parse_number(path.file_name()?.to_str()?)
+}
+
+/// The file of manifest `number`.
+pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(name(number))
 }
 
 fn name(number: u64) -> String {

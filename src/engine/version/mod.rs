@@ -6,17 +6,25 @@
 //! | [`VersionEdit`] | one atomic change |
 //! | [`VersionState`] | the shape of the tree, pure data, judged at every change |
 //! | [`Manifest`] | the edits on disk |
+//! | [`Version`] | a state with its tables open: what readers pin |
+//! | [`VersionSet`] | the current version, and the one way to change it |
 
 mod edit;
+mod handle;
 mod manifest;
 mod safe_point;
+mod set;
 mod state;
 mod table_meta;
+mod tree;
 mod wire;
 
 pub use edit::{Quarantined, VersionEdit};
+pub use handle::{BuiltTable, FileCounters, TableHandle, TableRef};
 pub use manifest::{Manifest, Recovered};
-pub use safe_point::{SafePoint, key_prefix, partition_of};
+pub use safe_point::{SafePoint, partition_of};
+pub use set::{RecoveryReport, VersionSet};
 pub use state::{EditError, VersionState};
 pub use table_meta::TableMeta;
+pub use tree::{Candidates, Level, Version};
 pub use wire::WireError;

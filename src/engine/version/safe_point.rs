@@ -7,6 +7,8 @@
 //! 2. `guard` never goes back, and `floor` only while the partition is damaged: tables were purged
 //!    on its word.
 
+use crate::engine::sstable::column::key_prefix;
+
 /// What one partition's replicas have agreed on. Times are the merge operator's.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SafePoint {
@@ -28,22 +30,9 @@ impl SafePoint {
     }
 }
 
-/// The first eight bytes of `key`, big-endian and padded with zeros: compares as the keys do
-/// unless they are equal in them.
-pub fn key_prefix(key: &[u8]) -> u64 {
-    let mut prefix = [0; 8];
-    let len = key.len().min(8);
-    prefix[..len].copy_from_slice(&key[..len]);
-    u64::from_be_bytes(prefix)
-}
-
 /// The partition of `key`, of `2^bits`.
 pub fn partition_of(key: &[u8], bits: u32) -> usize {
-    partition_of_prefix(key_prefix(key), bits)
-}
-
-fn partition_of_prefix(prefix: u64, bits: u32) -> usize {
-    if bits == 0 { 0 } else { (prefix >> (64 - bits)) as usize }
+    if bits == 0 { 0 } else { (key_prefix(key) >> (64 - bits)) as usize }
 }
 
 #[cfg(test)]
@@ -58,6 +47,5 @@ mod tests {
         assert_eq!(partition_of(&[0xff; 9], 0), 0);
         assert_eq!(partition_of(&[0x80], 1), 1);
         assert_eq!(partition_of(&[0x7f, 0xff], 1), 0);
-        assert_eq!(key_prefix(b"ab"), 0x6162_0000_0000_0000);
     }
 }

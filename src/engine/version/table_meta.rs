@@ -11,7 +11,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::safe_point::key_prefix;
 use super::wire::{Reader, WireError, put_key};
 
 const FLAG_DEMOTE_FULL: u8 = 1;
@@ -91,11 +90,6 @@ impl TableMeta {
     /// The partitions its key range touches, as indices.
     pub fn partitions(&self, bits: u32) -> std::ops::RangeInclusive<usize> {
         super::partition_of(&self.smallest, bits)..=super::partition_of(&self.largest, bits)
-    }
-
-    /// First eight bytes of the largest key.
-    pub(crate) fn largest_prefix(&self) -> u64 {
-        key_prefix(&self.largest)
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
