@@ -42,7 +42,8 @@ pub(super) const FORMAT_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const FRAME_HEADER_BYTES: usize = 12;
 /// A manifest is rewritten beyond this size, or beyond [`REWRITE_RATIO`] snapshots if that is more.
-const REWRITE_BYTES: u64 = 4 << 20;
+/// Tests reach it with a few edits.
+const REWRITE_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 4 << 20 };
 const REWRITE_RATIO: u64 = 4;
 const CURRENT: &str = "CURRENT";
 const CURRENT_TEMP: &str = "CURRENT.tmp";

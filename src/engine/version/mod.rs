@@ -19,6 +19,9 @@ mod table_meta;
 mod tree;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use edit::{Quarantined, VersionEdit};
 pub use handle::{BuiltTable, FileCounters, TableHandle, TableRef};
 pub use manifest::{Manifest, Recovered};

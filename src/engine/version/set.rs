@@ -91,8 +91,12 @@ impl VersionSet {
         let levels = opener.open_all(&state, &files)?;
 
         let number = files.iter().filter_map(|file| manifest::number_of(file)).max();
-        let manifest =
-            Manifest::create(Arc::clone(&vfs), dir, number.map_or(1, |last| last + 1), &state)?;
+        let manifest = Manifest::create(
+            Arc::clone(&vfs),
+            dir,
+            number.map_or(1, |last| last.saturating_add(1)),
+            &state,
+        )?;
         manifest.install()?;
         recovery.orphans_removed = remove_orphans(&*vfs, dir, &files, &state, &manifest)?;
 
