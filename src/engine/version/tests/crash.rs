@@ -64,7 +64,7 @@ fn edit(set: &VersionSet, vfs: &dyn Vfs, step: u64) -> Result<VersionEdit> {
 /// older than the last acknowledged one, with all its files, and it opens again and again.
 #[test]
 fn crash_at_every_call() {
-    let seeds = 4;
+    let seeds = 16;
     let mem = mem();
     let faults = FaultVfs::new(Arc::new(mem.clone()));
     let progress = Progress::default();
