@@ -1,8 +1,21 @@
 //! Cursors over sorted sources of records, and their merge.
 //!
 //! Everything that reads records in order goes through here: scans, flush, compaction, streaming.
-//! A [`Cursor`] walks one sorted source; what one key's records mean together is decided in one
-//! place for all readers.
+//! A [`Cursor`] walks one sorted source, [`LevelCursor`] the tables of a level as one source,
+//! [`MergingCursor`] several sources as groups of records of one key. What a group's records mean
+//! together is decided in one place for all readers, `join`.
+//!
+//! Nothing here knows snapshots, expiry or purging: whoever drives the cursors does.
+
+pub mod join;
+pub mod level;
+pub mod loser_tree;
+pub mod merging;
+
+pub use join::{JoinBuffers, Joined, JoinedRow, Joiner, join_group};
+pub use level::LevelCursor;
+pub use loser_tree::LoserTree;
+pub use merging::MergingCursor;
 
 use super::error::Result;
 use super::record::Record;
@@ -34,3 +47,41 @@ pub trait Cursor {
     /// as the keys do. REQUIRES: `valid()`.
     fn prefix(&self) -> u64;
 }
+
+impl<C: Cursor + ?Sized> Cursor for Box<C> {
+    fn seek_to_first(&mut self) -> Result<()> {
+        (**self).seek_to_first()
+    }
+
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        (**self).seek(key)
+    }
+
+    #[inline]
+    fn next(&mut self) -> Result<()> {
+        (**self).next()
+    }
+
+    #[inline]
+    fn valid(&self) -> bool {
+        (**self).valid()
+    }
+
+    #[inline]
+    fn key(&self) -> &[u8] {
+        (**self).key()
+    }
+
+    #[inline]
+    fn record(&self) -> Record<'_> {
+        (**self).record()
+    }
+
+    #[inline]
+    fn prefix(&self) -> u64 {
+        (**self).prefix()
+    }
+}
+
+#[cfg(test)]
+mod tests;

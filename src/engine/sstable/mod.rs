@@ -41,4 +41,7 @@ pub use builder::{RowInfo, TableBuilder, TableOptions};
 pub use filter::KeyHash;
 pub use iter::TableIter;
 pub use properties::Properties;
+#[cfg(test)]
+pub(crate) use tests::test_table;
+
 pub use reader::{KeyRange, RowRef, Table, TableRecord};

@@ -81,6 +81,14 @@ fn build(model: &Model, options: TableOptions) -> (Vec<u8>, Properties) {
     (file.bytes.lock().unwrap().clone(), properties)
 }
 
+/// A small table in memory, for tests of other modules.
+pub(crate) fn test_table<'a>(
+    records: impl IntoIterator<Item = (&'a [u8], Kind, &'a [u8])>,
+) -> Arc<Table> {
+    let records = records.into_iter().map(|(key, kind, row)| (key.to_vec(), (kind, row.to_vec())));
+    open(&build(&records.collect(), SMALL).0).unwrap()
+}
+
 fn open(bytes: &[u8]) -> Result<Arc<Table>> {
     open_as(bytes, NUMBER, false)
 }
