@@ -6,8 +6,12 @@
 
 pub mod environment;
 pub mod error;
+pub mod key;
 pub mod limits;
+pub mod tenant;
 
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
+pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
+pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
