@@ -7,8 +7,10 @@
 //! |---|---|
 //! | [`causality`] | rows: versions, dots, their join, the hybrid clock. Pure |
 //! | [`engine`] | ordered byte store with a merge operator: log, memtable, SSTables |
+//! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
 //!
 //! [`engine`] is usable by itself as an embedded library; see its module page.
 
 pub mod causality;
 pub mod engine;
+pub mod store;
