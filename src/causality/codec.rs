@@ -29,6 +29,7 @@
 use std::cmp::Ordering;
 
 use super::actor::Actor;
+use super::clock::time_of_ms;
 use super::dot::Dot;
 use super::join::{ModeMismatch, join, lww_order};
 use super::row::{Mode, Row};
@@ -152,6 +153,19 @@ pub fn live_time_min(bytes: &[u8]) -> Result<u64, DecodeError> {
     }
     let row = decode(bytes)?;
     Ok(row.live.iter().map(|(dot, _)| row.time_of(dot)).min().unwrap_or(u64::MAX))
+}
+
+/// The greatest time in the row, its expiries counted as times.
+///
+/// # Errors
+/// [`DecodeError`] if the bytes are not a row.
+pub fn time_max(bytes: &[u8]) -> Result<u64, DecodeError> {
+    if let Some((_, version)) = lww_version(bytes)? {
+        return Ok(version.time().max(time_of_ms(version.expires_at_ms())));
+    }
+    let row = decode(bytes)?;
+    let expiries = row.live.iter().map(|(_, version)| time_of_ms(version.expires_at_ms()));
+    Ok(expiries.fold(row.time_max(), u64::max))
 }
 
 /// Appends the join of two encoded rows to `out`. Equal bytes, and last-write-wins rows without

@@ -25,7 +25,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::actor::Actor;
 use super::codec::DecodeError;
 use super::dot::{Dot, Token};
-use super::row::{Mode, Row, find};
+use super::row::{Mode, Row, find, insert};
 use super::wire::{Reader, read_actors, read_tokens, write_actors, write_tokens};
 
 /// The format this program writes.
@@ -110,6 +110,16 @@ impl Context {
     /// `time`.
     pub fn of_winner(actor: Actor, time: u64) -> Self {
         Self { vv: vec![(actor, time)], tokens: Vec::new() }
+    }
+
+    /// What the writer of `dot` has seen, who had seen this before and then wrote `dot` at `time`.
+    #[must_use]
+    pub fn with_write(mut self, dot: Dot, time: u64) -> Self {
+        match dot {
+            Dot::Plain { actor, time } => insert(&mut self.vv, actor, time, u64::max),
+            Dot::Token(token) => insert(&mut self.tokens, token, time, u64::min),
+        }
+        self
     }
 
     /// The greatest time seen of each actor.
