@@ -3,6 +3,7 @@
 //! It knows keys, opaque row states and a [`MergeOperator`] that joins them. It does not know
 //! what a row is, nor clocks, tenants, networks or an async runtime: its threads are its own.
 
+pub mod compaction;
 pub mod error;
 pub mod iter;
 pub mod merge;

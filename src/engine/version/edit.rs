@@ -39,7 +39,7 @@ const TAG_QUARANTINED: u8 = 9;
 pub struct VersionEdit {
     /// Set in the first edit of a manifest: the number of partition bits, and that the edit
     /// replaces everything.
-    pub(super) snapshot: Option<u32>,
+    pub(crate) snapshot: Option<u32>,
     /// Tables that go, by level and number. A table that moves is removed and added.
     pub removed: Vec<(u8, u64)>,
     /// Tables that come.
