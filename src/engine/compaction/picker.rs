@@ -16,10 +16,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::gc::floor_counts;
 use super::rules::{Rule, Rules};
 use super::targets::Targets;
 use crate::engine::options::{Compression, LEVELS, Options};
-use crate::engine::version::{SafePoint, TableMeta, VersionState};
+use crate::engine::version::{TableMeta, VersionState};
 
 const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
@@ -341,11 +342,11 @@ impl<'a> Picker<'a> {
     /// The floors that count in the partitions of a table, 0 where none does.
     fn floors(&self, table: &TableMeta) -> impl Iterator<Item = u64> {
         let partitions = table.partitions(self.state.partition_bits());
-        let counts = |point: &SafePoint| {
-            !point.is_damaged() && point.floor_epoch < self.oldest_unflushed_epoch
-        };
-        let points = &self.state.safe_points()[partitions];
-        points.iter().map(move |point| if counts(point) { point.floor } else { 0 })
+        let points = self.state.safe_points()[partitions].iter();
+        points.map(|point| {
+            let counts = floor_counts(point, self.oldest_unflushed_epoch, self.rules);
+            if counts { point.floor } else { 0 }
+        })
     }
 
     /// The job that takes `upper`, which are idle and newest first, to `output_level`: adds what

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::version::{Quarantined, VersionEdit};
+use crate::engine::version::{Quarantined, SafePoint, VersionEdit};
 
 const OPTIONS: PickerOptions = PickerOptions {
     level0_tables_trigger: 4,
