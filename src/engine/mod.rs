@@ -46,6 +46,7 @@ pub mod clock;
 pub mod commit_log;
 mod compact;
 
+pub mod compaction;
 pub mod error;
 mod flush;
 mod ingest;
