@@ -52,7 +52,7 @@ impl Shared {
         let mut table = self.table_output().write(0, rule!(self, demote_full), |add| {
             for row in rows {
                 let (key, row) = row?;
-                let guard = self.safe_points.guard(self.safe_points.partition_of(&key));
+                let guard = self.guards.get(self.guards.partition_of(&key));
                 if self.operator.live_time_min(&row)? <= guard && rule!(self, ingest_filter) {
                     return Err(Error::BelowSafePoint);
                 }
