@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -87,11 +87,13 @@ impl Background {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Waits for `time`, or until the threads are to stop.
+    /// Waits for about `time`; less if there is other work or the threads are to stop. The pacer
+    /// counts by its own clock, so a wait cut short makes the next one longer.
     pub fn pause(&self, time: Duration) {
         let mut work = self.work.lock();
-        let deadline = Instant::now() + time;
-        while !self.stopping() && !self.wake.wait_until(&mut work, deadline).timed_out() {}
+        if !self.stopping() {
+            self.wake.wait_for(&mut work, time);
+        }
     }
 
     /// Waits until `take` finds something to do or `tick` is over; `None` when the threads are to

@@ -36,8 +36,8 @@
 //! ```
 //!
 //! # Lock order
-//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A SuperVersion is swapped without
-//! a lock (read, copy, compare-and-swap).
+//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A
+//! SuperVersion is swapped without a lock (read, copy, compare-and-swap).
 
 mod background;
 pub mod cache;
