@@ -5,7 +5,7 @@
 //! with [`Engine::step`]; so a simulation decides what happens when.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,7 +26,6 @@ struct Work {
     /// Compaction threads that should look for a job.
     compact: usize,
     log: bool,
-    stop: bool,
 }
 
 /// See the module page.
@@ -34,6 +33,9 @@ struct Work {
 pub struct Background {
     work: Mutex<Work>,
     wake: Condvar,
+    /// Set with `work` locked, so that nobody who looked at it there misses the wake-up; also read
+    /// without the lock by running jobs.
+    stop: AtomicBool,
     /// Counts installs; writers that wait for room wait for it to change.
     installs: Mutex<u64>,
     installed: Condvar,
@@ -76,9 +78,22 @@ impl Background {
         !self.installed.wait_for(&mut installs, limit).timed_out() || *installs > seen
     }
 
-    /// Whether the threads are to stop.
-    pub fn stopping(&self) -> bool {
-        self.work.lock().stop
+    /// Set when the threads are to stop.
+    pub fn stop_flag(&self) -> &AtomicBool {
+        &self.stop
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Waits for about `time`; less if there is other work or the threads are to stop. The pacer
+    /// counts by its own clock, so a wait cut short makes the next one longer.
+    pub fn pause(&self, time: Duration) {
+        let mut work = self.work.lock();
+        if !self.stopping() {
+            self.wake.wait_for(&mut work, time);
+        }
     }
 
     /// Waits until `take` finds something to do or `tick` is over; `None` when the threads are to
@@ -86,14 +101,14 @@ impl Background {
     fn wait_for_work(&self, tick: Duration, take: impl Fn(&mut Work) -> bool) -> Option<bool> {
         let mut work = self.work.lock();
         loop {
-            if work.stop {
+            if self.stopping() {
                 return None;
             }
             if take(&mut work) {
                 return Some(true);
             }
             if self.wake.wait_for(&mut work, tick).timed_out() {
-                return (!work.stop).then(|| take(&mut work));
+                return (!self.stopping()).then(|| take(&mut work));
             }
         }
     }
@@ -118,7 +133,9 @@ impl Background {
 
     /// Tells the threads to stop and waits until they have. Safe to call twice.
     pub fn stop(&self) {
-        self.work.lock().stop = true;
+        let work = self.work.lock();
+        self.stop.store(true, Ordering::SeqCst);
+        drop(work);
         self.wake.notify_all();
         self.progress();
         for thread in self.threads.lock().drain(..) {

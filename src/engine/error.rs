@@ -123,9 +123,12 @@ impl Error {
 
     /// Whether it failed for want of disk space, which may come back.
     pub(crate) fn is_storage_full(&self) -> bool {
-        matches!(self, Self::DiskFull { .. })
-            || matches!(self, Self::Io { source, .. }
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        match self {
+            Self::DiskFull { .. } => true,
+            Self::Io { source, .. } => full.contains(&source.kind()),
+            _ => false,
+        }
     }
 
     /// Corruption of `file` at `offset`.

@@ -52,7 +52,7 @@ impl Shared {
         let mut table = self.table_output().write(0, rule!(self, demote_full), |add| {
             for row in rows {
                 let (key, row) = row?;
-                let guard = self.safe_points.guard(self.safe_points.partition_of(&key));
+                let guard = self.guards.get(self.guards.partition_of(&key));
                 if self.operator.live_time_min(&row)? <= guard && rule!(self, ingest_filter) {
                     return Err(Error::BelowSafePoint);
                 }
@@ -61,41 +61,44 @@ impl Shared {
             Ok(())
         })?;
         let (entries, number) = (table.entries, table.number);
-        table.epoch = self.seal(true);
+        let epoch = self.seal(true);
+        table.epoch = epoch;
         table.level = if rule!(self, ingest_newest) { 0 } else { LEVELS as u8 - 1 };
         self.hook("ingest:queued");
-        let installed = self.install_ingest(table);
-        if installed.is_err() {
+        let turn = self.wait_for_turn(table.epoch);
+        if turn.is_err() {
             // If this fails too, the next open does it.
             let _ = self.vfs.remove(&self.versions.table_path(number));
         }
+        // A table whose install failed stays: the edit that names it may be durable all the same.
+        let installed = turn.and_then(|()| self.install_ingest(table));
+        self.leave_queue(epoch);
         installed.map(|()| entries)
+    }
+
+    /// Flushes what is older, until the ingest is the head of the queue.
+    fn wait_for_turn(&self, epoch: u64) -> Result<()> {
+        while rule!(self, ingest_waits_in_queue)
+            && self.super_version.load().oldest_unflushed_epoch() != epoch
+        {
+            self.flush_first()?;
+        }
+        Ok(())
     }
 
     fn install_ingest(&self, table: TableMeta) -> Result<()> {
         let epoch = table.epoch;
         let (first, last) = (table.smallest.clone(), table.largest.clone());
-        let mut flushed = Ok(true);
-        while rule!(self, ingest_waits_in_queue)
-            && matches!(flushed, Ok(true))
-            && self.super_version.load().oldest_unflushed_epoch() != epoch
-        {
-            flushed = self.flush_first();
-        }
         let edit = VersionEdit { added: vec![table], ..VersionEdit::default() };
         let cache = CacheChange::Ingested { first: &first, last: &last };
-        let installed = flushed.and_then(|_| {
-            self.install(edit, cache, |view| {
-                // Under the log mutex: a writer that picks after this sees the new generation
-                // and, with it, that Fulls are allowed again.
-                let mut log = self.log.lock();
-                log.generation += 1;
-                view.generation = log.generation;
-                view.queue.retain(|queued| queued.epoch() != epoch);
-            })
-        });
-        self.leave_queue(epoch);
-        installed
+        self.install(edit, cache, |view| {
+            // Under the log mutex: a writer that picks after this finds another generation than
+            // the one it read under.
+            let mut log = self.log.lock();
+            log.generation += 1;
+            view.generation = log.generation;
+            view.queue.retain(|queued| queued.epoch() != epoch);
+        })
     }
 
     /// Lets Fulls in again and, after a failure, gives the place in the queue up.

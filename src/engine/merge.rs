@@ -28,8 +28,8 @@ pub trait MergeOperator: Send + Sync + 'static {
     /// path: it is read, stripped or refused.
     fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError>;
 
-    /// The greatest time in `row`: versions, clock entries, tokens and expiries. A row can be purged
-    /// only when it is at or below the floor; `u64::MAX` means never.
+    /// The greatest time in `row`: versions, clock entries, tokens and expiries. A row can be
+    /// purged only when it is at or below the floor; `u64::MAX` means never.
     fn time_max(&self, row: &[u8]) -> Result<u64, MergeError> {
         let _ = row;
         Ok(u64::MAX)

@@ -36,8 +36,8 @@
 //! ```
 //!
 //! # Lock order
-//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A SuperVersion is swapped without
-//! a lock (read, copy, compare-and-swap).
+//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A
+//! SuperVersion is swapped without a lock (read, copy, compare-and-swap).
 
 mod background;
 pub mod cache;
@@ -45,9 +45,11 @@ mod checkpoint;
 pub mod clock;
 pub mod commit_log;
 mod compact;
+pub mod compaction;
 
 pub mod error;
 mod flush;
+mod guards;
 mod ingest;
 pub mod iter;
 pub(crate) mod key;
@@ -62,7 +64,6 @@ pub mod record;
 mod recovery;
 mod rules;
 mod safe_point;
-mod safe_points;
 mod scan;
 mod scrub;
 pub mod sstable;
@@ -75,7 +76,6 @@ pub mod version;
 pub mod vfs;
 mod write;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -87,8 +87,9 @@ use parking_lot::Mutex;
 use background::Background;
 use cache::RowCache;
 use commit_log::CommitLog;
+use compaction::{Compaction, Pacer, PickerOptions};
+use guards::Guards;
 use memtable::Memtable;
-use safe_points::SafePoints;
 use stats::Counters;
 use stripes::Stripes;
 use super_version::SuperVersion;
@@ -148,6 +149,7 @@ pub(crate) struct Shared {
     // Constant after open.
     dir: PathBuf,
     options: Options,
+    picker_options: PickerOptions,
     vfs: Arc<dyn Vfs>,
     clock: Arc<dyn clock::Clock>,
     operator: Arc<dyn MergeOperator>,
@@ -157,7 +159,7 @@ pub(crate) struct Shared {
     // Each with its own synchronisation.
     log: CommitLog<LogState>,
     stripes: Stripes,
-    safe_points: SafePoints,
+    guards: Guards,
     cache: RowCache,
     super_version: ArcSwap<SuperVersion>,
     background: Background,
@@ -167,8 +169,9 @@ pub(crate) struct Shared {
 
     /// Held while an edit is made durable and installed, so installs come one after the other.
     install_lock: Mutex<()>,
-    /// Numbers of tables that a running compaction reads.
-    compacting: Mutex<HashSet<u64>>,
+    /// The running compactions, whose inputs are taken.
+    compacting: Mutex<Vec<Arc<Compaction>>>,
+    pacer: Pacer,
     /// One flush at a time, one ingest at a time, one writer that seals a full memtable.
     flush_lock: Mutex<()>,
     ingest_lock: Mutex<()>,
@@ -184,7 +187,7 @@ pub(crate) struct Shared {
     closed: AtomicBool,
 
     #[cfg(test)]
-    removed_rules: Mutex<HashSet<&'static str>>,
+    removed_rules: Mutex<std::collections::HashSet<&'static str>>,
     #[cfg(test)]
     hooks: Mutex<tests::Hooks>,
 }
@@ -271,6 +274,11 @@ impl Shared {
     /// Time of the last tick, in milliseconds.
     fn now_ms(&self) -> u64 {
         self.now_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether writes are refused because the engine is closing.
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// Refuses writes from here on. The first cause is kept.

@@ -24,7 +24,6 @@
 //! 4. Replayed records are Deltas and skip the guard: everything after the flushed position passed
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -35,14 +34,15 @@ use parking_lot::Mutex;
 use super::background::Background;
 use super::cache::RowCache;
 use super::commit_log::{self, CommitLog, LogOptions, Recovered};
+use super::compaction::{Pacer, PickerOptions};
 use super::error::{Error, Result};
 use super::flush::TableOutput;
+use super::guards::Guards;
 use super::memtable::Memtable;
 use super::merge::MergeOperator;
 use super::options::Options;
 use super::position::Position;
 use super::record::Kind;
-use super::safe_points::SafePoints;
 use super::sstable::KeyHash;
 use super::stats::Counters;
 use super::stripes::Stripes;
@@ -78,7 +78,11 @@ pub fn open(
 
     let cache = RowCache::new(options.row_cache_bytes, options.row_cache_ttl_ms);
     let version = versions.current();
-    let safe_points = SafePoints::new(options.partition_bits, version.state().safe_points(), 0);
+    let guards = Guards::new(options.partition_bits, version.state().safe_points());
+    let picker_options = PickerOptions::from(&options);
+    // Paced only while compaction keeps up: a memtable or two of debt is no reason to hurry.
+    let free_debt = 4 * options.memtable_bytes as u64;
+    let pacer = Pacer::new(options.compaction_bytes_per_second, free_debt);
     let view = SuperVersion { generation: 0, active, queue: Vec::new(), version, cache_epoch: 0 };
     Ok(Shared {
         dir: dir.to_path_buf(),
@@ -88,13 +92,15 @@ pub fn open(
         _lock: lock,
         log,
         stripes: Stripes::new(),
-        safe_points,
+        guards,
+        picker_options,
+        pacer,
         cache,
         super_version: ArcSwap::from_pointee(view),
         background: Background::default(),
         counters: Counters::default(),
         versions,
-        compacting: Mutex::new(HashSet::new()),
+        compacting: Mutex::default(),
         install_lock: Mutex::new(()),
         flush_lock: Mutex::new(()),
         ingest_lock: Mutex::new(()),

@@ -1,10 +1,10 @@
-//! Changing the guard and the floor of partitions ([`super::safe_points`] says what they are).
+//! Changing the guard and the floor of partitions ([`super::guards`] says what they are).
 //!
 //! ```text
-//! fence:      manifest edit (guard), then under the log mutex: guard in force
+//! fence:      manifest edit (guard), then in force under the log mutex
 //!             wait for every write that had picked its memtable before
-//! set_floor:  sync the log; manifest edit (floor); then under the log mutex: floor in force,
-//!             together with the epoch of the youngest memtable that existed
+//! set_floor:  sync the log; take the epoch of the youngest memtable under the log mutex
+//!             manifest edit (floor and epoch): in force with the version it installs
 //! ```
 //!
 //! # Invariants
@@ -12,10 +12,14 @@
 //!    there.
 //! 2. When `fence` returns, every version at or below the guard that will ever be taken is in a
 //!    memtable or table: later ones are refused or stripped.
+//! 3. A floor names the youngest memtable that can hold a version at or below it: whatever is at
+//!    or below the floor was taken before the fence, so before the floor's epoch was read. No row
+//!    is purged on the word of the floor until that memtable is a table.
 
 use std::ops::{Range, RangeInclusive};
 
 use super::error::{Error, Result};
+use super::flush::CacheChange;
 use super::rules::rule;
 use super::version::{SafePoint, VersionEdit};
 use super::{Engine, Shared};
@@ -29,12 +33,10 @@ impl Engine {
     /// which poison the engine.
     pub fn fence(&self, partitions: RangeInclusive<u32>, guard: u64) -> Result<()> {
         let shared = &self.shared;
-        let range = shared.check_partitions(&partitions)?;
-        let _one = shared.ingest_lock.lock();
-        shared.change_safe_points(&partitions, |point| point.guard = point.guard.max(guard))?;
-        let log = shared.log.lock();
-        shared.safe_points.set_guard(range, guard);
-        drop(log);
+        shared.change_safe_points(partitions, |point| {
+            point.guard = point.guard.max(guard);
+            Ok(())
+        })?;
         shared.stripes.barrier();
         Ok(())
     }
@@ -47,23 +49,25 @@ impl Engine {
     /// errors of log and manifest, which poison the engine.
     pub fn set_floor(&self, partitions: RangeInclusive<u32>, floor: u64) -> Result<()> {
         let shared = &self.shared;
-        let range = shared.check_partitions(&partitions)?;
-        let _one = shared.ingest_lock.lock();
-        let guard = range.clone().map(|p| shared.safe_points.kept_guard(p)).min().unwrap_or(0);
-        if floor > guard {
-            return Err(Error::OutOfBounds { what: "floor", found: floor, limit: guard });
-        }
+        let mut log = shared.log.lock();
+        let end = log.close_frame();
+        let idle = log.active.is_empty() && !log.active.has_writers();
+        let epoch = log.active.epoch() - u64::from(idle);
+        drop(log);
         if rule!(shared, floor_after_sync) {
-            let end = shared.log.lock().close_frame();
             shared.log.sync(end)?;
         }
-        shared.change_safe_points(&partitions, |point| point.floor = point.floor.max(floor))?;
-        let log = shared.log.lock();
-        let active = &log.active;
-        let idle = active.is_empty() && !active.has_writers();
-        let epoch = active.epoch() - u64::from(idle);
-        shared.safe_points.set_floor(range, floor, epoch);
-        drop(log);
+        shared.change_safe_points(partitions, |point| {
+            if floor > point.guard {
+                let (what, limit) = ("floor", point.guard);
+                return Err(Error::OutOfBounds { what, found: floor, limit });
+            }
+            if floor > point.floor {
+                point.floor = floor;
+                point.floor_epoch = epoch;
+            }
+            Ok(())
+        })?;
         shared.background.wake_compaction(1);
         Ok(())
     }
@@ -74,13 +78,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::fence`].
     pub fn set_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
-        let shared = &self.shared;
-        let range = shared.check_partitions(&partitions)?;
-        let _one = shared.ingest_lock.lock();
-        shared.change_safe_points(&partitions, |point| point.damaged = peers.into())?;
-        let _log = shared.log.lock();
-        shared.safe_points.set_damaged(range, !peers.is_empty());
-        Ok(())
+        self.shared.change_safe_points(partitions, |point| {
+            point.damaged = peers.into();
+            Ok(())
+        })
     }
 
     /// The words of a partition.
@@ -95,36 +96,37 @@ impl Engine {
 
     /// Number of partitions.
     pub fn partitions(&self) -> u32 {
-        self.shared.safe_points.len() as u32
+        self.shared.guards.partitions() as u32
     }
 }
 
 impl Shared {
-    fn check_partitions(&self, partitions: &RangeInclusive<u32>) -> Result<RangeInclusive<usize>> {
-        let (first, last) = (*partitions.start() as usize, *partitions.end() as usize);
-        if first > last || last >= self.safe_points.len() {
-            return Err(Error::OutOfBounds {
-                what: "partition",
-                found: last as u64,
-                limit: self.safe_points.len() as u64 - 1,
-            });
+    fn check_partitions(&self, partitions: &RangeInclusive<u32>) -> Result<Range<u32>> {
+        let (first, last) = (*partitions.start(), *partitions.end());
+        let count = self.guards.partitions() as u64;
+        if first > last || u64::from(last) >= count {
+            let found = u64::from(first.max(last));
+            return Err(Error::OutOfBounds { what: "partition", found, limit: count - 1 });
         }
-        Ok(first..=last)
+        Ok(first..last + 1)
     }
 
-    /// Makes changed words durable, equal neighbours in one range.
+    /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
     fn change_safe_points(
         &self,
-        partitions: &RangeInclusive<u32>,
-        change: impl Fn(&mut SafePoint),
+        partitions: RangeInclusive<u32>,
+        change: impl Fn(&mut SafePoint) -> Result<()>,
     ) -> Result<()> {
-        let points = self.super_version.load().version.state().safe_points().clone();
+        let range = self.check_partitions(&partitions)?;
+        // One change at a time, and none while an ingest is between its check and its install.
+        let _one = self.ingest_lock.lock();
+        let points = self.versions.current().state().safe_points().clone();
         let mut runs: Vec<(Range<u32>, SafePoint)> = Vec::new();
         let mut changed = false;
-        for partition in partitions.clone() {
+        for partition in range.clone() {
             let old = &points[partition as usize];
             let mut new = old.clone();
-            change(&mut new);
+            change(&mut new)?;
             changed |= new != *old;
             match runs.last_mut() {
                 Some((run, point)) if *point == new => run.end = partition + 1,
@@ -135,6 +137,11 @@ impl Shared {
             return Ok(());
         }
         let edit = VersionEdit { safe_points: runs, ..VersionEdit::default() };
-        self.install(edit, super::flush::CacheChange::None, |_| {})
+        self.install(edit, CacheChange::None, |_| {})?;
+        let version = self.versions.current();
+        let _log = self.log.lock();
+        let range = range.start as usize..range.end as usize;
+        self.guards.put_in_force(range, version.state().safe_points());
+        Ok(())
     }
 }

@@ -38,20 +38,26 @@ impl Shared {
         let view = self.super_version.load_full();
         let mut report = ScrubReport::default();
         for table in view.version.tables() {
-            let mut ranges = Vec::new();
-            table.table().verify_all(&mut |corruption, range| {
-                ranges.push(quarantined(table, range));
-                report.damaged.push(corruption);
-            });
+            report.damaged.extend(self.scrub_table(table)?);
             report.tables += 1;
             report.bytes += table.meta.bytes;
-            self.quarantine(table, ranges)?;
         }
         Ok(report)
     }
 
+    /// Verifies one table and quarantines its damaged blocks, which are returned.
+    pub(super) fn scrub_table(&self, table: &TableRef) -> Result<Vec<Corruption>> {
+        let (mut damaged, mut ranges) = (Vec::new(), Vec::new());
+        table.table().verify_all(&mut |corruption, range| {
+            ranges.push(quarantined(table, range));
+            damaged.push(corruption);
+        });
+        self.quarantine(table, ranges)?;
+        Ok(damaged)
+    }
+
     /// Records unreadable blocks of a table, unless it is gone or they are known.
-    pub(super) fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
+    fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
         let current = self.versions.current();
         ranges.retain(|range| !current.state().quarantined().contains(range));
         if ranges.is_empty() || current.table(table.meta.number).is_none() {

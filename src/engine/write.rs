@@ -115,13 +115,8 @@ struct Write<'a> {
 
 impl<'a> Write<'a> {
     fn new(shared: &Shared, key: &'a [u8]) -> Self {
-        let partition = shared.safe_points.partition_of(key);
-        Self {
-            key,
-            hash: KeyHash::new(key).hash(),
-            partition,
-            guard: shared.safe_points.guard(partition),
-        }
+        let partition = shared.guards.partition_of(key);
+        Self { key, hash: KeyHash::new(key).hash(), partition, guard: shared.guards.get(partition) }
     }
 }
 
@@ -180,13 +175,13 @@ impl Shared {
     ) -> Result<Vec<(usize, Vec<u8>)>> {
         let mut stripped = Vec::new();
         for (index, (write, row)) in writes.iter_mut().zip(rows).enumerate() {
-            write.guard = self.safe_points.guard(write.partition);
+            write.guard = self.guards.get(write.partition);
             let oldest = self.operator.live_time_min(row)?;
             if oldest > write.guard || !rule!(self, guard) {
                 continue;
             }
-            let floor = self.safe_points.floor(write.partition);
             let view = self.super_version.load();
+            let floor = view.version.state().safe_points()[write.partition].floor;
             let mut out = Vec::new();
             let taken =
                 self.read(&view, write.key, &KeyHash::from_hash(write.hash), |local| {
@@ -215,7 +210,7 @@ impl Shared {
             let view = self.super_version.load_full();
             let mut made: Vec<(usize, Vec<u8>)> = Vec::with_capacity(keys.len());
             for (index, write) in all.iter_mut().enumerate() {
-                write.guard = self.safe_points.guard(write.partition);
+                write.guard = self.guards.get(write.partition);
                 let earlier = made.iter().rev().find(|(at, _)| keys[*at] == write.key);
                 let row = match earlier {
                     Some((_, row)) => make(index, Some(row), write.guard)?,
@@ -269,7 +264,7 @@ impl Shared {
         read_generation: Option<u64>,
     ) -> Result<Option<(Position, Arc<Memtable>, bool)>> {
         let mut log = self.log.lock();
-        let unchanged = |write: &Write<'_>| self.safe_points.guard(write.partition) == write.guard;
+        let unchanged = |write: &Write<'_>| self.guards.get(write.partition) == write.guard;
         if rule!(self, guard_at_pick) && !writes.iter().all(unchanged) {
             return Ok(None);
         }

@@ -68,7 +68,7 @@ impl History {
         let time = self.time;
         let keys: Vec<Vec<u8>> = keys.iter().map(|n| super::model::key(*n)).collect();
         let mut rows: Vec<(Vec<u8>, Row)> = Vec::new();
-        let value = (time % 5 != 0).then_some(time as u32);
+        let value = (!time.is_multiple_of(5)).then_some(time as u32);
         let position = if blind {
             for key in &keys {
                 let row = Row::default().write(2, time, covers, value);

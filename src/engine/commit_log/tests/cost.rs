@@ -30,10 +30,10 @@ fn cost_of_one_append() {
         log.lock().append(&[(&key, &row)]).unwrap()
     };
     for _ in 0..3 {
+        print_cost("append + sync", 2_000, |index| log.sync(append(index)).unwrap());
         print_cost("append, groups of 1 MiB written out", 2_000_000, |index| {
             append(index);
         });
         print_cost("append + write_out", 300_000, |index| log.write_out(append(index)).unwrap());
-        print_cost("append + sync", 2_000, |index| log.sync(append(index)).unwrap());
     }
 }

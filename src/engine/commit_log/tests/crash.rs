@@ -25,6 +25,7 @@ struct Promises {
 /// The life of a log: appends, syncs, writes, spares, flushes, some before their log is synced.
 fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
     let log = create(vfs, SMALL, 1)?;
+    let mut sealed = (Position::ZERO, 0);
     for index in 0..150 {
         promises.lock().appended = index + 1;
         let end = append(&log, index)?;
@@ -40,14 +41,17 @@ fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
         if index % 10 == 9 {
             log.prepare_spare()?;
         }
-        if index % 16 == 15 {
-            let flushed = log.lock().close_frame();
+        if index % 16 == 7 {
+            sealed = (log.lock().close_frame(), index + 1);
+        }
+        // A flush takes no time or as long as two segments.
+        if index % 32 == 7 || index % 16 == 5 {
             let mut promises = promises.lock();
-            promises.flushed = (flushed, index + 1);
-            promises.written = promises.written.max(index + 1);
-            promises.durable = promises.durable.max(index + 1);
+            promises.flushed = sealed;
+            promises.written = promises.written.max(sealed.1);
+            promises.durable = promises.durable.max(sealed.1);
             drop(promises);
-            log.retire(flushed)?;
+            log.retire(sealed.0)?;
         }
     }
     Ok(())

@@ -95,16 +95,18 @@ fn what_does_not_fit_is_refused_up_front() {
     let long_key = guard.append(&[(&vec![1; 1 << 16], b"")]);
     assert!(matches!(long_key, Err(Error::OutOfBounds { what: "key bytes", .. })));
     assert_eq!(guard.append(&[]).unwrap(), whole);
+    let next = guard.append(&[(b"k", b"")]).unwrap();
+    assert_eq!(next, Position::new(2, 32 + 24 + 7), "not a byte more in segment 1");
     drop(guard);
-    assert_eq!(log.appended_upto(), whole);
-    log.sync(whole).unwrap();
+    assert_eq!(log.appended_upto(), next);
+    log.sync(next).unwrap();
     let mut records = 0;
     recover(&vfs, directory(), Position::ZERO, false, &mut |_, _| {
         records += 1;
         Ok(())
     })
     .unwrap();
-    assert_eq!(records, 1);
+    assert_eq!(records, 2);
     assert!(matches!(create(&vfs, SMALL, 1), Err(Error::OutOfBounds { .. })), "segment 1 is there");
 }
 
@@ -206,9 +208,33 @@ fn flushed_segments_are_recycled() {
         assert!(found.into_iter().eq(flushed_records..=index));
         assert_eq!(recovered.cut, None, "stale frames are not taken for the log");
         assert!(names(&vfs).len() <= 6, "{:?}", names(&vfs));
+        for name in names(&vfs) {
+            assert_eq!(vfs.open(&directory().join(name)).unwrap().len().unwrap(), 4096);
+        }
     }
     let stats = log.stats();
     assert!(stats.segments > 10 && stats.segments_from_spares > stats.segments / 2, "{stats:?}");
+}
+
+/// A flush overtakes the log: its position lies in a segment that no byte has reached. The segment
+/// being written is not taken away.
+#[test]
+fn a_flush_may_overtake_the_log() {
+    let vfs = disk();
+    let options = LogOptions { group_bytes_max: 1 << 20, ..SMALL };
+    let log = create(&vfs, options, 1).unwrap();
+    let mut index = 0;
+    while log.appended_upto().segment() == 1 {
+        append(&log, index).unwrap();
+        index += 1;
+    }
+    let flushed = log.lock().close_frame();
+    log.retire(flushed).unwrap();
+    assert_eq!(names(&vfs), ["0000000001.log"].map(PathBuf::from));
+    assert_eq!(replay(&vfs, flushed, false).unwrap().0, numbers(0));
+    let end = append(&log, index).unwrap();
+    log.sync(end).unwrap();
+    assert_eq!(replay(&vfs.crash_clone(0), flushed, false).unwrap().0, [index]);
 }
 
 /// Spares are made ahead, survive a restart, and no number is ever used twice.
