@@ -7,6 +7,11 @@
 //! |---|---|
 //! | [`causality`] | rows: versions, dots, their join, the hybrid clock. Pure |
 //! | [`engine`] | ordered byte store with a merge operator: log, memtable, SSTables |
+//! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
+//! | [`rpc`] | the gRPC services over the store |
+//! | [`client`] | the Rust client of the services |
+//! | [`ops`] | settings, metrics, health, the life of a node |
+//! | [`cli`] | the commands of the binary |
 //!
 //! [`engine`] is usable by itself as an embedded library; see its module page.
 

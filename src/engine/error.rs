@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::merge::MergeError;
+use super::version::EditError;
 
 /// Result with the engine's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -103,6 +104,11 @@ pub enum Error {
     #[error("the store is closed")]
     Closed,
 
+    /// A change of the tree breaks a rule; nothing was changed. At open: the directory does not fit
+    /// the options, or a table is missing from it.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+
     /// The caller handed over a state that its own operator cannot read.
     #[error(transparent)]
     Merge(#[from] MergeError),
@@ -113,6 +119,16 @@ impl Error {
     pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { operation, path, source }
+    }
+
+    /// Whether it failed for want of disk space, which may come back.
+    pub(crate) fn is_storage_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        match self {
+            Self::DiskFull { .. } => true,
+            Self::Io { source, .. } => full.contains(&source.kind()),
+            _ => false,
+        }
     }
 
     /// Corruption of `file` at `offset`.

@@ -28,6 +28,13 @@ pub trait MergeOperator: Send + Sync + 'static {
     /// path: it is read, stripped or refused.
     fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError>;
 
+    /// The greatest time in `row`: versions, clock entries, tokens and expiries. A row can be
+    /// purged only when it is at or below the floor; `u64::MAX` means never.
+    fn time_max(&self, row: &[u8]) -> Result<u64, MergeError> {
+        let _ = row;
+        Ok(u64::MAX)
+    }
+
     /// `incoming` without the live versions at or below `guard` that `local` does not hold live
     /// and has not seen; its clock entries stay, because those versions are dead. Returns `false`
     /// if the message has to be refused instead: a version it brings anew would be dropped, or

@@ -2,16 +2,313 @@
 //!
 //! It knows keys, opaque row states and a [`MergeOperator`] that joins them. It does not know
 //! what a row is, nor clocks, tenants, networks or an async runtime: its threads are its own.
+//!
+//! ```text
+//!            apply, update                                  get, scan
+//!                  |                                            |
+//!                  v                                            v
+//!   commit log <- write -> memtable (active)   <-----  one SuperVersion:
+//!                             | seal                    memtables, newest first
+//!                             v                         row cache (point reads)
+//!                          memtables (sealed)           tables, newest first
+//!                             | flush                       ^
+//!                             v                             |
+//!                          tables, level 0 -- compaction -> levels 1..6
+//! ```
+//!
+//! The state of a key is the join of all its records. Because the join is commutative,
+//! associative and idempotent there are no sequence numbers: a record may be applied twice or in
+//! another order, and replay and retry are harmless. The one rule of order is that a
+//! [`Kind::Full`] record contains everything older than it on this node ([`record`]).
+//!
+//! # Embedding
+//! ```
+//! use pairdb::engine::{Engine, Options, newest::Newest};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! let engine = Engine::open(dir.path(), Options::default(), std::sync::Arc::new(Newest))?;
+//! let position = engine.apply(&[(b"key", &Newest::value(1, b"value"))])?;
+//! engine.wait_durable(position)?;
+//! let row = engine.get(b"key")?.expect("just written");
+//! assert_eq!(Newest::decode(&row)?, Some(&b"value"[..]));
+//! engine.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Lock order
+//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A
+//! SuperVersion is swapped without a lock (read, copy, compare-and-swap).
+
+mod background;
+pub mod cache;
+mod checkpoint;
+pub mod clock;
+pub mod commit_log;
+mod compact;
+pub mod compaction;
 
 pub mod error;
+mod flush;
+mod guards;
+mod ingest;
+pub mod iter;
+pub(crate) mod key;
+pub(crate) mod memtable;
 pub mod merge;
+pub mod newest;
 pub mod options;
 pub mod position;
+mod pressure;
+mod read;
 pub mod record;
+mod recovery;
+mod rules;
+mod safe_point;
+mod scan;
+mod scrub;
+pub mod sstable;
+pub mod stats;
+mod stripes;
+mod super_version;
+#[cfg(test)]
+mod tests;
+pub mod version;
 pub mod vfs;
+mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use background::Background;
+use cache::RowCache;
+use commit_log::CommitLog;
+use compaction::{Compaction, Pacer, PickerOptions};
+use guards::Guards;
+use memtable::Memtable;
+use stats::Counters;
+use stripes::Stripes;
+use super_version::SuperVersion;
+use version::VersionSet;
+use vfs::{FileLock, Vfs};
 
 pub use error::{Corruption, Error, Result};
-pub use merge::MergeOperator;
-pub use options::Options;
+pub use merge::{MergeError, MergeOperator};
+pub use options::{Options, SyncMode};
 pub use position::Position;
 pub use record::{Kind, Record};
+pub use scan::Scan;
+pub use scrub::ScrubReport;
+pub use stats::Stats;
+pub use version::SafePoint;
+
+/// What the engine takes from the world around it.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// The file system.
+    pub vfs: Arc<dyn Vfs>,
+    /// Time, for ages and rates.
+    pub clock: Arc<dyn clock::Clock>,
+}
+
+impl Default for Environment {
+    /// Real files and the system's clock.
+    fn default() -> Self {
+        Self { vfs: Arc::new(vfs::os::OsVfs), clock: Arc::new(clock::SystemClock::default()) }
+    }
+}
+
+/// How long a flush waits for an ingest ahead of it before it looks again.
+const INGEST_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// An open store. All calls may run at the same time from several threads.
+///
+/// Dropping it stops its threads and leaves the rest to recovery, as a crash would, except that
+/// what was handed to the log is written out; [`Engine::close`] also flushes, so that the next
+/// open has nothing to replay.
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// State that changes only at an exact position of the log, under its mutex.
+pub(crate) struct LogState {
+    /// The memtable that log records from here on belong to.
+    active: Arc<Memtable>,
+    /// See [`SuperVersion::generation`].
+    generation: u64,
+    /// Ingests that have an epoch and are not installed: nothing may be claimed Full meanwhile.
+    queued_ingests: u32,
+}
+
+/// What the engine's calls and threads share.
+pub(crate) struct Shared {
+    // Constant after open.
+    dir: PathBuf,
+    options: Options,
+    picker_options: PickerOptions,
+    vfs: Arc<dyn Vfs>,
+    clock: Arc<dyn clock::Clock>,
+    operator: Arc<dyn MergeOperator>,
+    /// Held, not used: keeps other processes out of the directory.
+    _lock: Box<dyn FileLock>,
+
+    // Each with its own synchronisation.
+    log: CommitLog<LogState>,
+    stripes: Stripes,
+    guards: Guards,
+    cache: RowCache,
+    super_version: ArcSwap<SuperVersion>,
+    background: Background,
+    counters: Counters,
+    /// The manifest and its tables.
+    versions: VersionSet,
+
+    /// Held while an edit is made durable and installed, so installs come one after the other.
+    install_lock: Mutex<()>,
+    /// The running compactions, whose inputs are taken.
+    compacting: Mutex<Vec<Arc<Compaction>>>,
+    pacer: Pacer,
+    /// One flush at a time, one ingest at a time, one writer that seals a full memtable.
+    flush_lock: Mutex<()>,
+    ingest_lock: Mutex<()>,
+    seal_lock: Mutex<()>,
+
+    /// Milliseconds of `clock` at the last tick: near enough for cache entries, cheaper than a
+    /// clock read for each get.
+    now_ms: AtomicU64,
+    /// Whether free space is below the reserve. Relaxed: a write more or less does not matter.
+    disk_full: AtomicBool,
+    /// The first failure after which memory and disk may disagree.
+    poisoned: OnceLock<String>,
+    closed: AtomicBool,
+
+    #[cfg(test)]
+    removed_rules: Mutex<std::collections::HashSet<&'static str>>,
+    #[cfg(test)]
+    hooks: Mutex<tests::Hooks>,
+}
+
+impl Engine {
+    /// Opens the store in `dir` on the real file system, creating it if the directory is empty.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Corruption`], [`Error::FormatTooNew`], [`Error::Io`], or
+    /// [`Error::OutOfBounds`] for an option. The directory is unchanged then, except that a first
+    /// open may have created it.
+    pub fn open(dir: &Path, options: Options, operator: Arc<dyn MergeOperator>) -> Result<Self> {
+        Self::open_in(dir, options, operator, Environment::default())
+    }
+
+    /// Opens the store in an environment of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_in(
+        dir: &Path,
+        options: Options,
+        operator: Arc<dyn MergeOperator>,
+        environment: Environment,
+    ) -> Result<Self> {
+        let shared = Arc::new(recovery::open(dir, options, operator, environment)?);
+        let engine = Self { shared };
+        if engine.shared.options.compaction_threads > 0 {
+            engine.shared.background.start(&engine.shared)?;
+        }
+        Ok(engine)
+    }
+
+    /// Flushes everything, stops the threads and refuses writes from here on. Reads stay possible.
+    ///
+    /// # Errors
+    /// The flush failed. The engine is closed all the same; nothing acknowledged is lost, the next
+    /// open replays the log.
+    pub fn close(&self) -> Result<()> {
+        if self.shared.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let flushed = self.flush();
+        self.shared.background.stop();
+        let end = self.shared.log.appended_upto();
+        flushed.and_then(|()| self.shared.log.sync(end))
+    }
+
+    /// Makes everything written so far tables, durable on return.
+    ///
+    /// # Errors
+    /// A table or the manifest could not be written.
+    pub fn flush(&self) -> Result<()> {
+        self.shared.flush_all()
+    }
+
+    /// The directory the store is in.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// The options it was opened with.
+    pub fn options(&self) -> &Options {
+        &self.shared.options
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.shared.background.stop();
+        // Nobody is left to tell; what was acknowledged has been written out already.
+        let _ = self.shared.log.write_out(self.shared.log.appended_upto());
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({})", self.shared.dir.display())
+    }
+}
+
+impl Shared {
+    /// Time of the last tick, in milliseconds.
+    fn now_ms(&self) -> u64 {
+        self.now_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether writes are refused because the engine is closing.
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Refuses writes from here on. The first cause is kept.
+    fn poison(&self, cause: &str) {
+        self.poisoned.get_or_init(|| cause.to_owned());
+        self.background.progress();
+    }
+
+    /// Seals the active memtable and works off the queue as it is then.
+    fn flush_all(&self) -> Result<()> {
+        let epoch = self.seal(false);
+        loop {
+            let installs = self.background.installs();
+            if self.super_version.load().oldest_unflushed_epoch() > epoch {
+                return Ok(());
+            }
+            if !self.flush_first()? {
+                // An ingest is at the head; its caller installs it and then tells.
+                self.background.wait_for_install(installs, INGEST_WAIT);
+            }
+        }
+    }
+
+    /// Calls the test's hook of this name, if a test has set one.
+    #[cfg(test)]
+    fn hook(&self, name: &'static str) {
+        tests::run_hook(self, name);
+    }
+
+    #[cfg(not(test))]
+    #[inline(always)]
+    fn hook(&self, _name: &'static str) {}
+}

@@ -1,6 +1,7 @@
 //! What can be set, with units, defaults and limits.
 
 use super::error::{Error, Result};
+use super::sstable::TableOptions;
 
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +117,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How tables of `level` are built.
+    pub(crate) fn table_options(&self, level: usize) -> TableOptions {
+        let compression = if level <= 1 { self.compression_upper } else { self.compression_lower };
+        TableOptions {
+            block_bytes: self.block_bytes,
+            filter_bits_per_key: self.filter_bits_per_key,
+            compression,
+        }
+    }
+
     /// Checks every bound.
     ///
     /// # Errors

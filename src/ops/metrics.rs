@@ -1,7 +1,6 @@
 //! The metrics registry: what the services count, and figures of store, disk and process that are
 //! read when somebody asks, never in between.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
@@ -30,13 +29,8 @@ impl Exposition {
     ///
     /// # Errors
     /// A name is registered twice.
-    pub fn new(
-        registry: Registry,
-        store: Arc<Store>,
-        data_dir: &Path,
-        health: Health,
-    ) -> prometheus::Result<Self> {
-        registry.register(Box::new(NodeCollector { store, data_dir: data_dir.into(), health }))?;
+    pub fn new(registry: Registry, store: Arc<Store>, health: Health) -> prometheus::Result<Self> {
+        registry.register(Box::new(NodeCollector { store, health }))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let info = Gauge::with_opts(
             Opts::new("pairdb_build_info", "The program; always 1.")
@@ -58,37 +52,19 @@ impl Exposition {
     }
 }
 
-/// Reads the figures of store and disk at every scrape.
+/// Reads the figures of the store at every scrape.
 struct NodeCollector {
     store: Arc<Store>,
-    data_dir: PathBuf,
     health: Health,
 }
 
-/// Free and total bytes of the file system of `path`.
-pub fn disk_space(path: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    let block = stat.f_frsize;
-    Some((stat.f_bavail.saturating_mul(block), stat.f_blocks.saturating_mul(block)))
-}
-
 /// All figures of a node: of its store, its disk and its state.
-pub fn of_node(store: &Store, data_dir: &Path, health: &Health) -> Vec<Figure> {
+pub fn of_node(store: &Store, health: &Health) -> Vec<Figure> {
     let mut all = of_store(&store.stats());
     all.push(
         Figure::gauge("pairdb_store_pressure_ratio", store.pressure())
             .help("How far the store is behind: 0 idle, 1 refuses writes."),
     );
-    if let Some((free, total)) = disk_space(data_dir) {
-        all.push(
-            Figure::gauge("pairdb_disk_free_bytes", free as f64)
-                .help("Free bytes of the data directory's file system."),
-        );
-        all.push(
-            Figure::gauge("pairdb_disk_size_bytes", total as f64)
-                .help("Size of the data directory's file system."),
-        );
-    }
     let ready = f64::from(u8::from(health.state() == State::Serving));
     all.push(Figure::gauge("pairdb_node_ready", ready).help("1 while the node serves."));
     all
@@ -102,6 +78,6 @@ impl Collector for NodeCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        figures::families(of_node(&self.store, &self.data_dir, &self.health))
+        figures::families(of_node(&self.store, &self.health))
     }
 }

@@ -84,6 +84,7 @@ impl Error {
     /// | 73 | the data directory cannot be written (permission, read-only, full) |
     /// | 74 | an I/O error |
     /// | 75 | the data was written by a newer version |
+    /// | 76 | the data belongs to another cluster |
     /// | 78 | the settings are wrong |
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -102,16 +103,16 @@ impl Error {
 fn exit_code_of_store(error: &store::Error) -> u8 {
     match error {
         store::Error::Corruption { .. } => 70,
+        store::Error::Locked { .. } => 72,
         store::Error::DiskFull { .. } => 73,
-        store::Error::Engine(engine) => match engine {
-            engine::Error::Corruption(_) => 70,
-            engine::Error::Locked { .. } => 72,
-            engine::Error::DiskFull { .. } => 73,
-            engine::Error::FormatTooNew { .. } => 75,
-            engine::Error::OutOfBounds { .. } => 78,
+        store::Error::FormatTooNew { .. } => 75,
+        store::Error::WrongCluster { .. } => 76,
+        store::Error::InvalidArgument { .. } => 78,
+        store::Error::Engine(engine) => match &**engine {
             engine::Error::Io { source, .. } => exit_code_of_io(source),
             _ => 1,
         },
+        store::Error::Unknown { source } => exit_code_of_store(source),
         _ => 1,
     }
 }
@@ -218,9 +219,8 @@ impl Node {
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
         let rpc_metrics = Arc::new(Metrics::register(&registry).expect(twice));
-        let data_dir = config.node.data_dir.clone();
         let exposition =
-            Exposition::new(registry, Arc::clone(&store), &data_dir, health.clone()).expect(twice);
+            Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
         let facts = facts(&config, &identity, health.clone(), Arc::clone(&store));
         let options = config.rpc_options();
         let server = Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts)
@@ -315,7 +315,6 @@ fn open_all(config: Config) -> Result<(Config, Identity, Store), Error> {
 }
 
 fn facts(config: &Config, identity: &Identity, health: Health, store: Arc<Store>) -> NodeFacts {
-    let data_dir = config.node.data_dir.clone();
     let of = health.clone();
     NodeFacts {
         node_id: identity.node_id.clone(),
@@ -327,7 +326,7 @@ fn facts(config: &Config, identity: &Identity, health: Health, store: Arc<Store>
         version: VERSION.to_owned(),
         state: Box::new(move || health.state().name().to_owned()),
         figures: Box::new(move || {
-            let figures = metrics::of_node(&store, &data_dir, &of);
+            let figures = metrics::of_node(&store, &of);
             figures.into_iter().map(|figure| (figure.full_name(), figure.value)).collect()
         }),
     }
@@ -356,7 +355,7 @@ async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
         let advanced = tokio::task::spawn_blocking(move || advancing.advance_safe_points()).await;
         match advanced {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) if is_read_only(&error) => {
+            Ok(Err(error @ store::Error::ReadOnly { .. })) => {
                 if health.state() == State::Serving {
                     tracing::error!(%error, "the store takes no more writes");
                     health.set(State::ReadOnly);
@@ -366,11 +365,4 @@ async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
             Err(error) => tracing::error!(%error, "advancing the safe points panicked"),
         }
     }
-}
-
-fn is_read_only(error: &store::Error) -> bool {
-    matches!(
-        error,
-        store::Error::ReadOnly { .. } | store::Error::Engine(engine::Error::Poisoned { .. })
-    )
 }

@@ -40,8 +40,8 @@ impl Admin for AdminService {
         let tenant = tenant.ok_or_else(|| Problem::invalid("tenant", "is not given"))?;
         let spec = TenantSpec::try_from(tenant)?;
         let tenant = self.run(deadline, move |store| store.create_tenant(spec)).await?;
-        tracing::info!(tenant = tenant.spec.name, id = tenant.id, "created a tenant");
-        Ok(Response::new(proto::CreateTenantResponse { tenant: Some(tenant.into()) }))
+        tracing::info!(tenant = tenant.name, id = tenant.id.0, "created a tenant");
+        Ok(Response::new(proto::CreateTenantResponse { tenant: Some((&*tenant).into()) }))
     }
 
     async fn get_tenant(
@@ -50,7 +50,7 @@ impl Admin for AdminService {
     ) -> Result<Response<proto::GetTenantResponse>, Status> {
         let tenant = self.0.store.tenant(&request.get_ref().name);
         let tenant = tenant.map_err(|error| Problem::of_read(&error))?;
-        Ok(Response::new(proto::GetTenantResponse { tenant: Some(tenant.into()) }))
+        Ok(Response::new(proto::GetTenantResponse { tenant: Some((&*tenant).into()) }))
     }
 
     async fn list_tenants(
@@ -58,7 +58,7 @@ impl Admin for AdminService {
         _request: Request<proto::ListTenantsRequest>,
     ) -> Result<Response<proto::ListTenantsResponse>, Status> {
         let mut tenants: Vec<proto::Tenant> =
-            self.0.store.tenants().into_iter().map(Into::into).collect();
+            self.0.store.tenants().iter().map(|tenant| (&**tenant).into()).collect();
         tenants.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Response::new(proto::ListTenantsResponse { tenants }))
     }
@@ -69,11 +69,11 @@ impl Admin for AdminService {
     ) -> Result<Response<proto::SetTenantResponse>, Status> {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
-        let change = TenantChange::from(&request);
+        let change = TenantChange::try_from(&request)?;
         let altered = self.run(deadline, move |store| store.alter_tenant(&request.name, change));
         let tenant = altered.await?;
-        tracing::info!(tenant = tenant.spec.name, "changed a tenant");
-        Ok(Response::new(proto::SetTenantResponse { tenant: Some(tenant.into()) }))
+        tracing::info!(tenant = tenant.name, "changed a tenant");
+        Ok(Response::new(proto::SetTenantResponse { tenant: Some((&*tenant).into()) }))
     }
 
     async fn flush(
@@ -111,7 +111,7 @@ impl Admin for AdminService {
         request: Request<proto::ScrubRequest>,
     ) -> Result<Response<proto::ScrubResponse>, Status> {
         let report = self.run(Deadline::of(&request), Store::scrub).await?;
-        let damage = report.damage.into_iter().map(|one| proto::Damage {
+        let damage = report.damaged.into_iter().map(|one| proto::Damage {
             file: one.file.display().to_string(),
             offset: one.offset,
             what: one.what,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::proto;
 use super::status::Problem;
 use crate::store::{
-    Mutation, ReadRow, ScanRequest, Sibling, Tenant, TenantChange, TenantMode, TenantSpec, Written,
+    Mode, Mutation, ReadRow, ScanRequest, Sibling, Tenant, TenantChange, TenantSpec, Written,
 };
 
 /// Absent and empty are the same for contexts, cursors and idempotency keys.
@@ -20,7 +20,7 @@ impl From<proto::WriteRequest> for Mutation {
     fn from(request: proto::WriteRequest) -> Self {
         Self {
             key: request.key.to_vec(),
-            value: Some(request.value.to_vec().into()),
+            value: Some(request.value.to_vec()),
             content_type: request.content_type,
             context: given(&request.context),
             ttl_ms: request.ttl_ms,
@@ -48,7 +48,7 @@ impl TryFrom<proto::Mutation> for Mutation {
     fn try_from(mutation: proto::Mutation) -> Result<Self, Problem> {
         use proto::mutation::Change;
         let value = match mutation.change {
-            Some(Change::Value(value)) => Some(value.to_vec().into()),
+            Some(Change::Value(value)) => Some(value.to_vec()),
             Some(Change::Delete(true)) => None,
             Some(Change::Delete(false)) => {
                 return Err(Problem::invalid("delete", "must be true where it is given"));
@@ -153,31 +153,25 @@ impl From<&proto::GetKeyRangeRequest> for ScanRequest {
     }
 }
 
-/// Values and keys of a row, for the counters.
+/// Bytes of the values of a row, for the counters.
 pub(super) fn bytes_of(row: &ReadRow) -> u64 {
     row.siblings.iter().map(|sibling| sibling.value.len() as u64).sum()
 }
 
-/// Parts of an engine key, `token u64 | tenant u32 | key`.
-pub(super) fn split_engine_key(engine_key: &[u8]) -> Option<(u32, &[u8])> {
-    let (tenant, key) = engine_key.get(8..)?.split_first_chunk()?;
-    Some((u32::from_be_bytes(*tenant), key))
-}
-
-impl From<Tenant> for proto::Tenant {
-    fn from(tenant: Tenant) -> Self {
-        let mode = match tenant.spec.mode {
-            TenantMode::Siblings => proto::TenantMode::Siblings,
-            TenantMode::LastWriteWins => proto::TenantMode::LastWriteWins,
+impl From<&Tenant> for proto::Tenant {
+    fn from(tenant: &Tenant) -> Self {
+        let mode = match tenant.mode {
+            Mode::Siblings => proto::TenantMode::Siblings,
+            Mode::LastWriteWins => proto::TenantMode::LastWriteWins,
         };
         Self {
-            name: tenant.spec.name,
-            id: tenant.id,
+            name: tenant.name.clone(),
+            id: tenant.id.0,
             mode: mode.into(),
-            partition_delimiter: tenant.spec.partition_delimiter.unwrap_or_default().into(),
-            default_ttl_ms: tenant.spec.default_ttl_ms.unwrap_or(0),
-            max_ttl_ms: tenant.spec.max_ttl_ms.unwrap_or(0),
-            replication_factor: tenant.spec.replication_factor,
+            partition_delimiter: tenant.partition_delimiter.clone().unwrap_or_default().into(),
+            default_ttl_ms: tenant.default_ttl_ms.unwrap_or(0),
+            max_ttl_ms: tenant.max_ttl_ms.unwrap_or(0),
+            replication_factor: tenant.replication_factor.into(),
         }
     }
 }
@@ -187,43 +181,45 @@ fn nonzero(figure: u64) -> Option<u64> {
     (figure != 0).then_some(figure)
 }
 
-/// Copies kept of a tenant that names no number.
-const REPLICATION_FACTOR: u32 = 3;
+/// A count that must fit the store's type.
+fn replicas(count: u32) -> Result<u8, Problem> {
+    u8::try_from(count)
+        .map_err(|_| Problem::invalid("replication_factor", format!("{count} is too many")))
+}
 
 impl TryFrom<proto::Tenant> for TenantSpec {
     type Error = Problem;
 
     fn try_from(tenant: proto::Tenant) -> Result<Self, Problem> {
         let mode = match proto::TenantMode::try_from(tenant.mode) {
-            Ok(proto::TenantMode::Unspecified | proto::TenantMode::Siblings) => {
-                TenantMode::Siblings
-            }
-            Ok(proto::TenantMode::LastWriteWins) => TenantMode::LastWriteWins,
+            Ok(proto::TenantMode::Unspecified | proto::TenantMode::Siblings) => Mode::Siblings,
+            Ok(proto::TenantMode::LastWriteWins) => Mode::LastWriteWins,
             Err(_) => {
                 return Err(Problem::invalid("mode", format!("{} is unknown", tenant.mode)));
             }
         };
-        Ok(Self {
-            name: tenant.name,
-            mode,
-            partition_delimiter: given(&tenant.partition_delimiter),
-            default_ttl_ms: nonzero(tenant.default_ttl_ms),
-            max_ttl_ms: nonzero(tenant.max_ttl_ms),
-            replication_factor: match tenant.replication_factor {
-                0 => REPLICATION_FACTOR,
-                given => given,
-            },
-        })
+        let mut spec = Self::new(tenant.name);
+        spec.mode = mode;
+        spec.partition_delimiter = given(&tenant.partition_delimiter);
+        spec.default_ttl_ms = nonzero(tenant.default_ttl_ms);
+        spec.max_ttl_ms = nonzero(tenant.max_ttl_ms);
+        if tenant.replication_factor != 0 {
+            spec.replication_factor = replicas(tenant.replication_factor)?;
+        }
+        Ok(spec)
     }
 }
 
-impl From<&proto::SetTenantRequest> for TenantChange {
-    fn from(request: &proto::SetTenantRequest) -> Self {
-        Self {
+impl TryFrom<&proto::SetTenantRequest> for TenantChange {
+    type Error = Problem;
+
+    fn try_from(request: &proto::SetTenantRequest) -> Result<Self, Problem> {
+        Ok(Self {
             default_ttl_ms: request.default_ttl_ms.map(nonzero),
             max_ttl_ms: request.max_ttl_ms.map(nonzero),
-            replication_factor: request.replication_factor,
-        }
+            replication_factor: request.replication_factor.map(replicas).transpose()?,
+            ..Self::default()
+        })
     }
 }
 
@@ -242,18 +238,6 @@ mod tests {
         let yes = Some(proto::mutation::Change::Delete(true));
         let delete = Mutation::try_from(proto::Mutation { change: yes, ..bare }).expect("valid");
         assert!(delete.value.is_none());
-    }
-
-    #[test]
-    fn an_engine_key_splits_and_a_short_one_does_not() {
-        let mut key = 7u64.to_be_bytes().to_vec();
-        key.extend(9u32.to_be_bytes());
-        assert_eq!(split_engine_key(&key), Some((9, &b""[..])));
-        key.extend(b"abc");
-        assert_eq!(split_engine_key(&key), Some((9, &b"abc"[..])));
-        for short in 0..12 {
-            assert_eq!(split_engine_key(&key[..short]), None);
-        }
     }
 
     #[test]

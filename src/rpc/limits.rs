@@ -149,7 +149,7 @@ mod tests {
         let late = gate.enter(Deadline::after(Duration::ZERO)).await.expect_err("still closed");
         assert_eq!(late.reason, "DEADLINE_EXCEEDED");
         drop(inside);
-        gate.enter(Deadline::NEVER).await.expect("open again");
+        drop(gate.enter(Deadline::NEVER).await.expect("open again"));
     }
 
     #[tokio::test]

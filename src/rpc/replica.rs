@@ -6,13 +6,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::convert::split_engine_key;
 use super::deadline::Deadline;
 use super::proto;
 use super::proto::replica_server::Replica;
 use super::server::Core;
 use super::status::Problem;
-use crate::store::{Outcome, TokenRange};
+use crate::store::{EngineKey, Outcome, TenantId, TokenRange};
 
 /// Bytes of rows in an answer when the caller names no number.
 const BATCH_BYTES: usize = 512 << 10;
@@ -98,7 +97,8 @@ async fn join(
     let refused = |problem: Problem| problem.of_write(Outcome::NotApplied);
     core.check_batch(rows.len()).map_err(refused)?;
     let sent = rows.len();
-    let rows = rows.into_iter().map(|row| (row.tenant_id, row.key.to_vec(), row.row.to_vec()));
+    let rows =
+        rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key.to_vec(), row.row.to_vec()));
     let rows: Vec<_> = rows.collect();
     let store = Arc::clone(&core.store);
     // The rows may be taken before an error of the wait: it is unknown, and harmless to repeat.
@@ -131,10 +131,8 @@ async fn batch(
     let page = core.blocking.run(deadline, move || store.rows_by_token(range, cursor, bytes_max));
     let page = page.await?.map_err(|error| Problem::of_read(&error))?;
     let rows = page.rows.into_iter().map(|(engine_key, row)| {
-        let (tenant_id, key) = split_engine_key(&engine_key).ok_or_else(|| {
-            Problem::new(Code::DataLoss, "CORRUPTION", "a stored key is shorter than its prefix")
-        })?;
-        Ok(proto::RowState { tenant_id, key: key.to_vec().into(), row: row.into() })
+        let at = EngineKey::decode(&engine_key).map_err(|error| Problem::of_read(&error))?;
+        Ok(proto::RowState { tenant_id: at.tenant.0, key: at.key.to_vec().into(), row: row.into() })
     });
     Ok(proto::StreamKeysResponse {
         rows: rows.collect::<Result<_, Problem>>()?,

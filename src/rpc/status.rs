@@ -15,7 +15,6 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::proto;
-use crate::engine;
 use crate::store::{self, Outcome};
 
 /// The domain of every `ErrorInfo`.
@@ -97,90 +96,81 @@ impl Problem {
         let mut figures: HashMap<String, String> =
             self.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         if let Some(outcome) = self.outcome {
-            figures.insert("outcome".to_owned(), outcome_name(outcome).to_owned());
+            figures.insert("outcome".to_owned(), outcome.as_str().to_owned());
         }
         figures
     }
 }
 
-/// The word for an outcome in metadata, logs and metrics.
-pub fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::NotApplied => "not_applied",
-        Outcome::Unknown => "unknown",
-    }
-}
-
-/// The table. Every variant of [`store::Error`] has its row.
-fn row_of(error: &store::Error) -> (Code, &'static str, Option<Duration>) {
+/// The table: the code of every [`store::Error`], and when a retry may help. The reason is the
+/// error's own.
+fn row_of(error: &store::Error) -> (Code, Option<Duration>) {
     use store::Error as E;
     match error {
-        E::EmptyKey { .. } => (Code::InvalidArgument, "EMPTY_KEY", NO),
-        E::KeyTooLong { .. } => (Code::InvalidArgument, "KEY_TOO_LONG", NO),
-        E::ValueTooLong { .. } => (Code::InvalidArgument, "VALUE_TOO_LONG", NO),
-        E::InvalidTenantName { .. } => (Code::InvalidArgument, "INVALID_TENANT_NAME", NO),
-        E::UnknownTenant { .. } => (Code::NotFound, "UNKNOWN_TENANT", NO),
-        E::TenantExists { .. } => (Code::AlreadyExists, "TENANT_EXISTS", NO),
-        E::InvalidContext { .. } => (Code::InvalidArgument, "INVALID_CONTEXT", NO),
-        E::InvalidTtl { .. } => (Code::InvalidArgument, "INVALID_TTL", NO),
-        E::TooManySiblings { .. } => (Code::FailedPrecondition, "TOO_MANY_SIBLINGS", NO),
-        E::RowTooLarge { .. } => (Code::FailedPrecondition, "ROW_TOO_LARGE", NO),
-        E::BatchTooLarge { .. } => (Code::InvalidArgument, "BATCH_TOO_LARGE", NO),
-        E::InvalidCursor { .. } => (Code::InvalidArgument, "INVALID_CURSOR", NO),
-        E::IdempotencyConflict { .. } => (Code::FailedPrecondition, "IDEMPOTENCY_CONFLICT", NO),
-        E::TokenExpired { .. } => (Code::FailedPrecondition, "IDEMPOTENCY_KEY_EXPIRED", NO),
-        E::InvalidArgument { .. } => (Code::InvalidArgument, "INVALID_ARGUMENT", NO),
-        E::Overloaded { .. } => (Code::ResourceExhausted, "OVERLOADED", SOON),
-        E::DiskFull { .. } => (Code::ResourceExhausted, "DISK_FULL", LATER),
-        E::ReadOnly { .. } => (Code::Unavailable, "READ_ONLY", NO),
-        E::BelowSafePoint { .. } => (Code::FailedPrecondition, "BELOW_SAFE_POINT", NO),
-        E::ClockUnsafe { .. } => (Code::Unavailable, "CLOCK_UNSAFE", LATER),
-        E::Corruption { .. } => (Code::DataLoss, "CORRUPTION", NO),
-        E::Engine(engine) => row_of_engine(engine),
-        E::Closed { .. } => (Code::Unavailable, "STOPPING", LATER),
+        E::EmptyKey
+        | E::KeyTooLong { .. }
+        | E::ValueTooLong { .. }
+        | E::ContentTypeTooLong { .. }
+        | E::InvalidIdempotencyKey { .. }
+        | E::InvalidTenantName { .. }
+        | E::InvalidContext { .. }
+        | E::InvalidTtl { .. }
+        | E::BatchTooLarge { .. }
+        | E::InvalidCursor { .. }
+        | E::InvalidArgument { .. } => (Code::InvalidArgument, NO),
+        E::UnknownTenant { .. } | E::UnknownTenantId { .. } => (Code::NotFound, NO),
+        E::TenantExists { .. } => (Code::AlreadyExists, NO),
+        E::TooManySiblings { .. }
+        | E::RowTooLarge { .. }
+        | E::TooManyTenants { .. }
+        | E::IdempotencyConflict
+        | E::TokenExpired { .. }
+        | E::BelowSafePoint
+        | E::FormatTooNew { .. }
+        | E::WrongCluster { .. } => (Code::FailedPrecondition, NO),
+        E::Overloaded { .. } => (Code::ResourceExhausted, SOON),
+        E::DiskFull { .. } => (Code::ResourceExhausted, LATER),
+        E::ReadOnly { .. } | E::Locked { .. } => (Code::Unavailable, NO),
+        E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => (Code::Unavailable, LATER),
+        E::Corruption { .. } => (Code::DataLoss, NO),
+        E::Engine(_) => (Code::Internal, NO),
+        // Why it is unknown says whether it may be tried again.
+        E::Unknown { source } => row_of(source),
     }
 }
 
-fn row_of_engine(error: &engine::Error) -> (Code, &'static str, Option<Duration>) {
-    use engine::Error as E;
+/// The figures of an error, for programs.
+fn figures_of(error: &store::Error) -> Vec<(&'static str, String)> {
+    use store::Error as E;
     match error {
-        E::Io { .. } => (Code::Internal, "IO", NO),
-        E::Corruption(_) => (Code::DataLoss, "CORRUPTION", NO),
-        E::Poisoned { .. } => (Code::Unavailable, "READ_ONLY", NO),
-        E::Locked { .. } => (Code::Unavailable, "LOCKED", NO),
-        E::FormatTooNew { .. } => (Code::FailedPrecondition, "FORMAT_TOO_NEW", NO),
-        E::OutOfBounds { .. } => (Code::InvalidArgument, "OUT_OF_BOUNDS", NO),
-        E::BelowSafePoint => (Code::FailedPrecondition, "BELOW_SAFE_POINT", NO),
-        E::Stalled { .. } => (Code::ResourceExhausted, "STALLED", LATER),
-        E::DiskFull { .. } => (Code::ResourceExhausted, "DISK_FULL", LATER),
-        E::Closed => (Code::Unavailable, "STOPPING", LATER),
-        E::Merge(_) => (Code::Internal, "INVALID_ROW", NO),
+        E::KeyTooLong { found, limit }
+        | E::ValueTooLong { found, limit }
+        | E::ContentTypeTooLong { found, limit }
+        | E::InvalidIdempotencyKey { found, limit }
+        | E::TooManyTenants { found, limit }
+        | E::InvalidTtl { found, limit }
+        | E::TooManySiblings { found, limit }
+        | E::RowTooLarge { found, limit }
+        | E::BatchTooLarge { found, limit, .. } => {
+            vec![("found", found.to_string()), ("limit", limit.to_string())]
+        }
+        E::Corruption { file, offset, .. } => {
+            vec![("file", file.display().to_string()), ("offset", offset.to_string())]
+        }
+        E::Unknown { source } => figures_of(source),
+        _ => Vec::new(),
     }
 }
 
 impl From<&store::Error> for Problem {
     fn from(error: &store::Error) -> Self {
-        use store::Error as E;
-        let (code, reason, retry_after) = row_of(error);
-        let mut problem = Self {
+        let (code, retry_after) = row_of(error);
+        Self {
             retry_after,
             outcome: Some(error.outcome()),
-            ..Self::new(code, reason, error.to_string())
-        };
-        match error {
-            E::KeyTooLong { found, limit, .. }
-            | E::ValueTooLong { found, limit, .. }
-            | E::TooManySiblings { found, limit, .. }
-            | E::RowTooLarge { found, limit, .. }
-            | E::BatchTooLarge { found, limit, .. } => {
-                problem = problem.with("found", found).with("limit", limit);
-            }
-            E::InvalidTtl { found, limit, .. } => {
-                problem = problem.with("found", found).with("limit", limit);
-            }
-            _ => {}
+            metadata: figures_of(error),
+            ..Self::new(code, error.reason(), error.to_string())
         }
-        problem
     }
 }
 

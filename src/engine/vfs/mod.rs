@@ -9,6 +9,13 @@
 //! 2. a name created, renamed or removed before a `sync_dir` of its directory that returned `Ok`
 //!    is there, renamed or gone;
 //! 3. everything else happened wholly, partly, in another order, or not at all.
+//!
+//! A directory is a name in its parent like any other: after creating one, sync the parent. The
+//! parent of a bare relative name is the empty path, which means the current directory.
+
+pub mod fault;
+pub mod mem;
+pub mod os;
 
 use std::fmt;
 use std::io;
@@ -43,7 +50,8 @@ pub trait Vfs: fmt::Debug + Send + Sync + 'static {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
-    /// The names of the files (not directories) in a directory, sorted.
+    /// The bare names (without the directory) of the files in a directory, not of the directories
+    /// in it, sorted.
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
 
     /// Whether a file or directory of this name exists.
@@ -121,3 +129,6 @@ impl fmt::Debug for Mapping {
         write!(f, "Mapping({} bytes)", self.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

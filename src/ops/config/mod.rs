@@ -19,7 +19,7 @@ pub use load::{Loaded, Origin, Source, load};
 pub use value::{List, LogFormat, Size, Value};
 
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
-use crate::rpc;
+use crate::{rpc, store};
 
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -315,6 +315,9 @@ impl Config {
         if let Err(error) = self.engine_options()?.validate() {
             return invalid(format!("[engine] {error}"));
         }
+        if let Err(error) = self.store_limits().validated() {
+            return invalid(format!("[limits] {error}"));
+        }
         let limits = &self.limits;
         let least = limits.value_bytes_max.0.saturating_add(limits.key_bytes_max.0) + (64 << 10);
         if limits.message_bytes_max.0 < least {
@@ -406,6 +409,23 @@ impl Config {
             compaction_threads: count(e.compaction_threads),
             ..EngineOptions::default()
         })
+    }
+
+    /// The store's limits.
+    pub fn store_limits(&self) -> store::Limits {
+        let l = &self.limits;
+        store::Limits {
+            key_bytes_max: count(l.key_bytes_max.0),
+            value_bytes_max: count(l.value_bytes_max.0),
+            siblings_max: count(l.siblings_max),
+            siblings_warn: count(l.siblings_warn),
+            row_bytes_max: count(l.row_bytes_max.0),
+            batch_items_max: count(l.batch_max),
+            ttl_ms_max: millis(l.ttl_max),
+            clock_skew_ms_max: millis(l.clock_skew_max),
+            token_window_ms: millis(l.idempotency_window),
+            ..store::Limits::default()
+        }
     }
 
     /// The services' options.

@@ -1,8 +1,10 @@
 //! The table of errors.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::*;
+use crate::engine;
 
 #[test]
 fn every_status_has_error_info_and_a_write_its_outcome() {
@@ -20,56 +22,118 @@ fn every_status_has_error_info_and_a_write_its_outcome() {
     assert!(!details.error_info().expect("always").metadata.contains_key("outcome"));
 }
 
+/// One error of every variant, with its code, reason and whether a retry may help.
+fn table() -> Vec<(store::Error, Code, &'static str, bool)> {
+    use Code::{FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable};
+    use store::Error as E;
+    let (found, limit) = (2, 1);
+    let text = || "x".to_owned();
+    vec![
+        (E::EmptyKey, InvalidArgument, "EMPTY_KEY", false),
+        (E::KeyTooLong { found, limit }, InvalidArgument, "KEY_TOO_LONG", false),
+        (E::ValueTooLong { found, limit }, InvalidArgument, "VALUE_TOO_LONG", false),
+        (E::ContentTypeTooLong { found, limit }, InvalidArgument, "CONTENT_TYPE_TOO_LONG", false),
+        (
+            E::InvalidIdempotencyKey { found, limit },
+            InvalidArgument,
+            "INVALID_IDEMPOTENCY_KEY",
+            false,
+        ),
+        (
+            E::InvalidTenantName { name: text(), why: text() },
+            InvalidArgument,
+            "INVALID_TENANT_NAME",
+            false,
+        ),
+        (E::UnknownTenant { name: text() }, NotFound, "UNKNOWN_TENANT", false),
+        (E::UnknownTenantId { id: 7 }, NotFound, "UNKNOWN_TENANT_ID", false),
+        (E::TenantExists { name: text() }, Code::AlreadyExists, "TENANT_EXISTS", false),
+        (E::TooManyTenants { found, limit }, FailedPrecondition, "TOO_MANY_TENANTS", false),
+        (E::InvalidContext { why: text() }, InvalidArgument, "INVALID_CONTEXT", false),
+        (E::InvalidTtl { found, limit }, InvalidArgument, "INVALID_TTL", false),
+        (E::TooManySiblings { found, limit }, FailedPrecondition, "TOO_MANY_SIBLINGS", false),
+        (E::RowTooLarge { found, limit }, FailedPrecondition, "ROW_TOO_LARGE", false),
+        (
+            E::BatchTooLarge { what: "items", found, limit },
+            InvalidArgument,
+            "BATCH_TOO_LARGE",
+            false,
+        ),
+        (E::InvalidCursor { why: text() }, InvalidArgument, "INVALID_CURSOR", false),
+        (E::IdempotencyConflict, FailedPrecondition, "IDEMPOTENCY_CONFLICT", false),
+        (E::TokenExpired { age_ms: 2, limit_ms: 1 }, FailedPrecondition, "TOKEN_EXPIRED", false),
+        (E::InvalidArgument { what: "w", why: text() }, InvalidArgument, "INVALID_ARGUMENT", false),
+        (E::Overloaded { waited_ms: 1 }, ResourceExhausted, "OVERLOADED", true),
+        (
+            E::DiskFull { path: "d".into(), available: 1, reserve: 2 },
+            ResourceExhausted,
+            "DISK_FULL",
+            true,
+        ),
+        (E::ReadOnly { cause: text() }, Unavailable, "READ_ONLY", false),
+        (E::BelowSafePoint, FailedPrecondition, "BELOW_SAFE_POINT", false),
+        (E::ClockUnsafe { skew_ms: 2, limit_ms: 1 }, Unavailable, "CLOCK_UNSAFE", true),
+        (E::NoRandomness { why: text() }, Unavailable, "NO_RANDOMNESS", true),
+        (
+            E::Corruption { file: "f".into(), offset: 7, what: text() },
+            Code::DataLoss,
+            "CORRUPTION",
+            false,
+        ),
+        (
+            E::FormatTooNew { file: "f".into(), found: 2, supported: 1 },
+            FailedPrecondition,
+            "FORMAT_TOO_NEW",
+            false,
+        ),
+        (E::Locked { path: "d".into() }, Unavailable, "LOCKED", false),
+        (
+            E::WrongCluster { file: "f".into(), expected: text(), found: text() },
+            FailedPrecondition,
+            "WRONG_CLUSTER",
+            false,
+        ),
+        (
+            E::Engine(Arc::new(engine::Error::Io {
+                operation: "read",
+                path: "f".into(),
+                source: std::io::ErrorKind::Other.into(),
+            })),
+            Code::Internal,
+            "ENGINE",
+            false,
+        ),
+        (E::Closed, Unavailable, "CLOSED", true),
+    ]
+}
+
 #[test]
-fn what_passes_by_itself_says_when_to_retry() {
-    for (error, passes) in [
-        (engine::Error::Stalled { waited_ms: 1 }, true),
-        (engine::Error::Closed, true),
-        (engine::Error::BelowSafePoint, false),
-        (engine::Error::Poisoned { cause: "EIO".into() }, false),
-    ] {
-        let status = Status::from(Problem::from(&store::Error::Engine(error)));
-        assert_eq!(status.get_error_details().retry_info().is_some(), passes, "{status:?}");
+fn every_error_has_its_row_and_doubt_changes_only_the_outcome() {
+    let mut reasons = HashSet::new();
+    for (error, code, reason, retry) in table() {
+        let problem = Problem::from(&error);
+        assert_eq!((problem.code, problem.reason), (code, reason));
+        assert_eq!(problem.retry_after.is_some(), retry, "{reason}");
+        assert_eq!(problem.outcome, Some(Outcome::NotApplied), "{reason}");
+        assert!(reasons.insert(reason), "{reason} stands twice");
+
+        let status = Status::from(Problem::from(&error));
+        let info = status.get_error_details().error_info().cloned().expect("always");
+        assert_eq!(info.reason, reason);
+        assert!(status.details().len() < 4096, "{reason}");
+
+        let doubt = Problem::from(&store::Error::unknown(error));
+        assert_eq!((doubt.code, doubt.reason), (code, reason));
+        assert_eq!(doubt.outcome, Some(Outcome::Unknown), "{reason}");
     }
 }
 
 #[test]
-fn engine_errors_have_their_codes() {
-    let io = || std::io::Error::other("x");
-    let rows = [
-        (
-            engine::Error::Io { operation: "read", path: "f".into(), source: io() },
-            Code::Internal,
-            "IO",
-        ),
-        (engine::Error::Poisoned { cause: String::new() }, Code::Unavailable, "READ_ONLY"),
-        (engine::Error::Locked { path: "d".into() }, Code::Unavailable, "LOCKED"),
-        (
-            engine::Error::FormatTooNew { file: "f".into(), found: 2, supported: 1 },
-            Code::FailedPrecondition,
-            "FORMAT_TOO_NEW",
-        ),
-        (
-            engine::Error::DiskFull { path: "d".into(), available: 1, reserve: 2 },
-            Code::ResourceExhausted,
-            "DISK_FULL",
-        ),
-        (
-            engine::Error::Corruption(engine::Corruption {
-                file: "f".into(),
-                offset: 7,
-                what: "w".into(),
-            }),
-            Code::DataLoss,
-            "CORRUPTION",
-        ),
-    ];
-    let mut reasons = HashSet::new();
-    for (error, code, reason) in rows {
-        let problem = Problem::from(&store::Error::Engine(error));
-        assert_eq!((problem.code, problem.reason), (code, reason));
-        assert!(reasons.insert(problem.reason));
-    }
+fn a_broken_limit_is_told_in_figures() {
+    let status =
+        Status::from(Problem::from(&store::Error::KeyTooLong { found: 5000, limit: 4096 }));
+    let metadata = status.get_error_details().error_info().cloned().expect("always").metadata;
+    assert_eq!((metadata["found"].as_str(), metadata["limit"].as_str()), ("5000", "4096"));
 }
 
 #[test]

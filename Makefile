@@ -1,0 +1,78 @@
+# PairDB. `make help` lists the targets; needs the Rust toolchain, a C compiler and make.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO    ?= cargo
+PAIRDB   := target/release/pairdb
+DATA_DIR ?= data/node
+LISTEN   ?= 127.0.0.1:8080
+PEER     ?= 127.0.0.1:7946
+ADMIN    ?= 127.0.0.1:9091
+RUNS     ?= 20
+SEED     ?=
+ARGS     ?=
+BUF      := target/buf/bin/buf
+BUF_VERSION := 1.75.0
+
+.PHONY: help run build test demo bench crash ci fmt fmt-check lint docs deny proto-lint
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the release binary
+	$(CARGO) build --release --locked --bin pairdb
+
+run: build ## Start a node on ./data/node (LISTEN=, ADMIN=, DATA_DIR= change it)
+	@mkdir -p $(DATA_DIR)
+	@echo
+	@echo "PairDB: clients $(LISTEN), admin http://$(ADMIN), data in $(DATA_DIR)"
+	@echo "In another terminal, type:"
+	@echo
+	@echo "    export PAIRDB_ENDPOINT=http://$(LISTEN)"
+	@echo "    $(PAIRDB) put greeting hello"
+	@echo "    $(PAIRDB) get greeting"
+	@echo "    $(PAIRDB) status"
+	@echo "    curl http://$(ADMIN)/health/ready"
+	@echo
+	@echo "Ctrl-C stops the node; its data stays."
+	@echo
+	@exec $(PAIRDB) serve --data-dir $(DATA_DIR) --listen $(LISTEN) --peer-listen $(PEER) \
+		--admin-listen $(ADMIN) $(ARGS)
+
+test: ## Run the tests
+	$(CARGO) test --locked
+
+demo: build ## Import 171,075 cities, make a conflict, kill the node, prove nothing is lost
+	@PAIRDB=$(PAIRDB) scripts/demo.sh
+
+bench: ## Run the benchmarks (ARGS= goes to them); see benches/README.md
+	$(CARGO) bench --locked --bench '*' -- $(ARGS)
+
+crash: ## Kill a real node RUNS=20 times and compare (SEED= repeats a run)
+	RUNS=$(RUNS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --locked --test crash -- --nocapture
+
+ci: fmt-check lint docs test ## All that must be green before a merge
+
+fmt: ## Format the sources
+	$(CARGO) fmt --all
+
+fmt-check:
+	$(CARGO) fmt --all --check
+
+lint: ## Clippy on all targets, warnings are errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs: ## Build the API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+deny: ## Check dependencies against deny.toml (needs cargo-deny)
+	$(CARGO) deny --locked check bans licenses sources
+
+proto-lint: $(BUF) ## Lint the protocol files (needs Python 3; fetches buf into target/)
+	$(BUF) lint proto
+	$(BUF) format --diff --exit-code proto
+
+$(BUF):
+	python3 -m venv target/buf
+	target/buf/bin/pip install --quiet --disable-pip-version-check buf-bin==$(BUF_VERSION)

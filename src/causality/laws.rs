@@ -1,0 +1,259 @@
+//! The laws of rows, checked against histories.
+//!
+//! Three replicas, three clients, messages that are lost, late and reordered, tokens that are
+//! retried elsewhere. Every replica keeps, beside its row, the set of writes whose effect is in
+//! it; that set knows by itself which writes are maximal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::codec::{decode, encode, join_bytes};
+use super::dot::Token;
+use super::write::{self, NewVersion, Outcome, mint_above};
+use super::{Actor, Context, Mode, Payload, Row};
+
+const REPLICAS: usize = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A client reads a set of replicas and keeps the context.
+    Read { client: usize, replicas: Vec<bool> },
+    /// A client writes through a replica; `delivered` says which others get the row.
+    Write { client: usize, replica: usize, blind: bool, token: bool, delivered: Vec<bool> },
+    /// A write with a token is sent again, perhaps through another replica.
+    Retry { which: usize, replica: usize, delivered: Vec<bool> },
+    /// One of the messages under way arrives; `again` keeps it under way.
+    Deliver { which: usize, again: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let set = || prop::collection::vec(any::<bool>(), REPLICAS);
+    prop_oneof![
+        3 => (0..3usize, set()).prop_map(|(client, replicas)| Step::Read { client, replicas }),
+        4 => (0..3usize, 0..REPLICAS, prop::bool::weighted(0.2), any::<bool>(), set()).prop_map(
+            |(client, replica, blind, token, delivered)| Step::Write {
+                client, replica, blind, token, delivered
+            }
+        ),
+        1 => (any::<usize>(), 0..REPLICAS, set()).prop_map(
+            |(which, replica, delivered)| Step::Retry { which, replica, delivered }
+        ),
+        3 => (any::<usize>(), any::<bool>()).prop_map(
+            |(which, again)| Step::Deliver { which, again }
+        ),
+    ]
+}
+
+type Seen = BTreeSet<u32>;
+
+#[derive(Clone)]
+struct Pending {
+    write: u32,
+    context: Context,
+    seen: Seen,
+}
+
+struct World {
+    mode: Mode,
+    rows: Vec<Vec<u8>>,
+    seen: Vec<Seen>,
+    clocks: Vec<u64>,
+    clients: Vec<(Context, Seen)>,
+    messages: Vec<(usize, Vec<u8>, Seen)>,
+    pending: Vec<Pending>,
+    /// What each write had seen when its client sent it.
+    past: BTreeMap<u32, Seen>,
+}
+
+fn bytes(row: &Row<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(row, &mut out);
+    out
+}
+
+fn joined(a: &[u8], b: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    join_bytes(a, b, &mut out).expect("rows of one mode");
+    out
+}
+
+impl World {
+    fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            rows: vec![bytes(&Row::empty(mode)); REPLICAS],
+            seen: vec![Seen::new(); REPLICAS],
+            clocks: vec![0; REPLICAS],
+            clients: vec![Default::default(); 3],
+            messages: Vec::new(),
+            pending: Vec::new(),
+            past: BTreeMap::new(),
+        }
+    }
+
+    fn run(&mut self, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Read { client, replicas } => self.read(client, &replicas),
+                Step::Write { client, replica, blind, token, delivered } => {
+                    let (context, seen) = match blind {
+                        true => Default::default(),
+                        false => self.clients[client].clone(),
+                    };
+                    let write = self.past.len() as u32;
+                    self.past.insert(write, seen.clone());
+                    let pending = Pending { write, context, seen };
+                    if token {
+                        self.pending.push(pending.clone());
+                    }
+                    self.write(replica, &pending, token, &delivered);
+                }
+                Step::Retry { which, replica, delivered } => {
+                    if !self.pending.is_empty() {
+                        let pending = self.pending[which % self.pending.len()].clone();
+                        self.write(replica, &pending, true, &delivered);
+                    }
+                }
+                Step::Deliver { which, again } => {
+                    if !self.messages.is_empty() {
+                        let which = which % self.messages.len();
+                        let (to, row, seen) = match again {
+                            true => self.messages[which].clone(),
+                            false => self.messages.swap_remove(which),
+                        };
+                        self.rows[to] = joined(&self.rows[to], &row);
+                        self.seen[to].extend(seen);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, client: usize, replicas: &[bool]) {
+        let mut row = bytes(&Row::empty(self.mode));
+        let mut seen = Seen::new();
+        for replica in (0..REPLICAS).filter(|&replica| replicas[replica]) {
+            row = joined(&row, &self.rows[replica]);
+            seen.extend(&self.seen[replica]);
+        }
+        self.clients[client] = (Context::of(&decode(&row).expect("own bytes")), seen);
+    }
+
+    fn write(&mut self, replica: usize, what: &Pending, token: bool, delivered: &[bool]) {
+        let before = self.rows[replica].clone();
+        let row = decode(&before).expect("own bytes");
+        let time = self.clocks[replica].max(mint_above(&row, &what.context)) + 1;
+        let value = what.write.to_be_bytes();
+        let new = NewVersion {
+            payload: Payload::Value { value: &value, content_type: "" },
+            expires_at_ms: 0,
+            token: token.then(|| Token::new(what.write.into())),
+        };
+        let actor = Actor::new(replica as u64);
+        let Outcome::Written(after) = write::write(&row, &what.context, actor, time, new) else {
+            return;
+        };
+        self.clocks[replica] = time;
+        let after = bytes(&after);
+        assert_eq!(joined(&before, &after), after, "join(S, write(S)) == write(S)");
+        self.seen[replica].extend(&what.seen);
+        self.seen[replica].insert(what.write);
+        for other in (0..REPLICAS).filter(|&other| other != replica && delivered[other]) {
+            self.messages.push((other, after.clone(), self.seen[replica].clone()));
+        }
+        self.rows[replica] = after;
+    }
+
+    /// The writes of a set that no other write in it had seen.
+    fn maximal(&self, seen: &Seen) -> Vec<u32> {
+        let replaced: Seen = seen.iter().flat_map(|write| &self.past[write]).copied().collect();
+        seen.difference(&replaced).copied().collect()
+    }
+}
+
+fn writes_of(row: &[u8]) -> Vec<u32> {
+    let row = decode(row).expect("own bytes");
+    let value = |payload| match payload {
+        Payload::Value { value, .. } => u32::from_be_bytes(value.try_into().expect("four bytes")),
+        other => panic!("nothing was deleted, yet {other:?}"),
+    };
+    let mut writes: Vec<u32> = row.live().iter().map(|(_, v)| value(v.payload())).collect();
+    writes.sort_unstable();
+    writes
+}
+
+fn check_lattice(rows: &[Vec<u8>]) {
+    let [x, y, z] = rows else { panic!("three replicas") };
+    assert_eq!(joined(x, x), *x, "idempotent");
+    assert_eq!(joined(x, y), joined(y, x), "commutative");
+    assert_eq!(joined(&joined(x, y), z), joined(x, &joined(y, z)), "associative");
+    assert_eq!(joined(&joined(x, y), y), joined(x, y), "absorbing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+    /// No write is lost, none comes back, a retried token is one write: at every replica and in
+    /// their join the siblings are the maximal elements of what was seen there.
+    #[test]
+    fn siblings_are_the_maximal_elements_of_the_history(
+        steps in prop::collection::vec(step(), 1..30),
+    ) {
+        let mut world = World::new(Mode::Siblings);
+        world.run(steps);
+        check_lattice(&world.rows);
+        let all = world.rows.iter().skip(1).fold(world.rows[0].clone(), |a, b| joined(&a, b));
+        let seen: Seen = world.seen.iter().flatten().copied().collect();
+        prop_assert_eq!(writes_of(&all), world.maximal(&seen));
+    }
+
+    /// Without tokens the same holds at each replica alone. (With them a replica may hold, until
+    /// the next exchange, a version that a token it has not met yet has replaced: contexts name
+    /// live tokens only.)
+    #[test]
+    fn each_replica_holds_the_maximal_elements_of_what_it_has_seen(
+        mut steps in prop::collection::vec(step(), 1..30),
+    ) {
+        for step in &mut steps {
+            if let Step::Write { token, .. } = step {
+                *token = false;
+            }
+        }
+        let mut world = World::new(Mode::Siblings);
+        world.run(steps);
+        for (row, seen) in world.rows.iter().zip(&world.seen) {
+            prop_assert_eq!(writes_of(row), world.maximal(seen));
+        }
+    }
+
+    /// A last-write-wins row holds one version, and it is one that nobody who wrote had seen
+    /// before: clocks decide only between truly concurrent writes.
+    #[test]
+    fn a_last_write_never_loses_to_what_its_client_had_seen(
+        steps in prop::collection::vec(step(), 1..30),
+    ) {
+        let mut world = World::new(Mode::LastWriteWins);
+        world.run(steps.into_iter().filter(|s| !matches!(s, Step::Retry { .. })).collect());
+        check_lattice(&world.rows);
+        for (row, seen) in world.rows.iter().zip(&world.seen) {
+            let live = writes_of(row);
+            prop_assert_eq!(live.len(), usize::from(!seen.is_empty()));
+            let maximal = world.maximal(seen);
+            prop_assert!(live.iter().all(|write| maximal.contains(write)));
+        }
+    }
+
+    /// With retries of tokens the laws hold as well, and nothing is ever left without a version.
+    #[test]
+    fn last_write_wins_is_a_lattice_with_retried_tokens(
+        steps in prop::collection::vec(step(), 1..30),
+    ) {
+        let mut world = World::new(Mode::LastWriteWins);
+        world.run(steps);
+        check_lattice(&world.rows);
+        for (row, seen) in world.rows.iter().zip(&world.seen) {
+            prop_assert_eq!(writes_of(row).len(), usize::from(!seen.is_empty()));
+        }
+    }
+}

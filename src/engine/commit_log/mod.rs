@@ -1,0 +1,73 @@
+//! The commit log: what was written before it is in a table.
+//!
+//! Writers append to a buffer under a short mutex and then ask for what they need: written (it
+//! survives `kill -9`), durable (it survives power loss), or a call once it is durable. One thread
+//! writes or syncs for all that wait, while the next group collects. The same mutex guards the
+//! engine's state that may change only at an exact position of the log ([`CommitLog::lock`]).
+//!
+//! It does not know what a row is, has no threads and keeps no time: the engine decides when to
+//! sync, flush, retire segments and prepare spare ones.
+//!
+//! Invariants:
+//! 1. an append is in one frame, so a recovery finds all of it or nothing;
+//! 2. `durable_upto` passes a position only after every segment up to it was synced;
+//! 3. any failed write or sync poisons the log; nothing is tried again;
+//! 4. a segment number is used once; frames of another number are no frames, so files can be reused
+//!    without erasing them;
+//! 5. a recovered segment is never appended to.
+//!
+//! # Format
+//!
+//! Files `NNNNNNNNNN.log` of a fixed size, little-endian, version 1. `NNNNNNNNNN.spare` files wait
+//! to be renamed to the next segment; what they hold means nothing.
+//!
+//! A position is `segment number << 32 | offset`. Segment header, at offset 0:
+//!
+//! | offset | bytes | what |
+//! |--:|--:|---|
+//! | 0 | 8 | magic `PAIRDLOG` |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 4 | segment number, as in the file name |
+//! | 16 | 8 | position where the log ended in the segment before; 0 in a log's first segment |
+//! | 24 | 4 | CRC-32 (IEEE) of bytes 0 to 23 |
+//! | 28 | 4 | zero |
+//!
+//! Then frames, each at a multiple of 8:
+//!
+//! | offset | bytes | what |
+//! |--:|--:|---|
+//! | 0 | 4 | CRC-32 (IEEE) of the rest of the frame, padding included |
+//! | 4 | 4 | bytes of the records (n), at least 6 |
+//! | 8 | 4 | segment number |
+//! | 12 | 4 | offset of this frame in the segment |
+//! | 16 | 8 | `durable_upto`: the log was synced up to this position, at most this frame's |
+//! | 24 | n | records |
+//! | 24 + n | 0-7 | zeros up to a multiple of 8 |
+//!
+//! Record:
+//!
+//! | offset | bytes | what |
+//! |--:|--:|---|
+//! | 0 | 2 | bytes of the key (k) |
+//! | 2 | 4 | bytes of the row (r) |
+//! | 6 | k | key |
+//! | 6 + k | r | row |
+//!
+//! A segment may end anywhere: zeros or frames of an older number follow, and the next segment's
+//! header says that it ended there. Numbers may have gaps.
+
+mod allocation;
+mod frame;
+mod group;
+mod progress;
+mod reader;
+mod segment;
+mod writer;
+
+pub use progress::OnDurable;
+pub use reader::{Apply, Recovered, recover};
+pub use segment::{next_segment_number, remove_segments};
+pub use writer::{CommitLog, LogGuard, LogOptions, LogStats};
+
+#[cfg(test)]
+mod tests;

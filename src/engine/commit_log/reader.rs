@@ -1,0 +1,228 @@
+//! Recovery: finds where the log ends and replays it up to there.
+//!
+//! The log ends at the first position that holds no whole frame and from which no later segment
+//! goes on. A segment goes on from there if its header names no later end of the one before: a
+//! later end means that frames in between are missing, an earlier one (zero) that the segment began
+//! a new log after a recovery that ended here too.
+//!
+//! Whether the end is the torn tail of a crash or damage is told by what lies beyond: a frame there
+//! whose `durable_upto` is greater proves that the missing bytes had been synced. Nothing is
+//! changed on disk, so a second recovery finds the same.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{frame, segment};
+use crate::engine::Position;
+use crate::engine::error::{Error, Result};
+use crate::engine::vfs::{File, Vfs};
+
+/// What a recovery found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Where the valid log ends.
+    pub end: Position,
+    /// Highest number of a segment in the directory; 0 if there is none.
+    pub last_segment_number: u32,
+    /// File and offset from which on bytes of the log were found that are not replayed.
+    pub cut: Option<(PathBuf, u64)>,
+    /// Records replayed.
+    pub records: u64,
+    /// Bytes of the frames they stood in.
+    pub bytes: u64,
+}
+
+/// Takes a replayed record: key, row.
+pub type Apply<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
+
+/// Replays the log in `directory` from exactly `from` (a position that
+/// [`LogGuard::close_frame`](super::LogGuard::close_frame) returned, or zero) in the order it was
+/// appended. `from` may lie beyond the end, and its segment may be gone: then nothing is older.
+///
+/// Afterwards the caller flushes what was replayed, and says so in its manifest, before it begins a
+/// new log and removes the old segments.
+///
+/// # Errors
+/// `Corruption` when bytes that were durable are not there, unless `accept_corruption`, which makes
+/// that the end of the log; `FormatTooNew`; `Io`; and what `apply` returns.
+pub fn recover<'a>(
+    vfs: &dyn Vfs,
+    directory: &Path,
+    from: Position,
+    accept_corruption: bool,
+    apply: &'a mut Apply<'a>,
+) -> Result<Recovered> {
+    let mut numbers = segment::list_logs(vfs, directory)?;
+    let last_segment_number = numbers.last().copied().unwrap_or(0);
+    numbers.retain(|number| *number >= from.segment());
+
+    let mut replay = Replay { position: from, records: 0, bytes: 0, malformed: false, apply };
+    for number in &numbers {
+        let mut segment = SegmentReader::open(vfs, directory, *number)?;
+        if segment.continues(replay.position)? && !replay.malformed {
+            replay.segment(&mut segment)?;
+        }
+    }
+    let Replay { position: end, records, bytes, malformed, .. } = replay;
+    let later = Later::scan(vfs, directory, &numbers, end)?;
+    let path = segment::log_path(directory, end.segment());
+    if !accept_corruption && (malformed || later.durable_upto > end) {
+        let what = match malformed {
+            true => "a frame with a valid checksum does not divide into records".to_owned(),
+            false => format!(
+                "no whole frame, but a later one says that the log was durable up to {}",
+                later.durable_upto
+            ),
+        };
+        return Err(Error::corrupt(&path, end.offset().into(), what));
+    }
+    let cut = later.is_log.then_some((path, end.offset().into()));
+    Ok(Recovered { end, last_segment_number, cut, records, bytes })
+}
+
+/// The state of a replay between segments.
+struct Replay<'a> {
+    position: Position,
+    records: u64,
+    bytes: u64,
+    malformed: bool,
+    apply: &'a mut Apply<'a>,
+}
+
+impl Replay<'_> {
+    /// Replays the frames of a segment up to the first that is none.
+    fn segment(&mut self, segment: &mut SegmentReader) -> Result<()> {
+        let start = Position::new(segment.number, segment::HEADER_BYTES as u32);
+        self.position = self.position.max(start);
+        while let Some((header, body)) = segment.frame(self.position)? {
+            self.malformed = frame::records(body).any(|record| record.is_err());
+            if self.malformed {
+                break;
+            }
+            for (key, row) in frame::records(body).flatten() {
+                (self.apply)(key, row)?;
+                self.records += 1;
+            }
+            self.bytes += header.frame_bytes() as u64;
+            let offset = self.position.offset() + header.frame_bytes() as u32;
+            self.position = Position::new(segment.number, offset);
+        }
+        Ok(())
+    }
+}
+
+/// What lies beyond the end of the log.
+#[derive(Default)]
+struct Later {
+    /// Bytes of the log, whole frames or not.
+    is_log: bool,
+    /// The greatest that a whole frame names.
+    durable_upto: Position,
+}
+
+impl Later {
+    fn scan(vfs: &dyn Vfs, directory: &Path, numbers: &[u32], end: Position) -> Result<Self> {
+        let mut later = Self::default();
+        for number in numbers.iter().filter(|number| **number >= end.segment()) {
+            let mut segment = SegmentReader::open(vfs, directory, *number)?;
+            let has_header = segment.header()?.is_some();
+            let start = match *number == end.segment() {
+                true => end.offset(),
+                false => {
+                    later.is_log |= has_header;
+                    0
+                }
+            };
+            later.scan_segment(&mut segment, start)?;
+        }
+        Ok(later)
+    }
+
+    fn scan_segment(&mut self, segment: &mut SegmentReader, start: u32) -> Result<()> {
+        let mut offset = (start as usize).next_multiple_of(frame::ALIGN);
+        while (offset as u64) < segment.len {
+            let position = Position::new(segment.number, offset as u32);
+            offset += frame::ALIGN;
+            if segment.frame_header(position)?.is_none() {
+                continue;
+            }
+            self.is_log = true;
+            if let Some((header, _)) = segment.frame(position)? {
+                self.durable_upto = self.durable_upto.max(header.durable_upto);
+                offset += header.frame_bytes() - frame::ALIGN;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a segment through a window, so that memory is bounded by the largest frame.
+struct SegmentReader {
+    path: PathBuf,
+    number: u32,
+    file: Arc<dyn File>,
+    len: u64,
+    window: Vec<u8>,
+    window_start: u64,
+}
+
+impl SegmentReader {
+    const WINDOW_BYTES: usize = 1 << 20;
+
+    fn open(vfs: &dyn Vfs, directory: &Path, number: u32) -> Result<Self> {
+        let path = segment::log_path(directory, number);
+        let file = vfs.open(&path).map_err(Error::io("open", &path))?;
+        let len = file.len().map_err(Error::io("read the length of", &path))?;
+        Ok(Self { path, number, file, len, window: Vec::new(), window_start: 0 })
+    }
+
+    /// The segment's header, if it is this segment's.
+    fn header(&mut self) -> Result<Option<segment::Header>> {
+        let Some(bytes) = self.array(0)? else { return Ok(None) };
+        let header = segment::Header::decode(&bytes, &self.path)?;
+        Ok(header.filter(|header| header.number == self.number))
+    }
+
+    /// Whether the log that reached `end` goes on in this segment.
+    fn continues(&mut self, end: Position) -> Result<bool> {
+        let header = self.header()?;
+        Ok(header.is_some_and(|header| self.number == end.segment() || header.previous_end <= end))
+    }
+
+    /// What looks like the header of a frame; its checksum may still be wrong.
+    fn frame_header(&mut self, position: Position) -> Result<Option<frame::Header>> {
+        let len = self.len;
+        let bytes = self.array(position.offset().into())?;
+        Ok(bytes.and_then(|bytes| frame::Header::parse(&bytes, position, len)))
+    }
+
+    /// The whole frame at `position`: its header and its body.
+    fn frame(&mut self, position: Position) -> Result<Option<(frame::Header, &[u8])>> {
+        let Some(header) = self.frame_header(position)? else { return Ok(None) };
+        let body = frame::HEADER_BYTES..frame::HEADER_BYTES + header.body_bytes as usize;
+        let bytes = self.bytes(position.offset().into(), header.frame_bytes())?;
+        Ok(bytes.filter(|bytes| frame::verify(bytes)).map(|bytes| (header, &bytes[body])))
+    }
+
+    fn array<const N: usize>(&mut self, offset: u64) -> Result<Option<[u8; N]>> {
+        Ok(self.bytes(offset, N)?.and_then(|bytes| bytes.try_into().ok()))
+    }
+
+    /// `len` bytes at `offset`; `None` if the file ends before.
+    fn bytes(&mut self, offset: u64, len: usize) -> Result<Option<&[u8]>> {
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.len) {
+            return Ok(None);
+        }
+        let window_end = self.window_start + self.window.len() as u64;
+        if offset < self.window_start || offset + len as u64 > window_end {
+            let wanted = len.max(Self::WINDOW_BYTES).min((self.len - offset) as usize);
+            self.window.resize(wanted, 0);
+            let read = self.file.read_at(offset, &mut self.window);
+            let read = read.map_err(Error::io("read", &self.path))?;
+            self.window.truncate(read);
+            self.window_start = offset;
+        }
+        let start = (offset - self.window_start) as usize;
+        Ok(self.window.get(start..start + len))
+    }
+}

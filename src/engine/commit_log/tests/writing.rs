@@ -1,0 +1,357 @@
+//! Appending: positions, bounds, group commit, rotation, recycling, poison.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::engine::Error;
+use crate::engine::commit_log::{next_segment_number, remove_segments};
+use crate::engine::vfs::fault::{Effect, Fault, FaultVfs, Operation};
+use crate::engine::vfs::os::OsVfs;
+
+fn names(vfs: &dyn Vfs) -> Vec<PathBuf> {
+    vfs.list(directory()).unwrap()
+}
+
+/// Written, durable and called back are three different things, and positions tell them apart.
+#[test]
+fn positions_tell_appended_written_and_durable_apart() {
+    let vfs = disk();
+    let log = create(&vfs, SMALL, 1).unwrap();
+    let first = append(&log, 0).unwrap();
+    let second = append(&log, 1).unwrap();
+    assert!(first < second && log.appended_upto() == second);
+    assert_eq!(log.written_upto(), Position::ZERO);
+    assert_eq!(replay(&vfs, Position::ZERO, false).unwrap().0, numbers(0), "still in the buffer");
+
+    log.write_out(first).unwrap();
+    assert!(
+        log.written_upto() >= second && log.durable_upto() < first,
+        "whatever waits goes along"
+    );
+    assert_eq!(replay(&vfs.crash_clone_kill(), Position::ZERO, false).unwrap().0, numbers(2));
+
+    let called = Arc::new(Mutex::new(Vec::new()));
+    for (name, upto) in [(2, second), (1, first)] {
+        let called = Arc::clone(&called);
+        log.on_durable(upto, Box::new(move |result| called.lock().push((name, result.is_ok()))));
+    }
+    assert!(called.lock().is_empty());
+    log.sync(second).unwrap();
+    assert_eq!(*called.lock(), [(1, true), (2, true)], "in the order of the log");
+    let late = Arc::clone(&called);
+    log.on_durable(first, Box::new(move |_| late.lock().clear()));
+    assert!(called.lock().is_empty(), "already durable: at once");
+    for seed in 0..20 {
+        assert_eq!(replay(&vfs.crash_clone(seed), Position::ZERO, false).unwrap().0, numbers(2));
+    }
+    let stats = log.stats();
+    assert_eq!((stats.records, stats.frames, stats.syncs, stats.segments), (2, 1, 1, 1));
+    assert!(matches!(log.sync(Position::new(9, 9)), Err(Error::OutOfBounds { .. })));
+}
+
+/// The engine seals a memtable at a frame's border: recovery from there replays what follows only.
+#[test]
+fn recovery_begins_exactly_at_a_closed_frame() {
+    let vfs = disk();
+    let log = CommitLog::create(Arc::new(vfs.clone()), directory(), SMALL, 1, 7_u32).unwrap();
+    for index in 0..2 {
+        append(&log, index).unwrap();
+    }
+    let mut guard = log.lock();
+    let border = guard.close_frame();
+    assert_eq!(guard.close_frame(), border, "nothing to close");
+    *guard += 1;
+    assert_eq!(*guard, 8, "the state is the guard's");
+    drop(guard);
+    let end = append(&log, 2).unwrap();
+    log.write_out(end).unwrap();
+    let (found, recovered) = replay(&vfs, border, false).unwrap();
+    assert_eq!((found, recovered.records), (vec![2], 1));
+    assert_eq!(recovered.end, log.written_upto());
+    assert_eq!(replay(&vfs, recovered.end, false).unwrap().0, numbers(0));
+    assert_eq!(
+        replay(&vfs, Position::new(1, 4000), false).unwrap().0,
+        numbers(0),
+        "beyond the end"
+    );
+}
+
+/// What cannot be recovered is refused before anything is changed.
+#[test]
+fn what_does_not_fit_is_refused_up_front() {
+    let vfs = disk();
+    let log = create(&vfs, SMALL, 1).unwrap();
+    let max = log.append_bytes_max() - 6 - 1;
+    let mut guard = log.lock();
+    let whole = guard.append(&[(b"k", &vec![1; max])]).unwrap();
+    assert_eq!(whole, Position::new(1, 4096), "exactly a segment");
+    let too_long = guard.append(&[(b"k", &vec![1; max + 1])]);
+    assert!(matches!(too_long, Err(Error::OutOfBounds { found: 4041, limit: 4040, .. })));
+    let long_key = guard.append(&[(&vec![1; 1 << 16], b"")]);
+    assert!(matches!(long_key, Err(Error::OutOfBounds { what: "key bytes", .. })));
+    assert_eq!(guard.append(&[]).unwrap(), whole);
+    let next = guard.append(&[(b"k", b"")]).unwrap();
+    assert_eq!(next, Position::new(2, 32 + 24 + 7), "not a byte more in segment 1");
+    drop(guard);
+    assert_eq!(log.appended_upto(), next);
+    log.sync(next).unwrap();
+    let mut records = 0;
+    recover(&vfs, directory(), Position::ZERO, false, &mut |_, _| {
+        records += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(records, 2);
+    assert!(matches!(create(&vfs, SMALL, 1), Err(Error::OutOfBounds { .. })), "segment 1 is there");
+}
+
+/// The buffer is bounded: who finds it full writes it out before appending.
+#[test]
+fn a_full_buffer_is_written_out_by_who_wants_to_append() {
+    let log = create(&disk(), SMALL, 1).unwrap();
+    for index in 0..60 {
+        append(&log, index).unwrap();
+        let waiting = log.stats().records.abs_diff(index + 1);
+        assert!(waiting <= 30, "{waiting} records wait");
+    }
+    assert!(log.stats().records >= 30);
+}
+
+/// Many threads, some of which ask for durability, over many segments: every record exactly once,
+/// each thread's in its order, and each sync that returned kept its promise.
+fn many_threads(vfs: Arc<dyn Vfs>, directory: &Path, power_loss: impl Fn() -> Arc<dyn Vfs> + Sync) {
+    const THREADS: u64 = 8;
+    const EACH: u64 = 150;
+    let log = CommitLog::create(vfs, directory, SMALL, 1, ()).unwrap();
+    let called = AtomicU64::new(0);
+    let called_back = Arc::new(called);
+    let recovered = |vfs: Arc<dyn Vfs>| {
+        let mut found = Vec::new();
+        recover(&*vfs, directory, Position::ZERO, false, &mut |key, bytes| {
+            let index = u64::from_be_bytes(key.try_into().unwrap());
+            assert_eq!(bytes, row(index));
+            found.push((index / 1000, index % 1000));
+            Ok(())
+        })
+        .unwrap();
+        found
+    };
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (log, called_back) = (&log, Arc::clone(&called_back));
+            let (power_loss, recovered) = (&power_loss, &recovered);
+            scope.spawn(move || {
+                for index in 0..EACH {
+                    let end = append(log, thread * 1000 + index).unwrap();
+                    let called_back = Arc::clone(&called_back);
+                    let done = move |result: Result<()>| {
+                        result.unwrap();
+                        called_back.fetch_add(1, Ordering::Relaxed);
+                    };
+                    log.on_durable(end, Box::new(done));
+                    match index % 3 {
+                        0 => log.write_out(end).unwrap(),
+                        1 => log.sync(end).unwrap(),
+                        _ => {}
+                    }
+                    if index % 50 == 49 {
+                        log.sync(end).unwrap();
+                        assert!(recovered(power_loss()).contains(&(thread, index)));
+                    }
+                }
+            });
+        }
+    });
+    log.sync(log.appended_upto()).unwrap();
+    assert_eq!(called_back.load(Ordering::Relaxed), THREADS * EACH);
+    let found = recovered(power_loss());
+    for thread in 0..THREADS {
+        let of_thread = found.iter().filter(|(of, _)| *of == thread).map(|(_, index)| *index);
+        assert!(of_thread.eq(0..EACH), "each once, in order");
+    }
+    let stats = log.stats();
+    assert!(found.len() as u64 == stats.records && stats.segments > 10);
+    assert!(stats.frames < stats.records, "groups were shared");
+}
+
+#[test]
+fn threads_share_groups_in_memory() {
+    let vfs = disk();
+    many_threads(Arc::new(vfs.clone()), directory(), || Arc::new(vfs.crash_clone(1)));
+}
+
+#[test]
+fn threads_share_groups_on_real_files() {
+    let directory = tempfile::tempdir().unwrap();
+    many_threads(Arc::new(OsVfs), directory.path(), || Arc::new(OsVfs));
+}
+
+/// A log runs through many segments on the same few files; stale frames never come back.
+#[test]
+fn flushed_segments_are_recycled() {
+    let vfs = disk();
+    let log = create(&vfs, SMALL, 1).unwrap();
+    let (mut flushed, mut flushed_records) = (Position::ZERO, 0);
+    for index in 0..300 {
+        let end = append(&log, index).unwrap();
+        log.sync(end).unwrap();
+        if index % 20 == 19 {
+            (flushed, flushed_records) = (log.lock().close_frame(), index + 1);
+            log.retire(flushed).unwrap();
+        }
+        let (found, recovered) = replay(&vfs, flushed, false).unwrap();
+        assert!(found.into_iter().eq(flushed_records..=index));
+        assert_eq!(recovered.cut, None, "stale frames are not taken for the log");
+        assert!(names(&vfs).len() <= 6, "{:?}", names(&vfs));
+        for name in names(&vfs) {
+            assert_eq!(vfs.open(&directory().join(name)).unwrap().len().unwrap(), 4096);
+        }
+    }
+    let stats = log.stats();
+    assert!(stats.segments > 10 && stats.segments_from_spares > stats.segments / 2, "{stats:?}");
+}
+
+/// A flush overtakes the log: its position lies in a segment that no byte has reached. The segment
+/// being written is not taken away.
+#[test]
+fn a_flush_may_overtake_the_log() {
+    let vfs = disk();
+    let options = LogOptions { group_bytes_max: 1 << 20, ..SMALL };
+    let log = create(&vfs, options, 1).unwrap();
+    let mut index = 0;
+    while log.appended_upto().segment() == 1 {
+        append(&log, index).unwrap();
+        index += 1;
+    }
+    let flushed = log.lock().close_frame();
+    log.retire(flushed).unwrap();
+    assert_eq!(names(&vfs), ["0000000001.log"].map(PathBuf::from));
+    assert_eq!(replay(&vfs, flushed, false).unwrap().0, numbers(0));
+    let end = append(&log, index).unwrap();
+    log.sync(end).unwrap();
+    assert_eq!(replay(&vfs.crash_clone(0), flushed, false).unwrap().0, [index]);
+}
+
+/// Spares are made ahead, survive a restart, and no number is ever used twice.
+#[test]
+fn spares_are_prepared_adopted_and_counted() {
+    let vfs = disk();
+    let log = create(&vfs, SMALL, 1).unwrap();
+    assert!(log.prepare_spare().unwrap());
+    assert!(!log.prepare_spare().unwrap(), "one is enough");
+    assert_eq!(names(&vfs), ["0000000001.log", "0000000002.spare"].map(PathBuf::from));
+    while log.stats().segments < 2 {
+        let end = append(&log, 4).unwrap();
+        log.write_out(end).unwrap();
+    }
+    assert_eq!(names(&vfs), ["0000000001.log", "0000000003.log"].map(PathBuf::from));
+    assert!(log.prepare_spare().unwrap());
+    drop(log);
+
+    let next = next_segment_number(&vfs, directory(), [Position::ZERO]).unwrap();
+    assert_eq!(next, 5, "above the spare too");
+    let named = Position::new(8, 100);
+    assert_eq!(next_segment_number(&vfs, directory(), [named]).unwrap(), 9, "and the manifest");
+    let log = create(&vfs, SMALL, 9).unwrap();
+    remove_segments(&vfs, directory(), 9).unwrap();
+    assert_eq!(names(&vfs), ["0000000009.log"].map(PathBuf::from), "made from the spare");
+    assert_eq!(log.stats().segments_from_spares, 1);
+}
+
+/// A sync fails: its caller gets the error, everyone after it `Poisoned`, and nobody syncs again.
+#[test]
+fn a_failed_sync_poisons_and_is_not_repeated() {
+    let vfs = FaultVfs::new(Arc::new(disk()));
+    let log = create(&vfs, LogOptions { sync_mode: SyncMode::Os, ..SMALL }, 1).unwrap();
+    let syncs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&syncs);
+    vfs.on_call(move |_, call| {
+        counted.fetch_add(u64::from(call.operation == Operation::SyncData), Ordering::Relaxed);
+    });
+    let durable = append(&log, 0).unwrap();
+    log.sync(durable).unwrap();
+    vfs.inject(Fault { operation: Some(Operation::SyncData), ..Fault::default() });
+    let end = append(&log, 1).unwrap();
+    let told = Arc::new(Mutex::new(None));
+    let teller = Arc::clone(&told);
+    log.on_durable(end, Box::new(move |result| *teller.lock() = Some(result)));
+    assert!(matches!(log.sync(end), Err(Error::Io { operation: "sync", .. })));
+    assert!(matches!(told.lock().take(), Some(Err(Error::Poisoned { .. }))));
+    assert!(matches!(log.sync(end), Err(Error::Poisoned { .. })));
+    assert!(matches!(append(&log, 2), Err(Error::Poisoned { .. })));
+    log.sync(durable).unwrap();
+    let teller = Arc::clone(&told);
+    log.on_durable(end, Box::new(move |result| *teller.lock() = Some(result)));
+    assert!(matches!(told.lock().take(), Some(Err(Error::Poisoned { .. }))));
+    assert_eq!(syncs.load(Ordering::Relaxed), 2, "never again");
+    assert!(log.poisoned().unwrap().contains("cannot sync /log/0000000001.log"));
+    assert_eq!(log.durable_upto(), durable.max(log.durable_upto()));
+}
+
+/// A write stops half way: later bytes must not follow the gap.
+#[test]
+fn a_short_write_poisons_and_leaves_a_torn_tail() {
+    let mem = disk();
+    let vfs = FaultVfs::new(Arc::new(mem.clone()));
+    let log = create(&vfs, SMALL, 1).unwrap();
+    let end = append(&log, 0).unwrap();
+    log.sync(end).unwrap();
+    let effect = Effect::ShortWrite(40, ErrorKind::StorageFull);
+    vfs.inject(Fault { operation: Some(Operation::WriteAt), effect, ..Fault::default() });
+    let end = append(&log, 1).unwrap();
+    assert!(matches!(log.write_out(end), Err(Error::Io { operation: "write", .. })));
+    assert!(matches!(log.write_out(end), Err(Error::Poisoned { .. })));
+    assert!(matches!(log.sync(end), Err(Error::Poisoned { .. })));
+    assert!(matches!(log.lock().append(&[(b"k", b"v")]), Err(Error::Poisoned { .. })));
+    let (found, recovered) = replay(&mem, Position::ZERO, false).unwrap();
+    assert_eq!(found, numbers(1));
+    assert!(recovered.cut.is_some_and(|(path, _)| path.ends_with("0000000001.log")));
+}
+
+/// Threads wait for a sync that fails: all of them learn it, and no promise given is broken.
+#[test]
+fn waiters_of_a_failed_sync_all_learn_it() {
+    for skip in 0..6 {
+        let mem = disk();
+        let vfs = FaultVfs::new(Arc::new(mem.clone()));
+        let log = create(&vfs, SMALL, 1).unwrap();
+        vfs.inject(Fault { operation: Some(Operation::SyncData), skip, ..Fault::default() });
+        let promised = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (log, promised) = (&log, &promised);
+                scope.spawn(move || {
+                    for index in thread * 1000.. {
+                        match append(log, index).and_then(|end| log.sync(end)) {
+                            Ok(()) => promised.lock().push(index),
+                            Err(_) => break,
+                        }
+                    }
+                });
+            }
+        });
+        assert!(log.poisoned().is_some());
+        for seed in 0..10 {
+            let found = replay(&mem.crash_clone(seed), Position::ZERO, false).unwrap().0;
+            assert!(promised.lock().iter().all(|index| found.contains(index)));
+        }
+    }
+}
+
+/// A spare that cannot be made is not a failure of the log, and leaves nothing behind.
+#[test]
+fn a_spare_that_cannot_be_made_does_not_poison() {
+    let mem = disk();
+    let log = create(&mem, SMALL, 1).unwrap();
+    mem.set_space_limit(Some(4096));
+    assert!(matches!(log.prepare_spare(), Err(Error::Io { .. })));
+    assert_eq!(names(&mem), ["0000000001.log"].map(PathBuf::from));
+    assert_eq!(log.poisoned(), None);
+    let end = append(&log, 0).unwrap();
+    log.sync(end).unwrap();
+}

@@ -1,0 +1,473 @@
+//! Appending, group commit, and the life of segments.
+//!
+//! Three locks, never two at a time except `io` before `inner`:
+//! - `inner`, the log mutex: held for the copy into the buffer and for what the caller decides at
+//!   an exact position; never during I/O;
+//! - `io`: held by the thread whose turn it is to write;
+//! - `segments`: which files are there; never held during I/O.
+
+use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::allocation::{Files, adopt_spares};
+use super::frame;
+use super::group::{Group, Tail};
+use super::progress::{OnDurable, Progress, Turn};
+use super::segment::{self, Segment};
+use crate::engine::error::{Error, Result};
+use crate::engine::options::{KEY_BYTES_MAX, ROW_BYTES_MAX, SyncMode};
+use crate::engine::vfs::Vfs;
+use crate::engine::{Options, Position};
+
+/// Spares that [`CommitLog::retire`] keeps; more flushed segments than that are removed.
+pub(super) const SPARES_MAX: usize = 2;
+
+/// Options of a commit log.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Only [`SyncMode::Always`] makes a difference here: new segments are filled with zeros ahead
+    /// of use, so that a sync has no metadata to write. Who syncs when is the engine's business.
+    pub sync_mode: SyncMode,
+    /// Size of a segment in bytes, 4 KiB to 1 GiB.
+    pub segment_bytes: u32,
+    /// Bytes that may wait in the buffer before [`CommitLog::lock`] writes them out first.
+    pub group_bytes_max: usize,
+}
+
+impl From<&Options> for LogOptions {
+    fn from(options: &Options) -> Self {
+        let (sync_mode, segment_bytes) = (options.sync_mode, options.log_segment_bytes);
+        Self { sync_mode, segment_bytes, group_bytes_max: 1 << 20 }
+    }
+}
+
+/// Counters since the log was created.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    /// Bytes written, headers and padding included.
+    pub bytes: u64,
+    /// Frames written.
+    pub frames: u64,
+    /// Records written.
+    pub records: u64,
+    /// Syncs of segment files.
+    pub syncs: u64,
+    /// Segments begun.
+    pub segments: u64,
+    /// Segments that reused a prepared or recycled file.
+    pub segments_from_spares: u64,
+}
+
+/// The commit log: see the [module page](super). `S` is what the engine may change only at an exact
+/// position of the log: active memtable, generation, guards.
+pub struct CommitLog<S> {
+    // Constant after creation.
+    vfs: Arc<dyn Vfs>,
+    directory: PathBuf,
+    options: LogOptions,
+    // Locks; see the page of this module.
+    inner: Mutex<Inner<S>>,
+    io: Mutex<Io>,
+    segments: Mutex<Segments>,
+    /// Held while a spare is made, so that there is only one.
+    preparing: Mutex<()>,
+    progress: Progress,
+    /// End of what was appended. Stored under `inner`, Release: a caller that passes a position on
+    /// to another thread has it covered.
+    appended: AtomicU64,
+    counters: Counters,
+}
+
+struct Inner<S> {
+    tail: Tail,
+    state: S,
+}
+
+struct Io {
+    /// Empty between turns.
+    group: Group,
+    segment: Segment,
+}
+
+#[derive(Default)]
+struct Segments {
+    /// Files written to and not retired, oldest first; the last one is being written.
+    live: VecDeque<Segment>,
+    spares: Vec<Segment>,
+}
+
+#[derive(Default)]
+struct Counters {
+    bytes: AtomicU64,
+    frames: AtomicU64,
+    records: AtomicU64,
+    syncs: AtomicU64,
+    segments: AtomicU64,
+    segments_from_spares: AtomicU64,
+}
+
+impl<S> CommitLog<S> {
+    /// Creates a log in `directory` that begins with segment `first_segment` (from
+    /// [`next_segment_number`](super::next_segment_number)). Spares that lie there are reused;
+    /// segments that lie there are never appended to.
+    ///
+    /// # Errors
+    /// `OutOfBounds` when the number or the segment size is; `Io`.
+    pub fn create(
+        vfs: Arc<dyn Vfs>,
+        directory: &Path,
+        mut options: LogOptions,
+        first_segment: u32,
+        state: S,
+    ) -> Result<Self> {
+        options.segment_bytes -= options.segment_bytes % frame::ALIGN as u32;
+        check_bounds("log_segment_bytes", options.segment_bytes.into(), 4 << 10, 1 << 30)?;
+        let lowest = segment::next_segment_number(&*vfs, directory, [])?;
+        check_bounds("first commit log segment", first_segment.into(), lowest.into(), u64::MAX)?;
+        let spares = adopt_spares(&*vfs, directory, options.segment_bytes)?;
+        let files = Files { vfs: &*vfs, directory, options };
+        let (segment, was_spare) = files.open(first_segment, spares.last().cloned(), true)?;
+        let mut segments = Segments { live: VecDeque::from([segment.clone()]), spares };
+        if was_spare {
+            segments.spares.pop();
+        }
+        let tail = Tail::new(first_segment, options.segment_bytes as usize)?;
+        let log = Self {
+            directory: directory.to_path_buf(),
+            vfs,
+            options,
+            appended: AtomicU64::new(tail.position().to_u64()),
+            inner: Mutex::new(Inner { tail, state }),
+            io: Mutex::new(Io { group: Group::default(), segment }),
+            segments: Mutex::new(segments),
+            preparing: Mutex::new(()),
+            progress: Progress::new(),
+            counters: Counters::default(),
+        };
+        log.counters.segment(was_spare);
+        Ok(log)
+    }
+
+    /// Locks the log mutex. Writes out first while more than the cap waits, so that the buffer is
+    /// bounded by the cap and what is appended under one guard. The guard must not be held over a
+    /// call of this log.
+    pub fn lock(&self) -> LogGuard<'_, S> {
+        loop {
+            let inner = self.inner.lock();
+            if inner.tail.waiting_bytes() <= self.options.group_bytes_max
+                || self.progress.check().is_err()
+            {
+                return LogGuard { inner, log: self };
+            }
+            let end = inner.tail.position();
+            drop(inner);
+            // A failure has poisoned the log: the next round returns, and the append refuses.
+            let _ = self.write_out(end);
+        }
+    }
+
+    /// Hands what was appended up to `upto` to the operating system: it then survives `kill -9`.
+    ///
+    /// # Errors
+    /// `Io` for the thread whose write failed, `Poisoned` for all others and ever after;
+    /// `OutOfBounds` for a position that no append returned.
+    pub fn write_out(&self, upto: Position) -> Result<()> {
+        if self.progress.written() >= upto {
+            return Ok(());
+        }
+        self.check_appended(upto)?;
+        match self.progress.turn_to_write(upto)? {
+            Turn::Done => Ok(()),
+            Turn::Lead => {
+                let end = self.write_group();
+                self.progress.wrote(&end);
+                end.map(|_| ())
+            }
+        }
+    }
+
+    /// Makes what was appended up to `upto` durable. One thread syncs for all that wait; what is
+    /// appended meanwhile is the next group. Callbacks that became due run in this thread.
+    ///
+    /// # Errors
+    /// As [`CommitLog::write_out`]. A failed sync is never repeated.
+    pub fn sync(&self, upto: Position) -> Result<()> {
+        if self.progress.durable() >= upto {
+            return Ok(());
+        }
+        self.check_appended(upto)?;
+        match self.progress.turn_to_sync(upto)? {
+            Turn::Done => Ok(()),
+            Turn::Lead => {
+                let end = self.sync_group();
+                self.progress.synced(&end);
+                end.map(|_| ())
+            }
+        }
+    }
+
+    /// Calls `done` once `upto` is durable, or with `Poisoned` if it will not be; at once if that
+    /// is known, otherwise in the thread that advances the log. It must be short and must not lock
+    /// the log. Somebody has to call [`CommitLog::sync`].
+    pub fn on_durable(&self, upto: Position, done: OnDurable) {
+        self.progress.on_durable(upto, done);
+    }
+
+    /// Everything before this position was appended (and may still wait in the buffer).
+    pub fn appended_upto(&self) -> Position {
+        Position::from_u64(self.appended.load(Ordering::Acquire))
+    }
+
+    /// Everything before this position survives `kill -9`.
+    pub fn written_upto(&self) -> Position {
+        self.progress.written()
+    }
+
+    /// Everything before this position survives power loss.
+    pub fn durable_upto(&self) -> Position {
+        self.progress.durable()
+    }
+
+    /// The first failure, if there was one: the log takes no more writes.
+    pub fn poisoned(&self) -> Option<String> {
+        self.progress.poisoned()
+    }
+
+    /// Recycles or removes the segments wholly below `flushed`. For after the manifest edit with
+    /// that position is synced.
+    ///
+    /// # Errors
+    /// `Io`; the segment concerned stays until [`remove_segments`](super::remove_segments).
+    pub fn retire(&self, flushed: Position) -> Result<()> {
+        loop {
+            let oldest = self.segments.lock().pop_below(flushed.segment());
+            let Some((segment, keep)) = oldest else { return Ok(()) };
+            let from = segment::log_path(&self.directory, segment.number);
+            if keep {
+                let to = segment::spare_path(&self.directory, segment.number);
+                self.vfs.rename(&from, &to).map_err(Error::io("rename", &from))?;
+                self.segments.lock().spares.push(segment);
+            } else {
+                self.vfs.remove(&from).map_err(Error::io("remove", &from))?;
+            }
+        }
+    }
+
+    /// Makes sure that a file for the next segment lies ready; whether it had to be made. For a
+    /// background thread: it may write a whole segment of zeros.
+    ///
+    /// # Errors
+    /// `Io`. The log is not poisoned: a segment can still be created when it is needed.
+    pub fn prepare_spare(&self) -> Result<bool> {
+        let Some(_only_one) = self.preparing.try_lock() else { return Ok(false) };
+        if !self.segments.lock().spares.is_empty() {
+            return Ok(false);
+        }
+        let number = self.inner.lock().tail.reserve_number()?;
+        let path = segment::spare_path(&self.directory, number);
+        match self.files().create(&path, true) {
+            Ok(file) => {
+                self.segments.lock().spares.push(Segment { number, file });
+                Ok(true)
+            }
+            Err(error) => {
+                // Best effort: what stays behind is adopted or removed when the store is opened.
+                let _ = self.vfs.remove(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counters since the log was created.
+    pub fn stats(&self) -> LogStats {
+        let Counters { bytes, frames, records, syncs, segments, segments_from_spares } =
+            &self.counters;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LogStats {
+            bytes: load(bytes),
+            frames: load(frames),
+            records: load(records),
+            syncs: load(syncs),
+            segments: load(segments),
+            segments_from_spares: load(segments_from_spares),
+        }
+    }
+
+    /// Bytes that one append may take: a segment without its headers.
+    pub fn append_bytes_max(&self) -> usize {
+        self.options.segment_bytes as usize - segment::HEADER_BYTES - frame::HEADER_BYTES
+    }
+
+    fn check_appended(&self, upto: Position) -> Result<()> {
+        let limit = self.appended_upto().to_u64();
+        check_bounds("commit log position", upto.to_u64(), 0, limit)
+    }
+
+    /// One turn to write: everything that waits.
+    fn write_group(&self) -> Result<Position> {
+        let mut io = self.io.lock();
+        let Io { group, segment } = &mut *io;
+        let end = {
+            let mut inner = self.inner.lock();
+            let end = inner.tail.take(group);
+            self.appended.store(end.to_u64(), Ordering::Release);
+            end
+        };
+        group.seal(self.progress.durable());
+        let written = self.write_runs(group, segment);
+        self.counters.group(group);
+        group.clear(2 * self.options.group_bytes_max);
+        written.map(|()| end)
+    }
+
+    fn write_runs(&self, group: &Group, segment: &mut Segment) -> Result<()> {
+        for (position, bytes) in group.runs().filter(|(_, bytes)| !bytes.is_empty()) {
+            if position.segment() != segment.number {
+                *segment = self.open_segment(position.segment())?;
+            }
+            let offset = position.offset().into();
+            if let Err(source) = segment.file.write_at(offset, bytes) {
+                let path = segment::log_path(&self.directory, segment.number);
+                return Err(Error::io("write", &path)(source));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next file to write to. A spare if there is one; otherwise blocks are only allocated,
+    /// since writers wait, and the syncs of this segment cost more.
+    fn open_segment(&self, number: u32) -> Result<Segment> {
+        let spare = self.segments.lock().spares.pop();
+        let (segment, was_spare) = self.files().open(number, spare, false)?;
+        self.segments.lock().live.push_back(segment.clone());
+        self.counters.segment(was_spare);
+        Ok(segment)
+    }
+
+    /// One turn to sync: everything appended so far, oldest segment first.
+    fn sync_group(&self) -> Result<Position> {
+        self.write_out(self.appended_upto())?;
+        let end = self.progress.written();
+        let first = self.progress.durable().segment();
+        let unsynced: Vec<Segment> = {
+            let segments = self.segments.lock();
+            let live = segments.live.iter();
+            live.filter(|live| (first..=end.segment()).contains(&live.number)).cloned().collect()
+        };
+        for segment in unsynced {
+            if let Err(source) = segment.file.sync_data() {
+                let path = segment::log_path(&self.directory, segment.number);
+                return Err(Error::io("sync", &path)(source));
+            }
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(end)
+    }
+
+    fn files(&self) -> Files<'_> {
+        Files { vfs: &*self.vfs, directory: &self.directory, options: self.options }
+    }
+}
+
+impl<S> std::fmt::Debug for CommitLog<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommitLog")
+            .field("directory", &self.directory)
+            .field("appended_upto", &self.appended_upto())
+            .field("written_upto", &self.written_upto())
+            .field("durable_upto", &self.durable_upto())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The held log mutex. Dereferences to the engine's state.
+pub struct LogGuard<'a, S> {
+    inner: MutexGuard<'a, Inner<S>>,
+    log: &'a CommitLog<S>,
+}
+
+impl<S> LogGuard<'_, S> {
+    /// Appends `records` (key, row) as one unit: a recovery finds all of them or none. Only copies
+    /// into the buffer. The end of the append: durable once [`CommitLog::durable_upto`] reaches it.
+    ///
+    /// # Errors
+    /// `OutOfBounds` for a key or row that is too long or an append larger than
+    /// [`CommitLog::append_bytes_max`]; `Poisoned`. Nothing was appended then.
+    pub fn append(&mut self, records: &[(&[u8], &[u8])]) -> Result<Position> {
+        self.log.progress.check()?;
+        let mut body_bytes = 0_usize;
+        for (key, row) in records {
+            check_bounds("key bytes", key.len() as u64, 0, KEY_BYTES_MAX as u64)?;
+            check_bounds("row bytes", row.len() as u64, 0, ROW_BYTES_MAX as u64)?;
+            body_bytes = body_bytes.saturating_add(frame::record_bytes(key, row));
+        }
+        let limit = self.log.append_bytes_max() as u64;
+        check_bounds("bytes of one commit log append", body_bytes as u64, 0, limit)?;
+        if records.is_empty() {
+            return Ok(self.inner.tail.position());
+        }
+        let end = self.inner.tail.append(records, body_bytes)?;
+        self.log.appended.store(end.to_u64(), Ordering::Release);
+        Ok(end)
+    }
+
+    /// The exact position now, at the border of two frames: where a recovery may begin. The next
+    /// append starts a frame.
+    pub fn close_frame(&mut self) -> Position {
+        let end = self.inner.tail.close_frame();
+        self.log.appended.store(end.to_u64(), Ordering::Release);
+        end
+    }
+}
+
+impl<S> Deref for LogGuard<'_, S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.inner.state
+    }
+}
+
+impl<S> DerefMut for LogGuard<'_, S> {
+    fn deref_mut(&mut self) -> &mut S {
+        &mut self.inner.state
+    }
+}
+
+impl Segments {
+    /// Takes the oldest segment off if it lies below `number` and is not being written; with it,
+    /// whether there is room to keep its file.
+    fn pop_below(&mut self, number: u32) -> Option<(Segment, bool)> {
+        if self.live.len() < 2 || self.live.front()?.number >= number {
+            return None;
+        }
+        let keep = self.spares.len() < SPARES_MAX;
+        self.live.pop_front().map(|segment| (segment, keep))
+    }
+}
+
+impl Counters {
+    fn group(&self, group: &Group) {
+        self.bytes.fetch_add(group.bytes(), Ordering::Relaxed);
+        self.frames.fetch_add(group.frames(), Ordering::Relaxed);
+        self.records.fetch_add(group.records(), Ordering::Relaxed);
+    }
+
+    fn segment(&self, was_spare: bool) {
+        self.segments.fetch_add(1, Ordering::Relaxed);
+        self.segments_from_spares.fetch_add(was_spare.into(), Ordering::Relaxed);
+    }
+}
+
+fn check_bounds(what: &'static str, found: u64, least: u64, most: u64) -> Result<()> {
+    match found {
+        found if found < least => Err(Error::OutOfBounds { what, found, limit: least }),
+        found if found > most => Err(Error::OutOfBounds { what, found, limit: most }),
+        _ => Ok(()),
+    }
+}

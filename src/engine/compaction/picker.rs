@@ -1,0 +1,429 @@
+//! Chooses what to compact next. Pure: a function of the tree's shape, the jobs that run, and time.
+//!
+//! # Invariants of what is picked
+//! 1. *Age-contiguous and reaching down*: for no key does an older record stay in a table between
+//!    an input and the output level. At level 0 a table is taken only with every older one that it
+//!    overlaps; below, all tables of the output level that the inputs overlap are inputs.
+//! 2. Two jobs at a time share no table, and their outputs at one level cannot interleave.
+//! 3. A table with an unreadable block is left alone, and what may not pass it stays too.
+//!
+//! # Order
+//! The level that is furthest beyond its target, if any is; within it the table that overlaps the
+//! fewest bytes below for its size (RocksDB's `kMinOverlappingRatio`). An idle tree still moves:
+//! tables whose tombstones may be forgotten, then tables that are old, go down until everything is
+//! at the last level, so nothing is kept for ever.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::gc::floor_counts;
+use super::rules::{Rule, Rules};
+use super::targets::Targets;
+use crate::engine::options::{Compression, LEVELS, Options};
+use crate::engine::version::{TableMeta, VersionState};
+
+const LAST: usize = LEVELS - 1;
+/// A table that overlaps more than this many tables two levels down is not moved as it is: its own
+/// compaction later would be large.
+pub(super) const GRANDPARENTS_MAX: u64 = 10;
+const HOUR_MS: u64 = 3_600_000;
+
+/// What the picker goes by. From [`Options`]; the ages are settled here.
+#[derive(Clone, Debug)]
+pub struct PickerOptions {
+    /// As in [`Options`].
+    pub level0_tables_trigger: usize,
+    /// As in [`Options`].
+    pub base_level_bytes: u64,
+    /// As in [`Options`].
+    pub level_ratio: u64,
+    /// As in [`Options`].
+    pub table_bytes: u64,
+    /// Compression of tables, by level.
+    pub compression: [Compression; LEVELS],
+    /// Inputs of a job beyond its first table, in bytes, as far as they are a matter of choice.
+    pub job_bytes_max: u64,
+    /// A table above the last level that is older goes down; one at the last level is rewritten if
+    /// that can shrink it or spare reads.
+    pub table_age_max_ms: u64,
+    /// The same for tables of which half are tombstones or Deltas.
+    pub heavy_age_max_ms: u64,
+    /// A table of which a tenth may be forgotten, as far as the floor goes, waits no longer.
+    pub purge_age_ms: u64,
+}
+
+impl From<&Options> for PickerOptions {
+    fn from(options: &Options) -> Self {
+        let (upper, lower) = (options.compression_upper, options.compression_lower);
+        Self {
+            level0_tables_trigger: options.level0_tables_trigger,
+            base_level_bytes: options.base_level_bytes,
+            level_ratio: options.level_ratio,
+            table_bytes: options.table_bytes,
+            compression: std::array::from_fn(|level| if level <= 1 { upper } else { lower }),
+            job_bytes_max: options.table_bytes.saturating_mul(25),
+            table_age_max_ms: 7 * 24 * HOUR_MS,
+            heavy_age_max_ms: 24 * HOUR_MS,
+            purge_age_ms: HOUR_MS,
+        }
+    }
+}
+
+/// Why a compaction was picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Too many tables at level 0.
+    Level0,
+    /// A level is beyond its target.
+    Size,
+    /// Tombstones may be forgotten.
+    Purge,
+    /// The table is old.
+    Age,
+    /// Somebody asked for it.
+    Manual,
+}
+
+/// A compaction to run.
+#[derive(Clone, Debug)]
+pub struct Compaction {
+    /// Why.
+    pub reason: Reason,
+    /// The tables to merge, newest source first.
+    pub inputs: Vec<Arc<TableMeta>>,
+    /// Where the outputs go.
+    pub output_level: usize,
+    /// Tables of the level below the output level that the outputs will overlap.
+    pub grandparents: Vec<Arc<TableMeta>>,
+    /// The inputs need not be read: an edit moves them to the output level.
+    pub trivial_move: bool,
+}
+
+impl Compaction {
+    /// The first key of the inputs.
+    pub fn smallest(&self) -> &[u8] {
+        hull(&self.inputs).0
+    }
+
+    /// The last key of the inputs.
+    pub fn largest(&self) -> &[u8] {
+        hull(&self.inputs).1
+    }
+
+    /// Size of the inputs in bytes.
+    pub fn input_bytes(&self) -> u64 {
+        self.inputs.iter().map(|table| table.bytes).sum()
+    }
+
+    /// Whether table `number` is an input.
+    pub fn has_input(&self, number: u64) -> bool {
+        self.inputs.iter().any(|table| table.number == number)
+    }
+}
+
+/// See the module page. Made anew for each choice.
+#[derive(Debug)]
+pub struct Picker<'a> {
+    state: &'a VersionState,
+    running: &'a [Arc<Compaction>],
+    options: &'a PickerOptions,
+    now_ms: u64,
+    oldest_unflushed_epoch: u64,
+    targets: Targets,
+    /// Inputs of running jobs, and tables with an unreadable block.
+    busy: HashSet<u64>,
+    rules: Rules,
+}
+
+impl<'a> Picker<'a> {
+    /// A picker for a tree in which `running` are under way. Records of memtables from
+    /// `oldest_unflushed_epoch` on are not in tables yet.
+    pub fn new(
+        state: &'a VersionState,
+        running: &'a [Arc<Compaction>],
+        options: &'a PickerOptions,
+        oldest_unflushed_epoch: u64,
+        now_ms: u64,
+    ) -> Self {
+        let inputs = running.iter().flat_map(|job| job.inputs.iter().map(|table| table.number));
+        let quarantined = state.quarantined().iter().map(|range| range.table);
+        Self {
+            busy: inputs.chain(quarantined).collect(),
+            targets: Targets::new(state, options),
+            rules: Rules::default(),
+            state,
+            running,
+            options,
+            now_ms,
+            oldest_unflushed_epoch,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn without(mut self, rule: Rule) -> Self {
+        self.rules = Rules::without(rule);
+        self
+    }
+
+    /// The targets the choice goes by.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// How far level `level` is beyond its target: from 1 on it is to be compacted.
+    pub fn score(&self, level: usize) -> f64 {
+        let idle = self.state.level(level).iter().filter(|table| !self.is_busy(table));
+        if level == 0 {
+            return idle.count() as f64 / self.options.level0_tables_trigger as f64;
+        }
+        if level < self.targets.base_level || level == LAST {
+            return 0.0;
+        }
+        idle.map(|table| table.bytes).sum::<u64>() as f64 / self.targets.bytes[level] as f64
+    }
+
+    /// The next compaction; `None` if there is nothing to do, or what there is has to wait for a
+    /// job that runs.
+    pub fn pick(&self) -> Option<Compaction> {
+        let mut levels: Vec<(f64, usize)> =
+            (0..LAST).map(|level| (self.score(level), level)).filter(|it| it.0 >= 1.0).collect();
+        levels.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut picked = levels.iter().filter_map(|(_, level)| match level {
+            0 => self.pick_level0(Reason::Level0),
+            level => self.pick_level(*level),
+        });
+        picked.next().or_else(|| self.pick_idle())
+    }
+
+    /// The next step of a compaction of everything that has a file number below `before`: first
+    /// all goes down level by level, then what was not rewritten on the way is rewritten. `None`
+    /// with no job running: it is done.
+    pub fn pick_all(&self, before: u64) -> Option<Compaction> {
+        let upper = (0..LAST).find(|level| !self.state.level(*level).is_empty());
+        match upper {
+            Some(0) => self.pick_level0(Reason::Manual),
+            Some(level) => self.pick_run(level),
+            None => self
+                .idle_tables(LAST)
+                .filter(|table| table.number < before)
+                .find_map(|table| self.complete(vec![Arc::clone(table)], LAST, Reason::Manual)),
+        }
+    }
+
+    fn is_busy(&self, table: &TableMeta) -> bool {
+        self.busy.contains(&table.number)
+    }
+
+    fn idle_tables(&self, level: usize) -> impl Iterator<Item = &'a Arc<TableMeta>> {
+        self.state.level(level).iter().filter(|table| !self.is_busy(table))
+    }
+
+    /// Tables of level 0, oldest first, each with all the older ones it overlaps.
+    fn pick_level0(&self, reason: Reason) -> Option<Compaction> {
+        let mut picked: Option<Compaction> = None;
+        let mut tables: Vec<Arc<TableMeta>> = Vec::new();
+        let mut bytes = 0_u64;
+        // Those that stay: nothing newer that overlaps them may pass.
+        let mut left: Vec<&TableMeta> = Vec::new();
+        for table in self.state.level(0).iter().rev() {
+            let held = self.rules.hold(Rule::AgeContiguous)
+                && left.iter().any(|older| older.overlaps(&table.smallest, &table.largest));
+            let fits = picked.is_none() || bytes + table.bytes <= self.options.job_bytes_max;
+            if !self.is_busy(table) && !held && fits {
+                // Newest first, as a merge takes its sources.
+                tables.insert(0, Arc::clone(table));
+                if let Some(next) = self.complete(tables.clone(), self.targets.base_level, reason) {
+                    bytes += table.bytes;
+                    picked = Some(next);
+                    continue;
+                }
+                tables.remove(0);
+            }
+            left.push(table);
+        }
+        picked
+    }
+
+    /// The table of `level` that overlaps least for its size, and neighbours that come for free.
+    fn pick_level(&self, level: usize) -> Option<Compaction> {
+        let mut tables: Vec<(f64, &Arc<TableMeta>)> = self
+            .idle_tables(level)
+            .map(|table| {
+                let below = self.state.overlapping(level + 1, &table.smallest, &table.largest);
+                let bytes: u64 = below.map(|table| table.bytes).sum();
+                (bytes as f64 / table.bytes.max(1) as f64, table)
+            })
+            .collect();
+        tables.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.number.cmp(&b.1.number)));
+        tables.iter().find_map(|(_, table)| {
+            let picked = self.complete(vec![Arc::clone(table)], level + 1, Reason::Size)?;
+            Some(self.widen(level, picked))
+        })
+    }
+
+    /// Adds tables of `level` that lie within the inputs and overlap nothing more below.
+    fn widen(&self, level: usize, picked: Compaction) -> Compaction {
+        if picked.trivial_move {
+            return picked;
+        }
+        let (smallest, largest) = hull(&picked.inputs);
+        let within = self.state.overlapping(level, smallest, largest).filter(|table| {
+            *table.smallest >= *smallest && *table.largest <= *largest && !self.is_busy(table)
+        });
+        let upper: Vec<Arc<TableMeta>> = within.cloned().collect();
+        let lower = picked.inputs.iter().filter(|table| usize::from(table.level) > level).count();
+        match self.complete(upper, level + 1, picked.reason) {
+            Some(wide)
+                if wide.inputs.iter().filter(|table| usize::from(table.level) > level).count()
+                    == lower
+                    && wide.input_bytes() <= self.options.job_bytes_max =>
+            {
+                wide
+            }
+            _ => picked,
+        }
+    }
+
+    /// Neighbours of `level`, as many as a job takes.
+    fn pick_run(&self, level: usize) -> Option<Compaction> {
+        let mut picked: Option<Compaction> = None;
+        let mut run = Vec::new();
+        for table in self.state.level(level) {
+            run.push(Arc::clone(table));
+            let next = self.complete(run.clone(), level + 1, Reason::Manual);
+            let small = |job: &Compaction| job.input_bytes() <= self.options.job_bytes_max;
+            match next {
+                Some(next) if picked.is_none() || small(&next) => picked = Some(next),
+                _ if picked.is_some() => break,
+                _ => run.clear(),
+            }
+        }
+        picked
+    }
+
+    /// What an idle tree does: tables that can shrink, then old ones.
+    fn pick_idle(&self) -> Option<Compaction> {
+        let purge = |table: &TableMeta| self.is_purge_due(table).then_some(Reason::Purge);
+        let age = |table: &TableMeta| self.is_age_due(table).then_some(Reason::Age);
+        self.pick_due(purge).or_else(|| self.pick_due(age))
+    }
+
+    fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {
+        (0..LEVELS).find_map(|level| {
+            let tables = self.idle_tables(level);
+            tables.filter_map(|table| Some((due(table)?, table))).find_map(|(reason, table)| {
+                match level {
+                    0 => self.pick_level0(reason),
+                    _ => self.complete(vec![Arc::clone(table)], (level + 1).min(LAST), reason),
+                }
+            })
+        })
+    }
+
+    fn is_purge_due(&self, table: &TableMeta) -> bool {
+        let age_ms = self.now_ms.saturating_sub(table.created_ms);
+        age_ms >= self.options.purge_age_ms
+            && table.purgeable.saturating_mul(10) >= table.entries.max(1)
+            && self.floors(table).min().is_some_and(|floor| table.time_max <= floor)
+    }
+
+    fn is_age_due(&self, table: &TableMeta) -> bool {
+        let heavy = table.purgeable.max(table.deltas).saturating_mul(2) >= table.entries;
+        let limit =
+            if heavy { self.options.heavy_age_max_ms } else { self.options.table_age_max_ms };
+        if self.now_ms.saturating_sub(table.created_ms) < limit {
+            return false;
+        }
+        let purge = table.purgeable > 0
+            && self.floors(table).max().is_some_and(|floor| table.live_time_min <= floor);
+        usize::from(table.level) < LAST || table.deltas > 0 || table.demote_full || purge
+    }
+
+    /// The floors that count in the partitions of a table, 0 where none does.
+    fn floors(&self, table: &TableMeta) -> impl Iterator<Item = u64> {
+        let partitions = table.partitions(self.state.partition_bits());
+        let points = self.state.safe_points()[partitions].iter();
+        points.map(|point| {
+            let counts = floor_counts(point, self.oldest_unflushed_epoch, self.rules);
+            if counts { point.floor } else { 0 }
+        })
+    }
+
+    /// The job that takes `upper`, which are idle and newest first, to `output_level`: adds what
+    /// they overlap there. `None` if that collides with a job that runs or with a rule.
+    fn complete(
+        &self,
+        upper: Vec<Arc<TableMeta>>,
+        output_level: usize,
+        reason: Reason,
+    ) -> Option<Compaction> {
+        let (smallest, largest) = hull(&upper);
+        let taken = |table: &TableMeta| upper.iter().any(|one| one.number == table.number);
+        let mut lower: Vec<Arc<TableMeta>> = Vec::new();
+        let top = upper.iter().map(|table| usize::from(table.level)).min()?;
+        for level in top.max(1)..=output_level {
+            for table in self.state.overlapping(level, smallest, largest) {
+                if taken(table) {
+                    continue;
+                }
+                if level < output_level || self.is_busy(table) {
+                    return None;
+                }
+                lower.push(Arc::clone(table));
+            }
+        }
+        if upper.iter().any(|table| self.is_busy(table)) {
+            return None;
+        }
+        let trivial_move = lower.is_empty() && self.is_move(&upper, output_level);
+        let mut inputs = upper;
+        inputs.append(&mut lower);
+        let (smallest, largest) = hull(&inputs);
+        let collides = |job: &Arc<Compaction>| {
+            job.output_level == output_level
+                && job.smallest() <= largest
+                && smallest <= job.largest()
+        };
+        if self.running.iter().any(collides) {
+            return None;
+        }
+        let grandparents = match output_level + 1 {
+            LEVELS => Vec::new(),
+            level => self.state.overlapping(level, smallest, largest).cloned().collect(),
+        };
+        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move })
+    }
+
+    /// Whether tables that overlap nothing at `output_level` can go there without being read.
+    fn is_move(&self, upper: &[Arc<TableMeta>], output_level: usize) -> bool {
+        let compression = &self.options.compression;
+        let mut ordered: Vec<&Arc<TableMeta>> = upper.iter().collect();
+        ordered.sort_by(|a, b| a.smallest.cmp(&b.smallest));
+        let disjoint = ordered.is_sorted_by(|a, b| a.largest < b.smallest);
+        disjoint
+            && upper.iter().all(|table| {
+                usize::from(table.level) != output_level
+                    && compression[usize::from(table.level)] == compression[output_level]
+                    && self.grandparent_bytes(table, output_level)
+                        <= self.options.table_bytes.saturating_mul(GRANDPARENTS_MAX)
+            })
+    }
+
+    fn grandparent_bytes(&self, table: &TableMeta, output_level: usize) -> u64 {
+        if output_level == LAST {
+            return 0;
+        }
+        let below = self.state.overlapping(output_level + 1, &table.smallest, &table.largest);
+        below.map(|table| table.bytes).sum()
+    }
+}
+
+/// The least and greatest key of tables; empty keys if there are none.
+fn hull(tables: &[Arc<TableMeta>]) -> (&[u8], &[u8]) {
+    let smallest = tables.iter().map(|table| &*table.smallest).min();
+    let largest = tables.iter().map(|table| &*table.largest).max();
+    (smallest.unwrap_or_default(), largest.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

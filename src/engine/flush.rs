@@ -1,0 +1,304 @@
+//! Seal and flush: how a memtable becomes a table at level 0.
+//!
+//! A memtable is sealed at an exact position of the log, under the log mutex, and joins the flush
+//! queue. The queue is worked off in order of age by one flush at a time.
+//!
+//! ```text
+//! wait until the memtable has no writers
+//! build the table; fsync it, fsync the directory
+//! manifest edit: the table, and the seal position as the log's flushed position
+//! cache: next epoch, then fix the entries of the memtable's keys
+//! swap the SuperVersion: table in, memtable out
+//! recycle log segments below the flushed position
+//! ```
+//!
+//! # Invariants
+//! 1. Tables are installed in order of epoch, so a reader that goes from newest to oldest by epoch
+//!    meets the records of a key in the order of their claims.
+//! 2. The cache is right before the swap: whoever sees the new SuperVersion finds no entry older
+//!    than its tables.
+//! 3. A Delta is written as Full only if no table may hold its key; older memtables and ingests
+//!    are tables by then, because the queue is worked off in order.
+
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Shared;
+use super::cache::Cached;
+use super::error::{Error, Result};
+use super::iter::Cursor;
+use super::memtable::{Memtable, MemtableCursor};
+use super::merge::MergeOperator;
+use super::options::Options;
+use super::position::Position;
+use super::record::Kind;
+use super::rules::rule;
+use super::sstable::{KeyHash, RowInfo, TableBuilder};
+use super::super_version::{Queued, SuperVersion};
+use super::version::{BuiltTable, TableMeta, VersionEdit, VersionSet};
+use super::vfs::Vfs;
+
+impl Shared {
+    /// Seals the active memtable, unless it is empty; with `queue_ingest` even then, and a place
+    /// for an ingest is queued behind it.
+    ///
+    /// Returns the epoch of the youngest item of the queue then: the ingest's, if one was queued.
+    pub(super) fn seal(&self, queue_ingest: bool) -> u64 {
+        let mut log = self.log.lock();
+        let at = log.close_frame();
+        let state = &mut *log;
+        let sealed = state.active.clone();
+        let keep = sealed.is_empty() && !sealed.has_writers();
+        if keep && !queue_ingest {
+            return sealed.epoch() - 1;
+        }
+        sealed.seal(at);
+        let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
+        let active = self.versions.allocate_epoch();
+        let active = Arc::new(Memtable::new(active, self.options.memtable_bytes));
+        state.generation += 1;
+        state.queued_ingests += u32::from(queue_ingest);
+        state.active = active.clone();
+        let generation = state.generation;
+        // Still under the log mutex: whoever picks the new memtable finds readers looking into it.
+        self.super_version.rcu(|view| {
+            let mut queue = view.queue.clone();
+            queue.push(Queued::Memtable(sealed.clone()));
+            queue.extend(ingest.map(Queued::Ingest));
+            let view = SuperVersion::clone(view);
+            Arc::new(SuperVersion { generation, active: active.clone(), queue, ..view })
+        });
+        drop(log);
+        self.background.wake_flush();
+        ingest.unwrap_or_else(|| sealed.epoch())
+    }
+
+    /// Seals the active memtable if it is full and there is room in the queue.
+    pub(super) fn seal_if_full(&self) {
+        let view = self.super_version.load();
+        if view.active.list_bytes() < self.options.memtable_bytes
+            || view.sealed() >= self.options.sealed_memtables_max
+        {
+            return;
+        }
+        // Of several writers that come here one seals; the others find a fresh memtable.
+        let _one = self.seal_lock.lock();
+        if self.super_version.load().active.epoch() == view.active.epoch() {
+            self.seal(false);
+        }
+    }
+
+    /// Makes the oldest sealed memtable a table. `false`: the queue is empty, or its head is an
+    /// ingest, which its caller installs.
+    pub(super) fn flush_first(&self) -> Result<bool> {
+        let _one = self.flush_lock.lock();
+        let view = self.super_version.load_full();
+        let first =
+            if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };
+        let Some(Queued::Memtable(memtable)) = first else { return Ok(false) };
+        memtable.wait_for_writers();
+        let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
+        self.flush_memtable(&view, memtable, flushed)?;
+        self.log.retire(flushed)?;
+        Ok(true)
+    }
+
+    fn flush_memtable(
+        &self,
+        view: &SuperVersion,
+        memtable: &Arc<Memtable>,
+        flushed: Position,
+    ) -> Result<()> {
+        let mut edit = VersionEdit { flushed: Some(flushed), ..VersionEdit::default() };
+        if !memtable.is_empty() {
+            edit.added.push(self.table_output().build(memtable, &|key, hash| {
+                rule!(self, promote_a_older) && view.version.may_hold(key, hash, |_| true)
+            })?);
+        }
+        self.hook("flush:built");
+        let bytes = edit.added.iter().map(|table| table.bytes).sum();
+        let epoch = memtable.epoch();
+        self.install(edit, CacheChange::Flushed(memtable), |view| {
+            view.queue.retain(|queued| queued.epoch() != epoch);
+        })?;
+        self.counters.flushes.add(1);
+        self.counters.flushed_bytes.add(bytes);
+        Ok(())
+    }
+
+    /// Where new tables of level 0 are written.
+    pub(super) fn table_output(&self) -> TableOutput<'_> {
+        TableOutput {
+            dir: &self.dir,
+            options: &self.options,
+            vfs: &*self.vfs,
+            operator: &*self.operator,
+            versions: &self.versions,
+            now_ms: self.now_ms(),
+        }
+    }
+
+    /// Makes an edit durable and visible: manifest, cache, SuperVersion, in this order. `change`
+    /// is applied to the new SuperVersion beside the new tables; it may run more than once.
+    ///
+    /// # Errors
+    /// The manifest could not be written. The engine is poisoned: what a restart would find is
+    /// not known.
+    pub(super) fn install(
+        &self,
+        edit: VersionEdit,
+        cache: CacheChange<'_>,
+        change: impl Fn(&mut SuperVersion),
+    ) -> Result<()> {
+        let installing = self.install_lock.lock();
+        let version = self
+            .versions
+            .log_and_apply(edit, self.now_ms())
+            .inspect_err(|error| self.poison(&error.to_string()))?;
+        let epoch = match cache {
+            CacheChange::None => None,
+            CacheChange::Flushed(_) | CacheChange::Ingested { .. } => {
+                let epoch = self.super_version.load().cache_epoch + 1;
+                self.cache.begin_epoch(epoch);
+                Some(epoch)
+            }
+        };
+        if rule!(self, cache_fix_before_swap) {
+            self.fix_cache(&cache)?;
+        }
+        self.super_version.rcu(|view| {
+            let mut view = SuperVersion::clone(view);
+            view.version = version.clone();
+            view.cache_epoch = epoch.unwrap_or(view.cache_epoch);
+            change(&mut view);
+            Arc::new(view)
+        });
+        drop(installing);
+        if !rule!(self, cache_fix_before_swap) {
+            self.hook("install:swapped");
+            self.fix_cache(&cache)?;
+        }
+        self.background.progress();
+        Ok(())
+    }
+
+    fn cached_negative(&self, key: &[u8]) -> bool {
+        let hash = KeyHash::new(key).hash();
+        let is_negative = |cached: &Cached| *cached == Cached::Negative;
+        self.cache.get(key, hash, self.now_ms(), is_negative).unwrap_or(false)
+    }
+
+    /// Brings the cache entries of the change's keys up to the tables that now hold them.
+    fn fix_cache(&self, change: &CacheChange<'_>) -> Result<()> {
+        let memtable = match change {
+            CacheChange::None => return Ok(()),
+            CacheChange::Ingested { first, last } => {
+                self.cache.drop_range(&(Bound::Included(*first), Bound::Included(*last)));
+                return Ok(());
+            }
+            CacheChange::Flushed(memtable) => memtable,
+        };
+        if !self.cache.is_on() {
+            return Ok(());
+        }
+        let mut cursor = MemtableCursor::new(Arc::clone(memtable));
+        cursor.seek_to_first()?;
+        while cursor.valid() {
+            let key = cursor.key();
+            let record = cursor.record();
+            if rule!(self, cache_negative_fix) || !self.cached_negative(key) {
+                let hash = KeyHash::new(key).hash();
+                self.cache.fix(key, hash, record.kind, record.row, &*self.operator)?;
+            }
+            cursor.next()?;
+        }
+        Ok(())
+    }
+}
+
+/// What an install means for the row cache, which holds the joined state of the tables.
+pub(super) enum CacheChange<'a> {
+    /// The tables say the same as before.
+    None,
+    /// The keys of this memtable are in the tables now.
+    Flushed(&'a Arc<Memtable>),
+    /// Foreign rows of this range of keys are in the tables now.
+    Ingested {
+        /// The first key.
+        first: &'a [u8],
+        /// The last key.
+        last: &'a [u8],
+    },
+}
+
+/// Writes tables of level 0: for flush, recovery and ingest.
+pub(super) struct TableOutput<'a> {
+    pub dir: &'a Path,
+    pub options: &'a Options,
+    pub vfs: &'a dyn Vfs,
+    pub operator: &'a dyn MergeOperator,
+    pub versions: &'a VersionSet,
+    pub now_ms: u64,
+}
+
+/// Takes the next record of a table: key, kind, row.
+pub(super) type Add<'a> = dyn FnMut(&[u8], Kind, &[u8]) -> Result<()> + 'a;
+
+impl TableOutput<'_> {
+    /// Writes a memtable that has no writers. A Delta becomes a Full if `older_may_hold` denies
+    /// its key.
+    pub fn build(
+        &self,
+        memtable: &Arc<Memtable>,
+        older_may_hold: &dyn Fn(&[u8], &KeyHash) -> bool,
+    ) -> Result<TableMeta> {
+        let mut cursor = MemtableCursor::new(memtable.clone());
+        cursor.seek_to_first()?;
+        self.write(memtable.epoch(), false, |add| {
+            while cursor.valid() {
+                let record = cursor.record();
+                let key = cursor.key();
+                let promote =
+                    record.kind == Kind::Delta && !older_may_hold(key, &KeyHash::new(key));
+                add(key, if promote { Kind::Full } else { record.kind }, record.row)?;
+                cursor.next()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes the records that `fill` adds in ascending order. The file and its name are durable
+    /// on return; nothing is installed.
+    pub fn write(
+        &self,
+        epoch: u64,
+        demote_full: bool,
+        fill: impl FnOnce(&mut Add<'_>) -> Result<()>,
+    ) -> Result<TableMeta> {
+        let number = self.versions.allocate_file_number();
+        let path = self.versions.table_path(number);
+        let file = self.vfs.create(&path).map_err(Error::io("create", &path))?;
+        let options = self.options.table_options(0);
+        let mut builder = TableBuilder::new(file.clone(), path.clone(), number, options);
+        let mut purgeable = 0;
+        let built = fill(&mut |key, kind, row| {
+            let info = RowInfo {
+                live_time_min: self.operator.live_time_min(row)?,
+                time_max: self.operator.time_max(row)?,
+            };
+            purgeable += u64::from(self.operator.may_purge(row, u64::MAX)?);
+            builder.add(key, kind, row, info)
+        })
+        .and_then(|()| builder.finish())
+        .and_then(|properties| {
+            self.vfs.sync_dir(self.dir).map_err(Error::io("sync", self.dir))?;
+            let bytes = file.len().map_err(Error::io("measure", &path))?;
+            let built = BuiltTable { properties: &properties, bytes, purgeable };
+            let table = TableMeta::of_built(number, 0, epoch, self.now_ms, &built);
+            Ok(TableMeta { demote_full, ..table })
+        });
+        // An orphan is removed at the next open, if not now.
+        built.inspect_err(|_| drop(self.vfs.remove(&path)))
+    }
+}

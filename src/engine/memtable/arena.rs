@@ -1,0 +1,192 @@
+//! A bump allocator whose bytes live as long as the memtable that owns it.
+//!
+//! Records and keys of a memtable are never freed one by one: an update leaves the old record
+//! behind and the whole arena goes when the memtable is flushed and its last reader is gone. So a
+//! reader needs no reference count, and memory is accounted exactly.
+//!
+//! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
+//! a lock.
+//!
+//! # Invariants
+//! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
+//! 2. A byte is handed out once; it is written only through the slice of [`Arena::copy`], before
+//!    the pointer is published, and is read-only from then on.
+#![expect(unsafe_code, reason = "raw chunks: handing out bytes that outlive the borrow")]
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+/// Everything is aligned to this, so that records may be addressed by words.
+const ALIGN: usize = 8;
+/// Chunks start small, because a test opens hundreds of memtables, and double up to the maximum.
+const CHUNK_BYTES_MIN: usize = 16 << 10;
+const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+struct Chunk {
+    base: NonNull<u8>,
+    capacity: usize,
+    /// Bytes handed out; may run past `capacity`, which means "full".
+    used: AtomicUsize,
+}
+
+/// See the module page.
+pub struct Arena {
+    /// The chunk that is being filled; null before the first allocation. Points into `chunks`.
+    /// Acquire/Release: publishes the chunk's fields.
+    current: AtomicPtr<Chunk>,
+    /// All chunks. Boxed, so that `current` stays valid while the vector grows.
+    #[expect(clippy::vec_box, reason = "`current` points at the boxed chunk")]
+    chunks: Mutex<Vec<Box<Chunk>>>,
+    /// Capacity of all chunks. Relaxed: a statistic.
+    reserved: AtomicUsize,
+}
+
+// SAFETY: chunks are shared bytes; who may write which of them is settled by the `fetch_add` in
+// `allocate`, and nothing in the arena is tied to a thread.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    pub fn new() -> Self {
+        Self {
+            current: AtomicPtr::new(ptr::null_mut()),
+            chunks: Mutex::new(Vec::new()),
+            reserved: AtomicUsize::new(0),
+        }
+    }
+
+    /// Copies `parts` one after the other into fresh memory and returns where they start. The
+    /// bytes stay there, unchanged, until the arena is dropped.
+    pub fn copy(&self, parts: &[&[u8]]) -> NonNull<u8> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let start = self.allocate(len);
+        let mut to = start.as_ptr();
+        for part in parts {
+            // SAFETY: `allocate` returned `len` bytes that nobody else was given, and the parts
+            // add up to `len`; a fresh allocation cannot overlap `part`.
+            unsafe {
+                ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+                to = to.add(part.len());
+            }
+        }
+        start
+    }
+
+    /// Bytes reserved from the system.
+    pub fn reserved_bytes(&self) -> usize {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes handed out; chunks that are no longer filled count whole.
+    pub fn used_bytes(&self) -> usize {
+        let current = self.current.load(Ordering::Acquire);
+        if current.is_null() {
+            return 0;
+        }
+        // SAFETY: `current` points at a boxed chunk that lives as long as the arena.
+        let chunk = unsafe { &*current };
+        let left = chunk.capacity.saturating_sub(chunk.used.load(Ordering::Relaxed));
+        self.reserved_bytes().saturating_sub(left)
+    }
+
+    fn allocate(&self, len: usize) -> NonNull<u8> {
+        let len = len.next_multiple_of(ALIGN).max(ALIGN);
+        loop {
+            let current = self.current.load(Ordering::Acquire);
+            if !current.is_null() {
+                // SAFETY: `current` points at a boxed chunk that lives as long as the arena.
+                let chunk = unsafe { &*current };
+                if let Some(at) = chunk.take(len) {
+                    return at;
+                }
+            }
+            self.grow(current, len);
+        }
+    }
+
+    /// Adds a chunk that holds at least `len` bytes, unless another thread has replaced `full`.
+    #[cold]
+    fn grow(&self, full: *mut Chunk, len: usize) {
+        let mut chunks = self.chunks.lock();
+        if self.current.load(Ordering::Acquire) != full {
+            return;
+        }
+        let doubled = chunks.last().map_or(CHUNK_BYTES_MIN, |chunk| chunk.capacity * 2);
+        let capacity = doubled.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(len);
+        let mut chunk = Box::new(Chunk::new(capacity));
+        self.reserved.fetch_add(capacity, Ordering::Relaxed);
+        self.current.store(&raw mut *chunk, Ordering::Release);
+        chunks.push(chunk);
+    }
+}
+
+impl Chunk {
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, ALIGN).expect("rows are bounded far below isize::MAX")
+    }
+
+    fn new(capacity: usize) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout is not empty: a chunk holds at least `CHUNK_BYTES_MIN` bytes.
+        let base = unsafe { alloc(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        Self { base, capacity, used: AtomicUsize::new(0) }
+    }
+
+    fn take(&self, len: usize) -> Option<NonNull<u8>> {
+        // The counter cannot wrap: each failing call makes its thread leave the chunk.
+        let at = self.used.fetch_add(len, Ordering::Relaxed);
+        // SAFETY: `at + len <= capacity`, so the pointer stays inside the chunk.
+        (at + len <= self.capacity).then(|| unsafe { self.base.add(at) })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout, freed once.
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_of_concurrent_writers_do_not_overlap() {
+        let arena = Arena::new();
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let arena = &arena;
+                scope.spawn(move || {
+                    let kept: Vec<_> = (0..2_000usize)
+                        .map(|i| {
+                            let bytes = vec![thread ^ i as u8; 1 + i % 97];
+                            (arena.copy(&[&bytes[..1], &bytes[1..]]), bytes)
+                        })
+                        .collect();
+                    for (at, bytes) in kept {
+                        // SAFETY: the arena outlives the scope and wrote `bytes.len()` bytes.
+                        let found = unsafe { std::slice::from_raw_parts(at.as_ptr(), bytes.len()) };
+                        assert_eq!(found, bytes);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn an_allocation_larger_than_a_chunk_gets_its_own() {
+        let arena = Arena::new();
+        let large = vec![7u8; 3 << 20];
+        let at = arena.copy(&[&large]);
+        // SAFETY: the arena is alive and wrote these bytes.
+        let found = unsafe { std::slice::from_raw_parts(at.as_ptr(), large.len()) };
+        assert_eq!(found, large);
+        assert!(arena.reserved_bytes() >= large.len());
+    }
+}

@@ -1,0 +1,246 @@
+//! The newest writes, in memory, in key order.
+//!
+//! One record a key: a second write of a key is joined with the first in place. A memtable is
+//! *active* (writers insert) until it is *sealed* at an exact position of the commit log; a sealed
+//! one is flushed to a table as soon as the writers that had picked it are done.
+//!
+//! It does not lock keys: a writer holds the key's stripe lock from before it picks the memtable
+//! until its insert is done ([`super::write`]).
+//!
+//! # Invariants
+//! 1. The log mutex picks the memtable and takes the writer reference in one step, so a log record
+//!    before the seal position is in this memtable and one after it in a younger.
+//! 2. Once sealed and without writers it never changes.
+
+mod arena;
+mod filter;
+mod list;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::iter::Cursor;
+use super::merge::{MergeError, MergeOperator};
+use super::position::Position;
+use super::record::{Kind, Record};
+use filter::Filter;
+use list::{List, Walk};
+
+/// Bytes a typical entry takes; sizes the filter.
+const ENTRY_BYTES_TYPICAL: usize = 160;
+
+/// See the module page.
+pub struct Memtable {
+    // Constant after creation.
+    epoch: u64,
+
+    // Shared by writers and readers, each with its own discipline.
+    list: List,
+    filter: Filter,
+
+    /// Writers that picked this memtable and have not inserted yet. Added to under the log mutex.
+    writers: AtomicUsize,
+    /// Set under the log mutex; tells the last writer to wake the flush.
+    sealed: AtomicBool,
+    /// Where the log stood when it was sealed. Protected by the mutex, which `no_writers` uses.
+    sealed_at: Mutex<Option<Position>>,
+    no_writers: Condvar,
+}
+
+impl AsRef<List> for Memtable {
+    fn as_ref(&self) -> &List {
+        &self.list
+    }
+}
+
+impl Memtable {
+    /// An empty memtable that will be sealed at about `bytes`.
+    pub fn new(epoch: u64, bytes: usize) -> Self {
+        Self {
+            epoch,
+            list: List::new(),
+            filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
+            writers: AtomicUsize::new(0),
+            sealed: AtomicBool::new(false),
+            sealed_at: Mutex::new(None),
+            no_writers: Condvar::new(),
+        }
+    }
+
+    /// Its place in the order of age: a greater epoch is younger.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Joins a record into the key's cell.
+    ///
+    /// A Full of a read-modify-write contains what the cell held, since its writer read it under
+    /// the same stripe lock; it replaces the cell without a join.
+    ///
+    /// REQUIRES: the caller holds the key's stripe lock and a writer reference.
+    ///
+    /// # Errors
+    /// The operator could not join; the cell is unchanged.
+    pub fn insert(
+        &self,
+        key: &[u8],
+        hash: u64,
+        kind: Kind,
+        row: &[u8],
+        operator: &dyn MergeOperator,
+    ) -> Result<(), MergeError> {
+        let known = self.filter.may_contain(hash);
+        if !known {
+            self.filter.insert(hash);
+        }
+        if !known && self.list.insert_new(key, kind, row) {
+            return Ok(());
+        }
+        let Some(old) = self.list.get(key) else {
+            // The filter was wrong.
+            let inserted = self.list.insert_new(key, kind, row);
+            debug_assert!(inserted, "the stripe lock keeps other writers of the key away");
+            return Ok(());
+        };
+        if kind == Kind::Full {
+            debug_assert_contains(operator, row, old.row);
+            self.list.replace(key, kind, row);
+            return Ok(());
+        }
+        let mut joined = Vec::with_capacity(old.row.len() + row.len());
+        operator.join(row, old.row, &mut joined)?;
+        self.list.replace(key, kind.over(old.kind), &joined);
+        Ok(())
+    }
+
+    /// The record of `key`.
+    #[inline]
+    pub fn get(&self, key: &[u8], hash: u64) -> Option<Record<'_>> {
+        if self.filter.may_contain(hash) { self.list.get(key) } else { None }
+    }
+
+    /// Memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.list.bytes() + self.filter.bytes()
+    }
+
+    /// Bytes that count towards sealing: what was inserted, dead records included, so that a hot
+    /// key rotates the memtable instead of growing it.
+    pub fn list_bytes(&self) -> usize {
+        self.list.used_bytes()
+    }
+
+    /// Keys in it.
+    pub fn entries(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether nothing was inserted.
+    pub fn is_empty(&self) -> bool {
+        self.list.len() == 0
+    }
+
+    /// REQUIRES: the log mutex is held (invariant 1).
+    pub fn add_writer(&self) {
+        self.writers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The writer's inserts are done.
+    pub fn remove_writer(&self) {
+        // SeqCst here, in `seal` and in `has_writers`: of a writer that leaves and a flush that
+        // starts to wait, at least one sees the other. The lock closes the gap between the
+        // flush's look at the count and its wait.
+        if self.writers.fetch_sub(1, Ordering::SeqCst) == 1 && self.sealed.load(Ordering::SeqCst) {
+            drop(self.sealed_at.lock());
+            self.no_writers.notify_all();
+        }
+    }
+
+    /// Marks it sealed. REQUIRES: the log mutex is held.
+    pub fn seal(&self, at: Position) {
+        *self.sealed_at.lock() = Some(at);
+        self.sealed.store(true, Ordering::SeqCst);
+    }
+
+    /// Where the log stood when it was sealed.
+    pub fn sealed_at(&self) -> Option<Position> {
+        *self.sealed_at.lock()
+    }
+
+    /// Whether a writer that picked it has not inserted yet.
+    pub fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) > 0
+    }
+
+    /// Waits until every writer that picked it has inserted. Bounded by the inserts themselves,
+    /// which wait for nothing.
+    pub fn wait_for_writers(&self) {
+        let mut sealed_at = self.sealed_at.lock();
+        while self.has_writers() {
+            self.no_writers.wait(&mut sealed_at);
+        }
+    }
+}
+
+#[cfg(feature = "invariants")]
+fn debug_assert_contains(operator: &dyn MergeOperator, full: &[u8], older: &[u8]) {
+    let mut joined = Vec::new();
+    let outcome = operator.join(full, older, &mut joined);
+    assert!(outcome.is_err() || joined == full, "a Full does not contain what it replaces");
+}
+
+#[cfg(not(feature = "invariants"))]
+fn debug_assert_contains(_: &dyn MergeOperator, _: &[u8], _: &[u8]) {}
+
+/// A position in a memtable; keeps it alive.
+pub struct MemtableCursor {
+    walk: Walk<Memtable>,
+}
+
+impl MemtableCursor {
+    /// Unpositioned.
+    pub fn new(memtable: Arc<Memtable>) -> Self {
+        Self { walk: Walk::new(memtable) }
+    }
+}
+
+/// What a caller of `key`, `record` or `prefix` promised.
+const VALID: &str = "REQUIRES valid()";
+
+impl Cursor for MemtableCursor {
+    fn seek_to_first(&mut self) -> super::Result<()> {
+        self.walk.seek_to_first();
+        Ok(())
+    }
+
+    fn seek(&mut self, key: &[u8]) -> super::Result<()> {
+        self.walk.seek(key);
+        Ok(())
+    }
+
+    fn next(&mut self) -> super::Result<()> {
+        self.walk.next();
+        Ok(())
+    }
+
+    fn valid(&self) -> bool {
+        self.walk.key().is_some()
+    }
+
+    fn key(&self) -> &[u8] {
+        self.walk.key().expect(VALID)
+    }
+
+    fn record(&self) -> Record<'_> {
+        self.walk.record().expect(VALID)
+    }
+
+    fn prefix(&self) -> u64 {
+        self.walk.prefix().expect(VALID)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! The memtable against a map, and its walk.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::newest::Newest;
+use crate::engine::sstable::KeyHash;
+
+fn insert(memtable: &Memtable, key: &[u8], kind: Kind, row: &[u8]) {
+    memtable.insert(key, KeyHash::new(key).hash(), kind, row, &Newest).expect("a state of Newest");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// One record a key, joined in place; Full stays Full; the walk is in key order.
+    #[test]
+    fn behaves_as_a_map_of_joins(
+        writes in proptest::collection::vec(
+            (proptest::collection::vec(any::<u8>(), 0..12), 0..9u64, any::<bool>()), 0..200),
+    ) {
+        let memtable = Arc::new(Memtable::new(1, 4096));
+        let mut model: BTreeMap<Vec<u8>, (Kind, Vec<u8>)> = BTreeMap::new();
+        for (key, time, full) in &writes {
+            let row = Newest::value(*time, key);
+            let old = model.get(key).cloned();
+            // A Full is made from what was read, so it contains it.
+            let (kind, row) = match (full, &old) {
+                (true, Some((_, old))) => (Kind::Full, row.max(old.clone())),
+                (true, None) => (Kind::Full, row),
+                (false, _) => (Kind::Delta, row),
+            };
+            insert(&memtable, key, kind, &row);
+            let kind = old.as_ref().map_or(kind, |(old, _)| kind.over(*old));
+            let row = old.map_or(row.clone(), |(_, old)| old.max(row));
+            model.insert(key.clone(), (kind, row));
+        }
+        prop_assert_eq!(memtable.entries(), model.len());
+        let mut walk = Walk::new(memtable.clone());
+        walk.seek_to_first();
+        for (key, (kind, row)) in &model {
+            prop_assert_eq!(walk.key(), Some(&key[..]));
+            prop_assert_eq!(walk.record(), Some(Record { kind: *kind, row }));
+            prop_assert_eq!(memtable.get(key, KeyHash::new(key).hash()), walk.record());
+            walk.next();
+        }
+        prop_assert_eq!(walk.key(), None);
+        for (key, ..) in &writes {
+            let mut past = key.clone();
+            past.push(0);
+            prop_assert_eq!(
+                memtable.get(&past, KeyHash::new(&past).hash()).is_some(),
+                model.contains_key(&past)
+            );
+            walk.seek(&past);
+            let expected = model.range(past..).next().map(|(key, _)| &key[..]);
+            prop_assert_eq!(walk.key(), expected);
+        }
+    }
+}
+
+/// Readers and walks run beside writers of other keys; this leans on every unsafe block of the
+/// list: unprotected guards, records replaced under a reader, and a walk that owns its list.
+#[test]
+fn readers_see_whole_records_beside_writers() {
+    let memtable = Arc::new(Memtable::new(1, 1 << 20));
+    let keys: Vec<Vec<u8>> = (0..200u32).map(|i| format!("key-{i:04}").into_bytes()).collect();
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            let (memtable, keys) = (&memtable, &keys);
+            scope.spawn(move || {
+                for time in 1..200u64 {
+                    for key in keys.iter().skip(part).step_by(2) {
+                        let row = Newest::value(time, &time.to_be_bytes().repeat(9));
+                        insert(memtable, key, Kind::Delta, &row);
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..50 {
+                let mut walk = Walk::new(memtable.clone());
+                walk.seek_to_first();
+                let mut last: Vec<u8> = Vec::new();
+                while let (Some(key), Some(record)) = (walk.key(), walk.record()) {
+                    assert!(key > &last[..]);
+                    assert_eq!(record.row[9..], record.row[..8].repeat(9));
+                    last = key.to_vec();
+                    walk.next();
+                }
+            }
+        });
+    });
+    assert_eq!(memtable.entries(), keys.len());
+    for key in &keys {
+        let record = memtable.get(key, KeyHash::new(key).hash()).expect("inserted");
+        assert_eq!(record.row[..8], 199u64.to_be_bytes());
+    }
+}
+
+/// A walk keeps its memtable alive after everybody else has let go of it.
+#[test]
+fn a_walk_owns_its_list() {
+    let memtable = Arc::new(Memtable::new(1, 1 << 10));
+    insert(&memtable, b"a", Kind::Delta, &Newest::value(1, b"x"));
+    let mut walk = Walk::new(memtable);
+    walk.seek(b"a");
+    let walk = std::thread::spawn(move || walk).join().expect("no panic");
+    assert_eq!(walk.key(), Some(&b"a"[..]));
+}
+
+/// A flush waits for a writer that picked the memtable before the seal.
+#[test]
+fn sealing_waits_for_the_writers_that_picked_it() {
+    let memtable = Arc::new(Memtable::new(1, 1 << 10));
+    memtable.add_writer();
+    memtable.seal(Position::new(1, 64));
+    let flush = std::thread::spawn({
+        let memtable = memtable.clone();
+        move || {
+            memtable.wait_for_writers();
+            memtable.entries()
+        }
+    });
+    insert(&memtable, b"late", Kind::Delta, &Newest::value(1, b""));
+    memtable.remove_writer();
+    assert_eq!(flush.join().expect("no panic"), 1);
+}

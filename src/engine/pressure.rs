@@ -1,0 +1,116 @@
+//! How close the engine is to making writers wait, and the wait itself.
+//!
+//! Pressure is the worst of three fractions: sealed memtables of those that may wait, tables at
+//! level 0 between the trigger and the stop, and disk space. The layer above delays requests as
+//! pressure rises from a half to one; at one a write waits here for the next install, at most
+//! `stall_timeout_ms`, and then fails without having written anything.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::error::{Error, Result};
+use super::{Engine, Shared};
+
+impl Engine {
+    /// 0: idle; 1: writes wait or are refused.
+    pub fn pressure(&self) -> f64 {
+        self.shared.pressure()
+    }
+}
+
+impl Shared {
+    fn pressure(&self) -> f64 {
+        if self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some() {
+            return 1.0;
+        }
+        let view = self.super_version.load();
+        let sealed = view.sealed() as f64 / self.options.sealed_memtables_max as f64;
+        // The last sealed memtable counts as far as the active one is filled; else pressure would
+        // jump from two thirds to one.
+        let filled = view.active.list_bytes() as f64 / self.options.memtable_bytes as f64;
+        let memory = sealed - (1.0 - filled.min(1.0)) / self.options.sealed_memtables_max as f64;
+        let trigger = self.options.level0_tables_trigger as f64;
+        let stop = self.options.level0_tables_stop as f64;
+        let level0 = (view.version.level(0).tables().len() as f64 - trigger) / (stop - trigger);
+        memory.max(level0).clamp(0.0, 1.0)
+    }
+
+    /// Seals the active memtable if it is full; waits while there is no room for a write.
+    #[inline]
+    pub(super) fn make_room(&self) -> Result<()> {
+        let view = self.super_version.load();
+        let full = view.active.list_bytes() >= self.options.memtable_bytes;
+        let behind = view.version.level(0).tables().len() >= self.options.level0_tables_stop;
+        let refused = self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some();
+        if full || behind || refused || self.closed.load(Ordering::Relaxed) {
+            drop(view);
+            return self.make_room_slowly();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn make_room_slowly(&self) -> Result<()> {
+        let limit_ms = self.options.stall_timeout_ms;
+        let mut since: Option<u64> = None;
+        loop {
+            if let Some(cause) = self.poisoned.get() {
+                return Err(Error::Poisoned { cause: cause.clone() });
+            }
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(Error::Closed);
+            }
+            if self.disk_full.load(Ordering::Relaxed) {
+                return Err(self.disk_full_error());
+            }
+            let installs = self.background.installs();
+            self.seal_if_full();
+            let view = self.super_version.load();
+            if view.active.list_bytes() < self.options.memtable_bytes
+                && view.version.level(0).tables().len() < self.options.level0_tables_stop
+            {
+                return Ok(());
+            }
+            drop(view);
+            let start_ms = *since.get_or_insert_with(|| {
+                self.counters.stalls.add(1);
+                self.clock.now_ms()
+            });
+            let waited_ms = self.clock.now_ms().saturating_sub(start_ms);
+            let left = Duration::from_millis(limit_ms.saturating_sub(waited_ms));
+            let installed = !left.is_zero() && self.wait_for_room(installs, left)?;
+            let now_ms = self.clock.now_ms().saturating_sub(start_ms);
+            self.counters.stall_ms.add(now_ms - waited_ms);
+            if !installed {
+                return Err(Error::Stalled { waited_ms: now_ms });
+            }
+        }
+    }
+
+    /// Waits for the next install, or, without threads, does the work itself.
+    fn wait_for_room(&self, installs: u64, limit: Duration) -> Result<bool> {
+        if self.options.compaction_threads == 0 {
+            return Ok(self.flush_first()? || self.compact_once()?);
+        }
+        self.background.wake_flush();
+        self.background.wake_compaction(self.options.compaction_threads);
+        Ok(self.background.wait_for_install(installs, limit))
+    }
+
+    /// Compares free space with the reserve.
+    pub(super) fn look_at_disk(&self) {
+        // A file system that cannot be asked is taken to have room: writes will tell.
+        let Ok(space) = self.vfs.disk_space(&self.dir) else { return };
+        let full = space.available < self.options.disk_reserve_bytes;
+        self.disk_full.store(full, Ordering::Relaxed);
+    }
+
+    fn disk_full_error(&self) -> Error {
+        let available = self.vfs.disk_space(&self.dir).map_or(0, |space| space.available);
+        Error::DiskFull {
+            path: self.dir.clone(),
+            available,
+            reserve: self.options.disk_reserve_bytes,
+        }
+    }
+}

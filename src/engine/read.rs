@@ -1,0 +1,144 @@
+//! The way of a point read: one SuperVersion, newest source first, stop at the first Full.
+//!
+//! ```text
+//! memtables, newest first      a blocked filter says no to most of them
+//! row cache                    the joined state of the tables below
+//! tables, newest first         one a level; its filter says no to most of them
+//! ```
+//!
+//! The join of what the tables hold fills the cache. A record that stands alone reaches the
+//! caller where it lies, in arena, cache or mapped file, without a copy.
+//!
+//! # Invariants
+//! 1. All sources are taken from one [`SuperVersion`].
+//! 2. A cache entry is used by whoever finds it: it is at least as new as the tables of any
+//!    SuperVersion that a reader can hold, and never newer than what was applied.
+//! 3. The cache is filled only with the join of all tables of one SuperVersion, and only if the
+//!    cache is still in that SuperVersion's epoch; never when a source could not be read.
+
+use super::cache::Cached;
+use super::error::Result;
+use super::iter::{JoinBuffers, Joiner};
+use super::record::Kind;
+use super::rules::rule;
+use super::sstable::KeyHash;
+use super::super_version::SuperVersion;
+use super::{Engine, Shared};
+
+impl Engine {
+    /// The state of `key`, `None` if nothing was ever written under it (or it was purged).
+    ///
+    /// # Errors
+    /// A source could not be read: [`Error::Corruption`](super::Error::Corruption) names the block.
+    /// Other keys stay readable.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.get_with(key, |row| row.map(<[u8]>::to_vec))
+    }
+
+    /// Calls `use_row` with the state of `key` where it lies.
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    pub fn get_with<R>(&self, key: &[u8], use_row: impl FnOnce(Option<&[u8]>) -> R) -> Result<R> {
+        let view = self.shared.super_version.load();
+        self.shared.read(&view, key, &KeyHash::new(key), use_row)
+    }
+}
+
+impl Shared {
+    /// Reads `key` as of `view`.
+    #[inline]
+    pub(super) fn read<R>(
+        &self,
+        view: &SuperVersion,
+        key: &[u8],
+        hash: &KeyHash,
+        use_row: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<R> {
+        let mut buffers = JoinBuffers::default();
+        let mut joiner: Joiner<'_, &[u8]> = Joiner::new(&*self.operator, &mut buffers);
+        let later;
+        let memtables = if rule!(self, one_super_version) {
+            view
+        } else {
+            self.hook("read:tables_listed");
+            later = self.super_version.load();
+            &later
+        };
+        for memtable in memtables.memtables() {
+            if let Some(record) = memtable.get(key, hash.hash())
+                && joiner.push(record.kind, record.row)?
+            {
+                break;
+            }
+        }
+        let complete = joiner.is_complete();
+        let newest = joiner.finish();
+        if complete {
+            return Ok(use_row(newest.as_ref().map(|joined| &*joined.row)));
+        }
+        self.read_base(view, key, hash, |base| match (&newest, base) {
+            (None, base) => Ok(use_row(base)),
+            (Some(newest), None) => Ok(use_row(Some(&newest.row))),
+            (Some(newest), Some(base)) => {
+                let mut buffers = JoinBuffers::default();
+                let mut joiner: Joiner<'_, &[u8]> = Joiner::new(&*self.operator, &mut buffers);
+                joiner.push(newest.kind, &newest.row)?;
+                joiner.push(Kind::Full, base)?;
+                let joined = joiner.finish();
+                Ok(use_row(joined.as_ref().map(|joined| &*joined.row)))
+            }
+        })
+    }
+
+    /// The joined state of the tables, from the cache if it is there.
+    #[inline]
+    fn read_base<R>(
+        &self,
+        view: &SuperVersion,
+        key: &[u8],
+        hash: &KeyHash,
+        use_row: impl FnOnce(Option<&[u8]>) -> Result<R>,
+    ) -> Result<R> {
+        match self.cache.get(key, hash.hash(), self.now_ms(), Cached::clone) {
+            Some(Cached::Row(row)) => use_row(Some(&row)),
+            Some(Cached::Negative) => use_row(None),
+            None => self.read_tables(view, key, hash, use_row),
+        }
+    }
+
+    fn read_tables<R>(
+        &self,
+        view: &SuperVersion,
+        key: &[u8],
+        hash: &KeyHash,
+        use_row: impl FnOnce(Option<&[u8]>) -> Result<R>,
+    ) -> Result<R> {
+        let mut buffers = JoinBuffers::default();
+        let mut joiner = Joiner::new(&*self.operator, &mut buffers);
+        for table in view.version.candidates(key) {
+            let found = table.table().get(key, hash).inspect_err(|_| {
+                self.counters.corruptions.add(1);
+            })?;
+            if let Some(record) = found {
+                let kind = if table.meta.demote_full { Kind::Delta } else { record.kind };
+                if joiner.push(kind, record.row)? {
+                    break;
+                }
+            }
+        }
+        self.hook("read:before_fill");
+        let joined = joiner.finish();
+        let row = joined.as_ref().map(|joined| &*joined.row);
+        let epoch = if rule!(self, cache_epoch_tag) {
+            view.cache_epoch
+        } else {
+            self.super_version.load().cache_epoch
+        };
+        if self.cache.is_on() {
+            let cached = row.map_or(Cached::Negative, |row| Cached::Row(row.into()));
+            self.cache.fill(key, hash.hash(), cached, epoch, self.now_ms());
+        }
+        use_row(row)
+    }
+}

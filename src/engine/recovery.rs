@@ -1,0 +1,177 @@
+//! Opening a store: manifest, then the part of the log that is not in tables yet.
+//!
+//! ```text
+//! lock the directory
+//! manifest: which tables, up to where the log is flushed
+//! log: replay from exactly that position; a torn tail is cut, damage below what was durable
+//!      refuses to open
+//! flush what was replayed; manifest edit: the tables, and the start of a new segment as the
+//!      flushed position
+//! remove the old segments, start the new one
+//! ```
+//!
+//! After a clean close the log holds nothing and opening touches no data. Opening never takes
+//! longer than reading a few memtables' worth of log, whatever the size of the store.
+//!
+//! # Invariants
+//! 1. Replay starts exactly at the flushed position. Earlier records may be of rows that were
+//!    purged since; they would bring back what they deleted.
+//! 2. The new segment is numbered above every number the manifest names or the directory holds: a
+//!    flush may be durable before the log it came from, so the flushed position may lie in a
+//!    segment that is gone, and records written below it would be skipped by the next replay.
+//! 3. Nothing is appended to a recovered segment, and no old segment is left once the new one is
+//!    in use, so a cut tail cannot be taken for log again.
+//! 4. Replayed records are Deltas and skip the guard: everything after the flushed position passed
+//!    it when it was written. No floor counts before they are tables, and then they are.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use super::background::Background;
+use super::cache::RowCache;
+use super::commit_log::{self, CommitLog, LogOptions, Recovered};
+use super::compaction::{Pacer, PickerOptions};
+use super::error::{Error, Result};
+use super::flush::TableOutput;
+use super::guards::Guards;
+use super::memtable::Memtable;
+use super::merge::MergeOperator;
+use super::options::Options;
+use super::position::Position;
+use super::record::Kind;
+use super::sstable::KeyHash;
+use super::stats::Counters;
+use super::stripes::Stripes;
+use super::super_version::SuperVersion;
+use super::version::{VersionEdit, VersionSet};
+use super::vfs::Vfs;
+use super::{Environment, LogState, Shared};
+
+const LOCK_FILE: &str = "LOCK";
+
+/// Opens the store in `dir`; starts no thread.
+pub fn open(
+    dir: &Path,
+    options: Options,
+    operator: Arc<dyn MergeOperator>,
+    environment: Environment,
+) -> Result<Shared> {
+    options.validate()?;
+    let Environment { vfs, clock } = environment;
+    create_dir_durably(&*vfs, dir)?;
+    let lock_path = dir.join(LOCK_FILE);
+    let lock = vfs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
+    let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+
+    let versions = VersionSet::recover(vfs.clone(), dir, &options)?;
+    let first_segment = replay(dir, &options, &vfs, &*operator, &versions, clock.now_ms())?;
+
+    let epoch = versions.allocate_epoch();
+    let active = Arc::new(Memtable::new(epoch, options.memtable_bytes));
+    let state = LogState { active: active.clone(), generation: 0, queued_ingests: 0 };
+    let log_options = LogOptions::from(&options);
+    let log = CommitLog::create(vfs.clone(), dir, log_options, first_segment, state)?;
+
+    let cache = RowCache::new(options.row_cache_bytes, options.row_cache_ttl_ms);
+    let version = versions.current();
+    let guards = Guards::new(options.partition_bits, version.state().safe_points());
+    let picker_options = PickerOptions::from(&options);
+    // Paced only while compaction keeps up: a memtable or two of debt is no reason to hurry.
+    let free_debt = 4 * options.memtable_bytes as u64;
+    let pacer = Pacer::new(options.compaction_bytes_per_second, free_debt);
+    let view = SuperVersion { generation: 0, active, queue: Vec::new(), version, cache_epoch: 0 };
+    Ok(Shared {
+        dir: dir.to_path_buf(),
+        options,
+        vfs,
+        operator,
+        _lock: lock,
+        log,
+        stripes: Stripes::new(),
+        guards,
+        picker_options,
+        pacer,
+        cache,
+        super_version: ArcSwap::from_pointee(view),
+        background: Background::default(),
+        counters: Counters::default(),
+        versions,
+        compacting: Mutex::default(),
+        install_lock: Mutex::new(()),
+        flush_lock: Mutex::new(()),
+        ingest_lock: Mutex::new(()),
+        seal_lock: Mutex::new(()),
+        now_ms: AtomicU64::new(clock.now_ms()),
+        clock,
+        disk_full: AtomicBool::new(false),
+        poisoned: OnceLock::new(),
+        closed: AtomicBool::new(false),
+        #[cfg(test)]
+        removed_rules: Mutex::default(),
+        #[cfg(test)]
+        hooks: Mutex::default(),
+    })
+}
+
+/// Creates `dir` and its missing parents, names included: a store whose directory is gone after a
+/// power loss is as lost as one whose files are.
+pub(super) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+    let mut missing = Vec::new();
+    for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
+        if vfs.exists(ancestor).map_err(Error::io("look for", ancestor))? {
+            break;
+        }
+        missing.push(ancestor);
+    }
+    vfs.create_dir_all(dir).map_err(Error::io("create", dir))?;
+    for parent in missing.iter().filter_map(|created| created.parent()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        vfs.sync_dir(parent).map_err(Error::io("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// Brings the log's unflushed part into tables. Returns the number of the segment to start with.
+fn replay(
+    dir: &Path,
+    options: &Options,
+    vfs: &Arc<dyn Vfs>,
+    operator: &dyn MergeOperator,
+    versions: &VersionSet,
+    now_ms: u64,
+) -> Result<u32> {
+    let flushed = versions.current().state().flushed();
+    let output = TableOutput { dir, options, vfs: &**vfs, operator, versions, now_ms };
+    let mut edit = VersionEdit::default();
+    let mut memtable = Arc::new(Memtable::new(versions.allocate_epoch(), options.memtable_bytes));
+    let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
+        let hash = KeyHash::new(key).hash();
+        memtable.insert(key, hash, Kind::Delta, row, operator)?;
+        if memtable.list_bytes() >= options.memtable_bytes {
+            let next = Memtable::new(versions.allocate_epoch(), options.memtable_bytes);
+            let full = std::mem::replace(&mut memtable, Arc::new(next));
+            // Promotion is left to compaction: the tables before this one are not installed yet.
+            edit.added.push(output.build(&full, &|_, _| true)?);
+        }
+        Ok(())
+    };
+    let recovered: Recovered =
+        commit_log::recover(&**vfs, dir, flushed, options.accept_log_corruption, &mut apply)?;
+    let current = versions.current();
+    if !memtable.is_empty() {
+        let first = edit.added.is_empty();
+        edit.added.push(
+            output
+                .build(&memtable, &|key, hash| !first || current.may_hold(key, hash, |_| true))?,
+        );
+    }
+    let first_segment = commit_log::next_segment_number(&**vfs, dir, [flushed, recovered.end])?;
+    edit.flushed = Some(Position::new(first_segment, 0));
+    versions.log_and_apply(edit, now_ms)?;
+    commit_log::remove_segments(&**vfs, dir, first_segment)?;
+    Ok(first_segment)
+}

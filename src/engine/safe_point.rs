@@ -1,0 +1,147 @@
+//! Changing the guard and the floor of partitions ([`super::guards`] says what they are).
+//!
+//! ```text
+//! fence:      manifest edit (guard), then in force under the log mutex
+//!             wait for every write that had picked its memtable before
+//! set_floor:  sync the log; take the epoch of the youngest memtable under the log mutex
+//!             manifest edit (floor and epoch): in force with the version it installs
+//! ```
+//!
+//! # Invariants
+//! 1. Durable first, in force second: after a crash a guard or floor that anybody relied on is
+//!    there.
+//! 2. When `fence` returns, every version at or below the guard that will ever be taken is in a
+//!    memtable or table: later ones are refused or stripped.
+//! 3. A floor names the youngest memtable that can hold a version at or below it: whatever is at
+//!    or below the floor was taken before the fence, so before the floor's epoch was read. No row
+//!    is purged on the word of the floor until that memtable is a table.
+
+use std::ops::{Range, RangeInclusive};
+
+use super::error::{Error, Result};
+use super::flush::CacheChange;
+use super::rules::rule;
+use super::version::{SafePoint, VersionEdit};
+use super::{Engine, Shared};
+
+impl Engine {
+    /// Takes no new version at or below `guard` in these partitions from now on; durable.
+    /// A guard never goes down: a lower one than there is changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] for a partition that does not exist; I/O errors of the manifest,
+    /// which poison the engine.
+    pub fn fence(&self, partitions: RangeInclusive<u32>, guard: u64) -> Result<()> {
+        let shared = &self.shared;
+        shared.change_safe_points(partitions, |point| {
+            point.guard = point.guard.max(guard);
+            Ok(())
+        })?;
+        shared.stripes.barrier();
+        Ok(())
+    }
+
+    /// Declares that every version at or below `floor` which is not live here is dead, durable.
+    /// Compaction may forget tombstones below it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if the floor is above a guard or a partition does not exist; I/O
+    /// errors of log and manifest, which poison the engine.
+    pub fn set_floor(&self, partitions: RangeInclusive<u32>, floor: u64) -> Result<()> {
+        let shared = &self.shared;
+        let mut log = shared.log.lock();
+        let end = log.close_frame();
+        let idle = log.active.is_empty() && !log.active.has_writers();
+        let epoch = log.active.epoch() - u64::from(idle);
+        drop(log);
+        if rule!(shared, floor_after_sync) {
+            shared.log.sync(end)?;
+        }
+        shared.change_safe_points(partitions, |point| {
+            if floor > point.guard {
+                let (what, limit) = ("floor", point.guard);
+                return Err(Error::OutOfBounds { what, found: floor, limit });
+            }
+            if floor > point.floor {
+                point.floor = floor;
+                point.floor_epoch = epoch;
+            }
+            Ok(())
+        })?;
+        shared.background.wake_compaction(1);
+        Ok(())
+    }
+
+    /// Marks partitions as having lost data that only `peers` can give back (none: clears the
+    /// mark), durable. While marked, guard and floor count as 0 and nothing is purged.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn set_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
+        self.shared.change_safe_points(partitions, |point| {
+            point.damaged = peers.into();
+            Ok(())
+        })
+    }
+
+    /// The words of a partition.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if it does not exist.
+    pub fn safe_point(&self, partition: u32) -> Result<SafePoint> {
+        self.shared.check_partitions(&(partition..=partition))?;
+        let view = self.shared.super_version.load();
+        Ok(view.version.state().safe_points()[partition as usize].clone())
+    }
+
+    /// Number of partitions.
+    pub fn partitions(&self) -> u32 {
+        self.shared.guards.partitions() as u32
+    }
+}
+
+impl Shared {
+    fn check_partitions(&self, partitions: &RangeInclusive<u32>) -> Result<Range<u32>> {
+        let (first, last) = (*partitions.start(), *partitions.end());
+        let count = self.guards.partitions() as u64;
+        if first > last || u64::from(last) >= count {
+            let found = u64::from(first.max(last));
+            return Err(Error::OutOfBounds { what: "partition", found, limit: count - 1 });
+        }
+        Ok(first..last + 1)
+    }
+
+    /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
+    fn change_safe_points(
+        &self,
+        partitions: RangeInclusive<u32>,
+        change: impl Fn(&mut SafePoint) -> Result<()>,
+    ) -> Result<()> {
+        let range = self.check_partitions(&partitions)?;
+        // One change at a time, and none while an ingest is between its check and its install.
+        let _one = self.ingest_lock.lock();
+        let points = self.versions.current().state().safe_points().clone();
+        let mut runs: Vec<(Range<u32>, SafePoint)> = Vec::new();
+        let mut changed = false;
+        for partition in range.clone() {
+            let old = &points[partition as usize];
+            let mut new = old.clone();
+            change(&mut new)?;
+            changed |= new != *old;
+            match runs.last_mut() {
+                Some((run, point)) if *point == new => run.end = partition + 1,
+                _ => runs.push((partition..partition + 1, new)),
+            }
+        }
+        if !changed {
+            return Ok(());
+        }
+        let edit = VersionEdit { safe_points: runs, ..VersionEdit::default() };
+        self.install(edit, CacheChange::None, |_| {})?;
+        let version = self.versions.current();
+        let _log = self.log.lock();
+        let range = range.start as usize..range.end as usize;
+        self.guards.put_in_force(range, version.state().safe_points());
+        Ok(())
+    }
+}

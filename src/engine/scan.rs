@@ -1,0 +1,150 @@
+//! Reading keys in order: one SuperVersion, all sources merged, one joined state a key.
+//!
+//! A scan sees every write that was applied before it started and, for keys ahead of it, perhaps
+//! later ones: each key's state is whole, the set of keys is not a snapshot. The row cache is
+//! neither asked nor filled, or one scan would wash it out.
+
+use std::sync::Arc;
+
+use super::error::Result;
+use super::iter::{Cursor, JoinBuffers, JoinedRow, LevelCursor, MergingCursor, join_group};
+use super::memtable::MemtableCursor;
+use super::merge::MergeOperator;
+use super::options::LEVELS;
+use super::record::{Kind, Record};
+use super::sstable::TableIter;
+use super::super_version::SuperVersion;
+use super::{Engine, Shared};
+
+/// A scan in progress. It pins the tables it reads, so it should not be kept for long.
+pub struct Scan {
+    cursor: MergingCursor<Source>,
+    /// Exclusive.
+    end: Option<Vec<u8>>,
+    /// Whether the cursor stands on a key that was handed out already.
+    used: bool,
+    buffers: JoinBuffers,
+    operator: Arc<dyn MergeOperator>,
+    /// Keeps the files of the tables; dropped after the cursor.
+    _view: Arc<SuperVersion>,
+}
+
+/// One sorted source of a scan.
+enum Source {
+    Memtable(MemtableCursor),
+    /// A table of level 0.
+    Table {
+        iter: TableIter,
+        demote_full: bool,
+    },
+    /// The tables of a lower level.
+    Level(LevelCursor),
+}
+
+/// Calls a method of whichever cursor it is.
+macro_rules! each {
+    ($source:expr, $cursor:ident => $call:expr) => {
+        match $source {
+            Source::Memtable($cursor) => $call,
+            Source::Table { iter: $cursor, .. } => $call,
+            Source::Level($cursor) => $call,
+        }
+    };
+}
+
+impl Cursor for Source {
+    fn seek_to_first(&mut self) -> Result<()> {
+        each!(self, cursor => cursor.seek_to_first())
+    }
+
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        each!(self, cursor => cursor.seek(key))
+    }
+
+    fn next(&mut self) -> Result<()> {
+        each!(self, cursor => cursor.next())
+    }
+
+    fn valid(&self) -> bool {
+        each!(self, cursor => cursor.valid())
+    }
+
+    fn key(&self) -> &[u8] {
+        each!(self, cursor => cursor.key())
+    }
+
+    fn record(&self) -> Record<'_> {
+        let record = each!(self, cursor => cursor.record());
+        match self {
+            Self::Table { demote_full: true, .. } => Record { kind: Kind::Delta, ..record },
+            _ => record,
+        }
+    }
+
+    fn prefix(&self) -> u64 {
+        each!(self, cursor => cursor.prefix())
+    }
+}
+
+impl Engine {
+    /// Walks the keys from `start`, inclusive, to `end`, exclusive (`None`: to the last key).
+    ///
+    /// # Errors
+    /// A source could not be read.
+    pub fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Scan> {
+        self.shared.scan(start, end)
+    }
+}
+
+impl Shared {
+    fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Scan> {
+        let view = self.super_version.load_full();
+        let memtables = view
+            .memtables()
+            .filter(|memtable| !memtable.is_empty())
+            .map(|memtable| Source::Memtable(MemtableCursor::new(memtable.clone())));
+        let level0 = view.version.level(0).tables().iter().map(|table| Source::Table {
+            iter: table.table().iter(),
+            demote_full: table.meta.demote_full,
+        });
+        let levels = (1..LEVELS)
+            .map(|level| view.version.level(level))
+            .filter(|level| !level.tables().is_empty())
+            .map(|level| Source::Level(LevelCursor::new(level.shared_tables().clone(), false)));
+        let mut cursor = MergingCursor::new(memtables.chain(level0).chain(levels).collect());
+        cursor.seek(start)?;
+        Ok(Scan {
+            cursor,
+            end: end.map(<[u8]>::to_vec),
+            used: false,
+            buffers: JoinBuffers::default(),
+            operator: self.operator.clone(),
+            _view: view,
+        })
+    }
+}
+
+impl Scan {
+    /// The next key and its state; `None` at the end.
+    ///
+    /// # Errors
+    /// A source could not be read. The scan is then of no use.
+    #[expect(clippy::should_implement_trait, reason = "it lends from itself: no Iterator")]
+    pub fn next(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        if std::mem::replace(&mut self.used, true) && self.cursor.valid() {
+            self.cursor.next_group()?;
+        }
+        if !self.cursor.valid() {
+            return Ok(None);
+        }
+        let key = self.cursor.key();
+        if self.end.as_ref().is_some_and(|end| key >= &end[..]) {
+            return Ok(None);
+        }
+        let joined = join_group(&*self.operator, self.cursor.records(), &mut self.buffers)?;
+        let row = match joined.expect("a group has at least one record").row {
+            JoinedRow::Source(row) | JoinedRow::Merged(row) => row,
+        };
+        Ok(Some((key, row)))
+    }
+}

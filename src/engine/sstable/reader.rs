@@ -1,0 +1,393 @@
+//! Opens a table and looks keys up in it.
+//!
+//! A lookup probes the filter, finds the block in the index and the record in the block, all in the
+//! mapped bytes: no lock, no reference count, and no allocation unless the block is compressed.
+//!
+//! # Invariants
+//! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
+//! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
+//!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
+
+use std::hint::black_box;
+use std::ops::{Bound, Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::block::{Block, Entry};
+use super::filter::{Filter, KeyHash};
+use super::format::{
+    Checked, Damage, Encoding, FORMAT_VERSION, Footer, FooterError, Frame, Section, TRAILER_BYTES,
+};
+use super::index::Index;
+use super::iter::TableIter;
+use super::properties::Properties;
+use crate::engine::error::{Corruption, Error, Result};
+use crate::engine::options::Compression;
+use crate::engine::record::{Kind, Record};
+use crate::engine::vfs::{Mapping, Vfs};
+
+/// Bounds of keys, as `RangeBounds<[u8]>`.
+pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// An open table.
+#[derive(Debug)]
+pub struct Table {
+    // Constant after open.
+    map: Mapping,
+    path: PathBuf,
+    number: u64,
+    verify_every_read: bool,
+    filter: Option<(Filter, Range<usize>)>,
+    index: Range<usize>,
+    blocks: usize,
+    properties: Properties,
+
+    /// One bit per block that was checked. Relaxed: the bytes never change, so the bit orders
+    /// nothing; a bit seen late costs one more check.
+    touched: Box<[AtomicU64]>,
+}
+
+/// A record found in a table.
+#[derive(Debug)]
+pub struct TableRecord<'a> {
+    /// What the record claims.
+    pub kind: Kind,
+    /// The row.
+    pub row: RowRef<'a>,
+}
+
+impl TableRecord<'_> {
+    /// The record, borrowed from this value.
+    #[inline]
+    pub fn as_record(&self) -> Record<'_> {
+        Record { kind: self.kind, row: &self.row }
+    }
+}
+
+/// The bytes of a row: in the mapping, or in a block that was decompressed for them.
+#[derive(Debug)]
+pub enum RowRef<'a> {
+    /// In the mapping; lives as long as the table is borrowed.
+    Mapped(&'a [u8]),
+    /// In a block of its own.
+    Owned {
+        /// The decompressed block.
+        block: Vec<u8>,
+        /// Where the row is in it.
+        range: Range<usize>,
+    },
+}
+
+impl Deref for RowRef<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(row) => row,
+            Self::Owned { block, range } => &block[range.clone()],
+        }
+    }
+}
+
+/// The bytes of one block, decoded.
+pub(super) enum BlockBytes<'a> {
+    /// In the mapping; padding and trailer follow the block.
+    Mapped(&'a [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Deref for BlockBytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Table {
+    /// Maps the table `number` at `path` and checks everything but its data blocks.
+    ///
+    /// # Errors
+    /// `Io` if the file cannot be mapped, `Corruption` if it is not a whole, sound table of that
+    /// number, `FormatTooNew` if a later version of the program wrote it.
+    pub fn open(vfs: &dyn Vfs, path: &Path, number: u64, verify_every_read: bool) -> Result<Self> {
+        let map = vfs.map(path).map_err(Error::io("map", path))?;
+        Self::from_mapping(map, path, number, verify_every_read)
+    }
+
+    /// As [`Table::open`], of a file that is mapped.
+    pub(super) fn from_mapping(
+        map: Mapping,
+        path: &Path,
+        number: u64,
+        verify_every_read: bool,
+    ) -> Result<Self> {
+        let footer = Footer::decode(&map, number).map_err(|error| match error {
+            FooterError::TooNew(found) => {
+                let (file, supported) = (path.to_path_buf(), FORMAT_VERSION);
+                Error::FormatTooNew { file, found, supported }
+            }
+            FooterError::Damage(Damage(what)) => Error::corrupt(path, map.len() as u64, what),
+        })?;
+        let corrupt = |section: Section| {
+            move |Damage(what): Damage| Error::corrupt(path, section.offset, what)
+        };
+        let payload = |section: Section| payload(&map, number, section).map_err(corrupt(section));
+
+        let mut filter = None;
+        if footer.filter.len > 0 {
+            let range = payload(footer.filter)?;
+            let parsed = Filter::parse(&map[range.clone()]).map_err(corrupt(footer.filter))?;
+            filter = Some((parsed, range));
+        }
+        let range = payload(footer.properties)?;
+        let properties = Properties::decode(&map[range]).map_err(corrupt(footer.properties))?;
+        let index = payload(footer.index)?;
+        let blocks = check_index(&map[index.clone()], footer.filter.offset, &properties)
+            .map_err(corrupt(footer.index))?;
+        Ok(Self {
+            touched: (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            path: path.to_path_buf(),
+            map,
+            number,
+            verify_every_read,
+            filter,
+            index,
+            blocks,
+            properties,
+        })
+    }
+
+    /// The record of `key`, whose hash is `hash`. Without copying, unless its block is compressed.
+    ///
+    /// # Errors
+    /// `Corruption` if the block that may hold the key is damaged.
+    #[inline]
+    pub fn get(&self, key: &[u8], hash: &KeyHash) -> Result<Option<TableRecord<'_>>> {
+        if !self.may_contain(hash) {
+            return Ok(None);
+        }
+        let block = self.index().and_then(|index| index.find(key));
+        let block = block.map_err(|damage| self.index_corruption(damage))?;
+        match self.block(block, self.verify_every_read)? {
+            BlockBytes::Mapped(bytes) => {
+                load_columns(bytes);
+                let found = Block::parse(bytes).and_then(|block| block.find(key));
+                let found = found.map_err(|damage| self.block_corruption(block, damage))?;
+                Ok(found
+                    .map(|entry| TableRecord { kind: entry.kind, row: RowRef::Mapped(entry.row) }))
+            }
+            BlockBytes::Owned(bytes) => self.get_in_owned(block, bytes, key),
+        }
+    }
+
+    #[cold]
+    fn get_in_owned(
+        &self,
+        block: usize,
+        bytes: Vec<u8>,
+        key: &[u8],
+    ) -> Result<Option<TableRecord<'_>>> {
+        let found = Block::parse(&bytes).and_then(|block| block.find(key));
+        let found = found.map_err(|damage| self.block_corruption(block, damage))?;
+        let Some(Entry { kind, row_start, row, .. }) = found else { return Ok(None) };
+        let range = row_start..row_start + row.len();
+        Ok(Some(TableRecord { kind, row: RowRef::Owned { block: bytes, range } }))
+    }
+
+    /// Whether the table may hold the key; `false` is certain.
+    #[inline]
+    pub fn may_contain(&self, hash: &KeyHash) -> bool {
+        self.filter
+            .as_ref()
+            .is_none_or(|(filter, range)| filter.may_contain(&self.map[range.clone()], hash))
+    }
+
+    /// A cursor over the whole table.
+    pub fn iter(self: &Arc<Self>) -> TableIter {
+        TableIter::new(Arc::clone(self), self.verify_every_read)
+    }
+
+    /// A cursor that checks every block's checksum again, for compaction: what it copies wrongly
+    /// would be wrong for good.
+    pub fn iter_verified(self: &Arc<Self>) -> TableIter {
+        TableIter::new(Arc::clone(self), true)
+    }
+
+    /// What the table says about itself.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// The file's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length of the file, in bytes.
+    pub fn file_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Checks every data block, whether or not it was checked before, and reports each damaged one
+    /// with the keys it may have held. Sections were checked at open.
+    pub fn verify_all(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
+        for block in 0..self.blocks {
+            let Err(Error::Corruption(corruption)) = self.block(block, true) else { continue };
+            let (start, end) = self.block_keys(block);
+            let start = start.as_deref().unwrap_or(&self.properties.smallest);
+            let end = match &end {
+                Some(end) => Bound::Excluded(end.as_slice()),
+                None => Bound::Included(&*self.properties.largest),
+            };
+            on_bad(corruption, (Bound::Included(start), end));
+        }
+    }
+
+    /// The separators around a block; `None` at the ends of the table.
+    fn block_keys(&self, block: usize) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
+        let separator = |at: Option<usize>| self.index().ok()?.separator(at?).ok();
+        (separator(block.checked_sub(1)), separator(Some(block)))
+    }
+
+    /// Makes all blocks pass for checked ones, as if their bytes had rotted after the first touch.
+    #[cfg(test)]
+    pub(super) fn trust_all(&self) {
+        self.touched.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
+    }
+
+    /// Number of data blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// The index, checked at open.
+    #[inline]
+    pub(super) fn index(&self) -> Checked<Index<'_>> {
+        Index::parse(&self.map[self.index.clone()])
+    }
+
+    /// The bytes of a block; checked if this is the first touch, or if `verify`.
+    #[inline]
+    pub(super) fn block(&self, block: usize, verify: bool) -> Result<BlockBytes<'_>> {
+        let frame = self.frame(block).map_err(|damage| self.block_corruption(block, damage))?;
+        let seen = |word: &AtomicU64| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0;
+        if verify || !self.touched.get(block / 64).is_some_and(seen) {
+            return self.check_block(block, frame);
+        }
+        match self.properties.compression {
+            Compression::None => Ok(BlockBytes::Mapped(frame)),
+            Compression::Lz4 => self.decode_block(block, frame),
+        }
+    }
+
+    /// Bytes of the mapping; `range` was found in it before.
+    #[inline]
+    pub(super) fn mapped(&self, range: Range<usize>) -> &[u8] {
+        &self.map[range]
+    }
+
+    /// The frame of a block in the mapping.
+    #[inline]
+    fn frame(&self, block: usize) -> Checked<&[u8]> {
+        let Range { start, end } = self.index()?.frame(block)?;
+        self.map.get(start as usize..end as usize).ok_or(Damage::from("block out of the file"))
+    }
+
+    #[cold]
+    fn check_block<'a>(&'a self, block: usize, bytes: &'a [u8]) -> Result<BlockBytes<'a>> {
+        let checked = || -> Checked<BlockBytes<'a>> {
+            let offset = self.index()?.frame(block)?.start;
+            let frame = Frame::verify(bytes, self.number, offset)?;
+            let bytes = match (frame.encoding, self.properties.compression) {
+                (Encoding::Lz4, Compression::None) => {
+                    return Err("compressed block in a table without compression".into());
+                }
+                (Encoding::Lz4, Compression::Lz4) => BlockBytes::Owned(frame.decompress()?),
+                (Encoding::None, _) => BlockBytes::Mapped(bytes),
+            };
+            Block::parse(&bytes)?.check(frame.raw_len)?;
+            Ok(bytes)
+        };
+        let bytes = checked().map_err(|damage| self.block_corruption(block, damage))?;
+        if let Some(word) = self.touched.get(block / 64) {
+            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+        }
+        Ok(bytes)
+    }
+
+    #[cold]
+    fn decode_block<'a>(&self, block: usize, bytes: &'a [u8]) -> Result<BlockBytes<'a>> {
+        let decoded = Frame::parse(bytes).and_then(|frame| match frame.encoding {
+            Encoding::None => Ok(BlockBytes::Mapped(bytes)),
+            Encoding::Lz4 => frame.decompress().map(BlockBytes::Owned),
+        });
+        decoded.map_err(|damage| self.block_corruption(block, damage))
+    }
+
+    #[cold]
+    pub(super) fn block_corruption(&self, block: usize, damage: Damage) -> Error {
+        let frame = self.index().and_then(|index| index.frame(block));
+        self.corruption(frame.map_or(0, |frame| frame.start), damage)
+    }
+
+    #[cold]
+    pub(super) fn index_corruption(&self, damage: Damage) -> Error {
+        self.corruption(self.index.start as u64, damage)
+    }
+
+    fn corruption(&self, offset: u64, Damage(what): Damage) -> Error {
+        Error::corrupt(&self.path, offset, what)
+    }
+}
+
+/// Loads the cache lines that a search in a small block will ask for, all at once.
+///
+/// The search loads header, prefixes and offsets one after the other, each address depending on
+/// what came before; in a table larger than the processor's cache every one of them waits for
+/// memory. These loads depend on nothing and overlap. Random gets of a 125 MB table with 116-byte
+/// entries took about a fifth less time with them, in twelve alternating rounds of one process
+/// (opt-level 1, a busy two-core machine).
+#[inline]
+fn load_columns(block: &[u8]) {
+    for at in (0..512).step_by(64) {
+        black_box(block.get(at).copied());
+    }
+}
+
+/// Where the payload of a section is in the file, after checking its frame.
+fn payload(map: &[u8], number: u64, section: Section) -> Checked<Range<usize>> {
+    let start = usize::try_from(section.offset).ok();
+    let len = usize::try_from(section.len).ok();
+    let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));
+    let bytes = range.clone().and_then(|range| map.get(range));
+    let (Some(range), Some(bytes)) = (range, bytes) else {
+        return Err("section out of the file".into());
+    };
+    let frame = Frame::verify(bytes, number, section.offset)?;
+    if frame.encoding != Encoding::None {
+        return Err("section is compressed".into());
+    }
+    debug_assert!(frame.payload.len() + TRAILER_BYTES <= bytes.len());
+    Ok(range.start..range.start + frame.payload.len())
+}
+
+/// The number of blocks of a sound index whose data blocks end at `data_end`.
+fn check_index(bytes: &[u8], data_end: u64, properties: &Properties) -> Checked<usize> {
+    let index = Index::parse(bytes)?;
+    index.check(data_end)?;
+    if index.blocks() as u64 != u64::from(properties.blocks) {
+        return Err(format!("{} blocks, expected {}", index.blocks(), properties.blocks).into());
+    }
+    Ok(index.blocks())
+}

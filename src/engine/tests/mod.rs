@@ -1,0 +1,59 @@
+//! Tests of the engine as a whole: against a model, with crashes at every file call, with random
+//! options, and rule by rule.
+
+mod crash;
+mod metamorphic;
+mod model;
+mod row;
+mod rules;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::clock::Clock;
+use super::vfs::Vfs;
+use super::{Engine, Environment, Options, Result, Shared};
+use row::RowJoin;
+
+/// Code that a test runs in the middle of an operation, once.
+pub type Hooks = HashMap<&'static str, Box<dyn FnOnce(&Shared) + Send>>;
+
+pub fn run_hook(shared: &Shared, name: &'static str) {
+    let hook = shared.hooks.lock().remove(name);
+    if let Some(hook) = hook {
+        hook(shared);
+    }
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+pub struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn now_ms(&self) -> u64 {
+        0
+    }
+}
+
+/// Options under which a few dozen writes reach every level, without threads.
+pub fn tiny() -> Options {
+    Options {
+        log_segment_bytes: 8 << 10,
+        memtable_bytes: 4 << 10,
+        row_cache_bytes: 64 << 10,
+        block_bytes: 128,
+        table_bytes: 1 << 10,
+        base_level_bytes: 4 << 10,
+        level_ratio: 3,
+        partition_bits: 0,
+        disk_reserve_bytes: 0,
+        compaction_threads: 0,
+        ..Options::default()
+    }
+}
+
+pub fn open(vfs: Arc<dyn Vfs>, options: Options) -> Result<Engine> {
+    let environment = Environment { vfs, clock: Arc::new(StoppedClock) };
+    Engine::open_in(Path::new("/db"), options, Arc::new(RowJoin), environment)
+}

@@ -1,0 +1,235 @@
+//! A version: the tree at one moment, with its files open. Immutable.
+//!
+//! A point lookup touches one table a level: its number is found in a flat array of the tables'
+//! greatest key prefixes, so that no pointer is followed for tables that cannot hold the key.
+//!
+//! Sources are visited newest first: level 0 by falling epoch, then the levels downwards.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::handle::TableRef;
+use super::state::VersionState;
+use crate::engine::options::LEVELS;
+use crate::engine::sstable::column::key_prefix;
+use crate::engine::sstable::{KeyHash, Table};
+
+/// The tables of one level.
+#[derive(Debug, Default)]
+pub struct Level {
+    /// Level 0: newest epoch first. Others: ascending by key.
+    tables: Vec<TableRef>,
+    /// Prefix of each table's smallest key; searched at level 0.
+    min_prefixes: Vec<u64>,
+    /// Prefix of each table's largest key. Ascending at levels >= 1.
+    max_prefixes: Vec<u64>,
+    bytes: u64,
+    /// Made once a version, so that a scan clones one `Arc` a level.
+    shared: Arc<[Arc<Table>]>,
+}
+
+impl Level {
+    fn new(tables: Vec<TableRef>) -> Self {
+        Self {
+            min_prefixes: tables.iter().map(|table| key_prefix(&table.meta.smallest)).collect(),
+            max_prefixes: tables.iter().map(|table| key_prefix(&table.meta.largest)).collect(),
+            bytes: tables.iter().map(|table| table.meta.bytes).sum(),
+            shared: tables.iter().map(|table| table.table().clone()).collect(),
+            tables,
+        }
+    }
+
+    /// The tables: level 0 newest epoch first, others ascending by key.
+    pub fn tables(&self) -> &[TableRef] {
+        &self.tables
+    }
+
+    /// The tables in the same order, shared with cursors over the level.
+    pub fn shared_tables(&self) -> &Arc<[Arc<Table>]> {
+        &self.shared
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The table of a level >= 1 that covers `key`, whose prefix is `prefix`.
+    #[inline]
+    fn find(&self, key: &[u8], prefix: u64) -> Option<&TableRef> {
+        let mut at = self.max_prefixes.partition_point(|max| *max < prefix);
+        while self.max_prefixes.get(at) == Some(&prefix) && *self.tables[at].meta.largest < *key {
+            at += 1;
+        }
+        let below = *self.min_prefixes.get(at)? > prefix;
+        let table = &self.tables[at];
+        (!below && *table.meta.smallest <= *key).then_some(table)
+    }
+
+    /// The first table of level 0 at or behind `at` in age that covers `key`, and its place.
+    #[inline]
+    fn find_level0(&self, at: usize, key: &[u8], prefix: u64) -> Option<(usize, &TableRef)> {
+        (at..self.tables.len())
+            .filter(|at| self.min_prefixes[*at] <= prefix && prefix <= self.max_prefixes[*at])
+            .map(|at| (at, &self.tables[at]))
+            .find(|(_, table)| table.meta.covers(key))
+    }
+}
+
+/// Which superseded versions are still in use, and since when they are superseded.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    /// By version id. Locked for a moment at install and at the end of a version.
+    superseded: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl Pins {
+    pub(super) fn supersede(&self, id: u64, now_ms: u64) {
+        self.superseded.lock().insert(id, now_ms);
+    }
+
+    /// The versions in use besides the current one: their number, and the moment at which the one
+    /// superseded first was superseded.
+    pub(super) fn oldest(&self) -> (usize, Option<u64>) {
+        let superseded = self.superseded.lock();
+        (superseded.len(), superseded.values().min().copied())
+    }
+}
+
+/// The tree at one moment; see the module page.
+#[derive(Debug)]
+pub struct Version {
+    id: u64,
+    state: Arc<VersionState>,
+    levels: [Level; LEVELS],
+    pins: Arc<Pins>,
+}
+
+impl Version {
+    pub(super) fn new(
+        id: u64,
+        state: Arc<VersionState>,
+        levels: [Vec<TableRef>; LEVELS],
+        pins: Arc<Pins>,
+    ) -> Self {
+        Self { id, state, levels: levels.map(Level::new), pins }
+    }
+
+    /// Ascends with every version installed since the store was opened.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its shape without files, and the words beside it: safe points, flushed position.
+    pub fn state(&self) -> &Arc<VersionState> {
+        &self.state
+    }
+
+    /// The tables of `level`, below [`LEVELS`].
+    pub fn level(&self, level: usize) -> &Level {
+        &self.levels[level]
+    }
+
+    /// Every table, newest source first.
+    pub fn tables(&self) -> impl Iterator<Item = &TableRef> {
+        self.levels.iter().flat_map(Level::tables)
+    }
+
+    /// The table with this number.
+    pub fn table(&self, number: u64) -> Option<&TableRef> {
+        self.tables().find(|table| table.meta.number == number)
+    }
+
+    /// Size of all tables in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.levels.iter().map(Level::bytes).sum()
+    }
+
+    /// The tables whose key range covers `key`, newest first. Filters are not asked.
+    #[inline]
+    pub fn candidates<'v>(&'v self, key: &'v [u8]) -> Candidates<'v> {
+        Candidates { version: self, key, prefix: key_prefix(key), level: 0, at: 0 }
+    }
+
+    /// The tables of `level` that share a key with `smallest..=largest`, in the level's order.
+    pub fn overlapping<'v>(
+        &'v self,
+        level: usize,
+        smallest: &'v [u8],
+        largest: &'v [u8],
+    ) -> impl Iterator<Item = &'v TableRef> {
+        let tables = &self.levels[level].tables;
+        let start = match level {
+            0 => 0,
+            _ => tables.partition_point(|table| *table.meta.largest < *smallest),
+        };
+        tables[start..]
+            .iter()
+            .take_while(move |table| level == 0 || *table.meta.smallest <= *largest)
+            .filter(move |table| table.meta.overlaps(smallest, largest))
+    }
+
+    /// Whether a table that `among` picks may hold `key`; `false` is certain.
+    pub fn may_hold(
+        &self,
+        key: &[u8],
+        hash: &KeyHash,
+        mut among: impl FnMut(&TableRef) -> bool,
+    ) -> bool {
+        self.candidates(key).any(|table| among(table) && table.table().may_contain(hash))
+    }
+
+    /// Whether any table but those numbered in `except`, ascending, may hold `key`.
+    pub fn may_hold_elsewhere(&self, key: &[u8], hash: &KeyHash, except: &[u64]) -> bool {
+        self.may_hold(key, hash, |table| except.binary_search(&table.meta.number).is_err())
+    }
+
+    /// Whether an unreadable block may have held `key`.
+    pub fn is_quarantined(&self, key: &[u8]) -> bool {
+        let mut ranges = self.state.quarantined().iter();
+        ranges.any(|range| *range.smallest <= *key && *key <= *range.largest)
+    }
+}
+
+impl Drop for Version {
+    fn drop(&mut self) {
+        self.pins.superseded.lock().remove(&self.id);
+    }
+}
+
+/// See [`Version::candidates`]. Does not allocate.
+#[derive(Debug)]
+pub struct Candidates<'v> {
+    version: &'v Version,
+    key: &'v [u8],
+    prefix: u64,
+    level: usize,
+    /// Place in level 0.
+    at: usize,
+}
+
+impl<'v> Iterator for Candidates<'v> {
+    type Item = &'v TableRef;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'v TableRef> {
+        if self.level == 0 {
+            let level0 = &self.version.levels[0];
+            if let Some((at, table)) = level0.find_level0(self.at, self.key, self.prefix) {
+                self.at = at + 1;
+                return Some(table);
+            }
+            self.level = 1;
+        }
+        while self.level < LEVELS {
+            let level = &self.version.levels[self.level];
+            self.level += 1;
+            if let Some(table) = level.find(self.key, self.prefix) {
+                return Some(table);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,187 @@
+//! Real files.
+//!
+//! What it adds to plain system calls:
+//! 1. every call that a signal interrupted is repeated, except syncs, whose outcome would then be
+//!    unknown: they fail;
+//! 2. blocks are allocated with `fallocate`; where the file system has none, zeros are written;
+//! 3. mappings are advised as random, since point reads touch single blocks.
+//!
+//! It holds no state and does no caching: what the operating system says is what the caller gets.
+
+use std::fs::{self, File as StdFile, OpenOptions, TryLockError};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Advice, FallocateFlags};
+
+use super::{DiskSpace, File, FileLock, Mapping, Vfs};
+
+/// The operating system's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsVfs;
+
+#[derive(Debug)]
+struct OsFile {
+    file: StdFile,
+}
+
+/// Held open: the lock goes when the file is closed.
+#[derive(Debug)]
+struct OsLock {
+    _file: StdFile,
+}
+
+impl FileLock for OsLock {}
+
+impl Vfs for OsVfs {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(Arc::new(OsFile { file }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(OsFile { file }))
+    }
+
+    fn map(&self, path: &Path) -> io::Result<Mapping> {
+        let file = StdFile::open(path)?;
+        let map = map_file(&file)?;
+        if !map.is_empty() {
+            map.advise(memmap2::Advice::Random)?;
+        }
+        Ok(Mapping::Os(map))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        StdFile::open(or_current(path))?.sync_all()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(or_current(path))? {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                names.push(PathBuf::from(entry.file_name()));
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        or_current(path).try_exists()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn FileLock>>> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(OsLock { _file: file }))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn disk_space(&self, path: &Path) -> io::Result<DiskSpace> {
+        let stat = rustix::fs::statvfs(or_current(path))?;
+        Ok(DiskSpace {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+impl File for OsFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let allocated = rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len)
+        });
+        match allocated {
+            Err(rustix::io::Errno::OPNOTSUPP) => self.write_zeros(len),
+            other => Ok(other?),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        // rustix, not std: std repeats an interrupted sync, and the second one may report a success
+        // that hides the first one's error.
+        Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) {
+        // On Linux DONTNEED queues the dirty pages of the range for writing without waiting. Pages
+        // that are already clean lose their place in the page cache, so callers pass only what they
+        // have just written. An error here is one that the later sync reports.
+        let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed);
+    }
+}
+
+impl OsFile {
+    /// Allocates by writing: from the current end to `len`.
+    fn write_zeros(&self, len: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let mut offset = self.len()?;
+        while offset < len {
+            let part = ZEROS.len().min((len - offset) as usize);
+            self.file.write_all_at(&ZEROS[..part], offset)?;
+            offset += part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The empty path (the parent of a bare name) means the current directory.
+fn or_current(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+#[expect(unsafe_code, reason = "a mapping is only as constant as its file, by contract of Vfs")]
+fn map_file(file: &StdFile) -> io::Result<memmap2::Mmap> {
+    // SAFETY: the contract of `Vfs::map` forbids writing or truncating the file while the mapping
+    // lives, and the engine's directory lock keeps other processes of ours away from it.
+    unsafe { memmap2::Mmap::map(file) }
+}

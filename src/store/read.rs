@@ -1,0 +1,47 @@
+//! Point reads.
+//!
+//! A read is one look at the engine; what has expired by now is left out at the very end, so that
+//! no stored state depends on the time of a read. A key without a value is an answer and no error:
+//! it has a context too, which a write needs that must not become a sibling of the delete.
+
+use super::Store;
+use super::error::Result;
+use super::row::{ReadRow, View};
+use super::tenant::Tenant;
+
+impl Store {
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenant`](super::Error::UnknownTenant), a key out of its limits, or a source
+    /// that cannot be read.
+    pub fn read(&self, tenant: &str, key: &[u8]) -> Result<ReadRow> {
+        let tenant = self.catalog.get(tenant)?;
+        self.read_one(&tenant, key, self.now_ms())
+    }
+
+    /// Reads keys; each has its own outcome, in the order of `keys`. It is no snapshot: each row
+    /// is whole, but a write may come between two of them.
+    pub fn read_batch(&self, tenant: &str, keys: &[Vec<u8>]) -> Vec<Result<ReadRow>> {
+        let bytes = keys.iter().map(Vec::len).sum();
+        let tenant = self.limits.check_batch(keys.len(), bytes).and_then(|()| {
+            self.catalog.get(tenant)
+        });
+        match tenant {
+            Ok(tenant) => {
+                let now_ms = self.now_ms();
+                keys.iter().map(|key| self.read_one(&tenant, key, now_ms)).collect()
+            }
+            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    fn read_one(&self, tenant: &Tenant, key: &[u8], now_ms: u64) -> Result<ReadRow> {
+        self.limits.check_key(key)?;
+        let engine_key = tenant.engine_key(key);
+        let view =
+            View { context_key: self.context_key(&engine_key), now_ms, keys_only: false };
+        let row = self.engine.get_with(&engine_key, |row| view.show(row));
+        self.watch(row.map_err(Into::into).flatten())
+    }
+}

@@ -1,0 +1,427 @@
+//! Writes and deletes.
+//!
+//! Two ways lead into the engine:
+//!
+//! | tenant | way |
+//! |---|---|
+//! | last-write-wins, no idempotency key | *blind*: a version above all the client has seen is appended as a Delta. Nothing is read |
+//! | siblings; any with an idempotency key | *rewrite*: the row is read, changed and put back under its stripe lock |
+//!
+//! # Invariants
+//! 1. Times are minted above the row, the context and the guard of the partition, inside the stripe
+//!    lock (rewrite), or above the context and raised again if a fence overtook them (blind).
+//! 2. What is logged is a whole row.
+//! 3. A context that a client gets covers only what it has seen: its own write and what its own
+//!    context covered. Where no context can say that (its write has a concurrent sibling of the
+//!    same actor) it gets back the one it gave. So two reads apart, a sibling never disappears
+//!    without having been read.
+//! 4. Success is told only when the log is durable; a duplicate too, for the first attempt may not
+//!    have been acknowledged.
+//!
+//! A delete without a context covers what this node holds.
+
+use super::Store;
+use super::error::{Error, Result};
+use super::idempotency;
+use super::row::{View, causal_mode, unreadable, values_at};
+use super::tenant::{Mode, Tenant};
+use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
+use crate::causality::{
+    Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock,
+    codec,
+};
+use crate::engine::{self, Position};
+
+/// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
+const DEAD_TOKENS_MAX: usize = 1024;
+/// How often a blind write is minted anew because a fence overtook it.
+const FENCE_RETRIES: usize = 8;
+
+/// One write or delete.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mutation {
+    /// The key.
+    pub key: Vec<u8>,
+    /// The value; `None` deletes.
+    pub value: Option<Vec<u8>>,
+    /// What the value is, as the client says; empty for a delete.
+    pub content_type: String,
+    /// What the client has seen of the key, from a read or an earlier write.
+    pub context: Option<Vec<u8>>,
+    /// Time to live in milliseconds; without it the tenant's default. Not for a delete.
+    pub ttl_ms: Option<u64>,
+    /// Names the write, so that it can be sent again: 1 to 64 bytes.
+    pub idempotency_key: Option<Vec<u8>>,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// What the client has seen now, for its next write of the key.
+    pub context: Vec<u8>,
+    /// Live values the key has now, as far as was looked at: a blind write counts its own only.
+    pub siblings: u32,
+    /// Whether there are so many siblings that somebody should resolve them.
+    pub sibling_warning: bool,
+    /// The write had been made before, under the same idempotency key.
+    pub duplicate: bool,
+    /// The time of the write, on the hybrid logical clock.
+    pub hlc: u64,
+}
+
+/// What is called when a batch is durable, with one outcome for each of its items.
+pub type Done = Box<dyn FnOnce(Vec<Result<Written>>) + Send>;
+
+/// A mutation whose every part has been checked.
+struct Checked<'m> {
+    engine_key: Vec<u8>,
+    /// `None`: a delete without a context, which covers what the row holds.
+    context: Option<Context>,
+    new: NewVersion<'m>,
+    now_ms: u64,
+}
+
+/// A batch that lies in the log.
+struct Applied {
+    results: Vec<Result<Written>>,
+    position: Position,
+}
+
+impl Store {
+    /// Writes one key and waits until the write is durable.
+    ///
+    /// # Errors
+    /// Any; [`Error::outcome`] says whether the write may still appear.
+    pub fn write(&self, tenant: &str, mutation: Mutation) -> Result<Written> {
+        let mut results = self.write_batch(tenant, vec![mutation]);
+        results.pop().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Writes a batch and waits until it is durable. The items are independent: each has its own
+    /// outcome, in the order of the batch, and none waits for another.
+    pub fn write_batch(&self, tenant: &str, batch: Vec<Mutation>) -> Vec<Result<Written>> {
+        let Applied { results, position } = self.apply(tenant, &batch);
+        if position == Position::ZERO {
+            return results;
+        }
+        let durable = self.engine.wait_durable(position);
+        settle(results, durable)
+    }
+
+    /// Like [`Store::write_batch`] for callers that must not block on the disk: `done` is called
+    /// once, when the batch is durable or has failed, on a thread of the engine or on this one.
+    pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
+        let Applied { results, position } = self.apply(tenant, &batch);
+        if position == Position::ZERO {
+            return done(results);
+        }
+        let settled = Box::new(move |durable| done(settle(results, durable)));
+        self.engine.on_durable(position, settled);
+    }
+
+    /// Puts a batch into the log and the memtable.
+    fn apply(&self, tenant: &str, batch: &[Mutation]) -> Applied {
+        let bytes = batch.iter().map(Mutation::bytes).sum();
+        let tenant = self.limits.check_batch(batch.len(), bytes).and_then(|()| {
+            self.check_open()?;
+            self.catalog.get(tenant)
+        });
+        let tenant = match tenant {
+            Ok(tenant) => tenant,
+            Err(error) => {
+                let results = batch.iter().map(|_| Err(error.clone())).collect();
+                return Applied { results, position: Position::ZERO };
+            }
+        };
+        let now_ms = self.now_ms();
+        let (mut blind, mut rewrites) = (Vec::new(), Vec::new());
+        let mut results = Vec::with_capacity(batch.len());
+        for (index, mutation) in batch.iter().enumerate() {
+            match self.check(&tenant, mutation, now_ms) {
+                Ok(item) if tenant.mode == Mode::LastWriteWins && item.new.token.is_none() => {
+                    blind.push((index, item));
+                }
+                Ok(item) => rewrites.push((index, item)),
+                Err(error) => {
+                    results.push(Err(error));
+                    continue;
+                }
+            }
+            // Every item that was put aside gets its outcome below.
+            results.push(Err(Error::Closed));
+        }
+        let blind = self.apply_blind(&blind, &mut results);
+        let rewritten = self.apply_rewrites(&tenant, &rewrites, &mut results);
+        Applied { results, position: blind.max(rewritten) }
+    }
+
+    fn check<'m>(
+        &self,
+        tenant: &Tenant,
+        mutation: &'m Mutation,
+        now_ms: u64,
+    ) -> Result<Checked<'m>> {
+        let limits = &self.limits;
+        limits.check_key(&mutation.key)?;
+        let (payload, expires_at_ms) = match &mutation.value {
+            Some(value) => {
+                limits.check_value(value)?;
+                limits.check_content_type(&mutation.content_type)?;
+                let ttl_ms = tenant.ttl_ms(mutation.ttl_ms, limits)?;
+                let content_type = mutation.content_type.as_str();
+                let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| now_ms.saturating_add(ttl_ms));
+                (Payload::Value { value, content_type }, expires_at_ms)
+            }
+            None if mutation.ttl_ms.is_some() => {
+                let why = "a delete does not expire".to_owned();
+                return Err(Error::InvalidArgument { what: "ttl", why });
+            }
+            None => (Payload::Tombstone, 0),
+        };
+        let engine_key = tenant.engine_key(&mutation.key);
+        let context = match (&mutation.context, &mutation.value) {
+            (Some(bytes), _) => Some(self.context_from(bytes, &engine_key, now_ms)?),
+            (None, Some(_)) => Some(Context::default()),
+            (None, None) => None,
+        };
+        let token = match &mutation.idempotency_key {
+            Some(key) => {
+                idempotency::check(key, now_ms, limits)?;
+                Some(idempotency::token_of(&engine_key, key))
+            }
+            None => None,
+        };
+        let new = NewVersion { payload, expires_at_ms, token };
+        Ok(Checked { engine_key, context, new, now_ms })
+    }
+
+    fn context_from(&self, bytes: &[u8], engine_key: &[u8], now_ms: u64) -> Result<Context> {
+        self.limits.check_context(bytes)?;
+        // After an unclean start this node's own clock runs ahead of the wall clock.
+        let latest = clock::time_of_ms(now_ms.saturating_add(self.limits.clock_skew_ms_max));
+        let latest = latest.max(self.clock_last());
+        let key = self.context_key(engine_key);
+        Context::decode(bytes, key, latest, self.limits.context_bytes_max)
+            .map_err(|error| Error::InvalidContext { why: error.to_string() })
+    }
+
+    /// Appends last-write-wins versions without reading.
+    fn apply_blind(
+        &self,
+        items: &[(usize, Checked<'_>)],
+        results: &mut [Result<Written>],
+    ) -> Position {
+        if items.is_empty() {
+            return Position::ZERO;
+        }
+        for _ in 0..FENCE_RETRIES {
+            match self.try_blind(items, results) {
+                Ok(position) => return position,
+                Err(Error::BelowSafePoint) => {}
+                Err(error) => {
+                    items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
+                    return Position::ZERO;
+                }
+            }
+        }
+        items.iter().for_each(|(index, _)| results[*index] = Err(Error::BelowSafePoint));
+        Position::ZERO
+    }
+
+    fn try_blind(
+        &self,
+        items: &[(usize, Checked<'_>)],
+        results: &mut [Result<Written>],
+    ) -> Result<Position> {
+        let actor = self.actor();
+        let mut rows = Vec::with_capacity(items.len());
+        for (index, item) in items {
+            let above = item.context.as_ref().map_or(0, Context::time_max);
+            let time = self.mint(above)?;
+            let version = Version::new(item.new.payload, item.new.expires_at_ms, time);
+            let mut row = Vec::with_capacity(self.row_capacity(&item.new));
+            codec::encode_lww_version(actor, &version, &mut row);
+            rows.push(row);
+            let context = Context::of_winner(actor, time);
+            results[*index] = Ok(Written {
+                context: self.view(item).context(&context),
+                siblings: u32::from(!version.is_dead()),
+                sibling_warning: false,
+                duplicate: false,
+                hlc: time,
+            });
+        }
+        let records: Vec<(&[u8], &[u8])> =
+            items.iter().zip(&rows).map(|((_, item), row)| (&item.engine_key[..], &row[..])).collect();
+        self.engine.apply(&records).map_err(|error| self.failed(error))
+    }
+
+    /// Reads, changes and puts back rows under their stripe locks.
+    fn apply_rewrites(
+        &self,
+        tenant: &Tenant,
+        items: &[(usize, Checked<'_>)],
+        results: &mut [Result<Written>],
+    ) -> Position {
+        if items.is_empty() {
+            return Position::ZERO;
+        }
+        let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
+        let updated = self.engine.update(&keys, |at, row, guard| {
+            let (index, item) = &items[at];
+            match self.rewrite(tenant, item, row, guard) {
+                Ok((row, written)) => {
+                    results[*index] = Ok(written);
+                    Ok(Some(row))
+                }
+                // The item is refused, not the batch.
+                Err(error) => {
+                    results[*index] = Err(error);
+                    Ok(None)
+                }
+            }
+        });
+        updated.unwrap_or_else(|error: engine::Error| {
+            let error = self.failed(error);
+            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
+            Position::ZERO
+        })
+    }
+
+    /// The row after the write, and what to tell the client.
+    fn rewrite(
+        &self,
+        tenant: &Tenant,
+        item: &Checked<'_>,
+        stored: Option<&[u8]>,
+        guard: u64,
+    ) -> Result<(Vec<u8>, Written)> {
+        let row = match stored {
+            Some(stored) => codec::decode(stored).map_err(unreadable)?,
+            None => Row::empty(causal_mode(tenant.mode)),
+        };
+        let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
+        if let Some(token) = item.new.token
+            && let Some(time) = row.token_time(token)
+        {
+            let written = self.duplicate(item, &row, seen, token, time)?;
+            // The same bytes again: their position in the log is what the client waits for.
+            return Ok((stored.unwrap_or_default().to_vec(), written));
+        }
+        let actor = self.actor();
+        let time = self.mint(mint_above(&row, &seen).max(guard))?;
+        let before = row.live().len();
+        let Outcome::Written(mut after) = write(&row, &seen, actor, time, item.new) else {
+            return Err(Error::IdempotencyConflict);
+        };
+        let expired_by = item.now_ms.saturating_sub(self.limits.clock_skew_ms_max);
+        drop_expired(&mut after, expired_by);
+        self.counters.tokens_evicted(evict_tokens(&mut after, DEAD_TOKENS_MAX));
+        if after.live().len() > before {
+            // One that resolves siblings is always taken, or nobody could ever get below.
+            self.limits.check_siblings(after.live().len())?;
+        }
+        let mut bytes = Vec::with_capacity(
+            stored.map_or(0, <[u8]>::len) + self.row_capacity(&item.new),
+        );
+        codec::encode(&after, &mut bytes);
+        if bytes.len() > stored.map_or(0, <[u8]>::len) {
+            self.limits.check_row(bytes.len())?;
+        }
+        let dot = match item.new.token {
+            Some(token) if tenant.mode == Mode::Siblings => Dot::Token(token),
+            _ => Dot::Plain { actor, time },
+        };
+        Ok((bytes, self.written(item, &after, seen, dot, time)))
+    }
+
+    /// The answer to a write that the row has seen before.
+    fn duplicate(
+        &self,
+        item: &Checked<'_>,
+        row: &Row<'_>,
+        seen: Context,
+        token: Token,
+        time: u64,
+    ) -> Result<Written> {
+        if let Some(first) = row.version_of_token(token) {
+            let retry = Version::new(item.new.payload, item.new.expires_at_ms, time);
+            let (known, given) = (first.payload_hash(), retry.payload_hash());
+            // The bytes of a stripped version are not known any more.
+            if !matches!(first.payload(), Payload::Stripped) && known != given {
+                return Err(Error::IdempotencyConflict);
+            }
+        }
+        let written = self.written(item, row, seen, Dot::Token(token), time);
+        Ok(Written { duplicate: true, ..written })
+    }
+
+    fn written(
+        &self,
+        item: &Checked<'_>,
+        row: &Row<'_>,
+        seen: Context,
+        dot: Dot,
+        time: u64,
+    ) -> Written {
+        let siblings = values_at(row, item.now_ms);
+        Written {
+            context: self.view(item).context(&seen_after(row, seen, dot, time)),
+            siblings: u32::try_from(siblings).unwrap_or(u32::MAX),
+            sibling_warning: self.limits.warns_of_siblings(row.live().len()),
+            duplicate: false,
+            hlc: time,
+        }
+    }
+
+    fn view(&self, item: &Checked<'_>) -> View {
+        let context_key: ContextKey = self.context_key(&item.engine_key);
+        View { context_key, now_ms: item.now_ms, keys_only: false }
+    }
+
+    /// Room for a row that holds `new`, so that encoding it does not allocate twice.
+    fn row_capacity(&self, new: &NewVersion<'_>) -> usize {
+        const BESIDE_THE_VALUE: usize = 96;
+        match new.payload {
+            Payload::Value { value, content_type } => {
+                BESIDE_THE_VALUE + value.len() + content_type.len()
+            }
+            Payload::Tombstone | Payload::Stripped => BESIDE_THE_VALUE,
+        }
+    }
+
+    /// What to tell the writers of a batch that the engine did not take. An error of the log or of
+    /// a join comes so late that the write may be there.
+    fn failed(&self, error: engine::Error) -> Error {
+        let late = matches!(error, engine::Error::Io { .. } | engine::Error::Merge(_));
+        let error = self.noted(error.into());
+        if late { Error::unknown(error) } else { error }
+    }
+}
+
+impl Mutation {
+    /// Bytes that the limit of a batch counts.
+    fn bytes(&self) -> usize {
+        let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+        self.key.len() + optional(&self.value) + optional(&self.context)
+    }
+}
+
+/// What the writer of `dot` has seen: invariant 3.
+fn seen_after(row: &Row<'_>, seen: Context, dot: Dot, time: u64) -> Context {
+    let is_alone = |(only, _): &(Dot, Version<'_>)| *only == dot;
+    if row.mode() == crate::causality::Mode::LastWriteWins || row.live().iter().all(is_alone) {
+        return Context::of(row);
+    }
+    let with_write = seen.clone().with_write(dot, time);
+    let covers_another =
+        row.live().iter().any(|(other, _)| *other != dot && with_write.has_seen(other));
+    if covers_another { seen } else { with_write }
+}
+
+/// The outcomes of a batch once the log has answered.
+fn settle(results: Vec<Result<Written>>, durable: engine::Result<()>) -> Vec<Result<Written>> {
+    let Err(error) = durable else { return results };
+    let error = Error::unknown(error);
+    results.into_iter().map(|result| result.and(Err(error.clone()))).collect()
+}
