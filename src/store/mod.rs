@@ -2,19 +2,412 @@
 //!
 //! It joins [`causality`](crate::causality) and [`engine`](crate::engine): what a row means comes
 //! from the one, where its bytes are from the other. It knows nothing of networks, other nodes and
-//! async runtimes; all its calls are synchronous.
+//! async runtimes; all its calls are synchronous and may run at the same time.
+//!
+//! ```text
+//! directory
+//!   LOCK       held while the store is open
+//!   ...        who the node is, which tenants there are: see `identity` and `catalog`
+//!   engine/    the rows
+//! ```
+//!
+//! # Example
+//! ```
+//! use pairdb::store::{Mutation, Store, StoreOptions};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! let store = Store::open(dir.path(), StoreOptions::default())?;
+//! let write = |value: &str, context| Mutation {
+//!     key: b"colour".to_vec(),
+//!     value: Some(value.into()),
+//!     context,
+//!     ..Mutation::default()
+//! };
+//! store.write("default", write("red", None))?;
+//! store.write("default", write("blue", None))?; // has not seen "red": both stay
+//! let row = store.read("default", b"colour")?;
+//! assert_eq!(row.siblings.len(), 2);
+//! store.write("default", write("violet", Some(row.context)))?;
+//! assert_eq!(store.read("default", b"colour")?.siblings[0].value, b"violet");
+//! store.close()?;
+//! # Ok::<(), pairdb::store::Error>(())
+//! ```
 
 pub mod catalog;
 mod document;
 pub mod environment;
 pub mod error;
+mod idempotency;
+pub mod identity;
 pub mod key;
 pub mod limits;
+pub mod merge;
+mod minter;
+mod read;
+mod replicate;
+mod row;
+mod safe_point;
+mod scan;
 pub mod tenant;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::causality::{Actor, ContextKey};
+use crate::engine::{self, Engine};
+
+use identity::Identity;
+use merge::RowOperator;
+use minter::Minter;
 
 pub use catalog::{LocalCatalog, TenantCatalog};
+pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
+pub use row::{ReadRow, Sibling};
+pub use scan::{RowPage, ScanPage, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
+pub use write::{Done, Mutation, Written};
+
+const LOCK_NAME: &str = "LOCK";
+const ENGINE_DIR_NAME: &str = "engine";
+/// Damaged places that are remembered, so that each rotates the actor once.
+const DAMAGE_REMEMBERED_MAX: usize = 4096;
+
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Of the engine.
+    pub engine: engine::Options,
+    /// What may come in.
+    pub limits: Limits,
+    /// How far behind the clock safe points are set, in milliseconds: longer than a write takes.
+    pub safe_point_margin_ms: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            engine: engine::Options::default(),
+            limits: Limits::default(),
+            safe_point_margin_ms: 12_000,
+        }
+    }
+}
+
+/// The store's figures at one moment. Counters count since it was opened.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StoreStats {
+    /// Of the engine.
+    pub engine: engine::Stats,
+    /// Tenants there are.
+    pub tenants: u64,
+    /// Tokens that rows forgot before their window was over, because they had too many.
+    pub tokens_evicted: u64,
+    /// Times the actor was replaced because data was found damaged.
+    pub actor_rotations: u64,
+    /// How far the hybrid clock runs ahead of the wall clock, in milliseconds.
+    pub clock_ahead_ms: u64,
+    /// The floor below which deletes are forgotten, on the hybrid logical clock.
+    pub safe_point: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    tokens_evicted: AtomicU64,
+    actor_rotations: AtomicU64,
+}
+
+impl Counters {
+    fn tokens_evicted(&self, n: usize) {
+        if n > 0 {
+            self.tokens_evicted.fetch_add(n as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An open store.
+///
+/// Dropping it without [`Store::close`] is an unclean stop: nothing acknowledged is lost, and the
+/// next open takes a new actor.
+#[derive(Debug)]
+pub struct Store {
+    // Constant after open.
+    dir: PathBuf,
+    environment: Environment,
+    limits: Limits,
+    safe_point_margin_ms: u64,
+    /// Keys contexts and cursors to the cluster.
+    cluster_hash: u64,
+
+    // Each with its own synchronisation.
+    engine: Engine,
+    catalog: Arc<dyn TenantCatalog>,
+    identity: Arc<Identity>,
+    minter: Minter,
+    counters: Counters,
+    closed: AtomicBool,
+    /// Why no actor can be minted for, if so.
+    read_only: std::sync::OnceLock<String>,
+    /// Damaged places met so far.
+    damage: Mutex<HashSet<(PathBuf, u64)>>,
+
+    /// Held, not used: keeps other processes out of the directory. The last to be dropped.
+    _lock: Box<dyn engine::vfs::FileLock>,
+}
+
+/// The engine's clock over the environment's.
+#[derive(Debug)]
+struct EngineClock(Arc<dyn MonotonicClock>);
+
+impl engine::clock::Clock for EngineClock {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Store {
+    /// Opens the store in `dir` in the real world, creating it if the directory is empty.
+    ///
+    /// # Errors
+    /// An option out of its bounds, a directory in use, of another cluster or a newer format,
+    /// damage, or I/O.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self> {
+        Self::open_in(dir, options, Environment::system())
+    }
+
+    /// Opens the store in a world of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
+        let limits = options.limits.validated()?;
+        let vfs = &*environment.vfs;
+        vfs.create_dir_all(dir).map_err(engine::Error::io("create", dir))?;
+        let lock_path = dir.join(LOCK_NAME);
+        let lock = vfs.lock(&lock_path).map_err(engine::Error::io("lock", &lock_path))?;
+        let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+        IDENTITY_AND_CATALOG
+        let minter = Minter::open(Arc::clone(&identity), Arc::clone(&environment.clock))?;
+        let engine = Engine::open_in(
+            &dir.join(ENGINE_DIR_NAME),
+            options.engine,
+            Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
+            engine::Environment {
+                vfs: Arc::clone(&environment.vfs),
+                clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
+            },
+        )?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            cluster_hash: CLUSTER_HASH,
+            environment,
+            limits,
+            safe_point_margin_ms: options.safe_point_margin_ms,
+            engine,
+            catalog,
+            identity,
+            minter,
+            counters: Counters::default(),
+            closed: AtomicBool::new(false),
+            read_only: std::sync::OnceLock::new(),
+            damage: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Creates a tenant; durable on return.
+    ///
+    /// # Errors
+    /// [`Error::TenantExists`], a name or setting that is not allowed, or I/O.
+    pub fn create_tenant(&self, spec: TenantSpec) -> Result<Arc<Tenant>> {
+        self.check_open()?;
+        self.catalog.create(spec)
+    }
+
+    /// The tenant of this name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenant`], [`Error::InvalidTenantName`].
+    pub fn tenant(&self, name: &str) -> Result<Arc<Tenant>> {
+        self.catalog.get(name)
+    }
+
+    /// All tenants, by name.
+    pub fn tenants(&self) -> Vec<Arc<Tenant>> {
+        self.catalog.list()
+    }
+
+    /// Alters a tenant; durable on return.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenant`], a setting that is not allowed, or I/O.
+    pub fn alter_tenant(&self, name: &str, change: TenantChange) -> Result<Arc<Tenant>> {
+        self.check_open()?;
+        self.catalog.alter(name, change)
+    }
+
+    /// Makes everything written so far tables, durable on return.
+    ///
+    /// # Errors
+    /// I/O, which may leave the store read-only.
+    pub fn flush(&self) -> Result<()> {
+        Ok(self.engine.flush()?)
+    }
+
+    /// Compacts all tables.
+    ///
+    /// # Errors
+    /// I/O, or damaged tables.
+    pub fn compact(&self) -> Result<()> {
+        self.watch(self.engine.compact_all().map_err(Into::into))
+    }
+
+    /// Makes `dir`, on the same file system and not holding files yet, a store with everything
+    /// written so far. Opened, it has this node's identity under a new actor: it is for a restore
+    /// of this node, not for a second one beside it.
+    ///
+    /// # Errors
+    /// I/O; what lies in `dir` then is no store.
+    pub fn checkpoint(&self, dir: &Path) -> Result<()> {
+        let vfs = &*self.environment.vfs;
+        let io = engine::Error::io;
+        self.engine.checkpoint(&dir.join(ENGINE_DIR_NAME))?;
+        // After the rows: the lease that is copied is then above all of their times.
+        for name in vfs.list(&self.dir).map_err(io("list", &self.dir))? {
+            let from = self.dir.join(&name);
+            if name.as_os_str() == LOCK_NAME || name.extension().is_some_and(|end| end == "tmp") {
+                continue;
+            }
+            if let Some(bytes) = document::read_file(vfs, &from, document::DOCUMENT_BYTES_MAX)? {
+                document::replace_file(vfs, &dir.join(&name), &bytes)?;
+            }
+        }
+        Ok(vfs.sync_dir(dir).map_err(io("sync", dir))?)
+    }
+
+    /// Reads and checks every table.
+    ///
+    /// # Errors
+    /// What was found could not be recorded. Damage itself is reported, not an error.
+    pub fn scrub(&self) -> Result<ScrubReport> {
+        let report = self.engine.scrub()?;
+        for engine::Corruption { file, offset, what } in &report.damaged {
+            let (file, offset, what) = (file.clone(), *offset, what.clone());
+            self.noted(Error::Corruption { file, offset, what });
+        }
+        Ok(report)
+    }
+
+    /// How far the engine is behind: 0 idle, 1 refuses writes.
+    pub fn pressure(&self) -> f64 {
+        self.engine.pressure()
+    }
+
+    /// The store's figures now.
+    pub fn stats(&self) -> StoreStats {
+        let ahead = self.minter.last().saturating_sub(crate::causality::clock::time_of_ms(self.now_ms()));
+        StoreStats {
+            engine: self.engine.stats(),
+            tenants: self.catalog.list().len() as u64,
+            tokens_evicted: self.counters.tokens_evicted.load(Ordering::Relaxed),
+            actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
+            clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
+            safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
+        }
+    }
+
+    /// Does one piece of background work; `false`: there was none. For stores whose engine has no
+    /// threads (`compaction_threads = 0`).
+    ///
+    /// # Errors
+    /// The work failed.
+    pub fn step(&self) -> Result<bool> {
+        self.watch(self.engine.step().map_err(Into::into))
+    }
+
+    /// Who the node is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Refuses writes from here on, makes all of them tables and leaves the mark of a clean stop.
+    ///
+    /// # Errors
+    /// The flush failed. Nothing acknowledged is lost; the next open replays the log.
+    pub fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.engine.close()?;
+        CLOSE_IDENTITY
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.environment.clock.now_ms()
+    }
+
+    fn actor(&self) -> Actor {
+        self.identity.actor()
+    }
+
+    fn mint(&self, above: u64) -> Result<u64> {
+        self.minter.mint(above)
+    }
+
+    fn raise_clock_to(&self, time: u64) -> Result<()> {
+        self.minter.raise_to(time)
+    }
+
+    fn clock_last(&self) -> u64 {
+        self.minter.last()
+    }
+
+    fn context_key(&self, engine_key: &[u8]) -> ContextKey {
+        ContextKey::new(self.cluster_hash, engine_key)
+    }
+
+    /// Whether writes are taken.
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Closed);
+        }
+        match self.read_only.get() {
+            Some(cause) => Err(Error::ReadOnly { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Passes a result on; see [`Store::noted`].
+    fn watch<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| self.noted(error))
+    }
+
+    /// Passes an error on. Where it tells of damage met for the first time, the actor is replaced
+    /// before anything else is written: what was lost may be versions that others have from this
+    /// actor, and a new dot of it would kill them.
+    fn noted(&self, error: Error) -> Error {
+        if let Error::Corruption { file, offset, .. } = &error {
+            let mut damage = self.damage.lock();
+            let new = damage.len() < DAMAGE_REMEMBERED_MAX && damage.insert((file.clone(), *offset));
+            if new {
+                self.counters.actor_rotations.fetch_add(1, Ordering::Relaxed);
+                if let Err(failed) = self.identity.rotate_actor() {
+                    self.read_only.get_or_init(|| failed.to_string());
+                }
+            }
+        }
+        error
+    }
+}

@@ -250,7 +250,7 @@ fn after(engine_key: &[u8]) -> Vec<u8> {
 
 /// Where the scan of a tenant goes on behind a row, without naming another tenant's key. `None`:
 /// there is nothing behind it.
-fn next_start(tenant: TenantId, place: &EngineKey<'_>, engine_key: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn next_start(tenant: TenantId, place: &EngineKey<'_>, engine_key: &[u8]) -> Option<Vec<u8>> {
     match place.tenant.cmp(&tenant) {
         std::cmp::Ordering::Equal => Some(after(engine_key)),
         std::cmp::Ordering::Less => {

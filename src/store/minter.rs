@@ -1,0 +1,123 @@
+//! Mints times and keeps the durable lease ahead of them.
+//!
+//! # Invariants
+//! 1. A lease is used only after it is durable in the identity.
+//! 2. One thread extends at a time. Half a lease before its end the first writer that notices
+//!    extends it while the others mint on; only at its very end they wait.
+//! 3. A clock that would have to run more than [`AHEAD_MS_MAX`] ahead of the wall clock mints
+//!    nothing: something has taught it a time that cannot be.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::environment::WallClock;
+use super::error::{Error, Result};
+use super::identity::Identity;
+use crate::causality::clock::{self, HybridClock, LeaseExhausted};
+
+/// How far the clock may run ahead of the wall clock, in milliseconds. Each unclean start may add
+/// the length of a lease, so a node that crashes in a loop needs room.
+pub const AHEAD_MS_MAX: u64 = 3_600_000;
+
+/// The node's clock over its identity's lease.
+#[derive(Debug)]
+pub(super) struct Minter {
+    clock: HybridClock,
+    wall: Arc<dyn WallClock>,
+    identity: Arc<Identity>,
+    /// Held while a lease is made durable.
+    extending: Mutex<()>,
+}
+
+impl Minter {
+    /// A clock above everything the identity's lease may have allowed, with a lease of its own.
+    pub fn open(identity: Arc<Identity>, wall: Arc<dyn WallClock>) -> Result<Self> {
+        let now_ms = wall.now_ms();
+        let clock = HybridClock::new(identity.lease(), now_ms);
+        let minter = Self { clock, wall, identity, extending: Mutex::new(()) };
+        if let Some(wanted) = minter.clock.lease_wanted(now_ms) {
+            minter.extend(wanted)?;
+        }
+        Ok(minter)
+    }
+
+    /// A new time above `above` and all times before.
+    ///
+    /// # Errors
+    /// [`Error::ClockUnsafe`], or the lease cannot be made durable.
+    pub fn mint(&self, above: u64) -> Result<u64> {
+        let now_ms = self.wall.now_ms();
+        let time = self.leased(now_ms, || self.clock.next(now_ms, above))?;
+        if let Some(wanted) = self.clock.lease_wanted(now_ms)
+            && let Some(_one) = self.extending.try_lock()
+        {
+            self.extend_locked(wanted)?;
+        }
+        Ok(time)
+    }
+
+    /// Mints above `time` from here on.
+    ///
+    /// # Errors
+    /// As [`Minter::mint`].
+    pub fn raise_to(&self, time: u64) -> Result<()> {
+        self.leased(self.wall.now_ms(), || self.clock.raise_to(time))
+    }
+
+    /// Refuses a time that this clock could not follow.
+    ///
+    /// # Errors
+    /// [`Error::ClockUnsafe`].
+    pub fn check_ahead(&self, time: u64) -> Result<()> {
+        check_ahead(time, self.wall.now_ms())
+    }
+
+    /// Takes note of a time seen in another node's row.
+    pub fn observe(&self, time: u64) {
+        self.clock.observe(time);
+    }
+
+    /// The last time minted or seen.
+    pub fn last(&self) -> u64 {
+        self.clock.last()
+    }
+
+    /// Tries until the lease is long enough.
+    fn leased<T>(
+        &self,
+        now_ms: u64,
+        attempt: impl Fn() -> Result<T, LeaseExhausted>,
+    ) -> Result<T> {
+        loop {
+            let wanted = match attempt() {
+                Ok(done) => return Ok(done),
+                Err(LeaseExhausted { wanted, .. }) => wanted,
+            };
+            check_ahead(wanted, now_ms)?;
+            self.extend(wanted)?;
+        }
+    }
+
+    fn extend(&self, wanted: u64) -> Result<()> {
+        let _one = self.extending.lock();
+        self.extend_locked(wanted)
+    }
+
+    fn extend_locked(&self, wanted: u64) -> Result<()> {
+        // Whoever held the lock before may have done it.
+        if self.clock.lease() < wanted {
+            self.identity.extend_lease(wanted)?;
+            self.clock.extend(wanted);
+        }
+        Ok(())
+    }
+}
+
+fn check_ahead(time: u64, now_ms: u64) -> Result<()> {
+    let skew_ms = clock::ms_of_time(time).saturating_sub(now_ms);
+    if skew_ms > AHEAD_MS_MAX {
+        return Err(Error::ClockUnsafe { skew_ms, limit_ms: AHEAD_MS_MAX });
+    }
+    Ok(())
+}

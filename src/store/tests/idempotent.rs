@@ -1,0 +1,98 @@
+//! The same write, sent again.
+
+use super::*;
+
+fn tokened(key: &str, value: &str, token: &str) -> Mutation {
+    Mutation { idempotency_key: Some(token.into()), ..put(key, value) }
+}
+
+/// A retry after a crash finds itself, in both modes, and does not undo what came after it.
+#[test]
+fn a_retry_is_the_same_write_across_a_crash() {
+    for tenant in ["default", "lww"] {
+        let mut node = Node::new();
+        let first = node.store().write(tenant, tokened("k", "x", "t")).unwrap();
+        assert!(!first.duplicate);
+        node.crash(7);
+        let retry = node.store().write(tenant, tokened("k", "x", "t")).unwrap();
+        assert!(retry.duplicate);
+        assert_eq!((retry.hlc, node.values(tenant, "k")), (first.hlc, vec!["x".to_owned()]));
+        let context = Some(retry.context);
+        node.store().write(tenant, Mutation { context, ..put("k", "y") }).unwrap();
+        node.store().flush().unwrap();
+        node.restart();
+        assert!(node.store().write(tenant, tokened("k", "x", "t")).unwrap().duplicate);
+        assert_eq!(node.values(tenant, "k"), ["y"]);
+    }
+}
+
+/// Deletes take tokens too: the retry of one does not delete what was written after it.
+#[test]
+fn a_retried_delete_deletes_once() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        node.put(tenant, "k", "x");
+        let gone = Mutation { idempotency_key: Some(b"d".to_vec()), ..delete("k") };
+        assert!(!node.store().write(tenant, gone.clone()).unwrap().duplicate);
+        let context = Some(node.context(tenant, "k"));
+        node.store().write(tenant, Mutation { context, ..put("k", "y") }).unwrap();
+        assert!(node.store().write(tenant, gone).unwrap().duplicate);
+        assert_eq!(node.values(tenant, "k"), ["y"]);
+    }
+}
+
+/// One key for two different writes is a client's mistake, and is named so. Another row is another
+/// write.
+#[test]
+fn another_value_under_the_same_token_is_a_conflict() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        node.store().write(tenant, tokened("k", "x", "t")).unwrap();
+        let refused = node.store().write(tenant, tokened("k", "y", "t")).unwrap_err();
+        assert_eq!(refused.reason(), "IDEMPOTENCY_CONFLICT");
+        assert_eq!(node.values(tenant, "k"), ["x"]);
+        assert!(!node.store().write(tenant, tokened("l", "y", "t")).unwrap().duplicate);
+    }
+}
+
+/// Two items of a batch with one token are one write.
+#[test]
+fn a_token_twice_in_a_batch_is_one_write() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        let batch = vec![tokened("k", "x", "t"), tokened("k", "x", "t")];
+        let results = node.store().write_batch(tenant, batch);
+        let duplicates: Vec<bool> = results.iter().map(|r| r.as_ref().unwrap().duplicate).collect();
+        assert_eq!(duplicates, [false, true]);
+        assert_eq!(node.values(tenant, "k"), ["x"]);
+    }
+}
+
+/// After the window the row has forgotten the token, so a key that says its age is refused.
+#[test]
+fn a_key_with_a_birth_time_is_refused_after_its_window() {
+    let node = Node::new();
+    let mut uuid = T0_MS.to_be_bytes()[2..].to_vec();
+    uuid.extend([0x7a, 0xbc, 0x8d, 1, 2, 3, 4, 5, 6, 7]);
+    let write = Mutation { idempotency_key: Some(uuid), ..put("k", "x") };
+    node.store().write("default", write.clone()).unwrap();
+    node.clock.advance_ms(3_600_000);
+    assert!(node.store().write("default", write.clone()).unwrap().duplicate);
+    node.clock.advance_ms(24 * 3_600_000);
+    let refused = node.store().write("default", write).unwrap_err();
+    assert_eq!(refused.reason(), "TOKEN_EXPIRED");
+}
+
+/// A row keeps a bounded number of tokens, and forgets dead ones first.
+#[test]
+fn a_row_keeps_a_bounded_number_of_tokens() {
+    let node = Node::new();
+    let mut context = None;
+    for n in 0..1_100 {
+        let write = Mutation { context, ..tokened("k", "v", &n.to_string()) };
+        context = Some(node.store().write("default", write).unwrap().context);
+    }
+    assert!(node.store().stats().tokens_evicted > 0);
+    assert!(node.store().write("default", tokened("k", "v", "1099")).unwrap().duplicate);
+    assert_eq!(node.values("default", "k"), ["v"]);
+}

@@ -1,0 +1,126 @@
+//! Safe points of a single node: what may be forgotten is, and nothing comes back.
+
+use super::*;
+use crate::causality::{Payload, Version, clock, codec};
+
+const HOUR_MS: u64 = 3_600_000;
+
+fn rows(node: &Node) -> usize {
+    let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+    node.store().rows_by_token(whole, None, usize::MAX).unwrap().rows.len()
+}
+
+fn table_bytes(node: &Node) -> u64 {
+    node.store().stats().engine.levels.iter().map(|level| level.bytes).sum()
+}
+
+/// Passes time, moves the safe points and compacts.
+fn forget(node: &Node) {
+    node.clock.advance_ms(HOUR_MS);
+    node.store().flush().unwrap();
+    node.store().advance_safe_points().unwrap();
+    node.store().flush().unwrap();
+    node.store().compact().unwrap();
+    node.settle();
+}
+
+/// Deleted and expired rows give their space back, values stay, and a deleted key can be written
+/// again.
+#[test]
+fn deleted_and_expired_rows_give_their_space_back() {
+    for tenant in ["default", "lww"] {
+        let mut node = Node::new();
+        let value = "v".repeat(1_000);
+        for n in 0..100 {
+            node.put(tenant, &format!("deleted{n}"), &value);
+            let brief = Mutation { ttl_ms: Some(1_000), ..put(&format!("brief{n}"), &value) };
+            node.store().write(tenant, brief).unwrap();
+        }
+        node.put(tenant, "kept", "v");
+        node.store().flush().unwrap();
+        let full = table_bytes(&node);
+        for n in 0..100 {
+            node.store().write(tenant, delete(&format!("deleted{n}"))).unwrap();
+        }
+        assert_eq!(rows(&node), 201);
+        forget(&node);
+        assert_eq!(rows(&node), 1, "in {tenant}");
+        assert!(table_bytes(&node) < full / 20);
+        assert_eq!(node.values(tenant, "kept"), ["v"]);
+        node.restart();
+        node.put(tenant, "deleted5", "again");
+        assert_eq!(node.values(tenant, "deleted5"), ["again"]);
+    }
+}
+
+/// A token outlives its deleted row by its window: a retry within it must not bring the value back.
+#[test]
+fn a_token_is_kept_for_its_window() {
+    let node = Node::new();
+    let write = Mutation { idempotency_key: Some(b"t".to_vec()), ..put("k", "x") };
+    node.store().write("default", write.clone()).unwrap();
+    node.store().write("default", delete("k")).unwrap();
+    forget(&node);
+    assert_eq!(rows(&node), 1);
+    assert!(node.store().write("default", write).unwrap().duplicate);
+    assert!(node.values("default", "k").is_empty());
+    node.clock.advance_ms(25 * HOUR_MS);
+    forget(&node);
+    assert_eq!(rows(&node), 0);
+}
+
+/// A late copy of a deleted and forgotten version is refused, not taken for news.
+#[test]
+fn a_late_copy_of_a_forgotten_version_is_refused() {
+    let node = Node::new();
+    let time = clock::time_of_ms(T0_MS);
+    let mut row = Vec::new();
+    let payload = Payload::Value { value: b"x", content_type: "" };
+    codec::encode_lww_version(Actor::new(7), &Version::new(payload, 0, time), &mut row);
+    let tenant = node.store().tenant("lww").unwrap().id;
+    let copy = || (tenant, b"k".to_vec(), row.clone());
+    node.store().replicate(vec![copy()]).remove(0).unwrap();
+    node.store().write("lww", delete("k")).unwrap();
+    forget(&node);
+    assert_eq!(rows(&node), 0);
+    let fresh = |key: &str, time| {
+        let mut row = Vec::new();
+        codec::encode_lww_version(Actor::new(7), &Version::new(payload, 0, time), &mut row);
+        (tenant, key.as_bytes().to_vec(), row)
+    };
+    let now = clock::time_of_ms(T0_MS + HOUR_MS);
+    let results = node.store().replicate(vec![copy(), fresh("new", now)]);
+    assert_eq!(results[0].as_ref().unwrap_err().reason(), "BELOW_SAFE_POINT");
+    assert!(results[1].is_ok(), "the others of the message are taken");
+    assert!(node.values("lww", "k").is_empty());
+}
+
+/// The safe point never goes back, and writes go on above it whatever the wall clock says.
+#[test]
+fn writes_go_on_above_the_safe_point_with_the_clock_set_back() {
+    let mut node = Node::new();
+    let first = node.store().advance_safe_points().unwrap();
+    node.clock.set_ms(T0_MS - 24 * HOUR_MS);
+    assert_eq!(node.store().advance_safe_points().unwrap(), first);
+    for tenant in ["default", "lww"] {
+        node.put(tenant, "k", "x");
+        assert_eq!(node.values(tenant, "k"), ["x"]);
+    }
+    node.crash(5);
+    assert_eq!(node.store().stats().safe_point, first);
+    node.put("lww", "k", "y");
+    assert_eq!(node.values("lww", "k"), ["y"]);
+}
+
+/// An old context of a forgotten row is still taken, and covers nothing that came after it.
+#[test]
+fn an_old_context_of_a_forgotten_row_does_no_harm() {
+    let node = Node::new();
+    node.put("default", "k", "x");
+    let context = Some(node.context("default", "k"));
+    node.store().write("default", delete("k")).unwrap();
+    forget(&node);
+    node.put("default", "k", "y");
+    node.store().write("default", Mutation { context, ..put("k", "z") }).unwrap();
+    assert_eq!(node.values("default", "k"), ["y", "z"]);
+}
