@@ -101,6 +101,7 @@ pub use merge::{MergeError, MergeOperator};
 pub use options::{Options, SyncMode};
 pub use position::Position;
 pub use record::{Kind, Record};
+pub(crate) use recovery::create_dir_durably;
 pub use scan::Scan;
 pub use scrub::ScrubReport;
 pub use stats::Stats;

@@ -119,7 +119,7 @@ pub fn open(
 
 /// Creates `dir` and its missing parents, names included: a store whose directory is gone after a
 /// power loss is as lost as one whose files are.
-pub(super) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+pub(crate) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     let mut missing = Vec::new();
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         if vfs.exists(ancestor).map_err(Error::io("look for", ancestor))? {

@@ -226,9 +226,9 @@ impl From<engine::Error> for Error {
                 Self::DiskFull { path, available, reserve }
             }
             engine::Error::Closed => Self::Closed,
-            error @ (engine::Error::Io { .. } | engine::Error::Merge(_)) => {
-                Self::Engine(Arc::new(error))
-            }
+            error @ (engine::Error::Io { .. }
+            | engine::Error::Merge(_)
+            | engine::Error::Edit(_)) => Self::Engine(Arc::new(error)),
         }
     }
 }
