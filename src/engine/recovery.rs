@@ -25,7 +25,7 @@
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -108,6 +108,7 @@ pub fn open(
         now_ms: AtomicU64::new(clock.now_ms()),
         clock,
         disk_full: AtomicBool::new(false),
+        disk_used_ppm: AtomicU32::new(0),
         poisoned: OnceLock::new(),
         closed: AtomicBool::new(false),
         #[cfg(test)]
