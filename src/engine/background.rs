@@ -1,8 +1,8 @@
-//! The engine's threads: flush, compaction, log.
+//! The engine's threads: flush, log, compaction.
 //!
-//! They wait on one condition variable until somebody has work for them or they are to stop. With
-//! `compaction_threads = 0` none is started and the caller does the same work, one piece a call,
-//! with [`Engine::step`]; so a simulation decides what happens when.
+//! Each kind waits for its bell until somebody has work for it or it is to stop. With
+//! `compaction_threads = 0` no thread is started and the caller does the same work, one piece a
+//! call, with [`Engine::step`]; so a simulation decides what happens when.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,22 +19,45 @@ use super::{Engine, Shared};
 /// that failed for want of space.
 const TICK: Duration = Duration::from_millis(500);
 
-/// What is to be done. Cleared by the thread that takes it on.
+/// Wakes threads of one kind. Rings are remembered, not counted beyond `threads`.
 #[derive(Default)]
-struct Work {
-    flush: bool,
-    /// Compaction threads that should look for a job.
-    compact: usize,
-    log: bool,
+struct Bell {
+    /// Threads that should wake up.
+    rung: Mutex<usize>,
+    wake: Condvar,
+}
+
+impl Bell {
+    fn ring(&self, threads: usize) {
+        let mut rung = self.rung.lock();
+        if *rung < threads {
+            *rung = threads;
+            self.wake.notify_all();
+        }
+    }
+
+    /// Waits for a ring, at most for `tick`; whether there was one. `None`: stop.
+    fn wait(&self, tick: Duration, stop: &AtomicBool) -> Option<bool> {
+        let mut rung = self.rung.lock();
+        // `stop` is set before the bell is rung for the last time.
+        if *rung == 0 && !stop.load(Ordering::SeqCst) {
+            self.wake.wait_for(&mut rung, tick);
+        }
+        if stop.load(Ordering::SeqCst) {
+            return None;
+        }
+        let was_rung = *rung > 0;
+        *rung = rung.saturating_sub(1);
+        Some(was_rung)
+    }
 }
 
 /// See the module page.
 #[derive(Default)]
 pub struct Background {
-    work: Mutex<Work>,
-    wake: Condvar,
-    /// Set with `work` locked, so that nobody who looked at it there misses the wake-up; also read
-    /// without the lock by running jobs.
+    flush: Bell,
+    log: Bell,
+    compaction: Bell,
     stop: AtomicBool,
     /// Counts installs; writers that wait for room wait for it to change.
     installs: Mutex<u64>,
@@ -43,19 +66,19 @@ pub struct Background {
 }
 
 impl Background {
+    /// There is a sealed memtable.
     pub fn wake_flush(&self) {
-        self.work.lock().flush = true;
-        self.wake.notify_all();
+        self.flush.ring(1);
     }
 
-    pub fn wake_compaction(&self, threads: usize) {
-        self.work.lock().compact = threads;
-        self.wake.notify_all();
-    }
-
+    /// Somebody waits for the log to be durable.
     pub fn wake_log(&self) {
-        self.work.lock().log = true;
-        self.wake.notify_all();
+        self.log.ring(1);
+    }
+
+    /// Tables came.
+    pub fn wake_compaction(&self, threads: usize) {
+        self.compaction.ring(threads);
     }
 
     /// A flush, compaction or ingest was installed.
@@ -72,10 +95,10 @@ impl Background {
     /// Waits until there were more than `seen` installs, at most `limit`. `false`: time is up.
     pub fn wait_for_install(&self, seen: u64, limit: Duration) -> bool {
         let mut installs = self.installs.lock();
-        if *installs > seen {
-            return true;
+        if *installs == seen {
+            self.installed.wait_for(&mut installs, limit);
         }
-        !self.installed.wait_for(&mut installs, limit).timed_out() || *installs > seen
+        *installs > seen
     }
 
     /// Set when the threads are to stop.
@@ -83,44 +106,24 @@ impl Background {
         &self.stop
     }
 
-    fn stopping(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
-    }
-
-    /// Waits for about `time`; less if there is other work or the threads are to stop. The pacer
+    /// Waits for about `time`; less if there is an install or the threads are to stop. The pacer
     /// counts by its own clock, so a wait cut short makes the next one longer.
     pub fn pause(&self, time: Duration) {
-        let mut work = self.work.lock();
-        if !self.stopping() {
-            self.wake.wait_for(&mut work, time);
-        }
-    }
-
-    /// Waits until `take` finds something to do or `tick` is over; `None` when the threads are to
-    /// stop, else whether there was something.
-    fn wait_for_work(&self, tick: Duration, take: impl Fn(&mut Work) -> bool) -> Option<bool> {
-        let mut work = self.work.lock();
-        loop {
-            if self.stopping() {
-                return None;
-            }
-            if take(&mut work) {
-                return Some(true);
-            }
-            if self.wake.wait_for(&mut work, tick).timed_out() {
-                return (!self.stopping()).then(|| take(&mut work));
-            }
+        if !self.stop.load(Ordering::SeqCst) {
+            self.wait_for_install(self.installs(), time);
         }
     }
 
     /// Starts the threads.
+    ///
+    /// # Errors
+    /// The system has no thread to give. Those started by then run until [`Background::stop`].
     pub fn start(&self, shared: &Arc<Shared>) -> Result<()> {
         let mut threads = self.threads.lock();
-        let dir = shared.dir.clone();
         let mut spawn = |name: String, run: fn(&Shared)| {
-            let shared = shared.clone();
-            let started = thread::Builder::new().name(name).spawn(move || run(&shared));
-            threads.push(started.map_err(Error::io("start a thread for", &dir))?);
+            let thread = shared.clone();
+            let started = thread::Builder::new().name(name).spawn(move || run(&thread));
+            threads.push(started.map_err(Error::io("start a thread for", &shared.dir))?);
             Ok::<(), Error>(())
         };
         spawn("pairdb-flush".into(), Shared::run_flushes)?;
@@ -133,10 +136,10 @@ impl Background {
 
     /// Tells the threads to stop and waits until they have. Safe to call twice.
     pub fn stop(&self) {
-        let work = self.work.lock();
         self.stop.store(true, Ordering::SeqCst);
-        drop(work);
-        self.wake.notify_all();
+        for bell in [&self.flush, &self.log, &self.compaction] {
+            bell.ring(usize::MAX);
+        }
         self.progress();
         for thread in self.threads.lock().drain(..) {
             // A panic in it has been reported by the hook; the engine is going away anyway.
@@ -151,7 +154,8 @@ impl Engine {
     /// For engines opened with `compaction_threads = 0`.
     ///
     /// # Errors
-    /// The work failed; the engine is poisoned if it may not be tried again.
+    /// The work failed. A damaged table is left out of later compactions; for anything else the
+    /// caller decides whether to go on.
     pub fn step(&self) -> Result<bool> {
         self.shared.tick();
         Ok(self.shared.flush_first()? || self.shared.compact_once()?)
@@ -160,40 +164,31 @@ impl Engine {
 
 impl Shared {
     fn run_flushes(&self) {
-        while let Some(_work) =
-            self.background.wait_for_work(TICK, |work| std::mem::take(&mut work.flush))
-        {
-            // After a tick without a wake-up too: a flush that failed for want of space is tried
-            // again then.
-            loop {
-                match self.flush_first() {
-                    Ok(true) => self.background.wake_compaction(self.options.compaction_threads),
-                    Ok(false) => break,
-                    Err(error) => {
-                        self.background_failed("flush", &error);
-                        break;
-                    }
+        // After a tick without a ring too: a flush that failed for want of space is tried again.
+        while self.background.flush.wait(TICK, &self.background.stop).is_some() {
+            self.run("flush", || {
+                let flushed = self.flush_first()?;
+                if flushed {
+                    self.background.wake_compaction(self.options.compaction_threads);
                 }
-            }
+                Ok(flushed)
+            });
         }
     }
 
     fn run_compactions(&self) {
-        let take = |work: &mut Work| {
-            let taken = work.compact > 0;
-            work.compact = work.compact.saturating_sub(1);
-            taken
-        };
-        while let Some(_work) = self.background.wait_for_work(TICK, take) {
-            loop {
-                match self.compact_once() {
-                    Ok(true) if !self.background.stopping() => {}
-                    Ok(_) => break,
-                    Err(error) => {
-                        self.background_failed("compaction", &error);
-                        break;
-                    }
-                }
+        while self.background.compaction.wait(TICK, &self.background.stop).is_some() {
+            self.run("compaction", || self.compact_once());
+        }
+    }
+
+    /// Works as long as there is work and nobody says stop.
+    fn run(&self, name: &str, work: impl Fn() -> Result<bool>) {
+        while !self.background.stop.load(Ordering::SeqCst) {
+            match work() {
+                Ok(true) => {}
+                Ok(false) | Err(Error::Closed) => return,
+                Err(error) => return self.background_failed(name, &error),
             }
         }
     }
@@ -202,13 +197,13 @@ impl Shared {
         let interval = Duration::from_millis(self.options.sync_interval_ms);
         let timed = self.options.sync_mode == SyncMode::Interval;
         let tick = if timed { interval.min(TICK) } else { TICK };
-        while let Some(asked) =
-            self.background.wait_for_work(tick, |work| std::mem::take(&mut work.log))
-        {
-            if asked || timed {
+        while let Some(rung) = self.background.log.wait(tick, &self.background.stop) {
+            if rung || timed {
                 // The waiters get the error, and every later write does.
-                let end = self.log.appended_upto();
-                let _ = self.log.sync(end);
+                let _ = self.log.sync(self.log.appended_upto());
+            }
+            if rung && !timed {
+                continue;
             }
             if self.log.prepare_spare().is_err() {
                 // Not fatal: the next rotation allocates the segment itself and reports.
@@ -224,11 +219,12 @@ impl Shared {
         self.look_at_disk();
     }
 
-    /// A flush or compaction failed. For want of space it is tried again at the next tick; any
-    /// other failure poisons the engine, since trying again could repeat the damage for ever.
+    /// A flush or compaction failed. For want of space it is tried again at the next tick, and a
+    /// damaged table is left alone from now on; any other failure poisons the engine, since trying
+    /// again could repeat the damage for ever.
     fn background_failed(&self, work: &str, error: &Error) {
         self.counters.background_errors.add(1);
-        if !error.is_storage_full() {
+        if !error.is_storage_full() && !matches!(error, Error::Corruption(_)) {
             self.poison(&format!("{work} failed: {error}"));
         }
     }

@@ -79,7 +79,7 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -101,6 +101,7 @@ pub use merge::{MergeError, MergeOperator};
 pub use options::{Options, SyncMode};
 pub use position::Position;
 pub use record::{Kind, Record};
+pub(crate) use recovery::create_dir_durably;
 pub use scan::Scan;
 pub use scrub::ScrubReport;
 pub use stats::Stats;
@@ -182,6 +183,8 @@ pub(crate) struct Shared {
     now_ms: AtomicU64,
     /// Whether free space is below the reserve. Relaxed: a write more or less does not matter.
     disk_full: AtomicBool,
+    /// Millionths of the disk in use. Relaxed: a figure.
+    disk_used_ppm: AtomicU32,
     /// The first failure after which memory and disk may disagree.
     poisoned: OnceLock<String>,
     closed: AtomicBool,
@@ -214,6 +217,7 @@ impl Engine {
         environment: Environment,
     ) -> Result<Self> {
         let shared = Arc::new(recovery::open(dir, options, operator, environment)?);
+        shared.look_at_disk();
         let engine = Self { shared };
         if engine.shared.options.compaction_threads > 0 {
             engine.shared.background.start(&engine.shared)?;

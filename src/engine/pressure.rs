@@ -18,6 +18,14 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// How full the disk was at the last look, half a second ago at most: 0 to 1. Costs one load,
+    /// so every request may ask.
+    pub fn disk_used(&self) -> f64 {
+        f64::from(self.shared.disk_used_ppm.load(Ordering::Relaxed)) / 1e6
+    }
+}
+
 impl Shared {
     fn pressure(&self) -> f64 {
         if self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some() {
@@ -103,6 +111,9 @@ impl Shared {
         let Ok(space) = self.vfs.disk_space(&self.dir) else { return };
         let full = space.available < self.options.disk_reserve_bytes;
         self.disk_full.store(full, Ordering::Relaxed);
+        let used = space.total.saturating_sub(space.available);
+        let used_ppm = used.saturating_mul(1_000_000) / space.total.max(1);
+        self.disk_used_ppm.store(used_ppm as u32, Ordering::Relaxed);
     }
 
     fn disk_full_error(&self) -> Error {

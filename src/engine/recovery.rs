@@ -25,7 +25,7 @@
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -108,6 +108,7 @@ pub fn open(
         now_ms: AtomicU64::new(clock.now_ms()),
         clock,
         disk_full: AtomicBool::new(false),
+        disk_used_ppm: AtomicU32::new(0),
         poisoned: OnceLock::new(),
         closed: AtomicBool::new(false),
         #[cfg(test)]
@@ -119,7 +120,7 @@ pub fn open(
 
 /// Creates `dir` and its missing parents, names included: a store whose directory is gone after a
 /// power loss is as lost as one whose files are.
-pub(super) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+pub(crate) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     let mut missing = Vec::new();
     for ancestor in dir.ancestors().filter(|ancestor| !ancestor.as_os_str().is_empty()) {
         if vfs.exists(ancestor).map_err(Error::io("look for", ancestor))? {

@@ -27,7 +27,7 @@ use crate::engine::vfs::Vfs;
 use super::error::{Error, Result};
 
 /// Longer is damage, not a document; keeps a broken length from taking all memory.
-const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
 
 /// Where a document is and what it is called.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
-//! Mints times and keeps the durable lease ahead of them.
+//! Mints times and keeps the identity's durable lease ahead of them.
 //!
 //! # Invariants
-//! 1. A lease is used only after it is durable in the identity.
+//! 1. A lease is used only after it is durable.
 //! 2. One thread extends at a time. Half a lease before its end the first writer that notices
 //!    extends it while the others mint on; only at its very end they wait.
 //! 3. A clock that would have to run more than [`AHEAD_MS_MAX`] ahead of the wall clock mints
@@ -13,29 +13,29 @@ use parking_lot::Mutex;
 
 use super::environment::WallClock;
 use super::error::{Error, Result};
-use super::identity::Identity;
+use super::identity::Lease;
 use crate::causality::clock::{self, HybridClock, LeaseExhausted};
 
 /// How far the clock may run ahead of the wall clock, in milliseconds. Each unclean start may add
 /// the length of a lease, so a node that crashes in a loop needs room.
 pub const AHEAD_MS_MAX: u64 = 3_600_000;
 
-/// The node's clock over its identity's lease.
+/// The node's clock over its lease.
 #[derive(Debug)]
 pub(super) struct Minter {
     clock: HybridClock,
     wall: Arc<dyn WallClock>,
-    identity: Arc<Identity>,
+    lease: Arc<Lease>,
     /// Held while a lease is made durable.
     extending: Mutex<()>,
 }
 
 impl Minter {
-    /// A clock above everything the identity's lease may have allowed, with a lease of its own.
-    pub fn open(identity: Arc<Identity>, wall: Arc<dyn WallClock>) -> Result<Self> {
+    /// A clock above everything the lease may have allowed, with the lease extended.
+    pub fn open(lease: Arc<Lease>, wall: Arc<dyn WallClock>) -> Result<Self> {
         let now_ms = wall.now_ms();
-        let clock = HybridClock::new(identity.lease(), now_ms);
-        let minter = Self { clock, wall, identity, extending: Mutex::new(()) };
+        let clock = HybridClock::new(lease.bound(), now_ms);
+        let minter = Self { clock, wall, lease, extending: Mutex::new(()) };
         if let Some(wanted) = minter.clock.lease_wanted(now_ms) {
             minter.extend(wanted)?;
         }
@@ -84,11 +84,7 @@ impl Minter {
     }
 
     /// Tries until the lease is long enough.
-    fn leased<T>(
-        &self,
-        now_ms: u64,
-        attempt: impl Fn() -> Result<T, LeaseExhausted>,
-    ) -> Result<T> {
+    fn leased<T>(&self, now_ms: u64, attempt: impl Fn() -> Result<T, LeaseExhausted>) -> Result<T> {
         loop {
             let wanted = match attempt() {
                 Ok(done) => return Ok(done),
@@ -107,7 +103,7 @@ impl Minter {
     fn extend_locked(&self, wanted: u64) -> Result<()> {
         // Whoever held the lock before may have done it.
         if self.clock.lease() < wanted {
-            self.identity.extend_lease(wanted)?;
+            self.lease.extend(wanted)?;
             self.clock.extend(wanted);
         }
         Ok(())

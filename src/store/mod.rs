@@ -6,9 +6,10 @@
 //!
 //! ```text
 //! directory
-//!   LOCK       held while the store is open
-//!   ...        who the node is, which tenants there are: see `identity` and `catalog`
-//!   engine/    the rows
+//!   LOCK              held while the store is open
+//!   IDENTITY, LEASE   who the node is, and how far its clock may go: `identity`
+//!   TENANTS           `catalog`
+//!   engine/           the rows
 //! ```
 //!
 //! # Example
@@ -64,7 +65,6 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::causality::{Actor, ContextKey};
 use crate::engine::{self, Engine};
 
-use identity::Identity;
 use merge::RowOperator;
 use minter::Minter;
 
@@ -72,6 +72,7 @@ pub use catalog::{LocalCatalog, TenantCatalog};
 pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
+pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use row::{ReadRow, Sibling};
@@ -93,6 +94,8 @@ pub struct StoreOptions {
     pub limits: Limits,
     /// How far behind the clock safe points are set, in milliseconds: longer than a write takes.
     pub safe_point_margin_ms: u64,
+    /// Which cluster the node belongs to, and whether it takes a new actor.
+    pub identity: IdentityOptions,
 }
 
 impl Default for StoreOptions {
@@ -101,6 +104,7 @@ impl Default for StoreOptions {
             engine: engine::Options::default(),
             limits: Limits::default(),
             safe_point_margin_ms: 12_000,
+            identity: IdentityOptions::default(),
         }
     }
 }
@@ -153,8 +157,10 @@ pub struct Store {
 
     // Each with its own synchronisation.
     engine: Engine,
-    catalog: Arc<dyn TenantCatalog>,
-    identity: Arc<Identity>,
+    catalog: Box<dyn TenantCatalog>,
+    identity: IdentityFile,
+    /// The identity's, where every write finds it without a lock.
+    actor: AtomicU64,
     minter: Minter,
     counters: Counters,
     closed: AtomicBool,
@@ -194,14 +200,16 @@ impl Store {
     pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
         let limits = options.limits.validated()?;
         let vfs = &*environment.vfs;
-        vfs.create_dir_all(dir).map_err(engine::Error::io("create", dir))?;
+        create_dir(vfs, dir)?;
         let lock_path = dir.join(LOCK_NAME);
         let lock = vfs.lock(&lock_path).map_err(engine::Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
-        IDENTITY_AND_CATALOG
-        let minter = Minter::open(Arc::clone(&identity), Arc::clone(&environment.clock))?;
+        let engine_dir = dir.join(ENGINE_DIR_NAME);
+        let catalog = open_catalog(&environment, dir, &engine_dir)?;
+        let identity = IdentityFile::open(&environment, dir, options.identity)?;
+        let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
         let engine = Engine::open_in(
-            &dir.join(ENGINE_DIR_NAME),
+            &engine_dir,
             options.engine,
             Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
             engine::Environment {
@@ -211,12 +219,13 @@ impl Store {
         )?;
         Ok(Self {
             dir: dir.to_path_buf(),
-            cluster_hash: CLUSTER_HASH,
+            cluster_hash: xxh3_64(&identity.identity().cluster_id.to_be_bytes()),
+            actor: AtomicU64::new(identity.identity().actor),
             environment,
             limits,
             safe_point_margin_ms: options.safe_point_margin_ms,
             engine,
-            catalog,
+            catalog: Box::new(catalog),
             identity,
             minter,
             counters: Counters::default(),
@@ -317,7 +326,8 @@ impl Store {
 
     /// The store's figures now.
     pub fn stats(&self) -> StoreStats {
-        let ahead = self.minter.last().saturating_sub(crate::causality::clock::time_of_ms(self.now_ms()));
+        let ahead =
+            self.minter.last().saturating_sub(crate::causality::clock::time_of_ms(self.now_ms()));
         StoreStats {
             engine: self.engine.stats(),
             tenants: self.catalog.list().len() as u64,
@@ -338,8 +348,8 @@ impl Store {
     }
 
     /// Who the node is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn identity(&self) -> Identity {
+        self.identity.identity()
     }
 
     /// Refuses writes from here on, makes all of them tables and leaves the mark of a clean stop.
@@ -351,7 +361,7 @@ impl Store {
             return Ok(());
         }
         self.engine.close()?;
-        CLOSE_IDENTITY
+        self.identity.close()
     }
 
     fn now_ms(&self) -> u64 {
@@ -359,7 +369,7 @@ impl Store {
     }
 
     fn actor(&self) -> Actor {
-        self.identity.actor()
+        Actor::new(self.actor.load(Ordering::Acquire))
     }
 
     fn mint(&self, above: u64) -> Result<u64> {
@@ -400,14 +410,44 @@ impl Store {
     fn noted(&self, error: Error) -> Error {
         if let Error::Corruption { file, offset, .. } = &error {
             let mut damage = self.damage.lock();
-            let new = damage.len() < DAMAGE_REMEMBERED_MAX && damage.insert((file.clone(), *offset));
+            let new =
+                damage.len() < DAMAGE_REMEMBERED_MAX && damage.insert((file.clone(), *offset));
             if new {
                 self.counters.actor_rotations.fetch_add(1, Ordering::Relaxed);
-                if let Err(failed) = self.identity.rotate_actor() {
-                    self.read_only.get_or_init(|| failed.to_string());
+                match self.identity.rotate() {
+                    Ok(actor) => self.actor.store(actor, Ordering::Release),
+                    Err(failed) => {
+                        self.read_only.get_or_init(|| failed.to_string());
+                    }
                 }
             }
         }
         error
     }
+}
+
+/// Creates the directory, durably: its name too. Where no store ever ran the name is synced even
+/// if it is there, for a first start that was killed may have left it unsynced.
+fn create_dir(vfs: &dyn engine::vfs::Vfs, dir: &Path) -> Result<()> {
+    engine::create_dir_durably(vfs, dir)?;
+    if !IdentityFile::exists(vfs, dir)?
+        && let Some(parent) = dir.parent()
+    {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        vfs.sync_dir(parent).map_err(engine::Error::io("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// The catalog of a directory, which is written anew only where no store ever ran.
+fn open_catalog(environment: &Environment, dir: &Path, engine_dir: &Path) -> Result<LocalCatalog> {
+    let vfs = &*environment.vfs;
+    if IdentityFile::exists(vfs, dir)? {
+        return LocalCatalog::open(environment, dir);
+    }
+    if vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
+        let what = "it holds rows, but no file says whose";
+        return Err(engine::Error::corrupt(engine_dir, 0, what).into());
+    }
+    LocalCatalog::open_or_create(environment, dir)
 }

@@ -24,9 +24,8 @@ impl Store {
     /// is whole, but a write may come between two of them.
     pub fn read_batch(&self, tenant: &str, keys: &[Vec<u8>]) -> Vec<Result<ReadRow>> {
         let bytes = keys.iter().map(Vec::len).sum();
-        let tenant = self.limits.check_batch(keys.len(), bytes).and_then(|()| {
-            self.catalog.get(tenant)
-        });
+        let tenant =
+            self.limits.check_batch(keys.len(), bytes).and_then(|()| self.catalog.get(tenant));
         match tenant {
             Ok(tenant) => {
                 let now_ms = self.now_ms();
@@ -39,8 +38,7 @@ impl Store {
     fn read_one(&self, tenant: &Tenant, key: &[u8], now_ms: u64) -> Result<ReadRow> {
         self.limits.check_key(key)?;
         let engine_key = tenant.engine_key(key);
-        let view =
-            View { context_key: self.context_key(&engine_key), now_ms, keys_only: false };
+        let view = View { context_key: self.context_key(&engine_key), now_ms, keys_only: false };
         let row = self.engine.get_with(&engine_key, |row| view.show(row));
         self.watch(row.map_err(Into::into).flatten())
     }

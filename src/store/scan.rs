@@ -219,9 +219,10 @@ impl<'t> Plan<'t> {
 
     fn shows(&self, place: &EngineKey<'_>) -> bool {
         let request = &self.request;
-        let in_partition = self.partition.as_deref().is_none_or(|partition| {
-            partition_key(place.key, self.tenant.delimiter()) == partition
-        });
+        let in_partition = self
+            .partition
+            .as_deref()
+            .is_none_or(|partition| partition_key(place.key, self.tenant.delimiter()) == partition);
         place.tenant == self.tenant.id
             && in_partition
             && place.key.starts_with(&request.prefix)
@@ -250,7 +251,11 @@ fn after(engine_key: &[u8]) -> Vec<u8> {
 
 /// Where the scan of a tenant goes on behind a row, without naming another tenant's key. `None`:
 /// there is nothing behind it.
-pub(super) fn next_start(tenant: TenantId, place: &EngineKey<'_>, engine_key: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn next_start(
+    tenant: TenantId,
+    place: &EngineKey<'_>,
+    engine_key: &[u8],
+) -> Option<Vec<u8>> {
     match place.tenant.cmp(&tenant) {
         std::cmp::Ordering::Equal => Some(after(engine_key)),
         std::cmp::Ordering::Less => {

@@ -10,6 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use super::key::EngineKey;
 use super::limits::{Limits, TTL_MS_CEILING, check_ttl};
 
 /// Longest tenant name, in bytes.
@@ -196,6 +197,11 @@ impl Tenant {
             found.map_or(Ok(()), |found| between(what, found, limit))?;
         }
         Ok(())
+    }
+
+    /// The bytes the engine stores `key` of this tenant under.
+    pub fn engine_key(&self, key: &[u8]) -> Vec<u8> {
+        EngineKey::of(self.id, self.delimiter(), key).encode()
     }
 
     /// What ends the partition key within a key.

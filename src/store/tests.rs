@@ -39,10 +39,8 @@ impl Node {
         node.start();
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         node.store().create_tenant(lww).unwrap();
-        let lists = TenantSpec {
-            partition_delimiter: Some(b":".to_vec()),
-            ..TenantSpec::new("lists")
-        };
+        let lists =
+            TenantSpec { partition_delimiter: Some(b":".to_vec()), ..TenantSpec::new("lists") };
         node.store().create_tenant(lists).unwrap();
         node
     }

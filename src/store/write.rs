@@ -27,8 +27,7 @@ use super::row::{View, causal_mode, unreadable, values_at};
 use super::tenant::{Mode, Tenant};
 use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
 use crate::causality::{
-    Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock,
-    codec,
+    Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock, codec,
 };
 use crate::engine::{self, Position};
 
@@ -251,8 +250,11 @@ impl Store {
                 hlc: time,
             });
         }
-        let records: Vec<(&[u8], &[u8])> =
-            items.iter().zip(&rows).map(|((_, item), row)| (&item.engine_key[..], &row[..])).collect();
+        let records: Vec<(&[u8], &[u8])> = items
+            .iter()
+            .zip(&rows)
+            .map(|((_, item), row)| (&item.engine_key[..], &row[..]))
+            .collect();
         self.engine.apply(&records).map_err(|error| self.failed(error))
     }
 
@@ -321,9 +323,8 @@ impl Store {
             // One that resolves siblings is always taken, or nobody could ever get below.
             self.limits.check_siblings(after.live().len())?;
         }
-        let mut bytes = Vec::with_capacity(
-            stored.map_or(0, <[u8]>::len) + self.row_capacity(&item.new),
-        );
+        let mut bytes =
+            Vec::with_capacity(stored.map_or(0, <[u8]>::len) + self.row_capacity(&item.new));
         codec::encode(&after, &mut bytes);
         if bytes.len() > stored.map_or(0, <[u8]>::len) {
             self.limits.check_row(bytes.len())?;
@@ -392,7 +393,7 @@ impl Store {
 
     /// What to tell the writers of a batch that the engine did not take. An error of the log or of
     /// a join comes so late that the write may be there.
-    fn failed(&self, error: engine::Error) -> Error {
+    pub(super) fn failed(&self, error: engine::Error) -> Error {
         let late = matches!(error, engine::Error::Io { .. } | engine::Error::Merge(_));
         let error = self.noted(error.into());
         if late { Error::unknown(error) } else { error }

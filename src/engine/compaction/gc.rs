@@ -6,12 +6,14 @@
 //!
 //! *Purge*: a row is forgotten if every one of these holds:
 //!
-//! | rule | predicate |
-//! |---|---|
-//! | all its live versions are tombstones, or expired by the floor; all its times are at or below the floor; token windows are over | `MergeOperator::may_purge` |
-//! | every memtable and queued ingest of the time the floor was installed is a table | [`floor_counts`] |
-//! | every table that may hold the key, older or newer, is an input | [`Garbage::is_all_here`] |
-//! | the partition is not damaged, and no unreadable block may have held the key | [`floor_counts`], [`Garbage::is_all_here`] |
+//! 1. its live versions are tombstones, or expired by the floor (`MergeOperator::may_purge`);
+//! 2. all its times are at or below the floor (the same);
+//! 3. its token windows are over (the same);
+//! 4. every memtable and queued ingest of the time the floor was installed is a table
+//!    ([`floor_counts`]);
+//! 5. every table that may hold the key, older or newer, is an input ([`Garbage::is_all_here`]);
+//! 6. the partition is not damaged ([`floor_counts`]), and no unreadable block may have held the
+//!    key ([`Garbage::is_all_here`]).
 //!
 //! What is newer than the floor need not be asked: it was held to the guard when it was written.
 

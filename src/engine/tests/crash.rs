@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::row::Row;
-use super::{open, tiny};
+use super::{effort, open, tiny};
 use crate::engine::options::SyncMode;
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
@@ -151,7 +151,7 @@ fn acknowledged_writes_survive_power_loss_before_every_call() {
 
 #[test]
 fn other_remains_of_the_same_crashes() {
-    for seed in 2..8 {
+    for seed in 2..2 + u64::from(effort(6)) {
         crash_everywhere(tiny(), 60, 3, seed);
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::model::{Rig, step};
-use super::tiny;
+use super::{effort, tiny};
 use crate::engine::Options;
 use crate::engine::options::{Compression, SyncMode};
 
@@ -35,7 +35,7 @@ fn options() -> impl Strategy<Value = Options> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(effort(150)))]
 
     #[test]
     fn reads_do_not_depend_on_options(

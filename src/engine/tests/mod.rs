@@ -1,7 +1,9 @@
 //! Tests of the engine as a whole: against a model, with crashes at every file call, with random
 //! options, and rule by rule.
 
+mod bounds;
 mod crash;
+mod damage;
 mod metamorphic;
 mod model;
 mod row;
@@ -24,6 +26,12 @@ pub fn run_hook(shared: &Shared, name: &'static str) {
     if let Some(hook) = hook {
         hook(shared);
     }
+}
+
+/// `cases`, times `PAIRDB_TEST_EFFORT` if that is set: for a long search at night.
+pub fn effort(cases: u32) -> u32 {
+    let factor = std::env::var("PAIRDB_TEST_EFFORT").ok().and_then(|factor| factor.parse().ok());
+    cases.saturating_mul(factor.unwrap_or(1))
 }
 
 /// A clock that stands still.

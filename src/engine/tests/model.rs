@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::row::Row;
-use super::{open, tiny};
+use super::{effort, open, tiny};
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options};
 
@@ -215,7 +215,7 @@ impl Rig {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(effort(200)))]
 
     /// Whatever happens to the files in between, reads equal the join of what was written.
     #[test]

@@ -12,8 +12,11 @@
 //! | 5 | flushed position | u64 |
 //! | 6 | next file number | u64 |
 //! | 7 | next epoch | u64 |
-//! | 8 | safe point of partitions `first..end`, each | first u32, end u32, guard, floor, floor_epoch u64, damaged: count u16, u128 each |
+//! | 8 | safe point of a range of partitions, each | first u32, end u32, words as below |
 //! | 9 | quarantined key range, each | table number u64, smallest, largest: u16 length + bytes |
+//!
+//! The words of a safe point are guard, floor and floor epoch (u64 each), the number of damaged
+//! peers (u16) and the peers (u128 each).
 //!
 //! It does not judge whether a change is allowed: see [`VersionState`](super::VersionState).
 

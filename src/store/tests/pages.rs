@@ -137,7 +137,10 @@ fn a_cursor_names_no_other_tenants_key() {
         let place = EngineKey { token: 9, tenant: other, key: b"secret" };
         let next = next_start(mine, &place, &place.encode()).unwrap();
         assert_eq!(next, expected);
-        assert!(next > place.encode() && next <= EngineKey { tenant: mine, token: 10, key: b"a" }.encode());
+        assert!(
+            next > place.encode()
+                && next <= EngineKey { tenant: mine, token: 10, key: b"a" }.encode()
+        );
     }
     let last = EngineKey { token: u64::MAX, tenant: high, key: b"secret" };
     assert_eq!(next_start(mine, &last, &last.encode()), None);
@@ -172,7 +175,9 @@ fn rows_stream_from_one_replica_to_another() {
     let half = TokenRange { start: 0, end_inclusive: u64::MAX / 2 };
     let rows = from.store().rows_by_token(half, None, usize::MAX).unwrap().rows;
     assert!(!rows.is_empty() && rows.len() < all(&from).len());
-    assert!(rows.iter().all(|(key, _)| EngineKey::decode(key).unwrap().token <= half.end_inclusive));
+    assert!(
+        rows.iter().all(|(key, _)| EngineKey::decode(key).unwrap().token <= half.end_inclusive)
+    );
 }
 
 /// Rows of a peer are not clients' writes, but bytes from a network all the same.
@@ -200,10 +205,18 @@ fn a_bad_row_of_a_peer_is_refused_alone() {
     ]);
     let reasons: Vec<_> =
         results.iter().map(|r| r.as_ref().err().map_or("", Error::reason)).collect();
-    assert_eq!(reasons, [
-        "", "INVALID_ARGUMENT", "UNKNOWN_TENANT_ID", "EMPTY_KEY", "INVALID_ARGUMENT",
-        "CLOCK_UNSAFE", "",
-    ]);
+    assert_eq!(
+        reasons,
+        [
+            "",
+            "INVALID_ARGUMENT",
+            "UNKNOWN_TENANT_ID",
+            "EMPTY_KEY",
+            "INVALID_ARGUMENT",
+            "CLOCK_UNSAFE",
+            "",
+        ]
+    );
     assert_eq!(node.values("lww", "f"), ["v"]);
     node.put("lww", "e", "mine");
 }

@@ -32,8 +32,7 @@ fn the_context_of_a_reply_covers_no_sibling_that_was_not_read() {
     let first = node.put("default", "k", "mine 1");
     node.put("default", "k", "theirs");
     let context = Some(first.context);
-    let second =
-        node.store().write("default", Mutation { context, ..put("k", "mine 2") }).unwrap();
+    let second = node.store().write("default", Mutation { context, ..put("k", "mine 2") }).unwrap();
     assert_eq!(node.values("default", "k"), ["mine 2", "theirs"]);
     let context = Some(second.context);
     node.store().write("default", Mutation { context, ..put("k", "mine 3") }).unwrap();
@@ -148,7 +147,8 @@ fn a_last_write_never_loses_to_what_its_client_has_seen() {
 /// Every limit is refused by its own name, and nothing of the write appears.
 #[test]
 fn each_limit_is_refused_by_name() {
-    let limits = Limits { value_bytes_max: 100, siblings_max: 3, siblings_warn: 2, ..Limits::default() };
+    let limits =
+        Limits { value_bytes_max: 100, siblings_max: 3, siblings_warn: 2, ..Limits::default() };
     let node = Node::with(StoreOptions { limits, ..StoreOptions::default() });
     let long = "k".repeat(4097);
     let typed = Mutation { content_type: "t".repeat(256), ..put("k", "v") };
@@ -198,11 +198,7 @@ fn a_full_row_takes_only_what_resolves_it() {
 
 #[test]
 fn a_row_beyond_its_size_is_refused() {
-    let limits = Limits {
-        value_bytes_max: 60_000,
-        row_bytes_max: 130_000,
-        ..Limits::default()
-    };
+    let limits = Limits { value_bytes_max: 60_000, row_bytes_max: 130_000, ..Limits::default() };
     let node = Node::with(StoreOptions { limits, ..StoreOptions::default() });
     let value = "v".repeat(60_000);
     node.put("default", "k", &value);

@@ -328,7 +328,7 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0_u8..26, 0_u8..26, 1_u64..40)
-            .prop_map(|(a, b, n)| Step::Flush(a.min(b), a.max(b), n)),
+            .prop_map(|(a, b, bytes)| Step::Flush(a.min(b), a.max(b), bytes)),
         3 => Just(Step::Start),
         2 => any::<prop::sample::Index>().prop_map(Step::Finish),
         1 => Just(Step::All),
@@ -350,8 +350,8 @@ proptest! {
             match step {
                 Step::Flush(smallest, largest, bytes) => {
                     let number = scene.state.file_next();
-                    let (from, to) = (key(smallest), key(largest));
-                    let line = format!("L0 {number} {from}-{to} bytes={bytes}");
+                    let (smallest, largest) = (key(smallest), key(largest));
+                    let line = format!("L0 {number} {smallest}-{largest} bytes={bytes}");
                     scene.add_table(&line);
                 }
                 Step::Finish(index) if !scene.running.is_empty() => {

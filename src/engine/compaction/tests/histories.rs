@@ -49,8 +49,8 @@ impl History {
         tree.table_bytes = 400;
         let options = Options {
             level0_tables_trigger: 2,
-            base_level_bytes: 1_500,
-            level_ratio: 3,
+            base_level_bytes: 300,
+            level_ratio: 2,
             table_bytes: 400,
             ..Options::default()
         };
@@ -125,7 +125,7 @@ impl History {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever is written, ingested, proved and compacted in whatever order, every key reads as
     /// the join of all its writes: nothing is lost, nothing comes back.

@@ -1,0 +1,288 @@
+//! Who a node is: cluster, node, generation, actor, and the lease of its clock.
+//!
+//! `IDENTITY` is a [`document`](super::document): ids as UUIDs, the actor as 16 hex digits, the
+//! generation, and, after a clean stop, the bound of the lease at that moment. `LEASE` is a file of
+//! its own because it is extended every few seconds.
+//!
+//! 1. An actor is durable before it is used.
+//! 2. A start keeps the actor only after a clean stop. In every other case, and whenever somebody
+//!    asks ([`IdentityFile::rotate`]), a new one is minted: a node that may have lost the end of
+//!    its history must not go on under its old name, or peers take its new writes for old ones.
+//! 3. If an actor is kept, the bound of the lease is at or above everything it may have minted.
+//! 4. Starting takes the clean mark away before it returns; the mark comes back last of all.
+//! 5. The generation grows with every start, whatever the clock says.
+//! 6. A damaged or missing file beside others is corruption, never a first start.
+//!
+//! The caller holds the lock of the directory, has the catalog written first (its file may be
+//! there), and the engine opened after: only so is a directory without `IDENTITY` a new one.
+
+mod lease;
+pub mod uuid;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::engine;
+use crate::engine::vfs::Vfs;
+
+use super::document::Document;
+use super::environment::{Environment, Random};
+use super::error::{Error, Result};
+
+pub use self::lease::Lease;
+
+const NAME: &str = "IDENTITY";
+const FORMAT: u32 = 1;
+
+/// What a first start that was cut short may have left behind.
+const FIRST_START_FILES: [&str; 6] =
+    ["IDENTITY.tmp", "LEASE", "LEASE.tmp", "LOCK", "TENANTS", "TENANTS.tmp"];
+
+/// Who a node is, in this life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster; a UUID.
+    pub cluster_id: u128,
+    /// The node, for as long as its directory lives; a UUID.
+    pub node_id: u128,
+    /// Grows with every start: at least the milliseconds since 1970.
+    pub generation: u64,
+    /// Signs what the node writes; never 0.
+    pub actor: u64,
+}
+
+/// Why the actor is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The directory was empty: everything is new.
+    First,
+    /// The last stop was clean: the actor was kept.
+    Clean,
+    /// The last stop was not, or the lease has lost what it held then: the actor is new.
+    Unclean,
+    /// The caller asked for a new actor.
+    Requested,
+}
+
+/// How to start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdentityOptions {
+    /// The cluster the node must belong to: a new directory is given to it, one of another cluster
+    /// is refused. `None`: a new directory founds a cluster, an old one keeps its own.
+    pub cluster_id: Option<u128>,
+    /// Mints a new actor in any case: after a restore or replacement. Ask until a start succeeds.
+    pub rotate: bool,
+}
+
+/// What stands in the document.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    cluster_id: String,
+    node_id: String,
+    generation: u64,
+    actor: String,
+    /// The bound of the lease at a clean stop; nothing while the node runs.
+    clean: Option<u64>,
+}
+
+/// The open identity of a running node.
+#[derive(Debug)]
+pub struct IdentityFile {
+    // Constant after open.
+    environment: Environment,
+    document: Document,
+    lease: Arc<Lease>,
+    start: Start,
+    // Held while the document is written.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    identity: Identity,
+    /// Why nothing is written any more.
+    refused: Option<Error>,
+}
+
+impl IdentityFile {
+    /// Whether a node was started in `dir` before.
+    pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+        let path = dir.join(NAME);
+        Ok(vfs.exists(&path).map_err(engine::Error::io("look for", &path))?)
+    }
+
+    /// Starts a life of the node whose directory is `dir`, which exists.
+    pub fn open(environment: &Environment, dir: &Path, options: IdentityOptions) -> Result<Self> {
+        let document = Document::new(dir, NAME, FORMAT);
+        let (identity, lease, start) = match document.read::<Contents>(&*environment.vfs)? {
+            None => first_start(environment, dir, options)?,
+            Some(contents) => restart(environment, dir, &document, contents, options)?,
+        };
+        let file = Self {
+            environment: environment.clone(),
+            document,
+            lease: Arc::new(lease),
+            start,
+            state: Mutex::new(State { identity, refused: None }),
+        };
+        file.write(&identity, None)?;
+        Ok(file)
+    }
+
+    /// Who the node is. The actor changes with [`IdentityFile::rotate`].
+    pub fn identity(&self) -> Identity {
+        self.state.lock().identity
+    }
+
+    /// Why the actor was kept or not.
+    pub fn start(&self) -> Start {
+        self.start
+    }
+
+    /// The lease of the node's clock. Its bound is where the clock must begin: nothing at or below
+    /// it may be minted.
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    /// Mints a new actor, durable when it returns. The caller mints nothing under the old one from
+    /// before the call on. After an error the node must take no more writes: it can have neither
+    /// actor, and its next start will not be clean.
+    pub fn rotate(&self) -> Result<u64> {
+        let mut state = self.state.lock();
+        if let Some(refused) = &state.refused {
+            return Err(refused.clone());
+        }
+        let rotated =
+            mint_actor(&*self.environment.random, state.identity.actor).and_then(|actor| {
+                let identity = Identity { actor, ..state.identity };
+                self.write(&identity, None).map(|()| identity)
+            });
+        match rotated {
+            Ok(identity) => state.identity = identity,
+            Err(ref error) => state.refused = Some(Error::ReadOnly { cause: error.to_string() }),
+        }
+        rotated.map(|identity| identity.actor)
+    }
+
+    /// Marks the stop as clean. Only when everything written is durable and nothing will be minted
+    /// any more; the lease is closed by it. After an error the next start may be unclean.
+    pub fn close(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if let Some(refused) = &state.refused {
+            return Err(refused.clone());
+        }
+        state.refused = Some(Error::Closed);
+        let bound = self.lease.close();
+        self.write(&state.identity, Some(bound))
+    }
+
+    fn write(&self, identity: &Identity, clean: Option<u64>) -> Result<()> {
+        let contents = Contents {
+            cluster_id: uuid::to_text(identity.cluster_id),
+            node_id: uuid::to_text(identity.node_id),
+            generation: identity.generation,
+            actor: format!("{:016x}", identity.actor),
+            clean,
+        };
+        self.document.replace(&*self.environment.vfs, &contents)
+    }
+}
+
+fn first_start(
+    environment: &Environment,
+    dir: &Path,
+    options: IdentityOptions,
+) -> Result<(Identity, Lease, Start)> {
+    let vfs = &*environment.vfs;
+    let random = &*environment.random;
+    if let Some(found) = foreign_file(vfs, dir)? {
+        let what = format!("it is missing beside {}", found.display());
+        return Err(engine::Error::corrupt(&dir.join(NAME), 0, what).into());
+    }
+    // One that is there is of a first start that was cut short, and whole: it was renamed in.
+    let lease = match Lease::open(vfs, dir)? {
+        Some(lease) => lease,
+        None => Lease::create(vfs, dir)?,
+    };
+    let identity = Identity {
+        cluster_id: options.cluster_id.map_or_else(|| uuid::mint(random), Ok)?,
+        node_id: uuid::mint(random)?,
+        generation: environment.clock.now_ms().max(1),
+        actor: mint_actor(random, 0)?,
+    };
+    Ok((identity, lease, Start::First))
+}
+
+fn restart(
+    environment: &Environment,
+    dir: &Path,
+    document: &Document,
+    contents: Contents,
+    options: IdentityOptions,
+) -> Result<(Identity, Lease, Start)> {
+    let clean = contents.clean;
+    let mut identity = contents.parse().map_err(|why| document.invalid(0, why))?;
+    if let Some(expected) = options.cluster_id.filter(|id| *id != identity.cluster_id) {
+        return Err(Error::WrongCluster {
+            file: document.path().to_path_buf(),
+            expected: uuid::to_text(expected),
+            found: uuid::to_text(identity.cluster_id),
+        });
+    }
+    let lease = Lease::open(&*environment.vfs, dir)?.ok_or_else(|| lease::missing(dir))?;
+    let start = match clean {
+        _ if options.rotate => Start::Requested,
+        Some(bound) if lease.bound() >= bound => Start::Clean,
+        _ => Start::Unclean,
+    };
+    // A slot of the lease that rotted away took its bound with it; the mark still knows it.
+    lease.extend(clean.unwrap_or(0))?;
+    if start != Start::Clean {
+        identity.actor = mint_actor(&*environment.random, identity.actor)?;
+    }
+    let next = identity.generation.checked_add(1);
+    let next = next.ok_or_else(|| document.invalid(0, "no generation is left"))?;
+    identity.generation = next.max(environment.clock.now_ms());
+    Ok((identity, lease, start))
+}
+
+impl Contents {
+    /// What the text says, or which part of it says nothing.
+    fn parse(&self) -> Result<Identity, &'static str> {
+        let actor = Some(&self.actor)
+            .filter(|text| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .and_then(|text| u64::from_str_radix(text, 16).ok())
+            .filter(|actor| *actor != 0);
+        Ok(Identity {
+            cluster_id: uuid::from_text(&self.cluster_id).ok_or("the cluster id is no UUID")?,
+            node_id: uuid::from_text(&self.node_id).ok_or("the node id is no UUID")?,
+            generation: self.generation,
+            actor: actor.ok_or("the actor is not 16 hex digits other than 0")?,
+        })
+    }
+}
+
+/// A new actor: not 0, and not `former`.
+fn mint_actor(random: &dyn Random, former: u64) -> Result<u64> {
+    let drawn = random.next_u64()?;
+    if drawn != 0 && drawn != former {
+        return Ok(drawn);
+    }
+    // One case in 2^63. Any other number does; drawing again might loop on a broken source.
+    Ok(if former == 1 { 2 } else { 1 })
+}
+
+/// A file in `dir` that no first start leaves behind.
+fn foreign_file(vfs: &dyn Vfs, dir: &Path) -> Result<Option<PathBuf>> {
+    let files = vfs.list(dir).map_err(engine::Error::io("list", dir))?;
+    let known = |file: &PathBuf| FIRST_START_FILES.iter().any(|name| file.as_os_str() == *name);
+    Ok(files.into_iter().find(|file| !known(file)))
+}
+
+#[cfg(test)]
+mod tests;
