@@ -37,7 +37,10 @@ impl Engine {
             point.guard = point.guard.max(guard);
             Ok(())
         })?;
-        shared.stripes.barrier();
+        shared.hook("fence:in_force");
+        if rule!(shared, fence_waits) {
+            shared.stripes.barrier();
+        }
         Ok(())
     }
 
@@ -57,6 +60,7 @@ impl Engine {
         if rule!(shared, floor_after_sync) {
             shared.log.sync(end)?;
         }
+        shared.hook("floor:synced");
         shared.change_safe_points(partitions, |point| {
             if floor > point.guard {
                 let (what, limit) = ("floor", point.guard);
