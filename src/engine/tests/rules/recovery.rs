@@ -48,3 +48,16 @@ fn floor_after_sync() {
     };
     judge("floor_after_sync", history, &[X], &[]);
 }
+
+/// The same where the floor is an old one that counts again: what peers gave back is durable first.
+#[test]
+fn floor_after_sync_when_mended() {
+    let history = |node: &Node| {
+        node.floor(1);
+        node.engine().set_damaged(0..=0, &[7]).expect("marks");
+        node.apply(&x());
+        node.engine().set_damaged(0..=0, &[]).expect("clears");
+        node.reopened(node.0.disk.crash_clone(1)).values()
+    };
+    judge("floor_after_sync", history, &[X], &[]);
+}
