@@ -32,9 +32,8 @@ const ATTEMPTS: u32 = 8;
 /// Write the records of a file
 ///
 /// JSON Lines: {"key": ..., "value": ...}, with key_base64 and value_base64 for what is not
-/// UTF-8; or
-/// any objects, with --key-field. CSV: --key-column, and --value-column or the whole row as JSON.
-/// An interrupted import goes on where it was when it is started again.
+/// UTF-8; or any objects, with --key-field. CSV: --key-column, and --value-column or the whole row
+/// as JSON. An interrupted import goes on where it was when it is started again.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The file; - for standard input
