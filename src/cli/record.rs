@@ -1,8 +1,8 @@
 //! A record of import and export: one JSON object a line.
 //!
-//! `{"key": text, "value": text}`, with `key_base64` and `value_base64` in place of what is not UTF-8,
-//! and optionally `content_type`, `ttl_ms`, `expires_at_ms` (milliseconds since 1970). A key with
-//! several siblings has `siblings`, a list of such values, instead of one.
+//! `{"key": text, "value": text}`, with `key_base64` and `value_base64` in place of what is not
+//! UTF-8, and optionally `content_type`, `ttl_ms`, `expires_at_ms` (milliseconds since 1970). A key
+//! with several siblings has `siblings`, a list of such values, instead of one.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -46,8 +46,8 @@ impl Range {
 
 /// Read rows
 ///
-/// Text: key, tab, value, a line a sibling, with tabs, line ends and backslashes escaped and what is
-/// not UTF-8 replaced. JSON: the lines of export.
+/// Text: key, tab, value, a line a sibling, with tabs, line ends and backslashes escaped and what
+/// is not UTF-8 replaced. JSON: the lines of export.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
-//! | [`identity`] | who the node is, durable in its data directory |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
@@ -14,7 +13,6 @@
 pub mod admin_http;
 pub mod config;
 pub mod health;
-pub mod identity;
 pub mod logging;
 pub mod metrics;
 pub mod node;

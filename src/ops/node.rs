@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
-use super::identity::{self, Identity};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
 use super::{VERSION, open};
@@ -56,9 +55,6 @@ pub enum Error {
         /// Why.
         source: store::Error,
     },
-    /// The node's identity cannot be read or made.
-    #[error(transparent)]
-    Identity(#[from] identity::Error),
     /// The store could not be closed cleanly. What was acknowledged is in the log.
     #[error("cannot close the store: {0}")]
     Close(store::Error),
@@ -90,11 +86,7 @@ impl Error {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
-            Self::Identity(identity::Error::Corrupt { .. }) => 70,
-            Self::Identity(identity::Error::TooNew { .. }) => 75,
-            Self::Identity(identity::Error::Io { source, .. }) | Self::System { source, .. } => {
-                exit_code_of_io(source)
-            }
+            Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }
     }
@@ -214,26 +206,27 @@ impl Node {
         health: &Health,
         pages: &Pages,
     ) -> Result<(Config, Arc<Store>, Server, Ready), Error> {
-        let (config, identity, store) = blocking(move || open_all(config)).await??;
+        let (config, store) = blocking(move || open_all(config)).await??;
         let store = Arc::new(store);
+        let node_id = uuid(store.identity().node_id);
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
         let rpc_metrics = Arc::new(Metrics::register(&registry).expect(twice));
         let exposition =
             Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
-        let facts = facts(&config, &identity, health.clone(), Arc::clone(&store));
+        let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
         let options = config.rpc_options();
         let server = Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts)
             .await
             .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
-        let _ = pages.node_id.set(identity.node_id.clone());
+        let _ = pages.node_id.set(node_id.clone());
         let ready = Ready {
             listen: server.client_addr.to_string(),
             peer_listen: server.peer_addr.to_string(),
             admin_listen: admin_addr.to_string(),
-            node_id: identity.node_id,
+            node_id,
         };
         Ok((config, store, server, ready))
     }
@@ -299,8 +292,8 @@ impl Node {
     }
 }
 
-/// Opens the store, which locks the directory, then reads or makes the identity.
-fn open_all(config: Config) -> Result<(Config, Identity, Store), Error> {
+/// Opens the store, and makes the directories beside it.
+fn open_all(config: Config) -> Result<(Config, Store), Error> {
     let dir = config.node.data_dir.clone();
     let system = |what: &str, path: &Path| {
         let what = format!("{what} {}", path.display());
@@ -310,16 +303,21 @@ fn open_all(config: Config) -> Result<(Config, Identity, Store), Error> {
     let checkpoints = dir.join("checkpoints");
     std::fs::create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
     let store = open::open_store(&config)?;
-    let identity = identity::load_or_create(&dir)?;
-    Ok((config, identity, store))
+    Ok((config, store))
 }
 
-fn facts(config: &Config, identity: &Identity, health: Health, store: Arc<Store>) -> NodeFacts {
+/// A UUID as it is written.
+fn uuid(id: u128) -> String {
+    let hex = format!("{id:032x}");
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> NodeFacts {
     let of = health.clone();
     NodeFacts {
-        node_id: identity.node_id.clone(),
+        node_id: node_id.to_owned(),
         node_name: match config.node.name.as_str() {
-            "" => identity.node_id.clone(),
+            "" => node_id.to_owned(),
             name => name.to_owned(),
         },
         zone: config.node.zone.clone(),

@@ -1,11 +1,11 @@
 //! `Pipeline`: many tagged operations in flight on one stream.
 //!
 //! # Invariants
-//! 1. An operation holds a permit from its receipt until its answer is taken by the connection. There
-//!    are as many permits as places in the channel of answers, so that an engine thread that
+//! 1. An operation holds a permit from its receipt until its answer is taken by the connection.
+//!    There are as many permits as places in the channel of answers, so that an engine thread that
 //!    answers never waits, and memory is bounded when a client does not read.
-//! 2. Operations reach the store in the order of the stream. Writes that arrive together are submitted
-//!    together; a read of a key that waits among them submits them first.
+//! 2. Operations reach the store in the order of the stream. Writes that arrive together are
+//!    submitted together; a read of a key that waits among them submits them first.
 //! 3. Every accepted operation is answered, also when the stream ends early on the client's side.
 
 use std::future::poll_fn;

@@ -1,7 +1,7 @@
 //! The two listeners and their life: 8080 for clients and operators, 7946 for peers.
 //!
-//! Stopping: health says NOT_SERVING and long streams end, then connections are told to go and calls
-//! in flight finish; what is left after the time given is cut.
+//! Stopping: health says NOT_SERVING and long streams end, then connections are told to go and
+//! calls in flight finish; what is left after the time given is cut.
 
 use std::io;
 use std::net::SocketAddr;

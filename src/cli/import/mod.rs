@@ -1,8 +1,8 @@
 //! `pairdb import`
 //!
 //! A thread reads and parses; batches are in flight while it goes on, and finish in order, so that
-//! one place in the input says what is done. Every record's write is named after this import and its
-//! line: what is sent again after an interruption is the same write.
+//! one place in the input says what is done. Every record's write is named after this import and
+//! its line: what is sent again after an interruption is the same write.
 
 mod read;
 
@@ -31,9 +31,9 @@ const ATTEMPTS: u32 = 8;
 
 /// Write the records of a file
 ///
-/// JSON Lines: {"key": ..., "value": ...}, with key_base64 and value_base64 for what is not UTF-8; or
-/// any objects, with --key-field. CSV: --key-column, and --value-column or the whole row as JSON.
-/// An interrupted import goes on where it was when it is started again.
+/// JSON Lines: {"key": ..., "value": ...}, with key_base64 and value_base64 for what is not
+/// UTF-8; or any objects, with --key-field. CSV: --key-column, and --value-column or the whole row
+/// as JSON. An interrupted import goes on where it was when it is started again.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The file; - for standard input

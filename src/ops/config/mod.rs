@@ -1,6 +1,7 @@
 //! The node's settings: defaults < file < environment < flags, each value with its origin.
 //!
-//! - File: TOML, from `--config`, else `PAIRDB_CONFIG`, else `/etc/pairdb/pairdb.toml` if it exists.
+//! - File: TOML, from `--config`, else `PAIRDB_CONFIG`, else `/etc/pairdb/pairdb.toml` if
+//!   it exists.
 //! - Environment: `PAIRDB__SECTION__KEY`, e.g. `PAIRDB__ENGINE__SYNC_MODE=interval`.
 //! - Flags: those of `pairdb serve`.
 //!
