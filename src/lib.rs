@@ -8,9 +8,17 @@
 //! | [`causality`] | rows: versions, dots, their join, the hybrid clock. Pure |
 //! | [`engine`] | ordered byte store with a merge operator: log, memtable, SSTables |
 //! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
+//! | [`rpc`] | the gRPC services over the store |
+//! | [`client`] | the Rust client of the services |
+//! | [`ops`] | settings, metrics, health, the life of a node |
+//! | [`cli`] | the commands of the binary |
 //!
 //! [`engine`] is usable by itself as an embedded library; see its module page.
 
 pub mod causality;
+pub mod cli;
+pub mod client;
 pub mod engine;
+pub mod ops;
+pub mod rpc;
 pub mod store;

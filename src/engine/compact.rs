@@ -71,6 +71,8 @@ impl Shared {
         let view = self.super_version.load_full();
         let (state, unflushed) = (view.version.state(), view.oldest_unflushed_epoch());
         let picker = Picker::new(state, &running, &self.picker_options, unflushed, self.now_ms());
+        #[cfg(test)]
+        let picker = picker.without_named(&self.removed_rules.lock());
         let job = Arc::new(pick(&picker)?);
         running.push(job.clone());
         drop(running);
@@ -95,7 +97,10 @@ impl Shared {
             stop: self.background.stop_flag(),
             pace: &|bytes| self.pace(bytes),
         };
-        let done = match Job::new(job, context).run() {
+        let run = Job::new(job, context);
+        #[cfg(test)]
+        let run = run.without_named(&self.removed_rules.lock());
+        let done = match run.run() {
             Ok(Some(done)) => done,
             // Told to stop: the engine is closing.
             Ok(None) => return Err(Error::Closed),
@@ -105,6 +110,7 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
+        self.hook("compact:merged");
         let JobDone { edit, stats } = done;
         self.install(edit, CacheChange::None, |_| {})?;
         let counters = &self.counters;

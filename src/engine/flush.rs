@@ -164,9 +164,11 @@ impl Shared {
                 Some(epoch)
             }
         };
+        self.hook("install:next_epoch");
         if rule!(self, cache_fix_before_swap) {
             self.fix_cache(&cache)?;
         }
+        self.hook("install:fixed");
         self.super_version.rcu(|view| {
             let mut view = SuperVersion::clone(view);
             view.version = version.clone();
@@ -175,8 +177,8 @@ impl Shared {
             Arc::new(view)
         });
         drop(installing);
+        self.hook("install:swapped");
         if !rule!(self, cache_fix_before_swap) {
-            self.hook("install:swapped");
             self.fix_cache(&cache)?;
         }
         self.background.progress();

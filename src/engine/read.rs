@@ -57,11 +57,11 @@ impl Shared {
     ) -> Result<R> {
         let mut buffers = JoinBuffers::default();
         let mut joiner: Joiner<'_, &[u8]> = Joiner::new(&*self.operator, &mut buffers);
+        self.hook("read:pinned");
         let later;
         let memtables = if rule!(self, one_super_version) {
             view
         } else {
-            self.hook("read:tables_listed");
             later = self.super_version.load();
             &later
         };

@@ -43,6 +43,7 @@ use super::merge::MergeOperator;
 use super::options::Options;
 use super::position::Position;
 use super::record::Kind;
+use super::rules::rule;
 use super::sstable::KeyHash;
 use super::stats::Counters;
 use super::stripes::Stripes;
@@ -112,7 +113,7 @@ pub fn open(
         poisoned: OnceLock::new(),
         closed: AtomicBool::new(false),
         #[cfg(test)]
-        removed_rules: Mutex::default(),
+        removed_rules: Mutex::new(super::rules::removed_at_open()),
         #[cfg(test)]
         hooks: Mutex::default(),
     })
@@ -160,8 +161,9 @@ fn replay(
         }
         Ok(())
     };
+    let from = if rule!(exact_replay) { flushed } else { Position::ZERO };
     let recovered: Recovered =
-        commit_log::recover(&**vfs, dir, flushed, options.accept_log_corruption, &mut apply)?;
+        commit_log::recover(&**vfs, dir, from, options.accept_log_corruption, &mut apply)?;
     let current = versions.current();
     if !memtable.is_empty() {
         let first = edit.added.is_empty();
@@ -170,8 +172,10 @@ fn replay(
                 .build(&memtable, &|key, hash| !first || current.may_hold(key, hash, |_| true))?,
         );
     }
-    let first_segment = commit_log::next_segment_number(&**vfs, dir, [flushed, recovered.end])?;
-    edit.flushed = Some(Position::new(first_segment, 0));
+    let named =
+        [flushed, recovered.end].into_iter().filter(|_| rule!(segment_number_above_manifest));
+    let first_segment = commit_log::next_segment_number(&**vfs, dir, named)?;
+    edit.flushed = Some(flushed.max(Position::new(first_segment, 0)));
     versions.log_and_apply(edit, now_ms)?;
     commit_log::remove_segments(&**vfs, dir, first_segment)?;
     Ok(first_segment)

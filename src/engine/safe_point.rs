@@ -3,6 +3,7 @@
 //! ```text
 //! fence:      manifest edit (guard), then in force under the log mutex
 //!             wait for every write that had picked its memtable before
+//! mend:       guard in force again; then as set_floor
 //! set_floor:  sync the log; take the epoch of the youngest memtable under the log mutex
 //!             manifest edit (floor and epoch): in force with the version it installs
 //! ```
@@ -15,6 +16,8 @@
 //! 3. A floor names the youngest memtable that can hold a version at or below it: whatever is at
 //!    or below the floor was taken before the fence, so before the floor's epoch was read. No row
 //!    is purged on the word of the floor until that memtable is a table.
+//! 4. A damaged partition takes versions at or below its floor. So when it is mended its floor
+//!    names the youngest memtable anew, and vouches only for what is durable.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -37,7 +40,10 @@ impl Engine {
             point.guard = point.guard.max(guard);
             Ok(())
         })?;
-        shared.stripes.barrier();
+        shared.hook("fence:in_force");
+        if rule!(shared, fence_waits) {
+            shared.stripes.barrier();
+        }
         Ok(())
     }
 
@@ -49,14 +55,8 @@ impl Engine {
     /// errors of log and manifest, which poison the engine.
     pub fn set_floor(&self, partitions: RangeInclusive<u32>, floor: u64) -> Result<()> {
         let shared = &self.shared;
-        let mut log = shared.log.lock();
-        let end = log.close_frame();
-        let idle = log.active.is_empty() && !log.active.has_writers();
-        let epoch = log.active.epoch() - u64::from(idle);
-        drop(log);
-        if rule!(shared, floor_after_sync) {
-            shared.log.sync(end)?;
-        }
+        let epoch = shared.sync_and_name_epoch()?;
+        shared.hook("floor:synced");
         shared.change_safe_points(partitions, |point| {
             if floor > point.guard {
                 let (what, limit) = ("floor", point.guard);
@@ -76,8 +76,11 @@ impl Engine {
     /// mark), durable. While marked, guard and floor count as 0 and nothing is purged.
     ///
     /// # Errors
-    /// As [`Engine::fence`].
+    /// As [`Engine::fence`]; clearing the mark syncs the log first, which may fail too.
     pub fn set_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
+        if peers.is_empty() {
+            return self.shared.mend(partitions);
+        }
         self.shared.change_safe_points(partitions, |point| {
             point.damaged = peers.into();
             Ok(())
@@ -111,7 +114,40 @@ impl Shared {
         Ok(first..last + 1)
     }
 
-    /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
+    /// Makes what a floor is about to vouch for durable. Returns the epoch of the youngest memtable
+    /// that holds any of it.
+    fn sync_and_name_epoch(&self) -> Result<u64> {
+        let mut log = self.log.lock();
+        let end = log.close_frame();
+        let idle = log.active.is_empty() && !log.active.has_writers();
+        let epoch = log.active.epoch() - u64::from(idle);
+        drop(log);
+        if rule!(self, floor_after_sync) {
+            self.log.sync(end)?;
+        }
+        Ok(epoch)
+    }
+
+    /// Lets the words of damaged partitions count again.
+    fn mend(&self, partitions: RangeInclusive<u32>) -> Result<()> {
+        let range = self.check_partitions(&partitions)?;
+        let _one = self.ingest_lock.lock();
+        let mut points = self.versions.current().state().safe_points().to_vec();
+        points.iter_mut().for_each(|point| point.damaged = Box::default());
+        // The guard first: what was taken without it is then in memtables up to the epoch below.
+        let log = self.log.lock();
+        self.guards.put_in_force(range.start as usize..range.end as usize, &points);
+        drop(log);
+        let epoch = self.sync_and_name_epoch()?;
+        self.change_safe_points_locked(range, |point| {
+            if point.is_damaged() && rule!(self, mended_floor_waits) {
+                point.floor_epoch = point.floor_epoch.max(epoch);
+            }
+            point.damaged = Box::default();
+            Ok(())
+        })
+    }
+
     fn change_safe_points(
         &self,
         partitions: RangeInclusive<u32>,
@@ -120,6 +156,17 @@ impl Shared {
         let range = self.check_partitions(&partitions)?;
         // One change at a time, and none while an ingest is between its check and its install.
         let _one = self.ingest_lock.lock();
+        self.change_safe_points_locked(range, change)
+    }
+
+    /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
+    ///
+    /// REQUIRES: `ingest_lock`.
+    fn change_safe_points_locked(
+        &self,
+        range: Range<u32>,
+        change: impl Fn(&mut SafePoint) -> Result<()>,
+    ) -> Result<()> {
         let points = self.versions.current().state().safe_points().clone();
         let mut runs: Vec<(Range<u32>, SafePoint)> = Vec::new();
         let mut changed = false;

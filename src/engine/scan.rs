@@ -37,8 +37,12 @@ enum Source {
         iter: TableIter,
         demote_full: bool,
     },
-    /// The tables of a lower level.
-    Level(LevelCursor),
+    /// The tables of a lower level that are alike in `demote_full`: an ingested table may sink
+    /// there without being rewritten.
+    Level {
+        cursor: LevelCursor,
+        demote_full: bool,
+    },
 }
 
 /// Calls a method of whichever cursor it is.
@@ -47,7 +51,7 @@ macro_rules! each {
         match $source {
             Source::Memtable($cursor) => $call,
             Source::Table { iter: $cursor, .. } => $call,
-            Source::Level($cursor) => $call,
+            Source::Level { cursor: $cursor, .. } => $call,
         }
     };
 }
@@ -76,7 +80,9 @@ impl Cursor for Source {
     fn record(&self) -> Record<'_> {
         let record = each!(self, cursor => cursor.record());
         match self {
-            Self::Table { demote_full: true, .. } => Record { kind: Kind::Delta, ..record },
+            Self::Table { demote_full: true, .. } | Self::Level { demote_full: true, .. } => {
+                Record { kind: Kind::Delta, ..record }
+            }
             _ => record,
         }
     }
@@ -108,9 +114,13 @@ impl Shared {
             demote_full: table.meta.demote_full,
         });
         let levels = (1..LEVELS)
-            .map(|level| view.version.level(level))
-            .filter(|level| !level.tables().is_empty())
-            .map(|level| Source::Level(LevelCursor::new(level.shared_tables().clone(), false)));
+            .flat_map(|level| [false, true].map(|demote_full| (level, demote_full)))
+            .map(|(level, demote)| (view.version.level(level).shared_tables(demote), demote))
+            .filter(|(tables, _)| !tables.is_empty())
+            .map(|(tables, demote_full)| Source::Level {
+                cursor: LevelCursor::new(tables.clone(), false),
+                demote_full,
+            });
         let mut cursor = MergingCursor::new(memtables.chain(level0).chain(levels).collect());
         cursor.seek(start)?;
         Ok(Scan {

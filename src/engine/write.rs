@@ -159,6 +159,7 @@ impl Shared {
                 swapped = records;
                 &swapped
             };
+            self.hook("apply:checked");
             let Some((position, memtable, _)) = self.log_and_pick(writes, records, None)? else {
                 continue;
             };
@@ -268,6 +269,10 @@ impl Shared {
         if rule!(self, guard_at_pick) && !writes.iter().all(unchanged) {
             return Ok(None);
         }
+        #[cfg(test)]
+        let increments = super::tests::increments(self, records);
+        #[cfg(test)]
+        let records = &increments.iter().map(|(key, row)| (*key, &row[..])).collect::<Vec<_>>();
         let position = log.append(records)?;
         let memtable = log.active.clone();
         if rule!(self, writer_reference) {

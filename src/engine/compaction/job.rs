@@ -104,6 +104,13 @@ impl<'a> Job<'a> {
         self
     }
 
+    /// Without the rules that a test of the engine removed.
+    #[cfg(test)]
+    pub(crate) fn without_named(mut self, names: &std::collections::HashSet<&'static str>) -> Self {
+        self.rules = Rules::without_named(names);
+        self
+    }
+
     /// Merges the inputs; moves them without reading if that is all there is to do. `None` if it
     /// was stopped.
     ///

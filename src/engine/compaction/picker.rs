@@ -165,6 +165,13 @@ impl<'a> Picker<'a> {
         self
     }
 
+    /// Without the rules that a test of the engine removed.
+    #[cfg(test)]
+    pub(crate) fn without_named(mut self, names: &std::collections::HashSet<&'static str>) -> Self {
+        self.rules = Rules::without_named(names);
+        self
+    }
+
     /// The targets the choice goes by.
     pub fn targets(&self) -> &Targets {
         &self.targets

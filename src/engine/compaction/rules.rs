@@ -37,6 +37,20 @@ impl Rules {
         Self { removed: Some(rule) }
     }
 
+    /// All but the one that is removed by its name in the table of the rules, if it is one of these.
+    #[cfg(test)]
+    pub(crate) fn without_named(names: &std::collections::HashSet<&'static str>) -> Self {
+        let named = [
+            ("age_contiguous", Rule::AgeContiguous),
+            ("demote_full", Rule::DemoteFull),
+            ("promote_b_oldest", Rule::PromoteOldest),
+            ("purge_all_tables", Rule::PurgeAllTables),
+            ("purge_floor_epoch", Rule::PurgeFloorEpoch),
+        ];
+        let removed = named.iter().find(|(name, _)| names.contains(name));
+        Self { removed: removed.map(|(_, rule)| *rule) }
+    }
+
     /// Whether `rule` holds.
     #[inline]
     pub(crate) fn hold(self, rule: Rule) -> bool {

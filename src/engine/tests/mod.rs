@@ -17,6 +17,7 @@ use super::clock::Clock;
 use super::vfs::Vfs;
 use super::{Engine, Environment, Options, Result, Shared};
 use row::RowJoin;
+pub use rules::increments;
 
 /// Code that a test runs in the middle of an operation, once.
 pub type Hooks = HashMap<&'static str, Box<dyn FnOnce(&Shared) + Send>>;

@@ -26,8 +26,9 @@ pub struct Level {
     /// Prefix of each table's largest key. Ascending at levels >= 1.
     max_prefixes: Vec<u64>,
     bytes: u64,
-    /// Made once a version, so that a scan clones one `Arc` a level.
-    shared: Arc<[Arc<Table>]>,
+    /// Made once a version, so that a scan clones one or two `Arc`s a level: the tables whose Fulls
+    /// are believed, then those of `demote_full`.
+    shared: [Arc<[Arc<Table>]>; 2],
 }
 
 impl Level {
@@ -36,7 +37,10 @@ impl Level {
             min_prefixes: tables.iter().map(|table| key_prefix(&table.meta.smallest)).collect(),
             max_prefixes: tables.iter().map(|table| key_prefix(&table.meta.largest)).collect(),
             bytes: tables.iter().map(|table| table.meta.bytes).sum(),
-            shared: tables.iter().map(|table| table.table().clone()).collect(),
+            shared: [false, true].map(|demote_full| {
+                let alike = tables.iter().filter(|table| table.meta.demote_full == demote_full);
+                alike.map(|table| table.table().clone()).collect()
+            }),
             tables,
         }
     }
@@ -46,9 +50,9 @@ impl Level {
         &self.tables
     }
 
-    /// The tables in the same order, shared with cursors over the level.
-    pub fn shared_tables(&self) -> &Arc<[Arc<Table>]> {
-        &self.shared
+    /// The tables with this `demote_full` in the same order, shared with cursors over the level.
+    pub fn shared_tables(&self, demote_full: bool) -> &Arc<[Arc<Table>]> {
+        &self.shared[usize::from(demote_full)]
     }
 
     /// Size in bytes.

@@ -1,0 +1,141 @@
+//! Arguments that client commands share.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use clap::ValueEnum;
+
+use super::failure::Failure;
+use crate::client::{Client, Options};
+use crate::ops::config::Value as _;
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people and simple scripts.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// Where the node is and how to talk to it.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Connect {
+    /// The node; several, comma-separated, are taken in turn
+    #[arg(
+        long,
+        env = "PAIRDB_ENDPOINT",
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URI"
+    )]
+    endpoint: String,
+    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
+    /// How the answer is written
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// Whose data.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Tenant {
+    /// The tenant
+    #[arg(long, env = "PAIRDB_TENANT", default_value = "default")]
+    pub tenant: String,
+}
+
+/// A key on the command line.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Key {
+    /// The key
+    key: String,
+    /// The key is given in base64
+    #[arg(long)]
+    key_base64: bool,
+}
+
+impl Key {
+    /// Its bytes.
+    pub fn bytes(&self) -> Result<Bytes, Failure> {
+        match self.key_base64 {
+            true => decode("the key", &self.key),
+            false => Ok(self.key.clone().into()),
+        }
+    }
+}
+
+/// Bytes from base64.
+pub(super) fn decode(what: &str, text: &str) -> Result<Bytes, Failure> {
+    let bytes = STANDARD.decode(text.trim());
+    bytes.map(Bytes::from).map_err(|error| Failure::usage(format!("{what} is not base64: {error}")))
+}
+
+/// Bytes as base64.
+pub(super) fn encode(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// A duration with a unit, for clap.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    Duration::parse(text).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
+}
+
+impl Connect {
+    /// A client whose calls end within the timeout, or `default` if none is given.
+    pub fn client(&self, default: Duration) -> Result<Client, Failure> {
+        let timeout = self.timeout.unwrap_or(default);
+        if timeout.is_zero() {
+            return Err(Failure::usage("--timeout must be more than 0"));
+        }
+        let endpoints = self.endpoint.split(',').map(|uri| uri.trim().to_owned()).collect();
+        let options = Options { endpoints, timeout, ..Options::default() };
+        Ok(Client::new(options)?)
+    }
+
+    /// A client for reads and writes.
+    pub fn data_client(&self) -> Result<Client, Failure> {
+        self.client(Duration::from_secs(10))
+    }
+
+    /// A client for flush, compaction and the like.
+    pub fn upkeep_client(&self) -> Result<Client, Failure> {
+        self.client(Duration::from_secs(3600))
+    }
+
+    /// Writes an answer: `text` as it is, or the JSON document.
+    pub fn print(&self, text: &str, json: &serde_json::Value) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        match self.output {
+            Output::Text if text.is_empty() => {}
+            Output::Text => writeln!(out, "{text}")?,
+            Output::Json => writeln!(out, "{json}")?,
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// Writes bytes to standard output as they are; on a terminal, with an end of line.
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    if out.is_terminal() {
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Bytes for JSON: as text under `name` if they are UTF-8, else in base64 under `name_base64`.
+pub(super) fn put_bytes(
+    object: &mut serde_json::Map<String, serde_json::Value>,
+    name: &str,
+    bytes: &[u8],
+) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => object.insert(name.to_owned(), text.into()),
+        Err(_) => object.insert(format!("{name}_base64"), encode(bytes).into()),
+    };
+}

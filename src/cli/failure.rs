@@ -1,0 +1,80 @@
+//! How a command ends when it does not end well.
+
+use std::io;
+use std::process::ExitCode;
+
+use tonic::Code;
+
+use crate::client::{self, Outcome};
+
+/// An exit code and what to say on standard error.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Exit code 1.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::with_code(1, message)
+    }
+
+    /// Exit code 2: what clap cannot see is still wrong usage.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::with_code(2, message)
+    }
+
+    /// Exit code 3.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::with_code(3, message)
+    }
+
+    /// Any exit code.
+    pub fn with_code(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Names the line of the input.
+    pub fn at(mut self, line: u64) -> Self {
+        self.message = format!("line {line}: {}", self.message);
+        self
+    }
+
+    /// Says it, and gives the code.
+    pub fn report(self) -> ExitCode {
+        if !self.message.is_empty() {
+            eprintln!("pairdb: {}", self.message);
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<client::Error> for Failure {
+    fn from(error: client::Error) -> Self {
+        let code = match (error.outcome(), error.code()) {
+            (Some(Outcome::Unknown), _) => 4,
+            (Some(Outcome::NotApplied), _) => 5,
+            (None, Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => 5,
+            (None, _) if error.reason() == "INVALID_ENDPOINT" => 2,
+            (None, _) => 1,
+        };
+        let message = match error.outcome() {
+            Some(Outcome::Unknown) => format!("{error}; the outcome of the write is unknown"),
+            Some(Outcome::NotApplied) => format!("{error}; the write was not applied"),
+            None => error.to_string(),
+        };
+        Self::with_code(code, message)
+    }
+}
+
+/// Standard output went away or cannot be written.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // The reader has seen enough: not an error, nothing to say.
+            io::ErrorKind::BrokenPipe => Self::with_code(0, ""),
+            _ => Self::error(format!("cannot write the output: {error}")),
+        }
+    }
+}

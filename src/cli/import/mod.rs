@@ -1,0 +1,404 @@
+//! `pairdb import`
+//!
+//! A thread reads and parses; batches are in flight while it goes on, and finish in order, so that
+//! one place in the input says what is done. Every record's write is named after this import and its
+//! line: what is sent again after an interruption is the same write.
+
+mod read;
+
+use std::collections::VecDeque;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::args::{Connect, Output, Tenant};
+use super::failure::Failure;
+use super::progress::{Checkpoint, bar};
+use crate::client::{Client, Error};
+use crate::rpc::proto;
+use read::{Batch, Event, Input, Item, Place};
+
+/// Times that a record is sent again when the node is overloaded.
+const ATTEMPTS: u32 = 8;
+
+/// Write the records of a file
+///
+/// JSON Lines: {"key": ..., "value": ...}, with key_base64 and value_base64 for what is not UTF-8; or
+/// any objects, with --key-field. CSV: --key-column, and --value-column or the whole row as JSON.
+/// An interrupted import goes on where it was when it is started again.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file; - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// The file's format [default: by its name, else jsonl]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// JSON Lines: this field is the key, the whole line the value
+    #[arg(long, value_name = "FIELD")]
+    key_field: Option<String>,
+    /// CSV: the column of the key
+    #[arg(long, value_name = "COLUMN", default_value = "key")]
+    key_column: String,
+    /// CSV: the column of the value [default: the whole row, as JSON]
+    #[arg(long, value_name = "COLUMN")]
+    value_column: Option<String>,
+    /// CSV: the byte between columns
+    #[arg(long, default_value = ",")]
+    delimiter: char,
+    /// What a bad record does
+    #[arg(long, value_enum, default_value = "stop")]
+    on_error: OnError,
+    /// Read each key first, and replace what is there; else a second value becomes a sibling
+    #[arg(long)]
+    overwrite: bool,
+    /// Records of a batch
+    #[arg(long, value_name = "COUNT", default_value_t = 500,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    batch: u32,
+    /// Batches in flight
+    #[arg(long, value_name = "COUNT", default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    in_flight: u32,
+    /// Where to remember how far it is [default: beside the file]
+    #[arg(long, value_name = "PATH")]
+    progress_file: Option<PathBuf>,
+    #[command(flatten)]
+    tenant: Tenant,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Format {
+    /// One JSON object a line.
+    Jsonl,
+    /// With a line of column names.
+    Csv,
+}
+
+impl Format {
+    /// By the end of a name.
+    pub fn of_name(path: &Path) -> Self {
+        match path.extension().and_then(|end| end.to_str()) {
+            Some("csv") => Self::Csv,
+            _ => Self::Jsonl,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OnError {
+    /// It ends the import.
+    Stop,
+    /// It is named, counted and left out.
+    Skip,
+}
+
+/// What the progress file holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    /// Names this import in the idempotency keys.
+    import_id: u64,
+    tenant: String,
+    /// Of the input, to notice that it is another one.
+    bytes: u64,
+    place: Place,
+    counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Counts {
+    imported: u64,
+    /// Of them, known to the node already: sent again after an interruption.
+    repeated: u64,
+    failed: u64,
+}
+
+/// What became of a batch: the records that failed, by line.
+struct Sent {
+    end: Place,
+    imported: u64,
+    repeated: u64,
+    failed: Vec<(u64, Error)>,
+}
+
+struct Import {
+    client: Arc<Client>,
+    tenant: String,
+    overwrite: bool,
+    on_error: OnError,
+    in_flight_max: usize,
+    checkpoint: Checkpoint,
+    saved: Saved,
+    bar: ProgressBar,
+    /// The first failure that ends it.
+    stopped: Option<Failure>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let client = Arc::new(args.connect.client(Duration::from_secs(60))?);
+    // A node that is not there or a tenant that does not exist is found before anything is read.
+    let probe = proto::GetTenantRequest { name: args.tenant.tenant.clone() };
+    let ask = async |admin: &mut crate::client::Admin, request| admin.get_tenant(request).await;
+    client.admin_call(probe, ask).await?;
+
+    let stdin = args.file.to_str() == Some("-");
+    let bytes = match stdin {
+        true => None,
+        false => Some(read::size_of(&args.file)?),
+    };
+    let subject = (!stdin).then_some(args.file.as_path());
+    let checkpoint = Checkpoint::beside(args.progress_file.as_deref(), subject);
+    let saved = resume(&checkpoint, &args, bytes.unwrap_or(0))?;
+    let input = Input {
+        path: (!stdin).then(|| args.file.clone()),
+        format: args.format.unwrap_or_else(|| Format::of_name(&args.file)),
+        key_field: args.key_field,
+        key_column: args.key_column,
+        value_column: args.value_column,
+        delimiter: u8::try_from(args.delimiter)
+            .map_err(|_| Failure::usage("--delimiter must be one byte"))?,
+        import_id: saved.import_id,
+        items_max: args.batch as usize,
+        go_on: args.on_error == OnError::Skip,
+        start: saved.place,
+    };
+    let mut import = Import {
+        client,
+        tenant: args.tenant.tenant,
+        overwrite: args.overwrite,
+        on_error: args.on_error,
+        in_flight_max: args.in_flight as usize,
+        checkpoint,
+        saved,
+        bar: bar(bytes),
+        stopped: None,
+    };
+    let began = Instant::now();
+    import.work(input).await?;
+    import.bar.finish_and_clear();
+    report(&args.connect, &import, began.elapsed())?;
+    match import.stopped {
+        None => Ok(()),
+        Some(failure) => Err(failure),
+    }
+}
+
+/// The place that an earlier run has reached, or the beginning.
+fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Failure> {
+    if let Some(saved) = checkpoint.load::<Saved>()? {
+        let path = checkpoint.path().map(|path| path.display().to_string()).unwrap_or_default();
+        if saved.bytes != bytes || saved.tenant != args.tenant.tenant {
+            return Err(Failure::error(format!(
+                "{path} belongs to an import of another input or tenant; remove it to begin anew"
+            )));
+        }
+        eprintln!("pairdb: going on after line {}, as {path} says", saved.place.line);
+        return Ok(saved);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let name = format!("{}.{}", now.as_nanos(), std::process::id());
+    Ok(Saved {
+        import_id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
+        tenant: args.tenant.tenant.clone(),
+        bytes,
+        place: Place::default(),
+        counts: Counts::default(),
+    })
+}
+
+impl Import {
+    async fn work(&mut self, input: Input) -> Result<(), Failure> {
+        let (events, mut received) = mpsc::channel(self.in_flight_max);
+        let reader = tokio::task::spawn_blocking(move || input.read(&events));
+        let mut in_flight: VecDeque<JoinHandle<Sent>> = VecDeque::new();
+        // Saved before the first batch: what it sends is named by the import's id.
+        self.checkpoint.save(&self.saved, true)?;
+        while self.stopped.is_none() {
+            let Some(event) = received.recv().await else { break };
+            match event {
+                Event::Batch(batch) => {
+                    let (client, tenant) = (Arc::clone(&self.client), self.tenant.clone());
+                    let sending = send(client, tenant, batch, self.overwrite);
+                    in_flight.push_back(tokio::spawn(sending));
+                }
+                Event::Bad { line, why } => self.fail(line, &why, None),
+                Event::Broken(why) => self.stop(Failure::error(why)),
+            }
+            while in_flight.len() >= self.in_flight_max {
+                self.finish(in_flight.pop_front()).await?;
+            }
+        }
+        while !in_flight.is_empty() {
+            self.finish(in_flight.pop_front()).await?;
+        }
+        drop(received);
+        // It ends by itself now that nobody listens; on standard input it may wait for a line more.
+        drop(reader);
+        match self.stopped {
+            None => self.checkpoint.done(),
+            Some(_) => self.checkpoint.save(&self.saved, true)?,
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest batch and moves the place behind it.
+    async fn finish(&mut self, sending: Option<JoinHandle<Sent>>) -> Result<(), Failure> {
+        let Some(sending) = sending else { return Ok(()) };
+        let sent = sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
+        self.saved.counts.imported += sent.imported;
+        self.saved.counts.repeated += sent.repeated;
+        let stops = self.on_error == OnError::Stop && !sent.failed.is_empty();
+        for (line, error) in sent.failed {
+            self.fail(line, &error.to_string(), Some(error.clone()));
+        }
+        // The next run sends a batch with a failure again: its writes are the same writes.
+        if self.stopped.is_none() || !stops {
+            self.saved.place = sent.end;
+            self.checkpoint.save(&self.saved, false)?;
+        }
+        self.bar.set_position(sent.end.offset);
+        self.bar.set_message(format!("{} records", self.saved.counts.imported));
+        Ok(())
+    }
+
+    fn fail(&mut self, line: u64, why: &str, error: Option<Error>) {
+        self.saved.counts.failed += 1;
+        let message = format!("line {line}: {why}");
+        if self.on_error == OnError::Skip {
+            self.bar.suspend(|| eprintln!("pairdb: {message}; skipped"));
+            return;
+        }
+        self.stop(match error {
+            None => Failure::error(message),
+            Some(error) => Failure::from(error).at(line),
+        });
+    }
+
+    fn stop(&mut self, failure: Failure) {
+        if self.stopped.is_none() {
+            self.stopped = Some(failure);
+        }
+    }
+}
+
+/// Sends a batch; what is refused for the moment is sent again.
+async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
+    let mut sent = Sent { end: batch.end, imported: 0, repeated: 0, failed: Vec::new() };
+    let mut items = batch.items;
+    if overwrite && let Err(error) = give_contexts(&client, &tenant, &mut items).await {
+        sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
+        return sent;
+    }
+    for attempt in 1.. {
+        let mutations = items.iter().map(|item| item.mutation.clone()).collect();
+        let results = match client.batch_write(&tenant, mutations).await {
+            Ok(results) if results.len() == items.len() => results,
+            Ok(_) => {
+                let error = broken("the answer does not fit the batch");
+                sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
+                break;
+            }
+            Err(error) => {
+                sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
+                break;
+            }
+        };
+        let mut wait = Duration::ZERO;
+        let mut again = Vec::new();
+        for (item, result) in items.into_iter().zip(results) {
+            use proto::batch_write_result::Result as Item;
+            match result.result {
+                Some(Item::Written(written)) => {
+                    sent.imported += 1;
+                    sent.repeated += u64::from(written.duplicate);
+                }
+                Some(Item::Failure(failure)) => {
+                    let error = Error::of_item(&failure);
+                    match error.retry_after() {
+                        Some(after) if attempt < ATTEMPTS => {
+                            wait = wait.max(after * attempt);
+                            again.push(item);
+                        }
+                        _ => sent.failed.push((item.line, error)),
+                    }
+                }
+                None => sent.failed.push((item.line, broken("an empty result"))),
+            }
+        }
+        if again.is_empty() {
+            break;
+        }
+        tokio::time::sleep(wait).await;
+        items = again;
+    }
+    sent
+}
+
+fn broken(message: &str) -> Error {
+    Error::Call {
+        code: tonic::Code::Internal,
+        reason: "MALFORMED_ANSWER".to_owned(),
+        message: message.to_owned(),
+        outcome: Some(crate::client::Outcome::Unknown),
+        retry_after: None,
+    }
+}
+
+/// Reads the rows that the batch replaces.
+async fn give_contexts(client: &Client, tenant: &str, items: &mut [Item]) -> Result<(), Error> {
+    use proto::batch_read_result::Result as Read;
+    let keys = items.iter().map(|item| item.mutation.key.clone()).collect();
+    let rows = client.batch_read(tenant, keys).await?;
+    for (item, row) in items.iter_mut().zip(rows) {
+        match row.result {
+            Some(Read::Row(row)) => item.mutation.context = row.context,
+            Some(Read::Failure(failure)) => return Err(Error::of_item(&failure)),
+            None => return Err(broken("an empty result")),
+        }
+    }
+    Ok(())
+}
+
+fn report(connect: &Connect, import: &Import, took: Duration) -> Result<(), Failure> {
+    let counts = import.saved.counts;
+    let place = import.saved.place;
+    let mut text = format!(
+        "{} records imported, {} failed, {} lines and {} bytes read, in {:.1} s",
+        counts.imported,
+        counts.failed,
+        place.line,
+        place.offset,
+        took.as_secs_f64()
+    );
+    if counts.repeated > 0 {
+        text.push_str(&format!("; {} were there from an earlier run", counts.repeated));
+    }
+    if import.stopped.is_some() && import.checkpoint.path().is_some() {
+        text.push_str("; start it again to go on");
+    }
+    let json = json!({
+        "imported": counts.imported,
+        "repeated": counts.repeated,
+        "failed": counts.failed,
+        "lines": place.line,
+        "bytes": place.offset,
+        "complete": import.stopped.is_none(),
+    });
+    if connect.output == Output::Text && std::io::stderr().is_terminal() {
+        import.bar.finish_and_clear();
+    }
+    connect.print(&text, &json)
+}

@@ -1,0 +1,121 @@
+//! The command line: one file per subcommand.
+//!
+//! # Exit codes
+//! | code | meaning |
+//! |--:|---|
+//! | 0 | done |
+//! | 1 | an error |
+//! | 2 | wrong usage |
+//! | 3 | the key was not found |
+//! | 4 | the outcome of the write is unknown: it may have happened |
+//! | 5 | the write was not applied, or the node is unavailable |
+//! | 70-78 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
+
+mod args;
+mod checkpoint;
+mod compact;
+mod completions;
+mod config;
+mod delete;
+mod export;
+mod failure;
+mod flush;
+mod get;
+mod health;
+mod import;
+mod keys;
+mod progress;
+mod put;
+mod record;
+mod scan;
+mod scrub;
+mod serve;
+mod status;
+mod tenant;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ops::VERSION;
+use failure::Failure;
+
+/// PairDB: a leaderless, replicated key-value store in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "pairdb", version = VERSION, about, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
+5 not applied or unavailable; serve: 70 corrupt data, 71 address in use, 72 data directory in use, \
+73 data directory not writable or full, 74 I/O error, 75 data of a newer version, 76 data of \
+another cluster, 78 configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Put(put::Args),
+    Get(get::Args),
+    Delete(delete::Args),
+    Scan(scan::Args),
+    Keys(keys::Args),
+    Import(import::Args),
+    Export(export::Args),
+    Tenant(tenant::Args),
+    Flush(flush::Args),
+    Compact(compact::Args),
+    Checkpoint(checkpoint::Args),
+    Scrub(scrub::Args),
+    Status(status::Args),
+    Health(health::Args),
+    Config(config::Args),
+    Completions(completions::Args),
+}
+
+/// Runs the command that the arguments name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows where each goes. A closed pipe is nobody's
+            // concern here.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args),
+        Command::Config(args) => config::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Put(args) => client_runtime()?.block_on(put::run(args)),
+        Command::Get(args) => client_runtime()?.block_on(get::run(args)),
+        Command::Delete(args) => client_runtime()?.block_on(delete::run(args)),
+        Command::Scan(args) => client_runtime()?.block_on(scan::run(args)),
+        Command::Keys(args) => client_runtime()?.block_on(keys::run(args)),
+        Command::Import(args) => client_runtime()?.block_on(import::run(args)),
+        Command::Export(args) => client_runtime()?.block_on(export::run(args)),
+        Command::Tenant(args) => client_runtime()?.block_on(tenant::run(args)),
+        Command::Flush(args) => client_runtime()?.block_on(flush::run(args)),
+        Command::Compact(args) => client_runtime()?.block_on(compact::run(args)),
+        Command::Checkpoint(args) => client_runtime()?.block_on(checkpoint::run(args)),
+        Command::Scrub(args) => client_runtime()?.block_on(scrub::run(args)),
+        Command::Status(args) => client_runtime()?.block_on(status::run(args)),
+        Command::Health(args) => client_runtime()?.block_on(health::run(args)),
+    }
+}
+
+/// One thread is enough for a client.
+fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))
+}

@@ -1,0 +1,91 @@
+//! What import and export remember, so that an interrupted one goes on where it was, and the bar
+//! that is shown on a terminal.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::failure::Failure;
+
+/// At most so often is the file written.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// A file with the place reached. It is there only while the work is not done.
+pub(super) struct Checkpoint {
+    path: Option<PathBuf>,
+    written: Option<Instant>,
+}
+
+impl Checkpoint {
+    /// At `explicit`, else beside `subject`; none if there is neither.
+    pub fn beside(explicit: Option<&Path>, subject: Option<&Path>) -> Self {
+        let path = explicit.map(Path::to_owned).or_else(|| {
+            subject.map(|subject| {
+                let mut name = subject.as_os_str().to_owned();
+                name.push(".pairdb-progress");
+                PathBuf::from(name)
+            })
+        });
+        Self { path, written: None }
+    }
+
+    /// What an earlier run left.
+    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let Ok(text) = fs::read(path) else { return Ok(None) };
+        serde_json::from_slice(&text).map(Some).map_err(|error| {
+            Failure::error(format!(
+                "{} is no progress of this command ({error}); remove it to begin anew",
+                path.display()
+            ))
+        })
+    }
+
+    /// Remembers a place, if the last time is long enough ago or `now` is set.
+    pub fn save(&mut self, place: &impl Serialize, now: bool) -> Result<(), Failure> {
+        let Some(path) = &self.path else { return Ok(()) };
+        if !now && self.written.is_some_and(|at| at.elapsed() < EVERY) {
+            return Ok(());
+        }
+        self.written = Some(Instant::now());
+        let aside = path.with_extension("pairdb-progress.new");
+        let text = serde_json::to_vec(place).expect("plain fields always serialize");
+        let saved = fs::File::create(&aside)
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| fs::rename(&aside, path));
+        saved.map_err(|error| {
+            Failure::error(format!("cannot write the progress to {}: {error}", path.display()))
+        })
+    }
+
+    /// Forgets it: the work is done.
+    pub fn done(&self) {
+        if let Some(path) = &self.path {
+            // It may never have been written.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+}
+
+/// A bar of bytes, or a spinner if their number is not known. Hidden unless standard error is a
+/// terminal.
+pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
+    let (bar, template) = match bytes {
+        Some(bytes) => {
+            (ProgressBar::new(bytes), "{bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}")
+        }
+        None => (ProgressBar::no_length(), "{spinner} {bytes} {bytes_per_sec} {msg}"),
+    };
+    let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+    bar.with_style(style)
+}

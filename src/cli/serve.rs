@@ -1,0 +1,108 @@
+//! `pairdb serve`
+
+use std::path::PathBuf;
+
+use super::config::{environment, load_or_fail};
+use super::failure::Failure;
+use crate::ops::config::{Config, Source};
+use crate::ops::node::{Error, Node};
+use crate::ops::shutdown::Shutdown;
+use crate::ops::{VERSION, logging};
+
+/// Run a node
+///
+/// Settings come from the defaults, the file, the environment (PAIRDB__SECTION__KEY) and these
+/// flags, in that order. SIGTERM stops gracefully, a second one fast.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The configuration file [default: PAIRDB_CONFIG, then /etc/pairdb/pairdb.toml]
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Where the node keeps its data
+    #[arg(long, value_name = "PATH")]
+    data_dir: Option<String>,
+    /// Address for clients, gRPC
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Address for peers, gRPC
+    #[arg(long, value_name = "ADDRESS")]
+    peer_listen: Option<String>,
+    /// Address for metrics and health, HTTP
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// Peer address of a node to join; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    seed: Vec<String>,
+    /// Nodes that form a new cluster together
+    #[arg(long, value_name = "COUNT")]
+    bootstrap_expect: Option<String>,
+    /// The node's name in listings
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// The failure zone
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// Written as JSON when the node serves
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<String>,
+}
+
+impl Args {
+    fn source(self) -> Source {
+        let seeds = (!self.seed.is_empty()).then(|| self.seed.join(","));
+        let flags = [
+            ("--data-dir", "node.data_dir", self.data_dir),
+            ("--listen", "listen.client", self.listen),
+            ("--peer-listen", "listen.peer", self.peer_listen),
+            ("--admin-listen", "listen.admin", self.admin_listen),
+            ("--seed", "cluster.seeds", seeds),
+            ("--bootstrap-expect", "cluster.bootstrap_expect", self.bootstrap_expect),
+            ("--node-name", "node.name", self.node_name),
+            ("--zone", "node.zone", self.zone),
+            ("--ready-file", "node.ready_file", self.ready_file),
+        ];
+        let given = flags
+            .into_iter()
+            .filter_map(|(flag, setting, value)| value.map(|value| (flag, setting, value)));
+        Source { file: self.config, environment: environment(), flags: given.collect() }
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let config = load_or_fail(&args.source())?.config;
+    logging::init(&config.log).map_err(|error| Failure::with_code(78, error))?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if config.node.worker_threads > 0 {
+        runtime.worker_threads(usize::try_from(config.node.worker_threads).unwrap_or(usize::MAX));
+    }
+    let runtime = runtime.enable_all().thread_name("pairdb-async").build();
+    let runtime = runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    let served = runtime.block_on(serve(config));
+    // Work on the blocking pool that nobody waits for any more must not hold up the exit.
+    runtime.shutdown_background();
+    served.map_err(|error| Failure::with_code(error.exit_code(), error.to_string()))
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let handlers = |source| Error::System { what: "handle signals".to_owned(), source };
+    let shutdown = Shutdown::on_signals().map_err(handlers)?;
+    tracing::info!(version = VERSION, data_dir = %config.node.data_dir.display(), "starting");
+    if config.security.insecure {
+        tracing::warn!("security.insecure is set: plain text may leave this machine");
+    }
+    let starting = Node::start(config);
+    let node = tokio::select! {
+        node = starting => node?,
+        // Asked to stop before it served: the process ends, what was recovered is on disk.
+        () = shutdown.graceful.cancelled() => return Ok(()),
+    };
+    let at = &node.ready;
+    tracing::info!(
+        listen = at.listen,
+        peer_listen = at.peer_listen,
+        admin_listen = at.admin_listen,
+        node_id = at.node_id,
+        "serving"
+    );
+    node.run(shutdown).await
+}

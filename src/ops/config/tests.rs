@@ -1,0 +1,115 @@
+//! Settings from their sources.
+
+use std::io::Write as _;
+
+use super::*;
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(text.as_bytes()).expect("written");
+    file
+}
+
+fn source(file: &tempfile::NamedTempFile) -> Source {
+    Source { file: Some(file.path().to_owned()), ..Source::default() }
+}
+
+#[test]
+fn a_later_source_wins_and_the_origin_says_which() {
+    let file = file("[engine]\nsync_mode = \"os\"\nlevel_ratio = 8\nmemtable_bytes = \"8MiB\"\n");
+    let mut source = source(&file);
+    source.environment = vec![
+        ("PAIRDB__ENGINE__SYNC_MODE".into(), "interval".into()),
+        ("PAIRDB__LISTEN__CLIENT".into(), "127.0.0.1:1".into()),
+        ("PATH".into(), "/bin".into()),
+    ];
+    source.flags = vec![("--listen", "listen.client", "127.0.0.1:2".into())];
+    let loaded = load(&source).expect("valid");
+    assert_eq!(loaded.config.engine.sync_mode, SyncMode::Interval);
+    assert_eq!(loaded.config.engine.level_ratio, 8);
+    assert_eq!(loaded.config.listen.client.port(), 2);
+    assert_eq!(loaded.origin("listen.client"), Origin::Flag("--listen"));
+    assert_eq!(
+        loaded.origin("engine.sync_mode"),
+        Origin::Environment("PAIRDB__ENGINE__SYNC_MODE".into())
+    );
+    assert_eq!(loaded.origin("engine.memtable_bytes"), Origin::File(file.path().to_owned()));
+    assert_eq!(loaded.origin("log.level"), Origin::Default);
+}
+
+#[test]
+fn an_unknown_key_is_refused_by_name_wherever_it_stands() {
+    for text in ["[engine]\nsync_mod = \"os\"\n", "[motor]\nx = 1\n", "sync_mode = \"os\"\n"] {
+        let file = file(text);
+        let error = load(&source(&file)).expect_err(text);
+        assert!(matches!(error, Error::UnknownKey { .. }), "{error}");
+    }
+    let typo = file("[engine]\nsync_mod = \"os\"\n");
+    let message = load(&source(&typo)).expect_err("a typo").to_string();
+    assert!(message.contains("engine.sync_mod"), "{message}");
+    assert!(message.contains("did you mean \"engine.sync_mode\""), "{message}");
+
+    let environment = vec![("PAIRDB__ENGIN__X".to_owned(), "1".to_owned())];
+    let error = load(&Source { environment, ..Source::default() }).expect_err("unknown");
+    assert!(error.to_string().contains("PAIRDB__ENGIN__X"), "{error}");
+}
+
+#[test]
+fn a_value_of_a_wrong_form_is_refused_with_what_is_expected() {
+    for (text, expected) in [
+        ("[engine]\nmemtable_bytes = 64\n", "size with a unit"),
+        ("[engine]\nsync_interval = \"10\"\n", "duration with a unit"),
+        ("[engine]\nlevel_ratio = -1\n", "whole number"),
+        ("[engine.sync_mode]\nx = 1\n", "always, interval or os"),
+        ("[listen]\nclient = \"localhost\"\n", "IP address and a port"),
+    ] {
+        let file = file(text);
+        let message = load(&source(&file)).expect_err(text).to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_or_not_there_is_named() {
+    let bad = file("[engine\n");
+    let message = load(&source(&bad)).expect_err("not TOML").to_string();
+    assert!(message.contains(&bad.path().display().to_string()), "{message}");
+    let missing = Source { file: Some("/nonexistent/p.toml".into()), ..Source::default() };
+    assert!(matches!(load(&missing), Err(Error::Read { .. })));
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused() {
+    for text in [
+        "[limits]\nvalue_bytes_max = \"8MiB\"\n",
+        "[limits]\nbatch_max = 0\n",
+        "[engine]\nlevel_ratio = 1\n",
+        "[listen]\nclient = \"0.0.0.0:8080\"\n",
+        "[listen]\nclient = \"127.0.0.1:9091\"\n",
+    ] {
+        let file = file(text);
+        let error = load(&source(&file)).expect_err(text);
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
+    }
+    let open = file("[listen]\nclient = \"0.0.0.0:8080\"\n[security]\ninsecure = true\n");
+    load(&source(&open)).expect("allowed on purpose");
+}
+
+#[test]
+fn what_is_shown_reads_back_as_the_same_settings() {
+    let loaded = load(&Source::default()).expect("the defaults are valid");
+    let shown = file(&loaded.to_toml());
+    let again = load(&source(&shown)).expect("what is shown is valid");
+    let values = |loaded: &Loaded| {
+        let settings = loaded.config.settings().into_iter();
+        settings.map(|setting| (setting.name, setting.value)).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&loaded), values(&again));
+    assert!(again.config.settings().iter().all(|setting| !setting.doc.is_empty()));
+}
+
+#[test]
+fn the_defaults_are_those_of_the_engine() {
+    let ours = Config::default().engine_options().expect("fits");
+    assert_eq!(format!("{ours:?}"), format!("{:?}", EngineOptions::default()));
+}

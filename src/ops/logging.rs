@@ -1,0 +1,28 @@
+//! Log lines on standard error: JSON, or pretty on a terminal.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+use super::config::{Log, LogFormat};
+
+/// Sends log lines to standard error as the settings say. The first call in a process counts.
+///
+/// # Errors
+/// The level is neither a level nor a list of directives.
+pub fn init(log: &Log) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|error| format!("log.level = {:?}: {error}", log.level))?;
+    let pretty = match log.format {
+        LogFormat::Pretty => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An embedder, or an earlier node of the process, may have set one: theirs stays.
+    let _ = match pretty {
+        true => builder.try_init(),
+        false => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Figures that are read, not counted: name, help, labels, value.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::store::StoreStats;
+
+/// How a figure moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only up, from 0 at the start.
+    Counter,
+    /// Up and down.
+    Gauge,
+}
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// `pairdb_<subsystem>_<name>_<unit>`
+    pub name: &'static str,
+    /// What it is.
+    pub help: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// A label and its value.
+    pub label: Option<(&'static str, String)>,
+    /// The value, in base units.
+    pub value: f64,
+}
+
+impl Figure {
+    /// A figure that goes up and down.
+    pub fn gauge(name: &'static str, value: f64) -> Self {
+        Self { name, help: "", kind: Kind::Gauge, label: None, value }
+    }
+
+    /// A figure that only goes up.
+    pub fn counter(name: &'static str, value: f64) -> Self {
+        Self { kind: Kind::Counter, ..Self::gauge(name, value) }
+    }
+
+    /// Says what it is.
+    #[must_use]
+    pub fn help(mut self, help: &'static str) -> Self {
+        self.help = help;
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn label(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.label = Some((name, value.to_string()));
+        self
+    }
+
+    /// The name with the label, as it stands in the text format.
+    pub fn full_name(&self) -> String {
+        match &self.label {
+            None => self.name.to_owned(),
+            Some((label, value)) => format!("{}{{{label}=\"{value}\"}}", self.name),
+        }
+    }
+}
+
+/// Groups figures of one name into a family.
+pub(super) fn families(figures: Vec<Figure>) -> Vec<MetricFamily> {
+    let mut families: BTreeMap<&str, MetricFamily> = BTreeMap::new();
+    for figure in figures {
+        let family = families.entry(figure.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(figure.name.to_owned());
+            family.set_help(figure.help.to_owned());
+            family.set_field_type(match figure.kind {
+                Kind::Counter => MetricType::COUNTER,
+                Kind::Gauge => MetricType::GAUGE,
+            });
+            family
+        });
+        let mut metric = Metric::default();
+        if let Some((name, value)) = figure.label {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(value);
+            metric.set_label(vec![pair]);
+        }
+        match figure.kind {
+            Kind::Counter => {
+                let mut counter = Counter::default();
+                counter.set_value(figure.value);
+                metric.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(figure.value);
+                metric.set_gauge(gauge);
+            }
+        }
+        family.mut_metric().push(metric);
+    }
+    families.into_values().collect()
+}
+
+/// The figures of the store.
+pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
+    let counter = |name, value: u64, help| Figure::counter(name, value as f64).help(help);
+    let gauge = |name, value: u64, help| Figure::gauge(name, value as f64).help(help);
+    let e = &stats.engine;
+    let mut all = vec![
+        gauge("pairdb_memtable_size_bytes", e.memtable_bytes, "Memory of the memtables."),
+        gauge("pairdb_memtable_entries", e.memtable_entries, "Keys in the memtables."),
+        gauge("pairdb_memtable_sealed", e.memtables_sealed, "Memtables that wait for their flush."),
+        counter(
+            "pairdb_commit_log_written_bytes_total",
+            e.log.bytes,
+            "Bytes written to the commit log.",
+        ),
+        counter(
+            "pairdb_commit_log_frames_total",
+            e.log.frames,
+            "Groups written to the commit log.",
+        ),
+        counter(
+            "pairdb_commit_log_records_total",
+            e.log.records,
+            "Records written to the commit log.",
+        ),
+        counter("pairdb_commit_log_syncs_total", e.log.syncs, "Syncs of the commit log."),
+        counter("pairdb_commit_log_segments_total", e.log.segments, "Segments begun."),
+        counter("pairdb_cache_hits_total", e.cache.hits, "Rows found in the row cache."),
+        counter("pairdb_cache_misses_total", e.cache.misses, "Rows not found in the row cache."),
+        counter("pairdb_cache_evictions_total", e.cache.evictions, "Rows that left the row cache."),
+        gauge("pairdb_cache_size_bytes", e.cache.bytes, "Memory of the row cache."),
+        gauge("pairdb_cache_entries", e.cache.entries, "Rows in the row cache."),
+        counter("pairdb_flush_total", e.flushes, "Memtables written to tables."),
+        counter(
+            "pairdb_flush_written_bytes_total",
+            e.flushed_bytes,
+            "Bytes of tables that flushes wrote.",
+        ),
+        counter("pairdb_compaction_total", e.compactions, "Compactions that merged tables."),
+        counter(
+            "pairdb_compaction_trivial_moves_total",
+            e.trivial_moves,
+            "Tables moved down unread.",
+        ),
+        counter(
+            "pairdb_compaction_read_bytes_total",
+            e.compacted_bytes_read,
+            "Bytes that compactions read.",
+        ),
+        counter(
+            "pairdb_compaction_written_bytes_total",
+            e.compacted_bytes_written,
+            "Bytes that compactions wrote.",
+        ),
+        counter("pairdb_compaction_rows_purged_total", e.rows_purged, "Deleted rows forgotten."),
+        gauge(
+            "pairdb_compaction_debt_bytes",
+            e.compaction_debt_bytes,
+            "Bytes that compaction is behind.",
+        ),
+        counter("pairdb_engine_stalls_total", e.stalls, "Writes that had to wait."),
+        counter("pairdb_engine_corruptions_total", e.corruptions, "Damaged blocks met."),
+        counter(
+            "pairdb_engine_background_errors_total",
+            e.background_errors,
+            "Flushes and compactions that failed.",
+        ),
+        counter("pairdb_engine_files_removed_total", e.files_removed, "Obsolete tables removed."),
+        gauge(
+            "pairdb_engine_pinned_versions",
+            e.pinned_versions,
+            "Old versions that readers hold.",
+        ),
+        gauge("pairdb_manifest_size_bytes", e.manifest_bytes, "Length of the manifest."),
+        gauge("pairdb_store_tenants", stats.tenants, "Tenants."),
+        counter(
+            "pairdb_store_tokens_evicted_total",
+            stats.tokens_evicted,
+            "Idempotency keys forgotten early.",
+        ),
+        counter(
+            "pairdb_store_actor_rotations_total",
+            stats.actor_rotations,
+            "Actors replaced because of damage.",
+        ),
+        Figure::counter("pairdb_engine_stall_seconds_total", e.stall_ms as f64 / 1e3)
+            .help("Time that writes had to wait."),
+        Figure::gauge("pairdb_store_clock_ahead_seconds", stats.clock_ahead_ms as f64 / 1e3)
+            .help("How far the hybrid clock runs ahead of the wall clock."),
+        Figure::gauge("pairdb_engine_poisoned", f64::from(u8::from(e.poisoned.is_some())))
+            .help("1 if a failed write has made the store read-only."),
+    ];
+    for (level, tables) in e.levels.iter().enumerate() {
+        let by_level = |name, value: u64, help| gauge(name, value, help).label("level", level);
+        all.push(by_level("pairdb_sstable_count", tables.tables, "Tables."));
+        all.push(by_level("pairdb_sstable_size_bytes", tables.bytes, "Bytes of tables."));
+        all.push(by_level("pairdb_sstable_entries", tables.entries, "Records of tables."));
+    }
+    if let Some(disk) = &e.disk {
+        all.push(gauge("pairdb_disk_free_bytes", disk.available, "Free bytes of the disk."));
+        all.push(gauge("pairdb_disk_size_bytes", disk.total, "Size of the disk."));
+    }
+    all
+}

@@ -1,0 +1,25 @@
+//! Running a node: its settings, its life from start to stop, and what an operator sees of it.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`config`] | settings from file, environment and flags |
+//! | [`node`] | the life of `pairdb serve` |
+//! | [`identity`] | who the node is, durable in its data directory |
+//! | [`health`] | what state the node is in, and what that means for live and ready |
+//! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
+//! | [`metrics`] | the registry, and figures that are read when they are asked for |
+//! | [`logging`] | log lines |
+//! | [`shutdown`] | signals |
+
+pub mod admin_http;
+pub mod config;
+pub mod health;
+pub mod identity;
+pub mod logging;
+pub mod metrics;
+pub mod node;
+mod open;
+pub mod shutdown;
+
+/// The program's version and the commit it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PAIRDB_COMMIT"), ")");

@@ -1,0 +1,368 @@
+//! The life of a node: start, serve, stop.
+//!
+//! Start: bind all addresses, so that a port in use is found before anything is written; open the
+//! store, while `/health/ready` says "starting"; serve; write the ready file.
+//! Stop: readiness off, wait as long as `shutdown_grace` says, refuse new work, finish what runs
+//! within `shutdown_timeout`, flush and close. A second signal skips the waiting.
+//!
+//! # Exit codes of `pairdb serve`
+//! See [`Error::exit_code`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus::Registry;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::admin_http::{self, Pages};
+use super::config::{self, Config};
+use super::health::{Health, State};
+use super::identity::{self, Identity};
+use super::metrics::{self, Exposition};
+use super::shutdown::Shutdown;
+use super::{VERSION, open};
+use crate::engine;
+use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
+use crate::store::{self, Store};
+
+/// How often safe points advance and the store's health is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why a node could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the store in {}: {source}", dir.display())]
+    Open {
+        /// The data directory.
+        dir: PathBuf,
+        /// Why.
+        source: store::Error,
+    },
+    /// The node's identity cannot be read or made.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The store could not be closed cleanly. What was acknowledged is in the log.
+    #[error("cannot close the store: {0}")]
+    Close(store::Error),
+    /// The system refused something else.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// A verb and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code of `pairdb serve`:
+    ///
+    /// | code | meaning |
+    /// |--:|---|
+    /// | 1 | any other error |
+    /// | 70 | the data is corrupt: file and offset are named |
+    /// | 71 | an address is in use or cannot be bound |
+    /// | 72 | the data directory is in use by another process |
+    /// | 73 | the data directory cannot be written (permission, read-only, full) |
+    /// | 74 | an I/O error |
+    /// | 75 | the data was written by a newer version |
+    /// | 76 | the data belongs to another cluster |
+    /// | 78 | the settings are wrong |
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) => 78,
+            Self::Bind { .. } => 71,
+            Self::Identity(identity::Error::Corrupt { .. }) => 70,
+            Self::Identity(identity::Error::TooNew { .. }) => 75,
+            Self::Identity(identity::Error::Io { source, .. }) | Self::System { source, .. } => {
+                exit_code_of_io(source)
+            }
+            Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
+        }
+    }
+}
+
+fn exit_code_of_store(error: &store::Error) -> u8 {
+    match error {
+        store::Error::Corruption { .. } => 70,
+        store::Error::Locked { .. } => 72,
+        store::Error::DiskFull { .. } => 73,
+        store::Error::FormatTooNew { .. } => 75,
+        store::Error::WrongCluster { .. } => 76,
+        store::Error::InvalidArgument { .. } => 78,
+        store::Error::Engine(engine) => match &**engine {
+            engine::Error::Io { source, .. } => exit_code_of_io(source),
+            _ => 1,
+        },
+        store::Error::Unknown { source } => exit_code_of_store(source),
+        _ => 1,
+    }
+}
+
+fn exit_code_of_io(error: &io::Error) -> u8 {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::NotADirectory => 73,
+        _ => 74,
+    }
+}
+
+/// The content of the ready file: bound addresses and the node's id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// Clients and operators, gRPC.
+    pub listen: String,
+    /// Peers, gRPC.
+    pub peer_listen: String,
+    /// Metrics and health, HTTP.
+    pub admin_listen: String,
+    /// The node's id.
+    pub node_id: String,
+}
+
+/// A running node.
+pub struct Node {
+    /// Where it is reached.
+    pub ready: Ready,
+    config: Config,
+    health: Health,
+    store: Arc<Store>,
+    server: Server,
+    closing: CancellationToken,
+    admin: JoinHandle<io::Result<()>>,
+    tick: JoinHandle<()>,
+}
+
+/// All three listeners, bound.
+struct Bound {
+    rpc: Listeners,
+    admin: TcpListener,
+    admin_addr: SocketAddr,
+}
+
+impl Bound {
+    async fn bind(config: &Config) -> Result<Self, Error> {
+        let bind = |(address, source)| Error::Bind { address, source };
+        let listen = &config.listen;
+        let rpc = Listeners::bind(listen.client, listen.peer).await.map_err(bind)?;
+        let admin = TcpListener::bind(listen.admin).await;
+        let admin = admin.map_err(|source| bind((listen.admin, source)))?;
+        let admin_addr = admin.local_addr().map_err(|source| bind((listen.admin, source)))?;
+        Ok(Self { rpc, admin, admin_addr })
+    }
+}
+
+impl Node {
+    /// Starts a node; it serves when this returns.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left running.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        config.validate()?;
+        let bound = Bound::bind(&config).await?;
+        let health = Health::default();
+        let closing = CancellationToken::new();
+        let pages = Pages {
+            health: health.clone(),
+            exposition: Arc::new(OnceLock::new()),
+            node_id: Arc::new(OnceLock::new()),
+        };
+        let admin = admin_http::serve(bound.admin, pages.clone(), closing.clone());
+        let admin = tokio::spawn(admin);
+        let started =
+            Self::start_services(config, bound.rpc, bound.admin_addr, &health, &pages).await;
+        let (config, store, server, ready) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                closing.cancel();
+                return Err(error);
+            }
+        };
+        health.set(State::Serving);
+        server.set_serving(true).await;
+        let tick = tokio::spawn(tick(Arc::clone(&store), health.clone(), closing.clone()));
+        let node = Self { ready, config, health, store, server, closing, admin, tick };
+        node.write_ready_file()?;
+        Ok(node)
+    }
+
+    async fn start_services(
+        config: Config,
+        listeners: Listeners,
+        admin_addr: SocketAddr,
+        health: &Health,
+        pages: &Pages,
+    ) -> Result<(Config, Arc<Store>, Server, Ready), Error> {
+        let (config, identity, store) = blocking(move || open_all(config)).await??;
+        let store = Arc::new(store);
+        let registry = Registry::new();
+        let twice = "each name is registered once, in this function";
+        let rpc_metrics = Arc::new(Metrics::register(&registry).expect(twice));
+        let exposition =
+            Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
+        let facts = facts(&config, &identity, health.clone(), Arc::clone(&store));
+        let options = config.rpc_options();
+        let server = Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts)
+            .await
+            .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
+        // Set once: `pages` is of this start alone.
+        let _ = pages.exposition.set(exposition);
+        let _ = pages.node_id.set(identity.node_id.clone());
+        let ready = Ready {
+            listen: server.client_addr.to_string(),
+            peer_listen: server.peer_addr.to_string(),
+            admin_listen: admin_addr.to_string(),
+            node_id: identity.node_id,
+        };
+        Ok((config, store, server, ready))
+    }
+
+    /// Written aside and renamed: who sees the file sees all of it.
+    fn write_ready_file(&self) -> Result<(), Error> {
+        let path = &self.config.node.ready_file;
+        if path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let mut aside = path.clone().into_os_string();
+        aside.push(".new");
+        let aside = PathBuf::from(aside);
+        let text = serde_json::to_string(&self.ready).expect("plain fields always serialize");
+        std::fs::write(&aside, text + "\n").and_then(|()| std::fs::rename(&aside, path)).map_err(
+            |source| Error::System {
+                what: format!("write the ready file {}", path.display()),
+                source,
+            },
+        )
+    }
+
+    /// Serves until asked to stop, then stops.
+    ///
+    /// # Errors
+    /// The store could not be closed cleanly.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
+        shutdown.graceful.cancelled().await;
+        self.stop(&shutdown.fast).await
+    }
+
+    /// Stops; `fast` cuts the waiting short.
+    ///
+    /// # Errors
+    /// The store could not be closed cleanly.
+    pub async fn stop(self, fast: &CancellationToken) -> Result<(), Error> {
+        self.health.set(State::Stopping);
+        self.server.set_serving(false).await;
+        let ready_file = &self.config.node.ready_file;
+        if !ready_file.as_os_str().is_empty() {
+            // It may be gone already.
+            let _ = std::fs::remove_file(ready_file);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(self.config.node.shutdown_grace) => {}
+            () = fast.cancelled() => {}
+        }
+        tokio::select! {
+            finished = self.server.stop(self.config.node.shutdown_timeout) => {
+                if !finished {
+                    tracing::warn!("calls were cut: they did not finish in time");
+                }
+            }
+            () = fast.cancelled() => {}
+        }
+        self.closing.cancel();
+        let _ = self.tick.await;
+        let _ = tokio::time::timeout(TICK, self.admin).await;
+        let store = self.store;
+        blocking(move || store.close()).await?.map_err(Error::Close)?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the store, which locks the directory, then reads or makes the identity.
+fn open_all(config: Config) -> Result<(Config, Identity, Store), Error> {
+    let dir = config.node.data_dir.clone();
+    let system = |what: &str, path: &Path| {
+        let what = format!("{what} {}", path.display());
+        move |source| Error::System { what, source }
+    };
+    std::fs::create_dir_all(&dir).map_err(system("create", &dir))?;
+    let checkpoints = dir.join("checkpoints");
+    std::fs::create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
+    let store = open::open_store(&config)?;
+    let identity = identity::load_or_create(&dir)?;
+    Ok((config, identity, store))
+}
+
+fn facts(config: &Config, identity: &Identity, health: Health, store: Arc<Store>) -> NodeFacts {
+    let of = health.clone();
+    NodeFacts {
+        node_id: identity.node_id.clone(),
+        node_name: match config.node.name.as_str() {
+            "" => identity.node_id.clone(),
+            name => name.to_owned(),
+        },
+        zone: config.node.zone.clone(),
+        version: VERSION.to_owned(),
+        state: Box::new(move || health.state().name().to_owned()),
+        figures: Box::new(move || {
+            let figures = metrics::of_node(&store, &of);
+            figures.into_iter().map(|figure| (figure.full_name(), figure.value)).collect()
+        }),
+    }
+}
+
+/// Runs work that waits for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::System {
+        what: "run a task".to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
+/// Advances the safe points, and notices when the store has stopped to take writes.
+async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        let advancing = Arc::clone(&store);
+        let advanced = tokio::task::spawn_blocking(move || advancing.advance_safe_points()).await;
+        match advanced {
+            Ok(Ok(_)) => {}
+            Ok(Err(error @ store::Error::ReadOnly { .. })) => {
+                if health.state() == State::Serving {
+                    tracing::error!(%error, "the store takes no more writes");
+                    health.set(State::ReadOnly);
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "cannot advance the safe points"),
+            Err(error) => tracing::error!(%error, "advancing the safe points panicked"),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Opens the store as the settings say.
+
+use super::config::Config;
+use super::node::Error;
+use crate::store::{Store, StoreOptions};
+
+/// Opens the store in the data directory.
+pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
+    let dir = config.node.data_dir.clone();
+    let options = StoreOptions {
+        engine: config.engine_options()?,
+        limits: config.store_limits(),
+        ..StoreOptions::default()
+    };
+    Store::open(&dir, options).map_err(|source| Error::Open { dir, source })
+}

@@ -1,0 +1,165 @@
+//! The `Admin` service. Upkeep runs on a pool of its own with one place, so that a compaction can
+//! take its minutes without holding up scans, and two do not run at once.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::deadline::Deadline;
+use super::proto;
+use super::proto::admin_server::Admin;
+use super::server::Core;
+use super::status::Problem;
+use crate::store::{self, Store, TenantChange, TenantSpec};
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct AdminService(pub Arc<Core>);
+
+impl AdminService {
+    /// Runs upkeep on its pool.
+    async fn run<T: Send + 'static>(
+        &self,
+        deadline: Deadline,
+        work: impl FnOnce(&Store) -> store::Result<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = Arc::clone(&self.0.store);
+        let done = self.0.upkeep.run(deadline, move || work(&store)).await?;
+        done.map_err(|error| Problem::from(&error))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn create_tenant(
+        &self,
+        request: Request<proto::CreateTenantRequest>,
+    ) -> Result<Response<proto::CreateTenantResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let tenant = request.into_inner().tenant;
+        let tenant = tenant.ok_or_else(|| Problem::invalid("tenant", "is not given"))?;
+        let spec = TenantSpec::try_from(tenant)?;
+        let tenant = self.run(deadline, move |store| store.create_tenant(spec)).await?;
+        tracing::info!(tenant = tenant.name, id = tenant.id.0, "created a tenant");
+        Ok(Response::new(proto::CreateTenantResponse { tenant: Some((&*tenant).into()) }))
+    }
+
+    async fn get_tenant(
+        &self,
+        request: Request<proto::GetTenantRequest>,
+    ) -> Result<Response<proto::GetTenantResponse>, Status> {
+        let tenant = self.0.store.tenant(&request.get_ref().name);
+        let tenant = tenant.map_err(|error| Problem::of_read(&error))?;
+        Ok(Response::new(proto::GetTenantResponse { tenant: Some((&*tenant).into()) }))
+    }
+
+    async fn list_tenants(
+        &self,
+        _request: Request<proto::ListTenantsRequest>,
+    ) -> Result<Response<proto::ListTenantsResponse>, Status> {
+        let mut tenants: Vec<proto::Tenant> =
+            self.0.store.tenants().iter().map(|tenant| (&**tenant).into()).collect();
+        tenants.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Response::new(proto::ListTenantsResponse { tenants }))
+    }
+
+    async fn set_tenant(
+        &self,
+        request: Request<proto::SetTenantRequest>,
+    ) -> Result<Response<proto::SetTenantResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let request = request.into_inner();
+        let change = TenantChange::try_from(&request)?;
+        let altered = self.run(deadline, move |store| store.alter_tenant(&request.name, change));
+        let tenant = altered.await?;
+        tracing::info!(tenant = tenant.name, "changed a tenant");
+        Ok(Response::new(proto::SetTenantResponse { tenant: Some((&*tenant).into()) }))
+    }
+
+    async fn flush(
+        &self,
+        request: Request<proto::FlushRequest>,
+    ) -> Result<Response<proto::FlushResponse>, Status> {
+        self.run(Deadline::of(&request), Store::flush).await?;
+        Ok(Response::new(proto::FlushResponse {}))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<proto::CompactRequest>,
+    ) -> Result<Response<proto::CompactResponse>, Status> {
+        self.run(Deadline::of(&request), Store::compact).await?;
+        Ok(Response::new(proto::CompactResponse {}))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<proto::CheckpointRequest>,
+    ) -> Result<Response<proto::CheckpointResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let name = request.into_inner().name;
+        check_name(&name)?;
+        let path = self.0.options.checkpoint_dir.join(name);
+        let into = path.clone();
+        self.run(deadline, move |store| store.checkpoint(&into)).await?;
+        tracing::info!(path = %path.display(), "made a checkpoint");
+        Ok(Response::new(proto::CheckpointResponse { path: path.display().to_string() }))
+    }
+
+    async fn scrub(
+        &self,
+        request: Request<proto::ScrubRequest>,
+    ) -> Result<Response<proto::ScrubResponse>, Status> {
+        let report = self.run(Deadline::of(&request), Store::scrub).await?;
+        let damage = report.damaged.into_iter().map(|one| proto::Damage {
+            file: one.file.display().to_string(),
+            offset: one.offset,
+            what: one.what,
+        });
+        Ok(Response::new(proto::ScrubResponse {
+            tables: report.tables,
+            bytes: report.bytes,
+            damage: damage.collect(),
+        }))
+    }
+
+    async fn node_status(
+        &self,
+        _request: Request<proto::NodeStatusRequest>,
+    ) -> Result<Response<proto::NodeStatusResponse>, Status> {
+        let core = &self.0;
+        let facts = &core.facts;
+        Ok(Response::new(proto::NodeStatusResponse {
+            node_id: facts.node_id.clone(),
+            node_name: facts.node_name.clone(),
+            zone: facts.zone.clone(),
+            version: facts.version.clone(),
+            uptime_seconds: core.started.elapsed().as_secs(),
+            state: (facts.state)(),
+            pressure: core.store.pressure(),
+            figures: (facts.figures)().into_iter().collect(),
+        }))
+    }
+}
+
+/// A name is one path component of harmless characters: it cannot leave the checkpoint directory.
+fn check_name(name: &str) -> Result<(), Problem> {
+    let harmless = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let ok =
+        (1..=128).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(harmless);
+    let rule = "must be 1 to 128 of [A-Za-z0-9._-] without a leading dot";
+    if ok { Ok(()) } else { Err(Problem::invalid("name", rule)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_cannot_leave_its_directory() {
+        check_name("before-upgrade_1.2").expect("harmless");
+        for bad in ["", ".", "..", ".hidden", "a/b", "/etc", "a\\b", "a b", &"a".repeat(129)] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! When a call must be answered: the client's `grpc-timeout`, capped by the server.
+//!
+//! tonic's own timeout answers CANCELLED and drops the handler, which hides from a writer whether
+//! its write was submitted. Here a deadline is a value that handlers hold: a write that was
+//! submitted and is not yet durable answers DEADLINE_EXCEEDED with outcome `unknown`, one that was
+//! still waiting its turn answers `not_applied`.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tonic::codegen::http::HeaderMap;
+
+use super::status::Problem;
+
+/// The header, as gRPC names it.
+const HEADER: &str = "grpc-timeout";
+
+/// The end of a call's time; none for a stream whose client set no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// No end.
+    pub const NEVER: Self = Self(None);
+
+    /// The end `after` now.
+    pub fn after(after: Duration) -> Self {
+        Self(Instant::now().checked_add(after))
+    }
+
+    /// The deadline that the headers ask for, or `cap` if that is earlier or they ask for none.
+    ///
+    /// # Errors
+    /// The header is not a gRPC timeout.
+    pub fn from_headers(headers: &HeaderMap, cap: Option<Duration>) -> Result<Self, Problem> {
+        let asked = match headers.get(HEADER) {
+            None => None,
+            Some(value) => Some(value.to_str().ok().and_then(parse).ok_or_else(|| {
+                Problem::invalid("grpc-timeout", "not 1 to 8 digits and one of H M S m u n")
+            })?),
+        };
+        Ok(match (asked, cap) {
+            (None, None) => Self::NEVER,
+            (Some(one), None) | (None, Some(one)) => Self::after(one),
+            (Some(asked), Some(cap)) => Self::after(asked.min(cap)),
+        })
+    }
+
+    /// The deadline that the layer put on a request.
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        request.extensions().get().copied().unwrap_or(Self::NEVER)
+    }
+
+    /// Whether it has passed.
+    pub fn passed(self) -> bool {
+        self.0.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Time left; none if there is no end.
+    pub fn remaining(self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The earlier of this and `after` now.
+    #[must_use]
+    pub fn within(self, after: Duration) -> Self {
+        let other = Instant::now() + after;
+        Self(Some(self.0.map_or(other, |at| at.min(other))))
+    }
+
+    /// The same, `later`.
+    #[must_use]
+    pub fn plus(self, later: Duration) -> Self {
+        Self(self.0.map(|at| at + later))
+    }
+
+    /// The output of `work`, or `None` if the deadline passes first. A future that is ready at once
+    /// costs no timer.
+    pub async fn limit<F: Future>(self, work: F) -> Option<F::Output> {
+        match self.0 {
+            None => Some(work.await),
+            Some(at) => timeout_at(at, work).await.ok(),
+        }
+    }
+}
+
+/// `1 to 8 digits` and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_up_to_eight_digits_and_a_unit() {
+        assert_eq!(parse("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(parse("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(parse("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(parse("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(parse("1n"), Some(Duration::from_nanos(1)));
+        for bad in ["", "S", "5", "5x", "-1S", "+1S", "123456789S", "1.5S", " 1S", "1\u{e9}"] {
+            assert_eq!(parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_server_caps_what_the_client_asks() {
+        let mut headers = HeaderMap::new();
+        headers.insert(HEADER, "1H".parse().expect("ASCII"));
+        let capped = Deadline::from_headers(&headers, Some(Duration::from_secs(5))).expect("valid");
+        assert!(capped.remaining().is_some_and(|left| left <= Duration::from_secs(5)));
+        let free = Deadline::from_headers(&HeaderMap::new(), None).expect("valid");
+        assert!(free.remaining().is_none());
+        headers.insert(HEADER, "soon".parse().expect("ASCII"));
+        let refused = Deadline::from_headers(&headers, None).expect_err("not a timeout");
+        assert_eq!(refused.reason, "INVALID_ARGUMENT");
+    }
+
+    #[tokio::test]
+    async fn a_passed_deadline_still_takes_what_is_ready() {
+        // The value is polled before the timer: an outcome that is known is never thrown away.
+        let past = Deadline::after(Duration::ZERO);
+        assert_eq!(past.limit(async { 7 }).await, Some(7));
+        assert_eq!(past.limit(std::future::pending::<()>()).await, None);
+    }
+}

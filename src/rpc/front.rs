@@ -1,0 +1,174 @@
+//! The layer before every call: it names the call, bounds how many run, sets the deadline, counts
+//! the answer, and completes statuses that the gRPC library made by itself.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::{Code, Status, body::Body};
+use tower::Layer;
+
+use super::deadline::Deadline;
+use super::limits::Gate;
+use super::method::{Class, Method};
+use super::metrics::{Metrics, code_name};
+use super::request_id::{self, RequestId};
+use super::status::{self, Problem};
+use crate::store::Outcome;
+
+/// A handler answers its own deadline, since only it knows whether a write was submitted. The layer
+/// steps in this much later, for a call that never reached its handler (headers without a body).
+const MARGIN: Duration = Duration::from_millis(100);
+
+/// What all connections of a listener share.
+#[derive(Debug)]
+pub struct Front {
+    /// Bounds reads and writes of all connections together.
+    pub gate: Gate,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Cap on the time of a unary call.
+    pub deadline_max: Duration,
+    /// Calls that take longer are logged.
+    pub slow: Duration,
+}
+
+/// Puts [`Front`] before a service.
+#[derive(Clone, Debug)]
+pub struct FrontLayer(pub Arc<Front>);
+
+impl<S> Layer<S> for FrontLayer {
+    type Service = FrontService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        FrontService { front: Arc::clone(&self.0), inner }
+    }
+}
+
+/// A service behind a [`Front`].
+#[derive(Clone, Debug)]
+pub struct FrontService<S> {
+    front: Arc<Front>,
+    inner: S,
+}
+
+impl<S> Service<http::Request<Body>> for FrontService<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        // The clone may not be ready; the one that was polled is.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let front = Arc::clone(&self.front);
+        Box::pin(async move {
+            let began = Instant::now();
+            let method = Method::of_path(request.uri().path());
+            let id = RequestId::accept_or_make(request.headers());
+            let _counted = InFlight::enter(&front.metrics);
+            let answer = front.serve(method, &mut inner, request).await;
+            let mut response = match answer {
+                Ok(response) => complete(response, method),
+                Err(problem) => refuse(problem, method).into_http(),
+            };
+            let code = code_of(&response);
+            let took = began.elapsed();
+            front.metrics.answered(method, code, took);
+            front.log(method, code, took, &id);
+            response.headers_mut().insert(request_id::HEADER, id.into_header());
+            Ok(response)
+        })
+    }
+}
+
+impl Front {
+    async fn serve<S>(
+        &self,
+        method: Method,
+        inner: &mut S,
+        mut request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Problem>
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    {
+        let class = method.class();
+        let cap = matches!(class, Class::Read | Class::Write).then_some(self.deadline_max);
+        let deadline = Deadline::from_headers(request.headers(), cap)?;
+        let _place = match class {
+            Class::Read | Class::Write => Some(self.gate.enter(deadline).await?),
+            Class::Stream | Class::Admin | Class::Other => None,
+        };
+        request.extensions_mut().insert(deadline);
+        let answer = deadline.plus(MARGIN).limit(inner.call(request)).await;
+        let answer = answer.ok_or_else(|| Problem::deadline("the request was not received"))?;
+        Ok(answer.unwrap_or_else(|never| match never {}))
+    }
+
+    fn log(&self, method: Method, code: Code, took: Duration, id: &RequestId) {
+        let (service, name) = method.names();
+        let (code, id) = (code_name(code), id.as_str());
+        let took_ms = took.as_secs_f64() * 1e3;
+        if took >= self.slow && method.class() != Class::Admin {
+            tracing::warn!(service, method = name, code, request_id = id, took_ms, "slow request");
+        } else {
+            tracing::debug!(service, method = name, code, request_id = id, took_ms, "request");
+        }
+    }
+}
+
+/// Counts a call while it lives, also when its client goes away.
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn enter(metrics: &'a Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+/// The status of a call that its handler never saw.
+fn refuse(problem: Problem, method: Method) -> Status {
+    match method.class() {
+        Class::Write => problem.of_write(Outcome::NotApplied).into(),
+        _ => problem.into(),
+    }
+}
+
+/// The code in the head; a head without one begins an answer.
+fn code_of(response: &http::Response<Body>) -> Code {
+    let status = response.headers().get(Status::GRPC_STATUS);
+    status.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}
+
+/// Gives an error without details the details every error has.
+fn complete(response: http::Response<Body>, method: Method) -> http::Response<Body> {
+    if code_of(&response) == Code::Ok {
+        return response;
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(bare) if bare.details().is_empty() => {
+            status::complete(bare, method.class() == Class::Write).into_http()
+        }
+        _ => response,
+    }
+}

@@ -1,0 +1,264 @@
+//! The `KeyValue` service.
+//!
+//! # Invariants
+//! 1. A write is submitted exactly once, and only after its admission; from then on its call ends
+//!    with the store's answer or with outcome `unknown`.
+//! 2. What the store answers is counted even if the call is gone.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::convert::bytes_of;
+use super::deadline::Deadline;
+use super::metrics::Metrics;
+use super::pipeline::{self, Answers};
+use super::proto;
+use super::proto::key_value_server::KeyValue;
+use super::scan;
+use super::server::Core;
+use super::status::Problem;
+use crate::store::{self, Mutation, Outcome, Written};
+
+/// Keys of a batch that are read before other calls get their turn on the worker.
+const READ_CHUNK: usize = 64;
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct KeyValueService(pub Arc<Core>);
+
+#[tonic::async_trait]
+impl KeyValue for KeyValueService {
+    type PipelineStream = Answers;
+    type ScanStream = ReceiverStream<Result<proto::ScanResponse, Status>>;
+
+    async fn write(
+        &self,
+        request: Request<proto::WriteRequest>,
+    ) -> Result<Response<proto::WriteResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let mut request = request.into_inner();
+        let tenant = std::mem::take(&mut request.tenant);
+        let written = write_one(&self.0, deadline, tenant, request.into()).await?;
+        Ok(Response::new(written.into()))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<proto::DeleteRequest>,
+    ) -> Result<Response<proto::DeleteResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let mut request = request.into_inner();
+        let tenant = std::mem::take(&mut request.tenant);
+        let written = write_one(&self.0, deadline, tenant, request.into()).await?;
+        Ok(Response::new(written.into()))
+    }
+
+    async fn read(
+        &self,
+        request: Request<proto::ReadRequest>,
+    ) -> Result<Response<proto::ReadResponse>, Status> {
+        Ok(Response::new(read_one(&self.0, request.get_ref())?))
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<proto::BatchWriteRequest>,
+    ) -> Result<Response<proto::BatchWriteResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let results = batch_write(&self.0, deadline, request.into_inner()).await;
+        let results = results.map_err(|problem| match problem.outcome {
+            None => problem.of_write(Outcome::NotApplied),
+            Some(_) => problem,
+        })?;
+        Ok(Response::new(proto::BatchWriteResponse { results }))
+    }
+
+    async fn batch_read(
+        &self,
+        request: Request<proto::BatchReadRequest>,
+    ) -> Result<Response<proto::BatchReadResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let request = request.into_inner();
+        let core = &self.0;
+        core.check_batch(request.keys.len())?;
+        core.store.tenant(&request.tenant).map_err(|error| Problem::of_read(&error))?;
+        let mut results = Vec::with_capacity(request.keys.len());
+        for keys in request.keys.chunks(READ_CHUNK) {
+            if deadline.passed() {
+                return Err(Problem::deadline("the batch is not read to its end").into());
+            }
+            let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+            for row in core.store.read_batch(&request.tenant, &keys) {
+                results.push(proto::BatchReadResult { result: Some(batch_row(core, row)) });
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(Response::new(proto::BatchReadResponse { results }))
+    }
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<proto::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        let deadline = Deadline::of(&request);
+        let core = Arc::clone(&self.0);
+        let place = core.pipelines.enter(deadline).await?;
+        let in_flight_max = core.options.pipeline_in_flight_max;
+        // One more than operations: the error that ends the stream.
+        let (answers, receiver) = mpsc::channel(in_flight_max + 1);
+        let in_flight = Arc::new(Semaphore::new(in_flight_max));
+        let tasks = core.tasks.clone();
+        tasks.spawn(async move {
+            let _place = place;
+            pipeline::run(&core, request.into_inner(), deadline, in_flight, answers).await;
+        });
+        Ok(Response::new(Answers::new(receiver)))
+    }
+
+    async fn scan(
+        &self,
+        request: Request<proto::ScanRequest>,
+    ) -> Result<Response<Self::ScanStream>, Status> {
+        let deadline = Deadline::of(&request);
+        let stream = scan::stream(Arc::clone(&self.0), request.into_inner(), deadline).await?;
+        Ok(Response::new(stream))
+    }
+
+    async fn get_key_range(
+        &self,
+        request: Request<proto::GetKeyRangeRequest>,
+    ) -> Result<Response<proto::GetKeyRangeResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let page = scan::key_range(&self.0, request.into_inner(), deadline).await?;
+        Ok(Response::new(page))
+    }
+}
+
+/// Reads a row, on this thread.
+pub(super) fn read_one(
+    core: &Core,
+    request: &proto::ReadRequest,
+) -> Result<proto::ReadResponse, Problem> {
+    let row = core.store.read(&request.tenant, &request.key);
+    let row = row.map_err(|error| Problem::of_read(&error))?;
+    core.metrics.bytes_received.inc_by(request.key.len() as u64);
+    core.metrics.bytes_sent.inc_by(bytes_of(&row));
+    Ok(row.into())
+}
+
+fn batch_row(core: &Core, row: store::Result<store::ReadRow>) -> proto::batch_read_result::Result {
+    use proto::batch_read_result::Result as Item;
+    match row {
+        Ok(row) => {
+            core.metrics.bytes_sent.inc_by(bytes_of(&row));
+            Item::Row(row.into())
+        }
+        Err(error) => Item::Failure(Problem::of_read(&error).into()),
+    }
+}
+
+/// Writes one mutation and waits until it is durable.
+async fn write_one(
+    core: &Arc<Core>,
+    deadline: Deadline,
+    tenant: String,
+    mutation: Mutation,
+) -> Result<Written, Problem> {
+    let mut results = submit(core, deadline, &tenant, vec![mutation]).await?;
+    results.pop().unwrap_or_else(|| Err(lost()))
+}
+
+/// Hands mutations to the store and waits for what becomes of them.
+///
+/// An error of the whole says what became of all of them.
+async fn submit(
+    core: &Arc<Core>,
+    deadline: Deadline,
+    tenant: &str,
+    mutations: Vec<Mutation>,
+) -> Result<Vec<Result<Written, Problem>>, Problem> {
+    let admitted = core.admission.admit(core.store.pressure(), deadline).await;
+    admitted.map_err(|problem| {
+        core.metrics.written(Some(Outcome::NotApplied));
+        problem.of_write(Outcome::NotApplied)
+    })?;
+    let (answer, durable) = oneshot::channel();
+    let metrics = Arc::clone(&core.metrics);
+    core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
+    core.store.submit(
+        tenant,
+        mutations,
+        Box::new(move |results| {
+            let results = results.into_iter().map(|result| count(&metrics, result)).collect();
+            // Nobody may be there any more; the outcome is counted all the same.
+            let _: Result<(), Vec<_>> = answer.send(results);
+        }),
+    );
+    match deadline.limit(durable).await {
+        Some(Ok(results)) => Ok(results),
+        Some(Err(_dropped)) => Err(lost()),
+        None => Err(Problem::deadline("the write is submitted and not yet durable")
+            .of_write(Outcome::Unknown)),
+    }
+}
+
+/// Counts a write's outcome and turns its error into a problem.
+pub(super) fn count(metrics: &Metrics, result: store::Result<Written>) -> Result<Written, Problem> {
+    metrics.written(result.as_ref().err().map(store::Error::outcome));
+    result.map_err(|error| Problem::from(&error))
+}
+
+/// The store dropped a submitted write without an answer: it is closing or its thread died.
+pub(super) fn lost() -> Problem {
+    Problem::new(Code::Unavailable, "STOPPING", "the store stopped before the write was durable")
+        .of_write(Outcome::Unknown)
+}
+
+/// Bytes of key and value.
+pub(super) fn bytes_in(mutation: &Mutation) -> u64 {
+    (mutation.key.len() + mutation.value.as_ref().map_or(0, |value| value.len())) as u64
+}
+
+async fn batch_write(
+    core: &Arc<Core>,
+    deadline: Deadline,
+    request: proto::BatchWriteRequest,
+) -> Result<Vec<proto::BatchWriteResult>, Problem> {
+    use proto::batch_write_result::Result as Item;
+    core.check_batch(request.mutations.len())?;
+    core.store.tenant(&request.tenant).map_err(|error| Problem::from(&error))?;
+    if request.mutations.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Mutations that say nothing keep their place in the answer and do not reach the store.
+    let mut items: Vec<Option<Item>> = Vec::with_capacity(request.mutations.len());
+    let mut mutations = Vec::with_capacity(request.mutations.len());
+    for mutation in request.mutations {
+        match Mutation::try_from(mutation) {
+            Ok(mutation) => {
+                mutations.push(mutation);
+                items.push(None);
+            }
+            Err(problem) => {
+                let problem = problem.of_write(Outcome::NotApplied);
+                items.push(Some(Item::Failure(problem.into())));
+            }
+        }
+    }
+    let mut results = match mutations.is_empty() {
+        true => Vec::new(),
+        false => submit(core, deadline, &request.tenant, mutations).await?,
+    }
+    .into_iter();
+    let fill = |item: Option<Item>| {
+        let result = item.unwrap_or_else(|| match results.next().unwrap_or_else(|| Err(lost())) {
+            Ok(written) => Item::Written(written.into()),
+            Err(problem) => Item::Failure(problem.into()),
+        });
+        proto::BatchWriteResult { result: Some(result) }
+    };
+    Ok(items.into_iter().map(fill).collect())
+}

@@ -1,0 +1,43 @@
+//! The node's gRPC services, over one [`Store`](crate::store::Store).
+//!
+//! | file | what |
+//! |---|---|
+//! | [`proto`] | generated messages, services and clients |
+//! | `convert` | messages to and from the store's types |
+//! | [`status`] | the one table of errors: code, reason, outcome, retry |
+//! | `front` | the layer before every call: request id, limits, deadline, metrics |
+//! | `method` | the calls the layer knows, by path |
+//! | [`deadline`] | `grpc-timeout` and the server's cap |
+//! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
+//! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
+//! | `blocking` | the bounded pool for scans, streams and upkeep |
+//! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | [`metrics`] | what the layer and the services count |
+//! | [`server`] | listeners and their life |
+//!
+//! # Invariants
+//! 1. No fsync, scan or compaction runs on an async worker: writes go through `Store::submit`, the
+//!    rest through the blocking pool. A point read runs inline: it costs less than a hand-over.
+//! 2. Nothing waits without a limit: every queue is bounded, every wait ends at a deadline.
+//! 3. A write that was submitted is never answered `not_applied`, whatever happens to its call.
+//! 4. Every error carries an `ErrorInfo` of domain `pairdb`.
+
+mod admin;
+mod blocking;
+mod convert;
+pub mod deadline;
+mod front;
+mod key_value;
+pub mod limits;
+mod method;
+pub mod metrics;
+mod pipeline;
+pub mod proto;
+mod replica;
+pub mod request_id;
+mod scan;
+pub mod server;
+pub mod status;
+
+pub use metrics::Metrics;
+pub use server::{Listeners, NodeFacts, Options, Server};

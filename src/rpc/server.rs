@@ -1,0 +1,314 @@
+//! The two listeners and their life: 8080 for clients and operators, 7946 for peers.
+//!
+//! Stopping: health says NOT_SERVING and long streams end, then connections are told to go and calls
+//! in flight finish; what is left after the time given is cut.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tower::layer::util::{Identity, Stack};
+
+use super::admin::AdminService;
+use super::blocking::Blocking;
+use super::front::{Front, FrontLayer};
+use super::key_value::KeyValueService;
+use super::limits::{Admission, Gate};
+use super::metrics::Metrics;
+use super::proto::FILE_DESCRIPTOR_SET;
+use super::proto::admin_server::AdminServer;
+use super::proto::key_value_server::KeyValueServer;
+use super::proto::replica_server::ReplicaServer;
+use super::replica::ReplicaService;
+use super::status::Problem;
+use crate::store::Store;
+
+/// The names that health is asked for; "" is the node.
+const SERVICES: [&str; 4] = ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica"];
+
+/// What can be set. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Largest message taken.
+    pub message_bytes_max: usize,
+    /// Items of a batch.
+    pub batch_max: usize,
+    /// Unary reads and writes served at once, over all connections of a listener.
+    pub concurrency_max: usize,
+    /// Unary reads and writes that may wait for their turn.
+    pub queue_max: usize,
+    /// How long they may wait.
+    pub queue_wait_max: Duration,
+    /// Pipelines open at once.
+    pub pipelines_max: usize,
+    /// Operations of one pipeline between their receipt and the sending of their answer.
+    pub pipeline_in_flight_max: usize,
+    /// Threads that read pages of scans and streams.
+    pub scan_threads: usize,
+    /// Streams of one connection.
+    pub streams_per_connection_max: u32,
+    /// Cap on the time of a unary call.
+    pub deadline_max: Duration,
+    /// Greatest delay of a write under pressure.
+    pub delay_max: Duration,
+    /// Calls that take longer are logged.
+    pub slow: Duration,
+    /// Whether reflection is served.
+    pub reflection: bool,
+    /// Checkpoints are made in here.
+    pub checkpoint_dir: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 4 << 20,
+            batch_max: 1000,
+            concurrency_max: 1024,
+            queue_max: 1024,
+            queue_wait_max: Duration::from_secs(2),
+            pipelines_max: 1024,
+            pipeline_in_flight_max: 1024,
+            scan_threads: 4,
+            streams_per_connection_max: 1024,
+            deadline_max: Duration::from_secs(30),
+            delay_max: Duration::from_millis(100),
+            slow: Duration::from_millis(500),
+            reflection: true,
+            checkpoint_dir: PathBuf::from("checkpoints"),
+        }
+    }
+}
+
+/// A question to the node.
+pub type Ask<T> = Box<dyn Fn() -> T + Send + Sync>;
+
+/// What `Admin.NodeStatus` says of the node.
+pub struct NodeFacts {
+    /// The node's id.
+    pub node_id: String,
+    /// Its name.
+    pub node_name: String,
+    /// Its zone.
+    pub zone: String,
+    /// The program's version.
+    pub version: String,
+    /// "serving" or why not.
+    pub state: Ask<String>,
+    /// Figures by name.
+    pub figures: Ask<Vec<(String, f64)>>,
+}
+
+/// What the services share.
+pub(super) struct Core {
+    pub store: Arc<Store>,
+    pub options: Options,
+    pub metrics: Arc<Metrics>,
+    pub facts: NodeFacts,
+    pub started: Instant,
+    pub admission: Admission,
+    pub pipelines: Gate,
+    pub blocking: Blocking,
+    pub upkeep: Blocking,
+    /// Cancelled when the node stops: streams end by themselves.
+    pub stopping: CancellationToken,
+    /// Producers of streams.
+    pub tasks: TaskTracker,
+}
+
+impl Core {
+    /// Refuses a batch of more than the node's limit.
+    pub fn check_batch(&self, found: usize) -> Result<(), Problem> {
+        let limit = self.options.batch_max;
+        if found <= limit {
+            return Ok(());
+        }
+        let message = format!("the batch has {found} items, the limit is {limit}");
+        Err(Problem::new(tonic::Code::InvalidArgument, "BATCH_TOO_LARGE", message)
+            .with("found", found)
+            .with("limit", limit))
+    }
+}
+
+/// The listeners, bound and not yet served.
+#[derive(Debug)]
+pub struct Listeners {
+    client: TcpListener,
+    peer: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both addresses. Port 0 takes any free port.
+    ///
+    /// # Errors
+    /// The address that cannot be bound, and why.
+    pub async fn bind(
+        client: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<Self, (SocketAddr, io::Error)> {
+        let client = TcpListener::bind(client).await.map_err(|error| (client, error))?;
+        let peer = TcpListener::bind(peer).await.map_err(|error| (peer, error))?;
+        Ok(Self { client, peer })
+    }
+}
+
+/// The running services.
+pub struct Server {
+    /// Where clients and operators are served.
+    pub client_addr: SocketAddr,
+    /// Where peers are served.
+    pub peer_addr: SocketAddr,
+    core: Arc<Core>,
+    health: Vec<HealthReporter>,
+    closing: CancellationToken,
+    listeners: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
+}
+
+impl Server {
+    /// Serves `store` on the listeners. Health says NOT_SERVING until [`Server::set_serving`].
+    ///
+    /// # Errors
+    /// The bound addresses cannot be read.
+    pub async fn start(
+        listeners: Listeners,
+        store: Arc<Store>,
+        options: Options,
+        metrics: Arc<Metrics>,
+        facts: NodeFacts,
+    ) -> io::Result<Self> {
+        let client_addr = listeners.client.local_addr()?;
+        let peer_addr = listeners.peer.local_addr()?;
+        let wait = options.queue_wait_max;
+        let core = Arc::new(Core {
+            store,
+            metrics,
+            facts,
+            started: Instant::now(),
+            admission: Admission { delay_max: options.delay_max },
+            pipelines: Gate::new("pipelines", options.pipelines_max, 0, wait),
+            blocking: Blocking::new("scans", options.scan_threads, options.queue_max, wait),
+            upkeep: Blocking::new("upkeep", 1, 16, Duration::from_secs(3600)),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            options,
+        });
+        let closing = CancellationToken::new();
+        let (client_health, client) = client_router(&core).await;
+        let (peer_health, peer) = peer_router(&core).await;
+        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: TcpListener| {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let closed = closing.clone().cancelled_owned();
+            tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed))
+        };
+        let tasks = vec![serve(client, listeners.client), serve(peer, listeners.peer)];
+        let health = vec![client_health, peer_health];
+        Ok(Self { client_addr, peer_addr, core, health, closing, listeners: tasks })
+    }
+
+    /// Says in `grpc.health.v1` whether the node serves.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for reporter in &self.health {
+            set_all(reporter, status).await;
+        }
+    }
+
+    /// Stops: no new calls, streams end, calls in flight finish within `timeout`. Returns whether
+    /// they did.
+    pub async fn stop(self, timeout: Duration) -> bool {
+        self.set_serving(false).await;
+        self.core.stopping.cancel();
+        self.core.tasks.close();
+        self.closing.cancel();
+        let aborts: Vec<_> = self.listeners.iter().map(JoinHandle::abort_handle).collect();
+        let all = async {
+            for listener in self.listeners {
+                // A listener that failed was logged when it did.
+                let _ = listener.await;
+            }
+            self.core.tasks.wait().await;
+        };
+        let finished = tokio::time::timeout(timeout, all).await.is_ok();
+        if !finished {
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+        finished
+    }
+}
+
+async fn set_all(reporter: &HealthReporter, status: ServingStatus) {
+    for service in SERVICES {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+fn front(core: &Core) -> FrontLayer {
+    let options = &core.options;
+    FrontLayer(Arc::new(Front {
+        gate: Gate::new(
+            "this node",
+            options.concurrency_max,
+            options.queue_max,
+            options.queue_wait_max,
+        ),
+        metrics: Arc::clone(&core.metrics),
+        deadline_max: options.deadline_max,
+        slow: options.slow,
+    }))
+}
+
+/// Windows large enough for a batch in one flight; keep-alive finds dead peers within 40 s.
+fn builder(core: &Core) -> tonic::transport::Server<Stack<FrontLayer, Identity>> {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_concurrent_streams(core.options.streams_per_connection_max)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(front(core))
+}
+
+async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
+    let (reporter, health) = health_reporter();
+    set_all(&reporter, ServingStatus::NotServing).await;
+    let limit = core.options.message_bytes_max;
+    let key_value = KeyValueServer::new(KeyValueService(Arc::clone(core)));
+    let admin = AdminServer::new(AdminService(Arc::clone(core)));
+    let reflection = core.options.reflection.then(|| {
+        let v1 = reflection_builder().build_v1().expect("the build wrote the descriptors");
+        let alpha = reflection_builder().build_v1alpha().expect("the same descriptors");
+        (v1, alpha)
+    });
+    let (v1, alpha) = reflection.unzip();
+    let router = builder(core)
+        .add_service(key_value.max_decoding_message_size(limit))
+        .add_service(admin.max_decoding_message_size(limit))
+        .add_service(health)
+        .add_optional_service(v1)
+        .add_optional_service(alpha);
+    (reporter, router)
+}
+
+fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+async fn peer_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
+    let (reporter, health) = health_reporter();
+    set_all(&reporter, ServingStatus::NotServing).await;
+    let replica = ReplicaServer::new(ReplicaService(Arc::clone(core)))
+        // A batch may hold rows at their cap.
+        .max_decoding_message_size(core.options.message_bytes_max.max(16 << 20));
+    (reporter, builder(core).add_service(replica).add_service(health))
+}

@@ -1,0 +1,164 @@
+//! Tenants, upkeep, and the pages for operators.
+
+use pairdb::rpc::proto;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::node::{TestNode, refusal, write};
+
+fn create(name: &str) -> proto::CreateTenantRequest {
+    let tenant = proto::Tenant { name: name.into(), ..Default::default() };
+    proto::CreateTenantRequest { tenant: Some(tenant) }
+}
+
+#[tokio::test]
+async fn a_tenant_is_created_once_listed_and_changed() {
+    let node = TestNode::start().await;
+    let mut admin = node.admin();
+    let spec = proto::Tenant {
+        name: "orders".into(),
+        mode: proto::TenantMode::LastWriteWins.into(),
+        partition_delimiter: ":".into(),
+        default_ttl_ms: 5000,
+        ..Default::default()
+    };
+    let request = proto::CreateTenantRequest { tenant: Some(spec) };
+    let made = admin.create_tenant(request.clone()).await.expect("created").into_inner().tenant;
+    let made = made.expect("the tenant");
+    assert_eq!(made.mode(), proto::TenantMode::LastWriteWins);
+    assert!(made.id > 0 && made.replication_factor == 3);
+    let status = admin.create_tenant(request).await.expect_err("it exists");
+    assert_eq!(refusal(&status).1, "TENANT_EXISTS");
+
+    let names = |answer: proto::ListTenantsResponse| {
+        answer.tenants.into_iter().map(|tenant| tenant.name).collect::<Vec<_>>()
+    };
+    let listed = admin.list_tenants(proto::ListTenantsRequest {}).await.expect("listed");
+    assert_eq!(names(listed.into_inner()), ["default", "orders"]);
+
+    let change = proto::SetTenantRequest {
+        name: "orders".into(),
+        default_ttl_ms: Some(0),
+        ..Default::default()
+    };
+    admin.set_tenant(change).await.expect("changed");
+    let name = "orders".to_owned();
+    let shown = admin.get_tenant(proto::GetTenantRequest { name }).await.expect("shown");
+    let shown = shown.into_inner().tenant.expect("the tenant");
+    assert_eq!((shown.default_ttl_ms, &shown.partition_delimiter[..]), (0, &b":"[..]));
+
+    // A last-write-wins tenant keeps one value.
+    for value in ["1", "2"] {
+        let request = proto::WriteRequest { tenant: "orders".into(), ..write("k", value) };
+        let written = node.key_value().write(request).await.expect("written").into_inner();
+        assert_eq!(written.siblings, 1);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenant_of_a_bad_name_is_refused_and_not_listed() {
+    let node = TestNode::start().await;
+    let mut admin = node.admin();
+    for bad in ["", "Upper", "a b", "a_b", "\u{e9}", &"a".repeat(64)] {
+        let status = admin.create_tenant(create(bad)).await.expect_err(bad);
+        let (code, reason, _) = refusal(&status);
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_TENANT_NAME"));
+    }
+    let status = admin.create_tenant(proto::CreateTenantRequest { tenant: None }).await;
+    assert_eq!(refusal(&status.expect_err("none")).1, "INVALID_ARGUMENT");
+    let listed = admin.list_tenants(proto::ListTenantsRequest {}).await.expect("listed");
+    assert_eq!(listed.into_inner().tenants.len(), 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn upkeep_keeps_the_data() {
+    let node = TestNode::start().await;
+    let mut admin = node.admin();
+    for i in 0..100 {
+        node.write(&format!("k{i}"), "v").await;
+    }
+    let before = node.rows().await;
+    admin.flush(proto::FlushRequest {}).await.expect("flushed");
+    admin.compact(proto::CompactRequest {}).await.expect("compacted");
+    let report = admin.scrub(proto::ScrubRequest {}).await.expect("scrubbed").into_inner();
+    assert!(report.damage.is_empty());
+    assert_eq!(node.rows().await, before);
+
+    let request = proto::CheckpointRequest { name: "one".into() };
+    let made = admin.checkpoint(request.clone()).await.expect("made").into_inner();
+    assert!(std::path::Path::new(&made.path).is_dir());
+    admin.checkpoint(request).await.expect_err("it exists");
+    let outside = proto::CheckpointRequest { name: "../out".into() };
+    let status = admin.checkpoint(outside).await.expect_err("outside");
+    assert_eq!(refusal(&status).1, "INVALID_ARGUMENT");
+    node.stop().await;
+}
+
+async fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.expect("the node listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answered");
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    (code.expect("a status line"), answer)
+}
+
+#[tokio::test]
+async fn the_pages_show_health_and_every_subsystem() {
+    let node = TestNode::start().await;
+    node.write("k", "v").await;
+    node.read("k").await;
+    let admin = &node.node.ready.admin_listen;
+    for path in ["/health", "/health/live", "/health/ready", "/ready"] {
+        let (code, body) = get(admin, path).await;
+        assert_eq!(code, 200, "{path}: {body}");
+        assert!(body.contains("\"state\":\"serving\""), "{path}: {body}");
+    }
+    assert_eq!(get(admin, "/nothing").await.0, 404);
+
+    let (code, metrics) = get(admin, "/metrics").await;
+    assert_eq!(code, 200);
+    assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+    for name in [
+        "pairdb_rpc_requests_total{grpc_code=\"OK\",grpc_method=\"Write\",\
+         grpc_service=\"KeyValue\"} 1",
+        "pairdb_rpc_request_duration_seconds_count{grpc_method=\"Read\"",
+        "pairdb_rpc_writes_total{outcome=\"ok\"} 1",
+        "pairdb_rpc_received_bytes_total",
+        "pairdb_cache_hits_total",
+        "pairdb_memtable_size_bytes",
+        "pairdb_sstable_count{level=\"0\"}",
+        "pairdb_commit_log_syncs_total",
+        "pairdb_compaction_debt_bytes",
+        "pairdb_store_pressure_ratio",
+        "pairdb_build_info",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn health_and_status_say_that_the_node_serves() {
+    let node = TestNode::start().await;
+    let mut health = HealthClient::new(node.client.clone());
+    for service in ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin"] {
+        let request = HealthCheckRequest { service: service.into() };
+        let answer = health.check(request).await.expect("known").into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+    }
+    let status = node.admin().node_status(proto::NodeStatusRequest {}).await.expect("answered");
+    let status = status.into_inner();
+    assert_eq!(status.state, "serving");
+    assert_eq!(status.node_id, node.node.ready.node_id);
+    assert!(status.figures.contains_key("pairdb_memtable_size_bytes"));
+    node.stop().await;
+}

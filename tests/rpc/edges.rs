@@ -1,0 +1,155 @@
+//! What is wrong before it reaches a handler: time, size, form, and too much at once.
+
+use bytes::{Buf, BufMut};
+use pairdb::rpc::proto;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Request, Status};
+
+use crate::node::{TestNode, read, refusal, write};
+
+/// Sends bytes as they are.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let all = buffer.remaining();
+        Ok(Some(buffer.copy_to_bytes(all).to_vec()))
+    }
+}
+
+async fn send_raw(node: &TestNode, path: &'static str, body: Vec<u8>) -> Result<Vec<u8>, Status> {
+    let mut client = Grpc::new(node.client.clone());
+    client.ready().await.expect("connected");
+    let path = PathAndQuery::from_static(path);
+    Ok(client.unary(Request::new(body), path, Raw).await?.into_inner())
+}
+
+#[tokio::test]
+async fn a_malformed_message_is_refused_and_changes_nothing() {
+    let node = TestNode::start().await;
+    // A field that claims more bytes than there are; a wire type that does not exist; text that is
+    // not UTF-8 in the tenant's name.
+    for body in [vec![0x12, 0x7f, 1], vec![0x0f], vec![0x0a, 2, 0xff, 0xfe]] {
+        let status = send_raw(&node, "/pairdb.v1.KeyValue/Write", body).await.expect_err("bad");
+        let (code, reason, outcome) = refusal(&status);
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
+        assert_eq!(outcome.as_deref(), Some("not_applied"));
+    }
+    assert!(node.rows().await.is_empty());
+    node.write("still", "serves").await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused_by_name() {
+    let node = TestNode::start().await;
+    let huge = write("k", &"x".repeat(5 << 20));
+    let status = node.key_value().write(huge).await.expect_err("too large");
+    let (code, reason, outcome) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+    assert_eq!(outcome.as_deref(), Some("not_applied"));
+    assert!(node.rows().await.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_call_has_error_info_too() {
+    let node = TestNode::start().await;
+    let status = send_raw(&node, "/pairdb.v1.KeyValue/Nothing", vec![]).await.expect_err("none");
+    assert_eq!(refusal(&status).0, Code::Unimplemented);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_timeout_that_is_none_is_refused() {
+    let node = TestNode::start().await;
+    let mut request = Request::new(write("k", "v"));
+    request.metadata_mut().insert("grpc-timeout", "soon".parse().expect("ASCII"));
+    let status = node.key_value().write(request).await.expect_err("not a timeout");
+    let (code, reason, outcome) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+    assert_eq!(outcome.as_deref(), Some("not_applied"));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_whose_time_is_over_before_it_begins_is_not_applied() {
+    // The server's cap is no time at all: every write comes too late, a ready read does not.
+    let node = TestNode::with(&[("limits.deadline_max", "0s")]).await;
+    let status = node.key_value().write(write("k", "v")).await.expect_err("too late");
+    let (code, reason, outcome) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    assert_eq!(outcome.as_deref(), Some("not_applied"));
+    assert!(!node.read("k").await.found);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_request_id_is_echoed_or_made() {
+    let node = TestNode::start().await;
+    let mut request = Request::new(read("k"));
+    request.metadata_mut().insert("x-request-id", "job-7".parse().expect("ASCII"));
+    let answer = node.key_value().read(request).await.expect("read");
+    assert_eq!(answer.metadata().get("x-request-id").expect("echoed"), "job-7");
+    let answer = node.key_value().read(read("k")).await.expect("read");
+    assert_eq!(answer.metadata().get("x-request-id").expect("made").len(), 32);
+    let status = node.key_value().read(read("")).await.expect_err("no key");
+    assert!(status.metadata().get("x-request-id").is_some(), "errors have it as well");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn more_pipelines_than_allowed_are_refused_not_queued() {
+    let node = TestNode::with(&[("limits.pipelines_max", "1")]).await;
+    let (_open, requests) = tokio::sync::mpsc::channel::<proto::PipelineRequest>(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let _first = node.key_value().pipeline(requests).await.expect("opened");
+    let second = node.key_value().pipeline(tokio_stream::empty()).await.expect_err("full");
+    assert_eq!(refusal(&second).1, "TOO_MANY_REQUESTS");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_open_streams_with_a_reason_and_waits_for_none() {
+    let node = TestNode::start().await;
+    let (_open, requests) = tokio::sync::mpsc::channel::<proto::PipelineRequest>(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut stream = node.key_value().pipeline(requests).await.expect("opened").into_inner();
+    let stopping = tokio::spawn(node.stop());
+    let status = stream.message().await.expect_err("the node stops");
+    let (code, reason, _) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::Unavailable, "STOPPING"));
+    drop(stream);
+    stopping.await.expect("stopped");
+}
