@@ -2,7 +2,7 @@
 //!
 //! [`TenantCatalog`] is what the store needs to know of tenants; [`LocalCatalog`] keeps them in the
 //! data directory of a single node, in the document `TENANTS` (see
-//! [`document`](super::document) for its bytes). A cluster keeps them elsewhere, behind the same
+//! `document.rs` for its bytes). A cluster keeps them elsewhere, behind the same
 //! trait.
 //!
 //! 1. Look-ups take no lock.

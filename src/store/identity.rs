@@ -1,6 +1,6 @@
 //! Who a node is: cluster, node, generation, actor, and the lease of its clock.
 //!
-//! `IDENTITY` is a [`document`](super::document): ids as UUIDs, the actor as 16 hex digits, the
+//! `IDENTITY` is a document (`document.rs`): ids as UUIDs, the actor as 16 hex digits, the
 //! generation, and, after a clean stop, the bound of the lease at that moment. `LEASE` is a file of
 //! its own because it is extended every few seconds.
 //!

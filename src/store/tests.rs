@@ -34,6 +34,9 @@ impl Node {
     fn with(mut options: StoreOptions) -> Self {
         options.engine.compaction_threads = 0;
         options.engine.partition_bits = 2;
+        options.engine.log_segment_bytes = 256 << 10;
+        options.engine.memtable_bytes = 256 << 10;
+        options.engine.row_cache_bytes = 64 << 10;
         let clock = ManualClock::new(T0_MS);
         let mut node = Self { vfs: MemVfs::new(), clock, starts: 0, options, store: None };
         node.start();

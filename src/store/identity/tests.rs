@@ -10,6 +10,8 @@ use crate::store::environment::ManualClock;
 
 use super::*;
 
+type SharedVfs = Arc<dyn Vfs>;
+
 const NOW_MS: u64 = 1_700_000_000_000;
 
 fn dir() -> &'static Path {
@@ -25,12 +27,12 @@ fn empty() -> MemVfs {
 }
 
 /// Every life of a node draws from another seed, as it does from a real source.
-fn start(vfs: &dyn_vfs::Shared, seed: u64, options: IdentityOptions) -> Result<IdentityFile> {
+fn start(vfs: &SharedVfs, seed: u64, options: IdentityOptions) -> Result<IdentityFile> {
     start_at(vfs, seed, NOW_MS, options)
 }
 
 fn start_at(
-    vfs: &dyn_vfs::Shared,
+    vfs: &SharedVfs,
     seed: u64,
     now_ms: u64,
     options: IdentityOptions,
@@ -39,11 +41,7 @@ fn start_at(
     IdentityFile::open(&environment, dir(), options)
 }
 
-mod dyn_vfs {
-    pub type Shared = std::sync::Arc<dyn crate::engine::vfs::Vfs>;
-}
-
-fn shared(vfs: &MemVfs) -> dyn_vfs::Shared {
+fn shared(vfs: &MemVfs) -> SharedVfs {
     Arc::new(vfs.clone())
 }
 
@@ -212,7 +210,7 @@ fn a_failed_rotation_is_not_forgotten_by_the_next_start() {
     {
         let below = empty();
         let faults = FaultVfs::new(shared(&below));
-        let vfs: dyn_vfs::Shared = Arc::new(faults.clone());
+        let vfs: SharedVfs = Arc::new(faults.clone());
         let node = start(&vfs, 1, plain()).unwrap();
         let born = node.identity().actor;
         faults.inject(Fault { operation: Some(operation), ..Fault::default() });
@@ -249,7 +247,7 @@ type SharedLedger = Arc<Mutex<Ledger>>;
 
 /// A life: starts, and from then on mints all that the lease allows, at once.
 fn live(
-    vfs: &dyn_vfs::Shared,
+    vfs: &SharedVfs,
     ledger: &SharedLedger,
     seed: u64,
     options: IdentityOptions,
@@ -291,7 +289,7 @@ impl Ledger {
 
 /// First start, extensions, a rotation, a clean stop, a kept actor, one asked for, a kill, and
 /// a last clean life after it.
-fn story(vfs: &dyn_vfs::Shared, ledger: &SharedLedger) -> Result<()> {
+fn story(vfs: &SharedVfs, ledger: &SharedLedger) -> Result<()> {
     let environment = Environment::simulated(Arc::clone(vfs), &ManualClock::new(NOW_MS), 99);
     LocalCatalog::open_or_create(&environment, dir())?;
     let node = live(vfs, ledger, 1, plain())?;
@@ -340,7 +338,7 @@ fn a_crash_at_any_call_brings_no_actor_back_below_what_it_minted() {
             }
         }
     });
-    let vfs: dyn_vfs::Shared = Arc::new(faults);
+    let vfs: SharedVfs = Arc::new(faults);
     story(&vfs, &ledger).unwrap();
     let mut starts = Vec::new();
     for (ledger, clones) in std::mem::take(&mut *crashes.lock()) {
@@ -360,7 +358,7 @@ fn an_error_at_any_call_brings_no_actor_back_below_what_it_minted() {
         let below = empty();
         let faults = FaultVfs::new(shared(&below));
         faults.fail_call(failing, ErrorKind::Other);
-        let vfs: dyn_vfs::Shared = Arc::new(faults);
+        let vfs: SharedVfs = Arc::new(faults);
         let ledger = SharedLedger::default();
         if story(&vfs, &ledger).is_ok() {
             break;
@@ -394,7 +392,7 @@ fn a_flipped_bit_never_passes_for_another_identity() {
             effect: Effect::FlipBit(at, (at % 8) as u8),
             ..Fault::default()
         });
-        let vfs: dyn_vfs::Shared = Arc::new(faults);
+        let vfs: SharedVfs = Arc::new(faults);
         match start(&vfs, 2, plain()) {
             Ok(node) if node.start() == Start::Clean => {
                 assert_eq!((node.identity().actor, node.lease().bound()), (born.actor, 90));
