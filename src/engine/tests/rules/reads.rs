@@ -72,7 +72,7 @@ fn cache_fix_before_swap() {
 #[test]
 fn cache_negative_fix() {
     let history = |node: &Node| {
-        assert_eq!(node.values(), [], "its absence is in the cache from here on");
+        assert_eq!(node.values(), [0; 0], "its absence is in the cache from here on");
         node.apply(&x());
         node.flush();
         node.values()
