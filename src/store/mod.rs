@@ -1,6 +1,6 @@
 //! A versioned store: rows with a causal history, in tenants, on the engine.
 //!
-//! It joins [`causality`](crate::causality) and [`engine`](crate::engine): what a row means comes
+//! It joins [`causality`](crate::causality) and [`mod@engine`]: what a row means comes
 //! from the one, where its bytes are from the other. It knows nothing of networks, other nodes and
 //! async runtimes; all its calls are synchronous and may run at the same time.
 //!

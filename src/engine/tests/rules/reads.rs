@@ -45,9 +45,7 @@ fn cache_epoch_tag() {
 #[test]
 fn cache_epoch_tag_with_an_ingest() {
     let history = |node: &Node| {
-        node.at("read:before_fill", |node| {
-            drop(node.ingest(&x()));
-        });
+        node.at("read:before_fill", |node| drop(node.ingest(&x())));
         assert_eq!(node.engine().get(KEY).expect("reads"), None);
         node.values()
     };
@@ -63,9 +61,7 @@ fn cache_fix_before_swap() {
         node.flush();
         assert_eq!(node.values(), [X], "in the cache from here on");
         node.apply(&y());
-        node.at("install:swapped", |node| {
-            node.update(false, Some(Z));
-        });
+        node.at("install:swapped", |node| drop(node.update(false, Some(Z))));
         node.flush();
         node.values()
     };
@@ -76,7 +72,7 @@ fn cache_fix_before_swap() {
 #[test]
 fn cache_negative_fix() {
     let history = |node: &Node| {
-        assert_eq!(node.values(), [0_u32; 0], "its absence is in the cache from here on");
+        assert_eq!(node.values(), [0; 0], "its absence is in the cache from here on");
         node.apply(&x());
         node.flush();
         node.values()

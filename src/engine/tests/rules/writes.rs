@@ -9,9 +9,7 @@ fn stripe_lock() {
     let history = |node: &Node| {
         node.at("write:picked", |node| {
             node.seal();
-            node.meanwhile(|node| {
-                node.update(false, Some(Y));
-            });
+            node.meanwhile(|node| drop(node.update(false, Some(Y))));
         });
         node.apply(&x());
         node.values()
@@ -23,9 +21,7 @@ fn stripe_lock() {
 #[test]
 fn generation_check() {
     let history = |node: &Node| {
-        node.at("update:read", |node| {
-            drop(node.ingest(&x()));
-        });
+        node.at("update:read", |node| drop(node.ingest(&x())));
         node.update(false, Some(Y));
         node.values()
     };
@@ -104,9 +100,9 @@ fn guard_at_pick() {
         }
         node.values()
     };
-    assert_eq!(history(&[]), [0_u32; 0]);
-    assert_eq!(history(&["guard_at_pick"]), [0_u32; 0], "the fence waits");
-    assert_eq!(history(&["fence_waits"]), [0_u32; 0], "the guard is compared again");
+    assert_eq!(history(&[]), [0; 0]);
+    assert_eq!(history(&["guard_at_pick"]), [0; 0], "the fence waits");
+    assert_eq!(history(&["fence_waits"]), [0; 0], "the guard is compared again");
     assert_eq!(history(&["guard_at_pick", "fence_waits"]), [X], "x comes back");
 }
 
