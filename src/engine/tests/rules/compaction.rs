@@ -37,7 +37,9 @@ fn promote_a_older() {
 #[test]
 fn promote_a_older_than_an_ingest() {
     let history = |node: &Node| {
-        node.at("ingest:queued", |node| drop(node.apply(&y())));
+        node.at("ingest:queued", |node| {
+            let _ = node.apply(&y());
+        });
         node.ingest(&x()).expect("taken");
         node.flush();
         node.values()

@@ -56,7 +56,9 @@ fn ingest_waits_in_queue() {
 #[test]
 fn ingest_no_full_while_queued() {
     let history = |node: &Node| {
-        node.at("ingest:queued", |node| drop(node.update(false, Some(X))));
+        node.at("ingest:queued", |node| {
+            let _ = node.update(false, Some(X));
+        });
         node.ingest(&y()).expect("taken");
         node.values()
     };
