@@ -186,8 +186,6 @@ struct Rig {
     /// What a crash in this step left, and what was known at that moment.
     crashed: Mutex<Option<(MemVfs, Known)>>,
     time: AtomicU64,
-    /// Operations that ran in the middle of others.
-    nested: AtomicU64,
     /// The first thing found wrong.
     wrong: Mutex<Option<String>>,
 }
@@ -214,7 +212,6 @@ impl Rig {
             held: Mutex::default(),
             crashed: Mutex::default(),
             time: AtomicU64::new(0),
-            nested: AtomicU64::new(0),
             wrong: Mutex::default(),
         });
         rig.open();
@@ -264,10 +261,10 @@ impl Rig {
     }
 
     fn run_nested(&self, hook: &str, op: &Op) {
-        let held = self.held.lock().last().copied().unwrap_or_default().with(hook);
+        let mut held = self.held.lock().last().copied().unwrap_or_default().with(hook);
+        held.writer &= !self.removed.contains(&"writer_reference");
         // What runs in the middle of an operation after the crash never was.
         if held.allows(op) && self.crashed.lock().is_none() {
-            self.nested.fetch_add(1, Ordering::Relaxed);
             self.run(op, held);
         }
     }
@@ -479,8 +476,8 @@ impl Rig {
 }
 
 /// Runs a history, then looks at everything, before and after all is compacted and after a crash.
-/// Says what was wrong and how many operations ran in the middle of others.
-fn run(removed: &[&'static str], deep: bool, steps: &[Step]) -> (Option<String>, u64) {
+/// Says what was wrong.
+fn run(removed: &[&'static str], deep: bool, steps: &[Step]) -> Option<String> {
     let rig = Rig::new(removed, deep);
     let look = (0..KEYS).map(Op::Get).chain([Op::Scan]);
     let rest = look.clone().chain([Op::Sync, Op::Crash(0), Op::CompactAll]).chain(look);
@@ -491,8 +488,7 @@ fn run(removed: &[&'static str], deep: bool, steps: &[Step]) -> (Option<String>,
             break;
         }
     }
-    let wrong = rig.wrong.lock().take();
-    (wrong, rig.nested.load(Ordering::Relaxed))
+    rig.wrong.lock().take()
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -529,56 +525,49 @@ proptest! {
         deep in any::<bool>(),
         steps in proptest::collection::vec(step(), 1..70),
     ) {
-        let (wrong, _) = run(&[], deep, &steps);
-        prop_assert_eq!(wrong, None);
+        prop_assert_eq!(run(&[], deep, &steps), None);
     }
 }
 
-/// Removed alone, a rule is missed by one of these many histories: the search is worth something.
+/// Rules whose absence is seen by one of a thousand histories. The others need a crash, a job that
+/// stands still or a floor at a moment that is rarer; `rules` has a history for each.
+#[cfg(not(feature = "invariants"))]
+const SOON_MISSED: &[&str] = &[
+    "stripe_lock",
+    "generation_check",
+    "writer_reference",
+    "whole_row_in_log",
+    "one_super_version",
+    "cache_epoch_tag",
+    "cache_fix_before_swap",
+    "cache_negative_fix",
+    "demote_full",
+    "ingest_waits_in_queue",
+    "ingest_no_full_while_queued",
+    "promote_a_older",
+    "promote_b_oldest",
+    "exact_replay",
+    "purge_all_tables",
+    "guard",
+    "ingest_filter",
+    "floor_after_sync",
+];
+
+/// The search is worth something: without a rule it finds damage.
 #[cfg(not(feature = "invariants"))]
 #[test]
 fn a_removed_rule_shows() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
 
-    for rule in RULES {
+    let is_seen = |rule: &'static str| {
         let mut runner = TestRunner::deterministic();
         let histories = (any::<bool>(), proptest::collection::vec(step(), 1..70));
-        let mut found = None;
-        for tried in 0..3000 {
+        (0..1000).any(|_| {
             let (deep, steps) = histories.new_tree(&mut runner).expect("generates").current();
-            if let (Some(wrong), _) = run(&[rule], deep, &steps) {
-                found = Some((tried, wrong));
-                break;
-            }
-        }
-        eprintln!("{rule}: {found:?}");
-    }
+            run(&[rule], deep, &steps).is_some()
+        })
+    };
+    let unseen: Vec<_> = SOON_MISSED.iter().filter(|rule| !is_seen(rule)).collect();
+    assert!(unseen.is_empty(), "without {unseen:?} nothing was found wrong");
 }
-
-const RULES: &[&str] = &[
-    "stripe_lock",
-    "generation_check",
-    "writer_reference",
-    "epoch_order_install",
-    "whole_row_in_log",
-    "one_super_version",
-    "cache_epoch_tag",
-    "cache_fix_before_swap",
-    "cache_negative_fix",
-    "age_contiguous",
-    "demote_full",
-    "ingest_waits_in_queue",
-    "ingest_no_full_while_queued",
-    "ingest_newest",
-    "promote_a_older",
-    "promote_b_oldest",
-    "segment_number_above_manifest",
-    "exact_replay",
-    "purge_all_tables",
-    "purge_floor_epoch",
-    "guard_at_pick",
-    "guard",
-    "ingest_filter",
-    "floor_after_sync",
-];
