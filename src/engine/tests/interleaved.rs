@@ -9,11 +9,15 @@
 //!    lets go, and shows nothing that was never written;
 //! 2. after a crash the same holds for what was durable.
 
+mod history;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
+
+use history::{Held, Op, Step, step};
 
 use super::row::{Dot, Row};
 use super::{effort, open, run_hook, tiny};
@@ -26,106 +30,6 @@ const KEYS: usize = 3;
 fn key(n: usize) -> [u8; 2] {
     [b'k', b'0' + n as u8]
 }
-
-/// One operation of a history.
-#[derive(Clone, Debug)]
-enum Op {
-    /// Read-modify-write of the node itself; `None` deletes.
-    Update {
-        key: usize,
-        covers: bool,
-        value: Option<u32>,
-    },
-    /// Another node writes; its state arrives later, or never, or twice.
-    Remote {
-        key: usize,
-        covers: bool,
-        value: Option<u32>,
-        saw_us: bool,
-    },
-    /// One of its states arrives as a message.
-    Deliver(usize),
-    /// As a table.
-    Ingest(usize),
-    Get(usize),
-    Scan,
-    Seal,
-    /// The head of the queue becomes a table.
-    Flush,
-    Compact,
-    /// Everything, down to the last level.
-    CompactAll,
-    Sync,
-    /// Everything that exists is here: tombstones may go.
-    Floor,
-    Crash(u64),
-}
-
-/// An operation and those that run in its middle, if it comes by their hooks.
-type Step = (Op, Vec<(&'static str, Op)>);
-
-/// What an operation holds on to while another runs in its middle.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Held {
-    /// Stripes, by key.
-    keys: [bool; KEYS],
-    /// A memtable with a writer, which no flush may wait for.
-    writer: bool,
-    flush: bool,
-    ingest: bool,
-    install: bool,
-    /// The inputs of a compaction.
-    compact: bool,
-}
-
-impl Held {
-    fn with(self, hook: &str) -> Self {
-        match hook {
-            "write:picked" => Self { writer: true, ..self },
-            "flush:built" => Self { flush: true, ..self },
-            // Of a flush as well as of a compaction.
-            "install:next_epoch" | "install:fixed" => Self { flush: true, install: true, ..self },
-            "install:swapped" => Self { flush: true, ..self },
-            "compact:merged" => Self { compact: true, ..self },
-            _ => self,
-        }
-    }
-
-    /// Whether `op` would get along without what is held.
-    fn allows(self, op: &Op) -> bool {
-        let installs = !self.install;
-        let flushes = installs && !self.flush && !self.writer;
-        match op {
-            Op::Update { key, .. } => !self.keys[*key],
-            Op::Deliver(_) | Op::Remote { .. } | Op::Get(_) | Op::Scan => true,
-            Op::Seal | Op::Sync | Op::Crash(_) => true,
-            Op::Flush => flushes,
-            Op::Compact => installs,
-            Op::Ingest(_) => flushes && !self.ingest,
-            Op::Floor => installs && !self.ingest && self.keys == [false; KEYS],
-            // It waits for what the outer operation compacts.
-            Op::CompactAll => self == Self::default(),
-        }
-    }
-}
-
-/// Where other operations may run: every hook of the engine, and one of this file.
-const HOOKS: &[&str] = &[
-    "update:read",
-    "apply:checked",
-    "write:picked",
-    "read:pinned",
-    "read:before_fill",
-    "scan:pinned",
-    "flush:built",
-    "install:next_epoch",
-    "install:fixed",
-    "install:swapped",
-    "ingest:queued",
-    "compact:merged",
-    "fence:in_force",
-    "floor:synced",
-];
 
 /// What is known of the rows, as the model keeps it.
 #[derive(Clone, Debug, Default)]
@@ -446,8 +350,8 @@ impl Rig {
         });
         // What the floor vouches for.
         let mut known = self.known.lock();
-        for n in 0..KEYS {
-            known.durable[n] = known.durable[n].join(&must[n]);
+        for (durable, row) in known.durable.iter_mut().zip(&must) {
+            *durable = durable.join(row);
         }
     }
 
@@ -489,31 +393,6 @@ fn run(removed: &[&'static str], deep: bool, steps: &[Step]) -> Option<String> {
         }
     }
     rig.wrong.lock().take()
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let value = || proptest::option::weighted(0.6, 0..100_u32);
-    prop_oneof![
-        6 => (0..KEYS, any::<bool>(), value())
-            .prop_map(|(key, covers, value)| Op::Update { key, covers, value }),
-        5 => (0..KEYS, any::<bool>(), value(), any::<bool>())
-            .prop_map(|(key, covers, value, saw_us)| Op::Remote { key, covers, value, saw_us }),
-        8 => (0..12_usize).prop_map(Op::Deliver),
-        3 => (0..12_usize).prop_map(Op::Ingest),
-        5 => (0..KEYS).prop_map(Op::Get),
-        2 => Just(Op::Scan),
-        5 => Just(Op::Seal),
-        6 => Just(Op::Flush),
-        5 => Just(Op::Compact),
-        1 => Just(Op::CompactAll),
-        1 => Just(Op::Sync),
-        3 => Just(Op::Floor),
-        1 => any::<u64>().prop_map(Op::Crash),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    (op(), proptest::collection::vec((proptest::sample::select(HOOKS), op()), 0..4))
 }
 
 proptest! {
