@@ -17,7 +17,7 @@ pub struct Row {
 }
 
 impl Row {
-    fn has_seen(&self, (actor, t): Dot) -> bool {
+    pub fn has_seen(&self, (actor, t): Dot) -> bool {
         self.clock.get(&actor).is_some_and(|seen| t <= *seen)
     }
 

@@ -38,7 +38,7 @@ fn promote_a_older() {
 fn promote_a_older_than_an_ingest() {
     let history = |node: &Node| {
         node.at("ingest:queued", |node| {
-            node.apply(&y());
+            let _ = node.apply(&y());
         });
         node.ingest(&x()).expect("taken");
         node.flush();

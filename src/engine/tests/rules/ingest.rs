@@ -57,7 +57,7 @@ fn ingest_waits_in_queue() {
 fn ingest_no_full_while_queued() {
     let history = |node: &Node| {
         node.at("ingest:queued", |node| {
-            node.update(false, Some(X));
+            let _ = node.update(false, Some(X));
         });
         node.ingest(&y()).expect("taken");
         node.values()

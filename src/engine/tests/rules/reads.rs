@@ -61,7 +61,9 @@ fn cache_fix_before_swap() {
         node.flush();
         assert_eq!(node.values(), [X], "in the cache from here on");
         node.apply(&y());
-        node.at("install:swapped", |node| drop(node.update(false, Some(Z))));
+        node.at("install:swapped", |node| {
+            let _ = node.update(false, Some(Z));
+        });
         node.flush();
         node.values()
     };

@@ -9,7 +9,9 @@ fn stripe_lock() {
     let history = |node: &Node| {
         node.at("write:picked", |node| {
             node.seal();
-            node.meanwhile(|node| drop(node.update(false, Some(Y))));
+            node.meanwhile(|node| {
+                let _ = node.update(false, Some(Y));
+            });
         });
         node.apply(&x());
         node.values()
