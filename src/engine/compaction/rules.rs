@@ -37,7 +37,8 @@ impl Rules {
         Self { removed: Some(rule) }
     }
 
-    /// All but the one that is removed by its name in the table of the rules, if it is one of these.
+    /// All but the one that is removed by its name in the table of the rules, if it is one of
+    /// these.
     #[cfg(test)]
     pub(crate) fn without_named(names: &std::collections::HashSet<&'static str>) -> Self {
         let named = [
