@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::handle::TableRef;
 use super::state::VersionState;
+use crate::engine::key::key_prefix;
 use crate::engine::options::LEVELS;
-use crate::engine::sstable::column::key_prefix;
 use crate::engine::sstable::{KeyHash, Table};
 
 /// The tables of one level.
