@@ -92,10 +92,27 @@ pub struct StoreOptions {
     pub engine: engine::Options,
     /// What may come in.
     pub limits: Limits,
-    /// How far behind the clock safe points are set, in milliseconds: longer than a write takes.
-    pub safe_point_margin_ms: u64,
+    /// When deletes are forgotten.
+    pub safe_points: SafePoints,
     /// Which cluster the node belongs to, and whether it takes a new actor.
     pub identity: IdentityOptions,
+}
+
+/// How a node that is its own cluster sets its safe points. All in milliseconds.
+#[derive(Clone, Debug)]
+pub struct SafePoints {
+    /// How far behind the clock they are set: longer than a write takes.
+    pub margin_ms: u64,
+    /// How long one that counts stays before it is moved.
+    pub interval_ms: u64,
+    /// How long one may wait for memtables to become tables before they are flushed for it.
+    pub flush_ms: u64,
+}
+
+impl Default for SafePoints {
+    fn default() -> Self {
+        Self { margin_ms: 12_000, interval_ms: 60_000, flush_ms: 600_000 }
+    }
 }
 
 impl Default for StoreOptions {
@@ -103,7 +120,7 @@ impl Default for StoreOptions {
         Self {
             engine: engine::Options::default(),
             limits: Limits::default(),
-            safe_point_margin_ms: 12_000,
+            safe_points: SafePoints::default(),
             identity: IdentityOptions::default(),
         }
     }
@@ -151,7 +168,7 @@ pub struct Store {
     dir: PathBuf,
     environment: Environment,
     limits: Limits,
-    safe_point_margin_ms: u64,
+    safe_points: SafePoints,
     /// Keys contexts and cursors to the cluster.
     cluster_hash: u64,
 
@@ -168,6 +185,7 @@ pub struct Store {
     read_only: std::sync::OnceLock<String>,
     /// Damaged places met so far.
     damage: Mutex<HashSet<(PathBuf, u64)>>,
+    floor_state: Mutex<safe_point::FloorState>,
 
     /// Held, not used: keeps other processes out of the directory. The last to be dropped.
     _lock: Box<dyn engine::vfs::FileLock>,
@@ -217,13 +235,14 @@ impl Store {
                 clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
             },
         )?;
+        let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
             cluster_hash: xxh3_64(&identity.identity().cluster_id.to_be_bytes()),
             actor: AtomicU64::new(identity.identity().actor),
             environment,
             limits,
-            safe_point_margin_ms: options.safe_point_margin_ms,
+            safe_points: options.safe_points,
             engine,
             catalog: Box::new(catalog),
             identity,
@@ -232,6 +251,7 @@ impl Store {
             closed: AtomicBool::new(false),
             read_only: std::sync::OnceLock::new(),
             damage: Mutex::default(),
+            floor_state: Mutex::new(safe_point::FloorState::new(began)),
             _lock: lock,
         })
     }

@@ -27,8 +27,10 @@ struct Node {
 }
 
 impl Node {
+    /// Safe points are moved whenever they are asked to.
     fn new() -> Self {
-        Self::with(StoreOptions::default())
+        let safe_points = SafePoints { interval_ms: 0, flush_ms: 0, ..SafePoints::default() };
+        Self::with(StoreOptions { safe_points, ..StoreOptions::default() })
     }
 
     fn with(mut options: StoreOptions) -> Self {
