@@ -35,6 +35,7 @@
 //! ```
 
 pub mod catalog;
+pub mod disk;
 mod document;
 pub mod environment;
 pub mod error;
@@ -69,6 +70,7 @@ use merge::RowOperator;
 use minter::Minter;
 
 pub use catalog::{LocalCatalog, TenantCatalog};
+pub use disk::DiskState;
 pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
@@ -142,6 +144,10 @@ pub struct StoreStats {
     pub clock_ahead_ms: u64,
     /// The floor below which deletes are forgotten, on the hybrid logical clock.
     pub safe_point: u64,
+    /// The fraction of the disk that is in use.
+    pub disk_used: f64,
+    /// What that allows.
+    pub disk_state: DiskState,
 }
 
 #[derive(Debug, Default)]
@@ -355,6 +361,8 @@ impl Store {
             actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
+            disk_used: self.engine.disk_used(),
+            disk_state: self.disk_state(),
         }
     }
 
@@ -408,7 +416,16 @@ impl Store {
         ContextKey::new(self.cluster_hash, engine_key)
     }
 
-    /// Whether writes are taken.
+    /// Whether the store takes writes, as far as that does not depend on load or space.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], or [`Error::ReadOnly`] with the first failure.
+    pub fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        self.engine.poisoned().map_or(Ok(()), |cause| Err(Error::ReadOnly { cause }))
+    }
+
+    /// Whether this layer takes writes.
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::Closed);

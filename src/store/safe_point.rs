@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// A table, the log or the manifest could not be written or synced.
     pub fn advance_safe_points(&self) -> Result<u64> {
-        self.check_open()?;
+        self.check_writable()?;
         // Held to the end: one round at a time.
         let mut state = self.floor_state.lock();
         let now = self.environment.monotonic.elapsed();
