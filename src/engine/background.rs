@@ -215,7 +215,8 @@ impl Shared {
 
     /// What only time brings.
     pub(super) fn tick(&self) {
-        self.now_ms.store(self.clock.now_ms(), Ordering::Relaxed);
+        let now_ms = self.clock.now_ms().saturating_add(self.ages_from_ms);
+        self.now_ms.store(now_ms, Ordering::Relaxed);
         self.look_at_disk();
     }
 

@@ -178,9 +178,11 @@ pub(crate) struct Shared {
     ingest_lock: Mutex<()>,
     seal_lock: Mutex<()>,
 
-    /// Milliseconds of `clock` at the last tick: near enough for cache entries, cheaper than a
-    /// clock read for each get.
+    /// Milliseconds of `clock` at the last tick, continued from the life of the store before this
+    /// open: near enough for cache entries, cheaper than a clock read for each get.
     now_ms: AtomicU64,
+    /// What continues `clock`, in milliseconds.
+    ages_from_ms: u64,
     /// Whether free space is below the reserve. Relaxed: a write more or less does not matter.
     disk_full: AtomicBool,
     /// Millionths of the disk in use. Relaxed: a figure.

@@ -16,9 +16,12 @@ impl Engine {
     pub fn pressure(&self) -> f64 {
         self.shared.pressure()
     }
-}
 
-impl Engine {
+    /// The failure since which writes are refused, if there was one.
+    pub fn poisoned(&self) -> Option<String> {
+        self.shared.poisoned_by()
+    }
+
     /// How full the disk was at the last look, half a second ago at most: 0 to 1. Costs one load,
     /// so every request may ask.
     pub fn disk_used(&self) -> f64 {
@@ -27,6 +30,10 @@ impl Engine {
 }
 
 impl Shared {
+    pub(super) fn poisoned_by(&self) -> Option<String> {
+        self.poisoned.get().cloned().or_else(|| self.log.poisoned())
+    }
+
     fn pressure(&self) -> f64 {
         if self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some() {
             return 1.0;

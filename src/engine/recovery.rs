@@ -40,7 +40,7 @@ use super::flush::TableOutput;
 use super::guards::Guards;
 use super::memtable::Memtable;
 use super::merge::MergeOperator;
-use super::options::Options;
+use super::options::{LEVELS, Options};
 use super::position::Position;
 use super::record::Kind;
 use super::rules::rule;
@@ -48,7 +48,7 @@ use super::sstable::KeyHash;
 use super::stats::Counters;
 use super::stripes::Stripes;
 use super::super_version::SuperVersion;
-use super::version::{VersionEdit, VersionSet};
+use super::version::{VersionEdit, VersionSet, VersionState};
 use super::vfs::Vfs;
 use super::{Environment, LogState, Shared};
 
@@ -69,7 +69,9 @@ pub fn open(
     let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
 
     let versions = VersionSet::recover(vfs.clone(), dir, &options)?;
-    let first_segment = replay(dir, &options, &vfs, &*operator, &versions, clock.now_ms())?;
+    let ages_from_ms = ages_from(versions.current().state(), clock.now_ms());
+    let now_ms = clock.now_ms().saturating_add(ages_from_ms);
+    let first_segment = replay(dir, &options, &vfs, &*operator, &versions, now_ms)?;
 
     let epoch = versions.allocate_epoch();
     let active = Arc::new(Memtable::new(epoch, options.memtable_bytes));
@@ -106,7 +108,8 @@ pub fn open(
         flush_lock: Mutex::new(()),
         ingest_lock: Mutex::new(()),
         seal_lock: Mutex::new(()),
-        now_ms: AtomicU64::new(clock.now_ms()),
+        now_ms: AtomicU64::new(now_ms),
+        ages_from_ms,
         clock,
         disk_full: AtomicBool::new(false),
         disk_used_ppm: AtomicU32::new(0),
@@ -117,6 +120,16 @@ pub fn open(
         #[cfg(test)]
         hooks: Mutex::default(),
     })
+}
+
+/// What to add to a clock that may have begun anew with this process, so that no table is younger
+/// than it was: tables keep when they were made, and an age that begins anew at every start lets a
+/// node that restarts often keep for ever what only age makes it compact. The time the store was
+/// closed does not count.
+fn ages_from(state: &VersionState, now_ms: u64) -> u64 {
+    let tables = (0..LEVELS).flat_map(|level| state.level(level));
+    let newest_ms = tables.map(|table| table.created_ms).max().unwrap_or(0);
+    newest_ms.saturating_sub(now_ms)
 }
 
 /// Creates `dir` and its missing parents, names included: a store whose directory is gone after a

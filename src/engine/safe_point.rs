@@ -97,6 +97,15 @@ impl Engine {
         Ok(view.version.state().safe_points()[partition as usize].clone())
     }
 
+    /// Whether a floor waits for memtables to become tables: until then no row is purged on its
+    /// word, and a floor that replaces it begins to wait anew.
+    pub fn floor_waits(&self) -> bool {
+        let view = self.shared.super_version.load();
+        let unflushed = view.oldest_unflushed_epoch();
+        let points = view.version.state().safe_points();
+        points.iter().any(|point| point.floor > 0 && point.floor_epoch >= unflushed)
+    }
+
     /// Number of partitions.
     pub fn partitions(&self) -> u32 {
         self.shared.guards.partitions() as u32

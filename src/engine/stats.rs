@@ -152,7 +152,7 @@ impl Shared {
             oldest_pin_ms,
             manifest_bytes: self.versions.manifest_bytes(),
             disk: self.vfs.disk_space(&self.dir).ok(),
-            poisoned: self.poisoned.get().cloned().or_else(|| self.log.poisoned()),
+            poisoned: self.poisoned_by(),
         }
     }
 }

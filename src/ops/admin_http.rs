@@ -79,6 +79,7 @@ async fn show_health(Shared(pages): Shared<Pages>) -> Response {
         "ready": ready.ok,
         "state": ready.state,
         "reasons": ready.reasons,
+        "disk": pages.health.disk().name(),
         "node_id": pages.node_id.get(),
         "version": VERSION,
     });

@@ -1,12 +1,15 @@
 //! What state the node is in, and what that means: live (do not kill it) and ready (send it work).
 //!
 //! Live never depends on peers, load or a full disk: a restart would not mend them. Ready is false
-//! while the node starts, stops, or takes no writes for a reason that does not pass by itself.
+//! while the node starts, stops, or takes no writes for a reason that does not pass by itself; a
+//! full disk is told, but reads and deletes go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use serde::Serialize;
+
+use crate::store::DiskState;
 
 /// What the node is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,8 +39,14 @@ impl State {
 
 /// The state, shared.
 #[derive(Clone, Debug, Default)]
-// Atomic: relaxed would do, it orders nothing else; the strongest costs nothing at this rate.
-pub struct Health(Arc<AtomicU8>);
+pub struct Health(Arc<Shared>);
+
+// Atomics: relaxed would do, they order nothing else; the strongest costs nothing at this rate.
+#[derive(Debug, Default)]
+struct Shared {
+    state: AtomicU8,
+    disk: AtomicU8,
+}
 
 /// The answer of the health pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,7 +62,7 @@ pub struct Report {
 impl Health {
     /// The state.
     pub fn state(&self) -> State {
-        match self.0.load(Ordering::SeqCst) {
+        match self.0.state.load(Ordering::SeqCst) {
             0 => State::Starting,
             1 => State::Serving,
             2 => State::Stopping,
@@ -64,7 +73,22 @@ impl Health {
     /// Changes the state. A node that stops never serves again.
     pub fn set(&self, state: State) {
         let change = |now: u8| (now != State::Stopping as u8).then_some(state as u8);
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+        let _ = self.0.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+    }
+
+    /// What the disk's filling allows.
+    pub fn disk(&self) -> DiskState {
+        match self.0.disk.load(Ordering::SeqCst) {
+            0 => DiskState::Ok,
+            1 => DiskState::Warn,
+            2 => DiskState::LargeRefused,
+            _ => DiskState::WritesRefused,
+        }
+    }
+
+    /// Says what the disk's filling allows. Whether that is a change.
+    pub fn set_disk(&self, disk: DiskState) -> bool {
+        self.0.disk.swap(disk as u8, Ordering::SeqCst) != disk as u8
     }
 
     /// Whether the process is worth keeping: always, while it can answer.

@@ -3,7 +3,8 @@
 //! Start: bind all addresses, so that a port in use is found before anything is written; open the
 //! store, while `/health/ready` says "starting"; serve; write the ready file.
 //! Stop: readiness off, wait as long as `shutdown_grace` says, refuse new work, finish what runs
-//! within `shutdown_timeout`, flush and close. A second signal skips the waiting.
+//! and flush within `shutdown_timeout`, close. A second signal skips the waiting and the flush: the
+//! next start then replays the log.
 //!
 //! # Exit codes of `pairdb serve`
 //! See [`Error::exit_code`].
@@ -28,10 +29,13 @@ use super::shutdown::Shutdown;
 use super::{VERSION, open};
 use crate::engine;
 use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
-use crate::store::{self, Store};
+use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
+const CALLS_SHARE: f64 = 0.7;
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +119,9 @@ fn exit_code_of_io(error: &io::Error) -> u8 {
         | io::ErrorKind::ReadOnlyFilesystem
         | io::ErrorKind::StorageFull
         | io::ErrorKind::QuotaExceeded
-        | io::ErrorKind::NotADirectory => 73,
+        | io::ErrorKind::NotADirectory
+        // A file where the directory should be.
+        | io::ErrorKind::AlreadyExists => 73,
         _ => 74,
     }
 }
@@ -274,8 +280,10 @@ impl Node {
             () = tokio::time::sleep(self.config.node.shutdown_grace) => {}
             () = fast.cancelled() => {}
         }
+        let timeout = self.config.node.shutdown_timeout;
+        let end = tokio::time::sleep(timeout);
         tokio::select! {
-            finished = self.server.stop(self.config.node.shutdown_timeout) => {
+            finished = self.server.stop(timeout.mul_f64(CALLS_SHARE)) => {
                 if !finished {
                     tracing::warn!("calls were cut: they did not finish in time");
                 }
@@ -283,10 +291,18 @@ impl Node {
             () = fast.cancelled() => {}
         }
         self.closing.cancel();
-        let _ = self.tick.await;
-        let _ = tokio::time::timeout(TICK, self.admin).await;
         let store = self.store;
-        blocking(move || store.close()).await?.map_err(Error::Close)?;
+        let closing = async {
+            let _ = self.tick.await;
+            let _ = tokio::time::timeout(TICK, self.admin).await;
+            blocking(move || store.close()).await?.map_err(Error::Close)
+        };
+        // Without the flush nothing acknowledged is lost either: the next start replays the log.
+        tokio::select! {
+            closed = closing => closed?,
+            () = fast.cancelled() => tracing::warn!("stopping without a flush, as asked"),
+            () = end => tracing::warn!("stopping without a flush: it did not end in time"),
+        }
         tracing::info!("stopped");
         Ok(())
     }
@@ -340,7 +356,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Advances the safe points, and notices when the store has stopped to take writes.
+/// Looks after the store every so often.
 async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -349,18 +365,70 @@ async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
             _ = interval.tick() => {}
             () = closing.cancelled() => return,
         }
-        let advancing = Arc::clone(&store);
-        let advanced = tokio::task::spawn_blocking(move || advancing.advance_safe_points()).await;
-        match advanced {
-            Ok(Ok(_)) => {}
-            Ok(Err(error @ store::Error::ReadOnly { .. })) => {
-                if health.state() == State::Serving {
-                    tracing::error!(%error, "the store takes no more writes");
-                    health.set(State::ReadOnly);
-                }
+        let (store, health) = (Arc::clone(&store), health.clone());
+        if let Err(error) = tokio::task::spawn_blocking(move || look_after(&store, &health)).await {
+            tracing::error!(%error, "looking after the store panicked");
+        }
+    }
+}
+
+/// Advances the safe points; notices when the store has stopped to take writes, and when the disk
+/// fills up.
+fn look_after(store: &Store, health: &Health) {
+    match store.advance_safe_points() {
+        Ok(_) => {}
+        Err(error @ store::Error::ReadOnly { .. }) => {
+            if health.state() == State::Serving {
+                tracing::error!(%error, "the store takes no more writes");
+                health.set(State::ReadOnly);
             }
-            Ok(Err(error)) => tracing::warn!(%error, "cannot advance the safe points"),
-            Err(error) => tracing::error!(%error, "advancing the safe points panicked"),
+        }
+        Err(error) => tracing::warn!(%error, "cannot advance the safe points"),
+    }
+    let disk = store.disk_state();
+    if health.set_disk(disk) {
+        let used = store.stats().disk_used;
+        match disk {
+            DiskState::Ok => tracing::info!(used, "the disk has room"),
+            _ => tracing::warn!(used, disk = disk.name(), "the disk fills up"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scripts act upon them: each kind of failure has a code of its own, whoever wraps it.
+    #[test]
+    fn exit_codes_tell_failures_to_open_apart() {
+        let io = |kind: io::ErrorKind| {
+            let path = PathBuf::from("data");
+            let source = io::Error::from(kind);
+            store::Error::from(engine::Error::Io { operation: "create", path, source })
+        };
+        let file = || PathBuf::from("IDENTITY");
+        let (expected, found) = ("a".to_owned(), "b".to_owned());
+        let codes = [
+            (store::Error::Corruption { file: file(), offset: 7, what: "torn".into() }, 70),
+            (store::Error::Locked { path: file() }, 72),
+            (io(io::ErrorKind::ReadOnlyFilesystem), 73),
+            (io(io::ErrorKind::StorageFull), 73),
+            (io(io::ErrorKind::PermissionDenied), 73),
+            (io(io::ErrorKind::NotADirectory), 73),
+            (store::Error::unknown(io(io::ErrorKind::StorageFull)), 73),
+            (store::Error::DiskFull { path: file(), available: 1, reserve: 2 }, 73),
+            (io(io::ErrorKind::Other), 74),
+            (store::Error::FormatTooNew { file: file(), found: 2, supported: 1 }, 75),
+            (store::Error::WrongCluster { file: file(), expected, found }, 76),
+            (store::Error::InvalidArgument { what: "x", why: "y".into() }, 78),
+            (store::Error::Closed, 1),
+        ];
+        for (source, code) in codes {
+            let text = source.to_string();
+            let error = Error::Open { dir: PathBuf::from("data"), source };
+            assert_eq!(error.exit_code(), code, "{text}");
+            assert!(error.to_string().contains(&text), "{error}");
         }
     }
 }

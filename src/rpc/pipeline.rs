@@ -26,8 +26,11 @@ use super::server::Core;
 use super::status::Problem;
 use crate::store::{Mutation, Outcome, Written};
 
-/// Writes submitted together at most.
+/// Writes submitted together at most; never more than a batch may hold.
 const GROUP_MAX: usize = 128;
+/// A group is submitted before its values, keys and contexts grow beyond this: far below the limit
+/// of a batch, which a write on a pipeline must never meet.
+const GROUP_BYTES_MAX: usize = 1 << 20;
 
 /// An answer and the permit of its operation; the final error has none.
 type Answer = (Result<PipelineResponse, Status>, Option<OwnedSemaphorePermit>);
@@ -63,6 +66,7 @@ struct Group {
     tenant: String,
     waiting: Vec<Waiting>,
     mutations: Vec<Mutation>,
+    bytes: usize,
 }
 
 /// Serves a stream to its end.
@@ -109,7 +113,7 @@ async fn serve(
         let Some(request) = request? else { return Ok(()) };
         take(core, deadline, &mut group, request, permit, answers).await;
         // What has arrived already joins the group; nothing is waited for.
-        while group.waiting.len() < GROUP_MAX {
+        while group.waiting.len() < GROUP_MAX.min(core.options.batch_max) {
             let Ok(permit) = Arc::clone(in_flight).try_acquire_owned() else { break };
             let Poll::Ready(next) = poll_now(requests).await else { break };
             let Some(request) = next.transpose()? else {
@@ -162,10 +166,12 @@ async fn take(
             return answer(answers, tag, Answered::Failure(problem.into()), permit);
         }
     };
-    if group.tenant != tenant {
+    let bytes = mutation.bytes();
+    if group.tenant != tenant || group.bytes + bytes > GROUP_BYTES_MAX {
         submit(core, deadline, group, answers).await;
         group.tenant = tenant;
     }
+    group.bytes += bytes;
     group.waiting.push(Waiting { tag, is_delete, permit });
     group.mutations.push(mutation);
 }
@@ -182,6 +188,7 @@ async fn submit(
     }
     let waiting = std::mem::take(&mut group.waiting);
     let mutations = std::mem::take(&mut group.mutations);
+    group.bytes = 0;
     if let Err(problem) = core.admission.admit(core.store.pressure(), deadline).await {
         for one in waiting {
             core.metrics.written(Some(Outcome::NotApplied));

@@ -154,6 +154,9 @@ fn figures_of(error: &store::Error) -> Vec<(&'static str, String)> {
         | E::BatchTooLarge { found, limit, .. } => {
             vec![("found", found.to_string()), ("limit", limit.to_string())]
         }
+        E::DiskFull { available, reserve, .. } => {
+            vec![("available", available.to_string()), ("reserve", reserve.to_string())]
+        }
         E::Corruption { file, offset, .. } => {
             vec![("file", file.display().to_string()), ("offset", offset.to_string())]
         }

@@ -57,6 +57,14 @@ pub struct Limits {
     pub scan_rows_max: usize,
     /// A page ends after the row that reaches this many bytes.
     pub scan_bytes_max: usize,
+    /// Percentage of the disk in use from which there is a warning.
+    pub disk_warn_percent: u64,
+    /// Percentage of the disk in use from which large values are refused.
+    pub disk_large_percent: u64,
+    /// Percentage of the disk in use from which all values are refused, and only deletes taken.
+    pub disk_full_percent: u64,
+    /// A longer value is large, in bytes.
+    pub large_value_bytes: usize,
 }
 
 impl Default for Limits {
@@ -77,6 +85,10 @@ impl Default for Limits {
             token_window_ms: 86_400_000,
             scan_rows_max: 1000,
             scan_bytes_max: 4 << 20,
+            disk_warn_percent: 80,
+            disk_large_percent: 90,
+            disk_full_percent: 95,
+            large_value_bytes: 64 << 10,
         }
     }
 }
@@ -127,6 +139,9 @@ impl Limits {
             ("token_window_ms", self.token_window_ms, 60_000, 30 * 86_400_000),
             ("scan_rows_max", bytes(self.scan_rows_max), 1, 10_000),
             ("scan_bytes_max", bytes(self.scan_bytes_max), 1, 64 << 20),
+            ("disk_full_percent", self.disk_full_percent, 1, 100),
+            ("disk_large_percent", self.disk_large_percent, 1, self.disk_full_percent),
+            ("disk_warn_percent", self.disk_warn_percent, 1, self.disk_large_percent),
         ];
         for (what, found, min, max) in ranges {
             if found < min || found > max {
@@ -323,6 +338,8 @@ mod tests {
             (Limits { siblings_warn: 33, ..Limits::default() }, "siblings_warn"),
             (Limits { batch_bytes_max: 1 << 20, ..Limits::default() }, "batch_bytes_max"),
             (Limits { token_window_ms: 1000, ..Limits::default() }, "token_window_ms"),
+            (Limits { disk_full_percent: 101, ..Limits::default() }, "disk_full_percent"),
+            (Limits { disk_warn_percent: 91, ..Limits::default() }, "disk_warn_percent"),
         ];
         for (limits, field) in broken {
             let error = limits.validated().unwrap_err();

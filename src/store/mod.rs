@@ -35,6 +35,7 @@
 //! ```
 
 pub mod catalog;
+pub mod disk;
 mod document;
 pub mod environment;
 pub mod error;
@@ -69,6 +70,7 @@ use merge::RowOperator;
 use minter::Minter;
 
 pub use catalog::{LocalCatalog, TenantCatalog};
+pub use disk::DiskState;
 pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
@@ -92,10 +94,27 @@ pub struct StoreOptions {
     pub engine: engine::Options,
     /// What may come in.
     pub limits: Limits,
-    /// How far behind the clock safe points are set, in milliseconds: longer than a write takes.
-    pub safe_point_margin_ms: u64,
+    /// When deletes are forgotten.
+    pub safe_points: SafePoints,
     /// Which cluster the node belongs to, and whether it takes a new actor.
     pub identity: IdentityOptions,
+}
+
+/// How a node that is its own cluster sets its safe points. All in milliseconds.
+#[derive(Clone, Debug)]
+pub struct SafePoints {
+    /// How far behind the clock they are set: longer than a write takes.
+    pub margin_ms: u64,
+    /// How long one that counts stays before it is moved.
+    pub interval_ms: u64,
+    /// How long one may wait for memtables to become tables before they are flushed for it.
+    pub flush_ms: u64,
+}
+
+impl Default for SafePoints {
+    fn default() -> Self {
+        Self { margin_ms: 12_000, interval_ms: 60_000, flush_ms: 600_000 }
+    }
 }
 
 impl Default for StoreOptions {
@@ -103,7 +122,7 @@ impl Default for StoreOptions {
         Self {
             engine: engine::Options::default(),
             limits: Limits::default(),
-            safe_point_margin_ms: 12_000,
+            safe_points: SafePoints::default(),
             identity: IdentityOptions::default(),
         }
     }
@@ -125,6 +144,10 @@ pub struct StoreStats {
     pub clock_ahead_ms: u64,
     /// The floor below which deletes are forgotten, on the hybrid logical clock.
     pub safe_point: u64,
+    /// The fraction of the disk that is in use.
+    pub disk_used: f64,
+    /// What that allows.
+    pub disk_state: DiskState,
 }
 
 #[derive(Debug, Default)]
@@ -151,7 +174,7 @@ pub struct Store {
     dir: PathBuf,
     environment: Environment,
     limits: Limits,
-    safe_point_margin_ms: u64,
+    safe_points: SafePoints,
     /// Keys contexts and cursors to the cluster.
     cluster_hash: u64,
 
@@ -168,6 +191,7 @@ pub struct Store {
     read_only: std::sync::OnceLock<String>,
     /// Damaged places met so far.
     damage: Mutex<HashSet<(PathBuf, u64)>>,
+    floor_state: Mutex<safe_point::FloorState>,
 
     /// Held, not used: keeps other processes out of the directory. The last to be dropped.
     _lock: Box<dyn engine::vfs::FileLock>,
@@ -217,13 +241,14 @@ impl Store {
                 clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
             },
         )?;
+        let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
             cluster_hash: xxh3_64(&identity.identity().cluster_id.to_be_bytes()),
             actor: AtomicU64::new(identity.identity().actor),
             environment,
             limits,
-            safe_point_margin_ms: options.safe_point_margin_ms,
+            safe_points: options.safe_points,
             engine,
             catalog: Box::new(catalog),
             identity,
@@ -232,6 +257,7 @@ impl Store {
             closed: AtomicBool::new(false),
             read_only: std::sync::OnceLock::new(),
             damage: Mutex::default(),
+            floor_state: Mutex::new(safe_point::FloorState::new(began)),
             _lock: lock,
         })
     }
@@ -335,6 +361,8 @@ impl Store {
             actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
+            disk_used: self.engine.disk_used(),
+            disk_state: self.disk_state(),
         }
     }
 
@@ -388,7 +416,16 @@ impl Store {
         ContextKey::new(self.cluster_hash, engine_key)
     }
 
-    /// Whether writes are taken.
+    /// Whether the store takes writes, as far as that does not depend on load or space.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], or [`Error::ReadOnly`] with the first failure.
+    pub fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        self.engine.poisoned().map_or(Ok(()), |cause| Err(Error::ReadOnly { cause }))
+    }
+
+    /// Whether this layer takes writes.
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::Closed);

@@ -3,25 +3,64 @@
 //! A round among one replica: choose `M`, fence at it, sync, declare it the floor. Nothing has to
 //! be compared, for nobody else has written. `M` lies a margin behind the clock so that no write
 //! under way is overtaken; that is for comfort: a write that is, is minted anew.
+//!
+//! A floor does not count before the memtables of its time are tables, and a new floor begins to
+//! wait anew. So a round is held only when the floor before it has been of use:
+//!
+//! 1. A floor that waits stays. If it waits for `safe_point_flush_ms`, because next to nothing is
+//!    written, what it waits for is flushed: deletes are forgotten on a node that goes idle too.
+//! 2. A floor that counts stays for `safe_point_interval_ms`, so that compactions meet it.
+
+use std::time::Duration;
 
 use super::Store;
 use super::error::Result;
 use crate::causality::clock;
 
+/// Since when the floor has been as it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FloorState {
+    waits: bool,
+    since: Duration,
+}
+
+impl FloorState {
+    pub fn new(now: Duration) -> Self {
+        Self { waits: false, since: now }
+    }
+}
+
 impl Store {
     /// Moves guard and floor of all partitions up to shortly before now, so that compaction may
-    /// forget what was deleted or has expired by then. Returns the floor.
+    /// forget what was deleted or has expired by then; or leaves them where they are for a while,
+    /// as the module page says. Returns the floor. To be called every second or so.
     ///
     /// Only for a node that is its own cluster: among replicas a floor has to be proven.
     ///
     /// # Errors
-    /// The log or the manifest could not be synced: the store takes no more writes.
+    /// A table, the log or the manifest could not be written or synced.
     pub fn advance_safe_points(&self) -> Result<u64> {
-        self.check_open()?;
-        let margin_ms = self.safe_point_margin_ms;
-        let floor = clock::time_of_ms(self.now_ms().saturating_sub(margin_ms));
+        self.check_writable()?;
+        // Held to the end: one round at a time.
+        let mut state = self.floor_state.lock();
+        let now = self.environment.monotonic.elapsed();
+        let lasts =
+            |state: &FloorState, ms| now.saturating_sub(state.since) < Duration::from_millis(ms);
         let current = self.engine.safe_point(0)?.floor;
-        if floor <= current {
+        let waits = self.engine.floor_waits();
+        if state.waits != waits {
+            *state = FloorState { waits, since: now };
+        }
+        if waits {
+            if lasts(&state, self.safe_points.flush_ms) {
+                return Ok(current);
+            }
+            self.engine.flush()?;
+            *state = FloorState { waits: false, since: now };
+        }
+        let floor = clock::time_of_ms(self.now_ms().saturating_sub(self.safe_points.margin_ms));
+        let is_new = current > 0 && lasts(&state, self.safe_points.interval_ms);
+        if is_new || floor <= current {
             return Ok(current);
         }
         // First the clock: what is minted from here on is above the guard.
@@ -29,6 +68,7 @@ impl Store {
         let all = 0..=self.engine.partitions() - 1;
         self.engine.fence(all.clone(), floor)?;
         self.engine.set_floor(all, floor)?;
+        *state = FloorState { waits: self.engine.floor_waits(), since: now };
         Ok(floor)
     }
 }

@@ -1,5 +1,8 @@
 //! The store in a world under control: files in memory, a clock that is set by hand.
 
+mod damage;
+mod disk;
+mod faults;
 mod idempotent;
 mod model;
 mod pages;
@@ -11,6 +14,7 @@ use std::sync::Arc;
 
 use super::environment::ManualClock;
 use super::*;
+use crate::engine::vfs::Vfs;
 use crate::engine::vfs::mem::MemVfs;
 
 const DIR: &str = "/node";
@@ -27,8 +31,10 @@ struct Node {
 }
 
 impl Node {
+    /// Safe points are moved whenever they are asked to.
     fn new() -> Self {
-        Self::with(StoreOptions::default())
+        let safe_points = SafePoints { interval_ms: 0, flush_ms: 0, ..SafePoints::default() };
+        Self::with(StoreOptions { safe_points, ..StoreOptions::default() })
     }
 
     fn with(mut options: StoreOptions) -> Self {

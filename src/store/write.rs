@@ -166,6 +166,7 @@ impl Store {
             Some(value) => {
                 limits.check_value(value)?;
                 limits.check_content_type(&mutation.content_type)?;
+                self.check_disk(value.len())?;
                 let ttl_ms = tenant.ttl_ms(mutation.ttl_ms, limits)?;
                 let content_type = mutation.content_type.as_str();
                 let expires_at_ms = ttl_ms.map_or(0, |ttl_ms| now_ms.saturating_add(ttl_ms));
@@ -401,8 +402,8 @@ impl Store {
 }
 
 impl Mutation {
-    /// Bytes that the limit of a batch counts.
-    fn bytes(&self) -> usize {
+    /// Bytes that the limit of a batch counts: key, value and context.
+    pub fn bytes(&self) -> usize {
         let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         self.key.len() + optional(&self.value) + optional(&self.context)
     }

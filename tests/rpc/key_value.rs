@@ -281,3 +281,47 @@ async fn a_forged_cursor_is_refused() {
     assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_CURSOR".to_owned(), None));
     node.stop().await;
 }
+
+/// The other doors of the client's port: none takes a bad name or key, or too much.
+#[tokio::test]
+async fn every_call_refuses_what_a_write_refuses() {
+    let node = TestNode::with(&[("limits.batch_max", "3")]).await;
+    node.write("kept", "v").await;
+    let before = node.rows().await;
+    let mut client = node.key_value();
+    let long = Bytes::from(vec![7; 4097]);
+    for (key, expected) in [(Bytes::new(), "EMPTY_KEY"), (long, "KEY_TOO_LONG")] {
+        let request = proto::DeleteRequest { key: key.clone(), ..delete("", Bytes::new()) };
+        let status = client.delete(request).await.expect_err(expected);
+        let (code, reason, outcome) = refusal(&status);
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, expected));
+        assert_eq!(outcome.as_deref(), Some("not_applied"));
+        let status = client.read(proto::ReadRequest { key, ..read("") }).await;
+        assert_eq!(refusal(&status.expect_err(expected)).1, expected);
+    }
+    for (tenant, expected) in
+        [("", "INVALID_TENANT_NAME"), ("A", "INVALID_TENANT_NAME"), ("nobody", "UNKNOWN_TENANT")]
+    {
+        let tenant = || tenant.to_owned();
+        let request = proto::DeleteRequest { tenant: tenant(), ..delete("k", Bytes::new()) };
+        let status = client.delete(request).await.expect_err(expected);
+        assert_eq!(refusal(&status).1, expected);
+        let status = client.read(proto::ReadRequest { tenant: tenant(), ..read("k") }).await;
+        assert_eq!(refusal(&status.expect_err(expected)).1, expected);
+        let keys = vec![Bytes::from("k")];
+        let request = proto::BatchReadRequest { tenant: tenant(), keys, consistency: 0 };
+        let status = client.batch_read(request).await.expect_err(expected);
+        assert_eq!(refusal(&status).1, expected);
+        let request = proto::ScanRequest { tenant: tenant(), ..Default::default() };
+        assert_eq!(refusal(&client.scan(request).await.expect_err(expected)).1, expected);
+        let request = proto::GetKeyRangeRequest { tenant: tenant(), ..Default::default() };
+        let status = client.get_key_range(request).await.expect_err(expected);
+        assert_eq!(refusal(&status).1, expected);
+    }
+    let keys = vec![Bytes::from("k"); 4];
+    let request = proto::BatchReadRequest { tenant: "default".into(), keys, consistency: 0 };
+    let status = client.batch_read(request).await.expect_err("too many");
+    assert_eq!(refusal(&status).1, "BATCH_TOO_LARGE");
+    assert_eq!(node.rows().await, before);
+    node.stop().await;
+}

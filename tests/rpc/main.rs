@@ -6,3 +6,4 @@ mod key_value;
 mod node;
 mod pipeline;
 mod replica;
+mod stall;

@@ -82,3 +82,21 @@ async fn a_bad_operation_fails_alone() {
     assert!(matches!(answers[&3], Answer::Written(_)));
     node.stop().await;
 }
+
+/// Writes that arrive together are submitted together, but each is a write of its own: the limits
+/// of a batch, in items and in bytes, are none of a pipeline.
+#[tokio::test]
+async fn the_limits_of_a_batch_do_not_concern_a_pipeline() {
+    let settings = [("limits.batch_max", "3"), ("limits.batch_bytes_max", "2MiB")];
+    let node = TestNode::with(&settings).await;
+    let small = (0..100).map(|i| Operation::Write(write(&format!("small{i}"), "v")));
+    let large = "v".repeat(1 << 20);
+    let large = (0..8).map(|i| Operation::Write(write(&format!("large{i}"), &large)));
+    for operations in [small.collect::<Vec<_>>(), large.collect()] {
+        let sent = operations.len();
+        let answers = run(&node, operations).await;
+        let written = answers.values().filter(|answer| matches!(answer, Answer::Written(_)));
+        assert_eq!(written.count(), sent, "{answers:?}");
+    }
+    node.stop().await;
+}

@@ -169,7 +169,7 @@ settings! {
         worker_threads: u64 = "0",
         /// At SIGTERM, how long to go on serving while readiness says no.
         shutdown_grace: Duration = "0s",
-        /// At SIGTERM, how long calls in flight may take to finish.
+        /// At SIGTERM, how long finishing calls and flushing may take together.
         shutdown_timeout: Duration = "30s",
     }
     /// Addresses to listen on. Port 0 takes any free port.
@@ -202,12 +202,22 @@ settings! {
         row_bytes_max: Size = "4MiB",
         /// Items of a batch.
         batch_max: u64 = "1000",
+        /// Keys, values and contexts of a batch together.
+        batch_bytes_max: Size = "16MiB",
         /// Size of a request.
         message_bytes_max: Size = "4MiB",
         /// Greatest time to live.
         ttl_max: Duration = "3650d",
         /// How far a context may be ahead of this node's clock.
         clock_skew_max: Duration = "2s",
+        /// Percentage of the disk in use from which there is a warning.
+        disk_warn_percent: u64 = "80",
+        /// Percentage of the disk in use from which large values are refused.
+        disk_large_percent: u64 = "90",
+        /// Percentage of the disk in use from which only deletes are taken.
+        disk_full_percent: u64 = "95",
+        /// A longer value is large.
+        large_value_bytes: Size = "64KiB",
         /// How long an idempotency key is remembered.
         idempotency_window: Duration = "24h",
         /// Unary reads and writes served at once.
@@ -422,9 +432,14 @@ impl Config {
             siblings_warn: count(l.siblings_warn),
             row_bytes_max: count(l.row_bytes_max.0),
             batch_items_max: count(l.batch_max),
+            batch_bytes_max: count(l.batch_bytes_max.0),
             ttl_ms_max: millis(l.ttl_max),
             clock_skew_ms_max: millis(l.clock_skew_max),
             token_window_ms: millis(l.idempotency_window),
+            disk_warn_percent: l.disk_warn_percent,
+            disk_large_percent: l.disk_large_percent,
+            disk_full_percent: l.disk_full_percent,
+            large_value_bytes: count(l.large_value_bytes.0),
             ..store::Limits::default()
         }
     }

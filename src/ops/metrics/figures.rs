@@ -192,6 +192,10 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
             .help("How far the hybrid clock runs ahead of the wall clock."),
         Figure::gauge("pairdb_engine_poisoned", f64::from(u8::from(e.poisoned.is_some())))
             .help("1 if a failed write has made the store read-only."),
+        Figure::gauge("pairdb_disk_used_ratio", stats.disk_used)
+            .help("The fraction of the disk that is in use."),
+        Figure::gauge("pairdb_disk_state", f64::from(stats.disk_state as u8))
+            .help("0 ok, 1 warning, 2 large values are refused, 3 all values are refused."),
     ];
     for (level, tables) in e.levels.iter().enumerate() {
         let by_level = |name, value: u64, help| gauge(name, value, help).label("level", level);

@@ -124,3 +124,64 @@ fn an_old_context_of_a_forgotten_row_does_no_harm() {
     node.store().write("default", Mutation { context, ..put("k", "z") }).unwrap();
     assert_eq!(node.values("default", "k"), ["y", "z"]);
 }
+
+/// Lets `ms` pass as on a node: it ticks, and its engine works, and nobody writes.
+fn idle(node: &Node, ms: u64) {
+    const TICK_MS: u64 = 30_000;
+    for _ in 0..ms / TICK_MS {
+        node.clock.advance_ms(TICK_MS);
+        node.store().advance_safe_points().unwrap();
+        node.settle();
+    }
+}
+
+/// What was deleted last is forgotten too, though nothing comes after it that would fill the
+/// memtable it lies in; and an idle node does not write without end.
+#[test]
+fn an_idle_node_forgets_what_was_deleted_last() {
+    for tenant in ["default", "lww"] {
+        let mut node = Node::with(StoreOptions::default());
+        let value = "v".repeat(1_000);
+        for n in 0..100 {
+            node.put(tenant, &format!("deleted{n}"), &value);
+        }
+        node.put(tenant, "kept", "v");
+        idle(&node, 2 * HOUR_MS);
+        let full = table_bytes(&node);
+        assert!(full > 100_000, "{full} bytes: an idle node flushes");
+        for n in 0..100 {
+            node.store().write(tenant, delete(&format!("deleted{n}"))).unwrap();
+        }
+        // Half way it is restarted, and its monotonic clock begins anew.
+        idle(&node, HOUR_MS / 2);
+        let now_ms = T0_MS + 5 * HOUR_MS;
+        node.store.take().expect("started").close().unwrap();
+        node.clock = ManualClock::new(now_ms);
+        node.start();
+        idle(&node, 3 * HOUR_MS);
+        assert_eq!(rows(&node), 1, "in {tenant}");
+        let left = table_bytes(&node);
+        assert!(left < full / 20, "{left} bytes are left of {full} in {tenant}");
+        assert_eq!(node.values(tenant, "kept"), ["v"]);
+
+        let flushes = node.store().stats().engine.flushes;
+        idle(&node, HOUR_MS);
+        assert_eq!(node.store().stats().engine.flushes, flushes, "there was nothing to flush");
+    }
+}
+
+/// On a node that always writes a floor comes to count, and counts for a while: a new one does not
+/// replace it before the memtable of its time is a table.
+#[test]
+fn floors_count_while_writes_go_on() {
+    let node = Node::with(StoreOptions::default());
+    let mut counted = 0;
+    for second in 0..1_000 {
+        node.put("lww", &format!("key{second}"), &"v".repeat(4_000));
+        node.clock.advance_ms(1_000);
+        node.store().advance_safe_points().unwrap();
+        node.settle();
+        counted += u32::from(!node.store().engine.floor_waits());
+    }
+    assert!(counted > 300, "in {counted} of 1000 seconds a delete could be forgotten");
+}

@@ -1,10 +1,12 @@
 //! The binary as a user runs it: a node on free ports, commands against it, exit codes.
 
-mod cli_node;
+mod bad_data;
+mod node;
+mod stopping;
 
 use std::fs;
 
-use cli_node::{CliNode, pairdb, pairdb_with};
+use node::{CliNode, pairdb, pairdb_with};
 
 #[test]
 fn a_value_is_put_got_and_deleted() {

@@ -1,6 +1,7 @@
 //! A node as a process of its own, on free ports and a temporary directory.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,6 +54,16 @@ pub fn pairdb_with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     finish(command, "")
 }
 
+/// Runs a node that must refuse to start: on `data_dir`, free ports.
+pub fn refused(data_dir: &str, settings: &[(&str, &str)]) -> Done {
+    let listen = ["--listen", "--peer-listen", "--admin-listen"];
+    let mut arguments = vec!["serve", "--data-dir", data_dir];
+    listen.iter().for_each(|flag| arguments.extend([flag, "127.0.0.1:0"]));
+    let done = pairdb_with(&arguments, settings);
+    assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+    done
+}
+
 /// A running node.
 pub struct CliNode {
     pub data_dir: String,
@@ -64,10 +75,15 @@ pub struct CliNode {
 
 impl CliNode {
     pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A node with settings, as variables.
+    pub fn with(settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
         let (data_dir, ready_file) = (path("data"), path("ready.json"));
-        let (child, ready) = serve(&data_dir, &ready_file);
+        let (child, ready) = serve(&data_dir, &ready_file, settings);
         Self { data_dir, ready_file, ready, dir, child }
     }
 
@@ -109,14 +125,36 @@ impl CliNode {
 
     /// SIGTERM; the exit code.
     pub fn terminate(&mut self) -> i32 {
+        self.signal();
+        self.wait()
+    }
+
+    /// SIGTERM.
+    pub fn signal(&self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.expect("a process id");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+
+    /// The exit code of a node that was told to stop.
+    pub fn wait(&mut self) -> i32 {
         self.child.wait().expect("it ends").code().expect("it exits")
     }
 
     pub fn restart(&mut self) {
-        (self.child, self.ready) = serve(&self.data_dir, &self.ready_file);
+        (self.child, self.ready) = serve(&self.data_dir, &self.ready_file, &[]);
+    }
+
+    /// Code and body of a page for operators.
+    pub fn page(&self, path: &str) -> (u16, String) {
+        let address = self.ready["admin_listen"].as_str().expect("an address");
+        let mut stream = TcpStream::connect(address).expect("the node listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (code.expect("a status line"), answer)
     }
 }
 
@@ -129,13 +167,14 @@ impl Drop for CliNode {
 }
 
 /// Starts a node and waits for its ready file.
-fn serve(data_dir: &str, ready_file: &str) -> (Child, Value) {
+fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child, Value) {
     let mut child = command()
         .args(["serve", "--data-dir", data_dir, "--ready-file", ready_file])
         .args(["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"])
         .args(["--admin-listen", "127.0.0.1:0"])
         .env("PAIRDB__ENGINE__LOG_SEGMENT_BYTES", "4MiB")
         .env("PAIRDB__LOG__LEVEL", "warn")
+        .envs(settings.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()

@@ -1,0 +1,80 @@
+//! What is refused as the disk fills up.
+//!
+//! | disk used, by default | refused |
+//! |--:|---|
+//! | 80 % | nothing: a warning |
+//! | 90 % | large values |
+//! | 95 % | all values |
+//! | all but the engine's reserve | everything |
+//!
+//! Deletes, rows of other replicas and compaction go on until the engine's reserve is all there is:
+//! they are how space comes back. How full the disk is was looked at half a second ago at most.
+
+use super::Store;
+use super::error::{Error, Result};
+use super::limits::Limits;
+use crate::engine;
+
+/// What the disk's filling allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskState {
+    /// Everything.
+    #[default]
+    Ok = 0,
+    /// Everything; somebody should make room.
+    Warn = 1,
+    /// Small values and deletes.
+    LargeRefused = 2,
+    /// Deletes.
+    WritesRefused = 3,
+}
+
+impl DiskState {
+    /// The state of a disk of which the fraction `used` is taken.
+    pub fn of(used: f64, limits: &Limits) -> Self {
+        let percent = used * 100.0;
+        let reached = |threshold: u64| percent >= threshold as f64;
+        if reached(limits.disk_full_percent) {
+            Self::WritesRefused
+        } else if reached(limits.disk_large_percent) {
+            Self::LargeRefused
+        } else if reached(limits.disk_warn_percent) {
+            Self::Warn
+        } else {
+            Self::Ok
+        }
+    }
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::LargeRefused => "large_refused",
+            Self::WritesRefused => "writes_refused",
+        }
+    }
+}
+
+impl Store {
+    /// What the disk's filling allows now.
+    pub fn disk_state(&self) -> DiskState {
+        DiskState::of(self.engine.disk_used(), &self.limits)
+    }
+
+    /// Refuses a client's value of `value_bytes` if the disk is too full for it.
+    pub(super) fn check_disk(&self, value_bytes: usize) -> Result<()> {
+        let percent = match self.disk_state() {
+            DiskState::WritesRefused => self.limits.disk_full_percent,
+            DiskState::LargeRefused if value_bytes > self.limits.large_value_bytes => {
+                self.limits.disk_large_percent
+            }
+            DiskState::Ok | DiskState::Warn | DiskState::LargeRefused => return Ok(()),
+        };
+        let path = self.dir.clone();
+        let space = self.environment.vfs.disk_space(&path);
+        let space = space.map_err(engine::Error::io("measure", &path))?;
+        let reserve = space.total / 100 * (100 - percent.min(100));
+        Err(Error::DiskFull { path, available: space.available, reserve })
+    }
+}

@@ -1,0 +1,102 @@
+//! Checkpoints, and tables that were damaged.
+
+use super::*;
+
+fn all_rows(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+    store.rows_by_token(whole, None, usize::MAX).unwrap().rows
+}
+
+/// A checkpoint is a store with all that was written before it, tenants included, and nothing of
+/// after; it is the same node under a new actor, and what is written there stays there.
+#[test]
+fn a_checkpoint_is_a_store_of_its_own() {
+    let node = Node::new();
+    for n in 0..50 {
+        node.put("default", &format!("key{n}"), "table");
+        node.put("lww", &format!("key{n}"), "table");
+        node.put("lists", &format!("list:{n}"), "table");
+    }
+    node.store().flush().unwrap();
+    node.store().write("default", delete("key7")).unwrap();
+    node.put("default", "key8", "memtable");
+    let before = all_rows(node.store());
+    let copy = Path::new("/backups/one");
+    node.store().checkpoint(copy).unwrap();
+    let again = node.store().checkpoint(copy).unwrap_err();
+    assert!(again.to_string().contains("/backups/one"), "{again}");
+    node.put("default", "later", "v");
+    node.store().compact().unwrap();
+
+    let environment = Environment::simulated(Arc::new(node.vfs.clone()), &node.clock, 77);
+    let opened = Store::open_in(copy, node.options.clone(), environment).unwrap();
+    assert_eq!(all_rows(&opened), before);
+    let names = |store: &Store| -> Vec<String> {
+        store.tenants().iter().map(|tenant| tenant.name.clone()).collect()
+    };
+    assert_eq!(names(&opened), names(node.store()));
+    let (theirs, ours) = (opened.identity(), node.store().identity());
+    assert_eq!((theirs.node_id, theirs.cluster_id), (ours.node_id, ours.cluster_id));
+    assert_ne!(theirs.actor, ours.actor, "two that write under one actor lose writes");
+    let written = opened.write("default", put("key8", "copy")).unwrap();
+    assert_eq!(written.siblings, 3, "a write without context stands beside");
+    assert_eq!(node.values("default", "key8"), ["memtable", "table"]);
+    opened.close().unwrap();
+}
+
+/// The tables of a stopped store.
+fn tables(vfs: &MemVfs) -> Vec<PathBuf> {
+    let dir = Path::new(DIR).join("engine");
+    let names = vfs.list(&dir).unwrap().into_iter();
+    names
+        .filter(|name| name.extension().is_some_and(|end| end == "sst"))
+        .map(|name| dir.join(name))
+        .collect()
+}
+
+/// What is lost with a damaged block may be versions that others have from this actor: it is
+/// replaced before anything else is written, once for each place. The rest of the store is served.
+#[test]
+fn a_damaged_table_is_named_and_costs_the_actor() {
+    let mut node = Node::new();
+    for n in 0..300 {
+        node.put("default", &format!("key{n}"), &"v".repeat(100));
+    }
+    node.store().compact().unwrap();
+    node.store.take().expect("started").close().unwrap();
+    let damaged = tables(&node.vfs);
+    assert!(!damaged.is_empty());
+    for table in &damaged {
+        let file = node.vfs.open(table).unwrap();
+        let mut byte = [0];
+        file.read_at(600, &mut byte).unwrap();
+        file.write_at(600, &[byte[0] ^ 0x40]).unwrap();
+    }
+    node.start();
+    let born = node.store().identity().actor;
+    let read = |n: usize| node.store().read("default", format!("key{n}").as_bytes());
+    let errors: Vec<Error> = (0..300).filter_map(|n| read(n).err()).collect();
+    assert!(!errors.is_empty() && errors.len() < 200, "{} rows are lost", errors.len());
+    for error in &errors {
+        let Error::Corruption { file, .. } = error else { panic!("{error}") };
+        assert!(damaged.contains(file), "{error}");
+    }
+    let rotated = node.store().identity().actor;
+    assert_ne!(rotated, born);
+    assert_eq!(node.store().stats().actor_rotations, damaged.len() as u64);
+    // Met again, by reads and by a scrub, it is the same damage.
+    assert_eq!((0..300).filter(|n| read(*n).is_err()).count(), errors.len());
+    let report = node.store().scrub().unwrap();
+    assert_eq!(report.damaged.len(), damaged.len());
+    assert_eq!(node.store().stats().actor_rotations, damaged.len() as u64);
+
+    // A row that cannot be read is not overwritten as if it were empty; others are.
+    let lost = (0..300).find(|n| read(*n).is_err()).expect("one is");
+    let error = node.store().write("default", put(&format!("key{lost}"), "new")).unwrap_err();
+    assert_eq!((error.reason(), error.outcome()), ("CORRUPTION", Outcome::NotApplied));
+    node.put("default", "new", "v");
+    node.restart();
+    assert_eq!(node.values("default", "new"), ["v"]);
+    let actor = node.store().identity().actor;
+    assert_ne!(actor, born, "the old actor does not come back");
+}

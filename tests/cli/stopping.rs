@@ -1,0 +1,41 @@
+//! SIGTERM, once and twice, and what the health pages say meanwhile.
+
+use std::time::{Duration, Instant};
+
+use super::node::CliNode;
+
+/// The first SIGTERM takes readiness away, while everything is still served, so that balancers can
+/// notice; liveness stays. The second one ends the waiting. What was acknowledged is there after.
+#[test]
+fn a_node_that_stops_is_alive_and_not_ready_and_the_second_sigterm_is_fast() {
+    let mut node = CliNode::with(&[("PAIRDB__NODE__SHUTDOWN_GRACE", "10m")]);
+    node.ok(&["put", "k", "v"]);
+    for path in ["/health", "/health/live", "/health/ready", "/ready"] {
+        let (code, body) = node.page(path);
+        assert_eq!(code, 200, "{path}: {body}");
+        assert!(body.contains("\"state\":\"serving\""), "{path}: {body}");
+    }
+    assert!(node.page("/health").1.contains("\"disk\":\""));
+
+    node.signal();
+    let patience = Instant::now() + Duration::from_secs(30);
+    while node.page("/health/ready").0 == 200 {
+        assert!(Instant::now() < patience, "readiness stays after SIGTERM");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for (path, expected) in
+        [("/health", 200), ("/health/live", 200), ("/health/ready", 503), ("/ready", 503)]
+    {
+        let (code, body) = node.page(path);
+        assert_eq!(code, expected, "{path}: {body}");
+        assert!(body.contains("\"state\":\"stopping\""), "{path}: {body}");
+    }
+    assert_eq!(node.ok(&["get", "k"]), "v", "served in the time of grace");
+    node.ok(&["put", "late", "v"]);
+
+    let second = Instant::now();
+    assert_eq!(node.terminate(), 0);
+    assert!(second.elapsed() < Duration::from_secs(30), "the second SIGTERM is fast");
+    node.restart();
+    assert_eq!((node.ok(&["get", "k"]), node.ok(&["get", "late"])), ("v".into(), "v".into()));
+}

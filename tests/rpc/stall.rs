@@ -1,0 +1,164 @@
+//! A disk that hangs: what writers are told while their write is on its way to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pairdb::engine::vfs::fault::{FaultVfs, Operation};
+use pairdb::engine::vfs::mem::MemVfs;
+use pairdb::rpc::proto::key_value_client::KeyValueClient;
+use pairdb::rpc::{Listeners, Metrics, NodeFacts, Options, Server};
+use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
+use pairdb::store::{Store, StoreOptions};
+use parking_lot::{Condvar, Mutex};
+use prometheus::{Encoder as _, Registry, TextEncoder};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+
+use crate::node::{connect, read, refusal, values, write};
+
+/// Syncs of the commit log wait while it is closed.
+#[derive(Default)]
+struct Gate {
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn set(&self, closed: bool) {
+        *self.closed.lock() = closed;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut closed = self.closed.lock();
+        self.opened.wait_while(&mut closed, |closed| *closed);
+    }
+}
+
+/// The services on a disk in memory that hangs when it is told to.
+struct Stalling {
+    gate: Arc<Gate>,
+    /// A message for every sync of the log that begins.
+    syncs: mpsc::UnboundedReceiver<()>,
+    registry: Registry,
+    server: Server,
+    client: KeyValueClient<Channel>,
+}
+
+impl Stalling {
+    async fn start() -> Self {
+        let gate = Arc::new(Gate::default());
+        let (told, syncs) = mpsc::unbounded_channel();
+        let disk = FaultVfs::new(Arc::new(MemVfs::new()));
+        disk.on_call({
+            let gate = Arc::clone(&gate);
+            move |_, call| {
+                let is_log = call.path.extension().is_some_and(|end| end == "log");
+                if call.operation == Operation::SyncData && is_log {
+                    // The test may be over.
+                    let _ = told.send(());
+                    gate.pass();
+                }
+            }
+        });
+        let clock = Arc::new(SystemClock::new());
+        let environment = Environment {
+            vfs: Arc::new(disk),
+            clock: Arc::clone(&clock) as _,
+            monotonic: clock,
+            random: Arc::new(SeededRandom::new(1)),
+        };
+        let mut options = StoreOptions::default();
+        options.engine.log_segment_bytes = 1 << 20;
+        let store = Store::open_in("/node".as_ref(), options, environment).expect("opens");
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let listeners = Listeners::bind(any, any).await.expect("bound");
+        let registry = Registry::new();
+        let metrics = Arc::new(Metrics::register(&registry).expect("once"));
+        let facts = NodeFacts {
+            node_id: String::new(),
+            node_name: String::new(),
+            zone: String::new(),
+            version: String::new(),
+            state: Box::new(|| "serving".to_owned()),
+            figures: Box::new(Vec::new),
+        };
+        let server = Server::start(listeners, Arc::new(store), Options::default(), metrics, facts);
+        let server = server.await.expect("serves");
+        let client = KeyValueClient::new(connect(&server.client_addr.to_string()).await);
+        Self { gate, syncs, registry, server, client }
+    }
+
+    /// Returns when the next sync hangs at the closed gate.
+    async fn hang(&mut self) {
+        self.syncs.recv().await.expect("a sync begins");
+    }
+
+    /// The next sync of the log hangs.
+    fn close_gate(&mut self) {
+        self.gate.set(true);
+        while self.syncs.try_recv().is_ok() {}
+    }
+
+    /// Writes whose outcome was counted as `outcome`.
+    fn counted(&self, outcome: &str) -> u64 {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("text");
+        let text = String::from_utf8(text).expect("UTF-8");
+        let name = format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&name));
+        line.map_or(0, |value| value.parse().expect("a number"))
+    }
+}
+
+/// A write that was submitted and is not durable when its time is over is unknown to its writer.
+/// When the disk goes on it is there, and it is counted as what it became.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_passes_after_the_submission_leaves_the_outcome_unknown() {
+    let mut node = Stalling::start().await;
+    node.client.write(write("before", "v")).await.expect("written");
+    node.close_gate();
+    let mut late = Request::new(write("late", "v"));
+    late.set_timeout(Duration::from_millis(200));
+    let status = node.client.write(late).await.expect_err("the disk hangs");
+    let expected = (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned(), Some("unknown".into()));
+    assert_eq!(refusal(&status), expected);
+    assert_eq!(node.counted("ok"), 1, "nobody knows yet what becomes of it");
+    node.gate.set(false);
+    node.client.write(write("after", "v")).await.expect("the disk is back");
+    assert_eq!(values(&node.client.read(read("late")).await.expect("read").into_inner()), ["v"]);
+    assert_eq!(node.counted("ok"), 3);
+    assert!(node.server.stop(Duration::from_secs(10)).await);
+}
+
+/// A caller that goes away takes nothing back and nothing with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_loses_nothing() {
+    let mut node = Stalling::start().await;
+    node.close_gate();
+    let mut client = node.client.clone();
+    let call = tokio::spawn(async move { client.write(write("dropped", "v")).await });
+    node.hang().await;
+    call.abort();
+    assert!(call.await.expect_err("it was aborted").is_cancelled());
+    node.gate.set(false);
+    node.client.write(write("after", "v")).await.expect("the disk is back");
+    let row = node.client.read(read("dropped")).await.expect("read").into_inner();
+    assert_eq!(values(&row), ["v"]);
+    assert_eq!(node.counted("ok"), 2);
+    assert!(node.server.stop(Duration::from_secs(10)).await);
+}
+
+/// A stop is bounded although a write hangs; its writer does not wait for ever either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_does_not_wait_for_a_disk_that_hangs() {
+    let mut node = Stalling::start().await;
+    node.close_gate();
+    let mut client = node.client.clone();
+    let call = tokio::spawn(async move { client.write(write("k", "v")).await });
+    node.hang().await;
+    assert!(!node.server.stop(Duration::from_millis(200)).await, "a call was cut");
+    call.await.expect("no panic").expect_err("the connection is gone");
+    node.gate.set(false);
+}
