@@ -7,13 +7,13 @@
 //! of their own, so a variable set in one is there in the next.
 
 #[expect(dead_code, reason = "another test uses the rest")]
-mod cli_node;
+mod node;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cli_node::{CliNode, pairdb};
+use node::{CliNode, pairdb};
 use pairdb::ops::config::Config;
 
 /// Printed before each command, to tell what is whose output.

@@ -88,7 +88,7 @@ const ENGINE_DIR_NAME: &str = "engine";
 const DAMAGE_REMEMBERED_MAX: usize = 4096;
 
 /// What a store is opened with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
     /// Of the engine.
     pub engine: engine::Options,
@@ -114,17 +114,6 @@ pub struct SafePoints {
 impl Default for SafePoints {
     fn default() -> Self {
         Self { margin_ms: 12_000, interval_ms: 60_000, flush_ms: 600_000 }
-    }
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            engine: engine::Options::default(),
-            limits: Limits::default(),
-            safe_points: SafePoints::default(),
-            identity: IdentityOptions::default(),
-        }
     }
 }
 
