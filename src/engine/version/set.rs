@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use super::edit::VersionEdit;
 use super::handle::{FileCounters, TableHandle, TableRef};
 use super::manifest::{self, Manifest};
-use super::state::{EditError, VersionState};
+use super::state::VersionState;
 use super::table_meta::TableMeta;
 use super::tree::{Pins, Version};
 use crate::engine::error::{Error, Result};
