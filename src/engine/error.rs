@@ -105,7 +105,7 @@ pub enum Error {
     Closed,
 
     /// A change of the tree breaks a rule; nothing was changed. At open: the directory does not fit
-    /// the options, or a table is missing from it.
+    /// the options.
     #[error(transparent)]
     Edit(#[from] EditError),
 

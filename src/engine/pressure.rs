@@ -17,6 +17,13 @@ impl Engine {
         self.shared.pressure()
     }
 
+    /// Why writes are refused whatever the load, if they are: a failure or the want of space.
+    pub fn refusal(&self) -> Option<Error> {
+        let full = self.shared.disk_full.load(Ordering::Relaxed);
+        let poisoned = self.poisoned().map(|cause| Error::Poisoned { cause });
+        poisoned.or_else(|| full.then(|| self.shared.disk_full_error()))
+    }
+
     /// The failure since which writes are refused, if there was one.
     pub fn poisoned(&self) -> Option<String> {
         self.shared.poisoned_by()

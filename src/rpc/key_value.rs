@@ -13,6 +13,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::bytes_of;
 use super::deadline::Deadline;
+use super::limits::REFUSE_AT;
 use super::metrics::Metrics;
 use super::pipeline::{self, Answers};
 use super::proto;
@@ -180,11 +181,7 @@ async fn submit(
     tenant: &str,
     mutations: Vec<Mutation>,
 ) -> Result<Vec<Result<Written, Problem>>, Problem> {
-    let admitted = core.admission.admit(core.store.pressure(), deadline).await;
-    admitted.map_err(|problem| {
-        core.metrics.written(Some(Outcome::NotApplied));
-        problem.of_write(Outcome::NotApplied)
-    })?;
+    admit(core, deadline).await.inspect_err(|_| core.metrics.written(Some(Outcome::NotApplied)))?;
     let (answer, durable) = oneshot::channel();
     let metrics = Arc::clone(&core.metrics);
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
@@ -203,6 +200,18 @@ async fn submit(
         None => Err(Problem::deadline("the write is submitted and not yet durable")
             .of_write(Outcome::Unknown)),
     }
+}
+
+/// Waits as the pressure demands. A store that takes no writes at all says why: that it is behind
+/// would be untrue, and a retry of no use.
+pub(super) async fn admit(core: &Core, deadline: Deadline) -> Result<(), Problem> {
+    let pressure = core.store.pressure();
+    let refusal = if pressure < REFUSE_AT { None } else { core.store.refusal() };
+    let admitted = match refusal {
+        Some(error) => Err(Problem::from(&error)),
+        None => core.admission.admit(pressure, deadline).await,
+    };
+    admitted.map_err(|problem| problem.of_write(Outcome::NotApplied))
 }
 
 /// Counts a write's outcome and turns its error into a problem.

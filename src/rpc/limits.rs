@@ -17,7 +17,7 @@ use super::status::Problem;
 /// Pressure from which writes are delayed.
 const DELAY_FROM: f64 = 0.5;
 /// Pressure at which writes are refused.
-const REFUSE_AT: f64 = 1.0;
+pub(super) const REFUSE_AT: f64 = 1.0;
 
 /// A bound on concurrency with a bounded queue before it.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
 use super::deadline::Deadline;
-use super::key_value::{bytes_in, count, lost, read_one};
+use super::key_value::{admit, bytes_in, count, lost, read_one};
 use super::proto::pipeline_request::Operation;
 use super::proto::pipeline_response::Result as Answered;
 use super::proto::{PipelineRequest, PipelineResponse};
@@ -189,10 +189,10 @@ async fn submit(
     let waiting = std::mem::take(&mut group.waiting);
     let mutations = std::mem::take(&mut group.mutations);
     group.bytes = 0;
-    if let Err(problem) = core.admission.admit(core.store.pressure(), deadline).await {
+    if let Err(problem) = admit(core, deadline).await {
         for one in waiting {
             core.metrics.written(Some(Outcome::NotApplied));
-            let problem = problem.clone().of_write(Outcome::NotApplied);
+            let problem = problem.clone();
             answer(answers, one.tag, Answered::Failure(problem.into()), one.permit);
         }
         return;

@@ -339,6 +339,11 @@ impl Store {
         self.engine.pressure()
     }
 
+    /// Why writes are refused whatever the load, if they are: the pressure is 1 then too.
+    pub fn refusal(&self) -> Option<Error> {
+        self.check_open().err().or_else(|| self.engine.refusal().map(Into::into))
+    }
+
     /// The store's figures now.
     pub fn stats(&self) -> StoreStats {
         let ahead =
@@ -472,7 +477,7 @@ fn open_catalog(environment: &Environment, dir: &Path, engine_dir: &Path) -> Res
         return LocalCatalog::open(environment, dir);
     }
     if vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
-        let what = "it holds rows, but no file says whose";
+        let what = "it holds rows, but IDENTITY, which says whose, is missing";
         return Err(engine::Error::corrupt(engine_dir, 0, what).into());
     }
     LocalCatalog::open_or_create(environment, dir)

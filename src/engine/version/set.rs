@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use super::edit::VersionEdit;
 use super::handle::{FileCounters, TableHandle, TableRef};
 use super::manifest::{self, Manifest};
-use super::state::{EditError, VersionState};
+use super::state::VersionState;
 use super::table_meta::TableMeta;
 use super::tree::{Pins, Version};
 use crate::engine::error::{Error, Result};
@@ -65,8 +65,8 @@ impl VersionSet {
     /// Opens the tree in `dir`, which exists and is locked by the caller, or makes an empty one.
     ///
     /// # Errors
-    /// What [`Manifest::recover`] and the opening of a table return; `Edit(FileMissing)` if a
-    /// table's file is gone; `Corruption` if `CURRENT` is missing beside tables.
+    /// What [`Manifest::recover`] and the opening of a table return; `Corruption` if a table's
+    /// file is gone, or `CURRENT` beside tables.
     pub fn recover(vfs: Arc<dyn Vfs>, dir: &Path, options: &Options) -> Result<Self> {
         let recovered = Manifest::recover(&*vfs, dir, options.partition_bits)?;
         let files = vfs.list(dir).map_err(Error::io("list", dir))?;
@@ -280,7 +280,8 @@ impl Opener<'_> {
             if there.contains(&number) {
                 self.open(number)
             } else {
-                Err(EditError::FileMissing { number }.into())
+                let path = TableMeta::path(self.dir, number);
+                Err(Error::corrupt(&path, 0, "it is missing, but the manifest names it"))
             }
         })
     }

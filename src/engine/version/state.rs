@@ -113,12 +113,6 @@ pub enum EditError {
         /// What is asked for.
         expected: u32,
     },
-    /// A file that the state names is missing from the directory.
-    #[error("the file of table {number} is missing")]
-    FileMissing {
-        /// The table.
-        number: u64,
-    },
 }
 
 /// See the module page.

@@ -99,7 +99,7 @@ pub trait FileLock: fmt::Debug + Send + Sync {}
 /// Size and free space of a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
-    /// All of it.
+    /// What is taken, and what an unprivileged process may still take.
     pub total: u64,
     /// What an unprivileged process may still take.
     pub available: u64,

@@ -104,8 +104,10 @@ impl Vfs for OsVfs {
 
     fn disk_space(&self, path: &Path) -> io::Result<DiskSpace> {
         let stat = rustix::fs::statvfs(or_current(path))?;
+        // What is kept for the superuser is neither used nor to be had, as `df` counts.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
         Ok(DiskSpace {
-            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            total: used.saturating_add(stat.f_bavail).saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
     }

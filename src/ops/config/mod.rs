@@ -347,6 +347,8 @@ impl Config {
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),
             ("cluster.bootstrap_expect", self.cluster.bootstrap_expect),
+            // Without threads nobody would flush.
+            ("engine.compaction_threads", self.engine.compaction_threads),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return invalid(format!("{name} must be at least 1"));

@@ -72,9 +72,9 @@ fn a_token_twice_in_a_batch_is_one_write() {
 #[test]
 fn a_key_with_a_birth_time_is_refused_after_its_window() {
     let node = Node::new();
-    let mut uuid = T0_MS.to_be_bytes()[2..].to_vec();
-    uuid.extend([0x7a, 0xbc, 0x8d, 1, 2, 3, 4, 5, 6, 7]);
-    let write = Mutation { idempotency_key: Some(uuid), ..put("k", "x") };
+    let born = format!("{T0_MS:012x}");
+    let uuid = format!("{}-{}-7abc-8d01-020304050607", &born[..8], &born[8..]);
+    let write = Mutation { idempotency_key: Some(uuid.into_bytes()), ..put("k", "x") };
     node.store().write("default", write.clone()).unwrap();
     node.clock.advance_ms(3_600_000);
     assert!(node.store().write("default", write.clone()).unwrap().duplicate);

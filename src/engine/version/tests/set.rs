@@ -129,7 +129,8 @@ fn missing_file_is_named() {
     vfs.remove(&set.table_path(1)).unwrap();
     drop(set);
     let error = VersionSet::recover(Arc::new(vfs.clone()), &dir(), &options()).unwrap_err();
-    assert!(matches!(error, Error::Edit(EditError::FileMissing { number: 1 })), "{error}");
+    let Error::Corruption(corruption) = &error else { panic!("{error}") };
+    assert_eq!(corruption.file, dir().join("0000000001.sst"));
 }
 
 /// An edit that breaks a rule, or adds a table whose file is no table, changes nothing and
