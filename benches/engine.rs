@@ -153,7 +153,8 @@ fn read_workloads(engine: &Engine, keys: u64, threads: u64, wanted: &dyn Fn(&str
     let seed = |thread: u64, i: u64| Random(thread << 40 | i).next();
     if wanted("readrandom") {
         let reads = run(threads, count, |thread, i| {
-            let found = engine.get(&key(Random(seed(thread, i)).below(keys)));
+            let key = key(Random(seed(thread, i)).below(keys));
+            let found = engine.get_newest_with(&key, |row| row.map(<[u8]>::to_vec));
             assert!(found.expect("readable").is_some());
         });
         report("readrandom", threads, &reads);

@@ -5,6 +5,7 @@
 //! outcome was unknown is there whole or not at all. `make crash RUNS=20 SEED=7` runs it longer;
 //! a run is a matter of timing, so a seed repeats the moments of the kills only about.
 
+#[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use node::Node;
+use node::CliNode;
 use pairdb::client::{Client, Options};
 use pairdb::rpc::proto;
 use tokio::sync::Notify;
@@ -27,7 +28,7 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-fn client(node: &Node) -> Client {
+fn client(node: &CliNode) -> Client {
     // No retries: the test wants to know of each attempt what became of it.
     let options =
         Options { endpoints: vec![node.endpoint()], retries_max: 0, ..Options::default() };
@@ -107,11 +108,9 @@ async fn check(client: &Client, expected: &mut Expected) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_kill_9() {
     let (runs, seed) = (number("RUNS", 3), number("SEED", 1));
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let data_dir = dir.path().join("data");
+    let mut node = CliNode::start();
     let mut expected = Expected::new();
     for run in 0..runs {
-        let node = Node::start(&data_dir, &[]);
         let client = Arc::new(client(&node));
         check(&client, &mut expected).await;
         // A kill after some hundred acknowledged writes, in the middle of the next ones.
@@ -131,8 +130,8 @@ async fn acknowledged_writes_survive_kill_9() {
             expected.extend(writer.await.expect("a writer panicked"));
         }
         println!("run {run}: {} writes acknowledged", written.load(Ordering::Relaxed));
+        node.restart();
     }
-    let node = Node::start(&data_dir, &[]);
     check(&client(&node), &mut expected).await;
     println!("{} keys checked after {runs} kills, seed {seed}", expected.len());
 }

@@ -70,9 +70,18 @@ fn bytes(
     }
 }
 
+/// What is wrong with a line, without its number: the parser calls every line the first.
+fn reason_of(error: &serde_json::Error) -> String {
+    let reason = error.to_string();
+    match reason.rsplit_once(" at line 1 column ") {
+        Some((what, column)) => format!("{what} at column {column}"),
+        None => reason,
+    }
+}
+
 /// The record of a line.
 pub(super) fn from_json_line(line: &[u8]) -> Result<Record, String> {
-    let line: Line = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let line: Line = serde_json::from_slice(line).map_err(|error| reason_of(&error))?;
     let key = bytes("key", line.key, line.key_base64)?.ok_or("no key")?;
     let value = bytes("value", line.value, line.value_base64)?;
     let values = match (value, line.siblings) {
@@ -107,7 +116,7 @@ fn sibling(line: SiblingLine) -> Result<RecordValue, String> {
 
 /// The record of any JSON object: a field of it is the key, the line as it stands the value.
 pub(super) fn from_object_line(line: &[u8], key_field: &str) -> Result<Record, String> {
-    let object: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let object: Value = serde_json::from_slice(line).map_err(|error| reason_of(&error))?;
     let key = match object.get(key_field) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),

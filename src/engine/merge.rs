@@ -56,8 +56,8 @@ pub trait MergeOperator: Send + Sync + 'static {
     /// The greatest time in `row` if one comparison of times decides which of two states wins
     /// (last-write-wins rows); `None` where states must really be joined.
     ///
-    /// Lets a read stop early. Such a read yields a value, not a state: it never becomes a Full,
-    /// fills the cache or feeds a hash.
+    /// Lets a read stop early: [`Engine::get_newest_with`](super::Engine::get_newest_with). Such a
+    /// read yields a value, not a state: it never becomes a Full, fills the cache or feeds a hash.
     fn winning_time(&self, row: &[u8]) -> Option<u64> {
         let _ = row;
         None

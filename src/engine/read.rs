@@ -41,8 +41,36 @@ impl Engine {
     /// As [`Engine::get`].
     pub fn get_with<R>(&self, key: &[u8], use_row: impl FnOnce(Option<&[u8]>) -> R) -> Result<R> {
         let view = self.shared.super_version.load();
-        self.shared.read(&view, key, &KeyHash::new(key), use_row)
+        self.shared.read(&view, key, &KeyHash::new(key), Depth::State, use_row)
     }
+
+    /// Calls `use_row` with the state of `key` that wins by time
+    /// ([`MergeOperator::winning_time`](super::MergeOperator::winning_time)).
+    ///
+    /// The winning version is the one [`Engine::get_with`] shows, but the state may lack what
+    /// older states of the key add beside it. It is for showing a value, not for making a state
+    /// of. In exchange a key that was written lately is answered from memory alone. Where times do
+    /// not decide it is [`Engine::get_with`].
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    pub fn get_newest_with<R>(
+        &self,
+        key: &[u8],
+        use_row: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<R> {
+        let view = self.shared.super_version.load();
+        self.shared.read(&view, key, &KeyHash::new(key), Depth::Newest, use_row)
+    }
+}
+
+/// How far down a read looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// Until the whole state is known.
+    State,
+    /// Until no older state can win.
+    Newest,
 }
 
 impl Shared {
@@ -53,6 +81,7 @@ impl Shared {
         view: &SuperVersion,
         key: &[u8],
         hash: &KeyHash,
+        depth: Depth,
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R> {
         let mut buffers = JoinBuffers::default();
@@ -74,7 +103,13 @@ impl Shared {
         }
         let complete = joiner.is_complete();
         let newest = joiner.finish();
-        if complete {
+        let wins = |row: &[u8]| {
+            let time = self.operator.winning_time(row);
+            time.is_some_and(|time| time > view.version.time_max())
+        };
+        if complete
+            || (depth == Depth::Newest && newest.as_ref().is_some_and(|newest| wins(&newest.row)))
+        {
             return Ok(use_row(newest.as_ref().map(|joined| &*joined.row)));
         }
         self.read_base(view, key, hash, |base| match (&newest, base) {

@@ -29,6 +29,7 @@ use super::error::{Error, Result};
 use super::memtable::Memtable;
 use super::options::{KEY_BYTES_MAX, ROW_BYTES_MAX, SyncMode};
 use super::position::Position;
+use super::read::Depth;
 use super::record::Kind;
 use super::rules::rule;
 use super::sstable::KeyHash;
@@ -178,16 +179,20 @@ impl Shared {
         for (index, (write, row)) in writes.iter_mut().zip(rows).enumerate() {
             write.guard = self.guards.get(write.partition);
             let oldest = self.operator.live_time_min(row)?;
-            if oldest > write.guard || !rule!(self, guard) {
+            // A guard of 0 is none: even time 0 is above it.
+            if oldest > write.guard || write.guard == 0 || !rule!(self, guard) {
                 continue;
             }
             let view = self.super_version.load();
             let floor = view.version.state().safe_points()[write.partition].floor;
             let mut out = Vec::new();
-            let taken =
-                self.read(&view, write.key, &KeyHash::from_hash(write.hash), |local| {
-                    self.operator.strip(row, local, write.guard, floor, &mut out)
-                })??;
+            let taken = self.read(
+                &view,
+                write.key,
+                &KeyHash::from_hash(write.hash),
+                Depth::State,
+                |local| self.operator.strip(row, local, write.guard, floor, &mut out),
+            )??;
             if !taken {
                 return Err(Error::BelowSafePoint);
             }
@@ -215,11 +220,13 @@ impl Shared {
                 let earlier = made.iter().rev().find(|(at, _)| keys[*at] == write.key);
                 let row = match earlier {
                     Some((_, row)) => make(index, Some(row), write.guard)?,
-                    None => {
-                        self.read(&view, write.key, &KeyHash::from_hash(write.hash), |row| {
-                            make(index, row, write.guard)
-                        })??
-                    }
+                    None => self.read(
+                        &view,
+                        write.key,
+                        &KeyHash::from_hash(write.hash),
+                        Depth::State,
+                        |row| make(index, row, write.guard),
+                    )??,
                 };
                 if let Some(row) = row {
                     check_bounds(write.key, &row)?;

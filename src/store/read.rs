@@ -39,7 +39,7 @@ impl Store {
         self.limits.check_key(key)?;
         let engine_key = tenant.engine_key(key);
         let view = View { context_key: self.context_key(&engine_key), now_ms, keys_only: false };
-        let row = self.engine.get_with(&engine_key, |row| view.show(row));
+        let row = self.engine.get_newest_with(&engine_key, |row| view.show(row));
         self.watch(row.map_err(Into::into).flatten())
     }
 }

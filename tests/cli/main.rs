@@ -1,6 +1,7 @@
 //! The binary as a user runs it: a node on free ports, commands against it, exit codes.
 
 mod bad_data;
+#[path = "../node/mod.rs"]
 mod node;
 mod stopping;
 
@@ -112,6 +113,8 @@ fn a_bad_line_is_named_and_stops_or_is_skipped_as_asked() {
     // Started again with --on-error skip it goes on, and what was sent before is the same write.
     let report = node.json(&["import", &file, "--on-error", "skip", "--output", "json"]);
     assert_eq!(report["complete"], true);
+    // The bad line is one failure, though both runs met it.
+    assert_eq!((&report["imported"], &report["failed"]), (&2.into(), &1.into()));
     assert_eq!((node.ok(&["get", "a"]), node.ok(&["get", "b"])), ("1".into(), "2".into()));
     assert!(!std::path::Path::new(&format!("{file}.pairdb-progress")).exists());
 
@@ -148,6 +151,28 @@ fn an_import_over_what_is_there_replaces_it_on_request() {
     let line = "{\"key\":\"k\",\"value\":\"new\"}\n";
     assert_eq!(node.run_with(&["import", "--overwrite"], line).code, 0);
     assert_eq!(node.ok(&["get", "k"]), "new");
+}
+
+#[test]
+fn an_import_lists_what_was_acknowledged_and_nothing_else() {
+    let node = CliNode::start();
+    let acked = node.path("acked");
+    let import = ["import", "--batch", "2", "--on-error", "skip", "--acked-file", &acked];
+    // The empty key is refused; the bytes of the last key are no line of text.
+    let input = "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"\",\"value\":\"2\"}\n\
+                 {\"key\":\"b\",\"value\":\"3\"}\n{\"key\":\"new\\nline\",\"value\":\"4\"}\n";
+    assert_eq!(node.run_with(&import, input).code, 0);
+    let listed = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let keys = fs::read_to_string(&acked).expect("written");
+    assert_eq!(keys.lines().count(), 3, "{keys}");
+    assert_eq!(listed(&keys), listed(&node.ok(&["keys"])));
+    // Another import appends.
+    assert_eq!(node.run_with(&import, "{\"key\":\"c\",\"value\":\"\"}\n").code, 0);
+    assert_eq!(listed(&fs::read_to_string(&acked).expect("there")), listed(&node.ok(&["keys"])));
 }
 
 #[test]

@@ -1,75 +1,197 @@
-//! A node in a process of its own, on a directory of the test's.
+//! A node as a process of its own, on free ports and a temporary directory.
 
-use std::path::{Path, PathBuf};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a node may take to serve or to end.
+use serde_json::Value;
+
+/// Longest wait for a node to serve or to stop: far more than either takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running `pairdb serve`. Killed when dropped.
-pub struct Node {
-    process: Child,
-    /// The addresses it bound, as its ready file names them.
-    pub ready: serde_json::Value,
+/// What a command did.
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
-impl Node {
-    /// Starts a node on `data_dir` and waits until it serves.
-    ///
-    /// # Panics
-    /// If it ends or does not serve in time; its log goes to the test's standard error.
-    pub fn start(data_dir: &Path, flags: &[&str]) -> Self {
-        let ready_file = ready_file(data_dir);
-        // A ready file of the run before would be taken for this one's.
-        let _ = std::fs::remove_file(&ready_file);
-        let mut process = Command::new(env!("CARGO_BIN_EXE_pairdb"))
-            .args(["serve", "--data-dir"])
-            .arg(data_dir)
-            .args(["--listen=127.0.0.1:0", "--peer-listen=127.0.0.1:0"])
-            .arg("--admin-listen=127.0.0.1:0")
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .args(flags)
-            .env_remove("PAIRDB_CONFIG")
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("the binary is built");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Ok(bytes) = std::fs::read(&ready_file)
-                && let Ok(ready) = serde_json::from_slice(&bytes)
-            {
-                return Self { process, ready };
-            }
-            if let Some(status) = process.try_wait().expect("a child can be asked") {
-                panic!("the node ended with {status} before it served");
-            }
-            assert!(Instant::now() < deadline, "the node does not serve in {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(5));
+/// The binary without what the environment of the test may say.
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pairdb"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PAIRDB") {
+            command.env_remove(name);
         }
     }
+    command
+}
 
+fn finish(mut command: Command, input: &str) -> Done {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    // A command that does not read its input may be gone already.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("it ends");
+    Done {
+        code: output.status.code().expect("it exits"),
+        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs the binary.
+pub fn pairdb(arguments: &[&str]) -> Done {
+    pairdb_with(arguments, &[])
+}
+
+/// Runs the binary with variables.
+pub fn pairdb_with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut command = command();
+    command.args(arguments).envs(environment.iter().copied());
+    finish(command, "")
+}
+
+/// Runs a node that must refuse to start: on `data_dir`, free ports.
+pub fn refused(data_dir: &str, settings: &[(&str, &str)]) -> Done {
+    let listen = ["--listen", "--peer-listen", "--admin-listen"];
+    let mut arguments = vec!["serve", "--data-dir", data_dir];
+    listen.iter().for_each(|flag| arguments.extend([flag, "127.0.0.1:0"]));
+    let done = pairdb_with(&arguments, settings);
+    assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+    done
+}
+
+/// A running node.
+pub struct CliNode {
+    pub data_dir: String,
+    pub ready_file: String,
+    pub ready: Value,
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl CliNode {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A node with settings, as variables.
+    pub fn with(settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+        let (data_dir, ready_file) = (path("data"), path("ready.json"));
+        let (child, ready) = serve(&data_dir, &ready_file, settings);
+        Self { data_dir, ready_file, ready, dir, child }
+    }
+
+    /// A path beside the data.
     /// Where clients connect.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.ready["listen"].as_str().expect("the ready file names it"))
+        format!("http://{}", self.ready["listen"].as_str().expect("an address"))
     }
 
-    /// Ends the process as a crash does.
-    pub fn kill(mut self) {
-        self.process.kill().expect("it runs");
-        self.process.wait().expect("it ends");
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Done {
+        self.run_with(arguments, "")
+    }
+
+    pub fn run_with(&self, arguments: &[&str], input: &str) -> Done {
+        let mut command = command();
+        command.args(arguments).env("PAIRDB_ENDPOINT", self.endpoint());
+        finish(command, input)
+    }
+
+    /// The output of a command that must succeed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let done = self.run(arguments);
+        assert_eq!(done.code, 0, "{arguments:?}: {}", done.stderr);
+        done.stdout
+    }
+
+    /// The JSON of a command that must succeed.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(arguments)).expect("one JSON document")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is dead");
+        // A node that is killed cannot take it away.
+        let _ = std::fs::remove_file(&self.ready_file);
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn terminate(&mut self) -> i32 {
+        self.signal();
+        self.wait()
+    }
+
+    /// SIGTERM.
+    pub fn signal(&self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = pid.expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+
+    /// The exit code of a node that was told to stop.
+    pub fn wait(&mut self) -> i32 {
+        self.child.wait().expect("it ends").code().expect("it exits")
+    }
+
+    pub fn restart(&mut self) {
+        (self.child, self.ready) = serve(&self.data_dir, &self.ready_file, &[]);
+    }
+
+    /// Code and body of a page for operators.
+    pub fn page(&self, path: &str) -> (u16, String) {
+        let address = self.ready["admin_listen"].as_str().expect("an address");
+        let mut stream = TcpStream::connect(address).expect("the node listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (code.expect("a status line"), answer)
     }
 }
 
-impl Drop for Node {
+impl Drop for CliNode {
     fn drop(&mut self) {
-        // Fails only if it has ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-fn ready_file(data_dir: &Path) -> PathBuf {
-    data_dir.with_extension("ready.json")
+/// Starts a node and waits for its ready file.
+fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child, Value) {
+    let mut child = command()
+        .args(["serve", "--data-dir", data_dir, "--ready-file", ready_file])
+        .args(["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"])
+        .args(["--admin-listen", "127.0.0.1:0"])
+        .env("PAIRDB__ENGINE__LOG_SEGMENT_BYTES", "4MiB")
+        .env("PAIRDB__LOG__LEVEL", "warn")
+        .envs(settings.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let patience = Instant::now() + PATIENCE;
+    while !Path::new(ready_file).exists() {
+        if let Some(status) = child.try_wait().expect("it can be asked") {
+            panic!("the node ended before it served: {status}");
+        }
+        assert!(Instant::now() < patience, "the node does not serve");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Renamed into place: it is whole.
+    let text = std::fs::read_to_string(ready_file).expect("the ready file");
+    (child, serde_json::from_str(&text).expect("JSON"))
 }

@@ -4,6 +4,7 @@
 //! one place in the input says what is done. Every record's write is named after this import and
 //! its line: what is sent again after an interruption is the same write.
 
+mod acked;
 mod read;
 
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ use super::failure::Failure;
 use super::progress::{Checkpoint, bar};
 use crate::client::{Client, Error};
 use crate::rpc::proto;
+use acked::AckedFile;
 use read::{Batch, Event, Input, Item, Place};
 
 /// Times that a record is sent again when the node is overloaded.
@@ -71,6 +73,9 @@ pub(super) struct Args {
     /// Where to remember how far it is [default: beside the file]
     #[arg(long, value_name = "PATH")]
     progress_file: Option<PathBuf>,
+    /// Append the keys that the node has acknowledged, one a line, in the form of keys
+    #[arg(long, value_name = "PATH")]
+    acked_file: Option<PathBuf>,
     #[command(flatten)]
     tenant: Tenant,
     #[command(flatten)]
@@ -132,6 +137,7 @@ struct Sent {
     imported: u64,
     repeated: u64,
     failed: Vec<(u64, Error)>,
+    acked: Vec<bytes::Bytes>,
 }
 
 struct Import {
@@ -141,7 +147,10 @@ struct Import {
     on_error: OnError,
     in_flight_max: usize,
     checkpoint: Checkpoint,
+    acked: Option<AckedFile>,
     saved: Saved,
+    /// Failures of earlier runs whose records were left out for good.
+    skipped_before: u64,
     bar: ProgressBar,
     /// The first failure that ends it.
     stopped: Option<Failure>,
@@ -159,6 +168,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         true => None,
         false => Some(read::size_of(&args.file)?),
     };
+    let acked = args.acked_file.as_deref().map(AckedFile::open).transpose()?;
     let subject = (!stdin).then_some(args.file.as_path());
     let checkpoint = Checkpoint::beside(args.progress_file.as_deref(), subject);
     let saved = resume(&checkpoint, &args, bytes.unwrap_or(0))?;
@@ -182,6 +192,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         on_error: args.on_error,
         in_flight_max: args.in_flight as usize,
         checkpoint,
+        acked,
+        skipped_before: saved.counts.failed,
         saved,
         bar: bar(bytes),
         stopped: None,
@@ -249,7 +261,14 @@ impl Import {
         drop(reader);
         match self.stopped {
             None => self.checkpoint.done(),
-            Some(_) => self.checkpoint.save(&self.saved, true)?,
+            Some(_) => {
+                let mut saved = self.saved.clone();
+                if self.on_error == OnError::Stop {
+                    // The next run meets the record again, and counts it then.
+                    saved.counts.failed = self.skipped_before;
+                }
+                self.checkpoint.save(&saved, true)?;
+            }
         }
         Ok(())
     }
@@ -260,6 +279,9 @@ impl Import {
         let sent = sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
         self.saved.counts.imported += sent.imported;
         self.saved.counts.repeated += sent.repeated;
+        if let Some(acked) = &mut self.acked {
+            acked.append(&sent.acked)?;
+        }
         let stops = self.on_error == OnError::Stop && !sent.failed.is_empty();
         for (line, error) in sent.failed {
             self.fail(line, &error.to_string(), Some(error.clone()));
@@ -296,7 +318,8 @@ impl Import {
 
 /// Sends a batch; what is refused for the moment is sent again.
 async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
-    let mut sent = Sent { end: batch.end, imported: 0, repeated: 0, failed: Vec::new() };
+    let mut sent =
+        Sent { end: batch.end, imported: 0, repeated: 0, failed: Vec::new(), acked: Vec::new() };
     let mut items = batch.items;
     if overwrite && let Err(error) = give_contexts(&client, &tenant, &mut items).await {
         sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
@@ -324,6 +347,7 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
                 Some(Item::Written(written)) => {
                     sent.imported += 1;
                     sent.repeated += u64::from(written.duplicate);
+                    sent.acked.push(item.mutation.key);
                 }
                 Some(Item::Failure(failure)) => {
                     let error = Error::of_item(&failure);

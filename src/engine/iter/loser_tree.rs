@@ -129,7 +129,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::sstable::column::key_prefix;
+    use crate::engine::key::key_prefix;
 
     proptest! {
         /// The tree yields what a stable sort by (key, source) yields, for any number of sources,

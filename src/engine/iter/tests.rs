@@ -7,10 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::error::Error;
+use crate::engine::key::key_prefix;
 use crate::engine::merge::{MergeError, MergeOperator};
 use crate::engine::record::Kind;
 use crate::engine::sstable::Table;
-use crate::engine::sstable::column::key_prefix;
 use crate::engine::sstable::test_table;
 
 type Row = (Kind, Vec<u8>);

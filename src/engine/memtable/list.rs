@@ -32,7 +32,7 @@ use crossbeam_epoch::{Guard, default_collector, unprotected};
 use crossbeam_skiplist::base::{Entry, SkipList};
 
 use super::arena::Arena;
-use crate::engine::key::prefix_of;
+use crate::engine::key::key_prefix;
 use crate::engine::record::{Kind, Record};
 
 /// What a node costs beside its arena bytes: key, value, counters, 1.33 pointers of tower, malloc.
@@ -54,7 +54,7 @@ impl ListKey {
     /// A key over bytes that the caller keeps alive for as long as the value is used.
     fn new(bytes: &[u8]) -> Self {
         Self {
-            prefix: prefix_of(bytes),
+            prefix: key_prefix(bytes),
             start: NonNull::from(bytes).cast(),
             len: bytes.len() as u32,
         }
@@ -140,7 +140,7 @@ impl List {
     pub fn insert_new(&self, key: &[u8], kind: Kind, row: &[u8]) -> bool {
         let record = self.store(kind, row);
         let start = self.arena.copy(&[key]);
-        let list_key = ListKey { prefix: prefix_of(key), start, len: key.len() as u32 };
+        let list_key = ListKey { prefix: key_prefix(key), start, len: key.len() as u32 };
         let cell = Cell(AtomicPtr::new(record.as_ptr()));
         let entry = self.nodes.get_or_insert(list_key, cell, no_pin());
         let inserted = entry.value().0.load(Ordering::Relaxed) == record.as_ptr();

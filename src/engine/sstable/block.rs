@@ -30,6 +30,7 @@ use std::cmp::Ordering;
 
 use super::column::{column, lower_bound, upper_bound};
 use super::format::{Checked, Damage, array_at};
+use crate::engine::key::key_prefix;
 use crate::engine::record::Kind;
 
 /// Bytes before the columns.
@@ -214,7 +215,7 @@ struct Probe<'a> {
 impl<'a> Probe<'a> {
     #[inline]
     fn new(suffix: &'a [u8]) -> Self {
-        Self { prefix: super::column::key_prefix(suffix), suffix }
+        Self { prefix: key_prefix(suffix), suffix }
     }
 
     /// Orders the probe against an entry of the same prefix.

@@ -4,7 +4,7 @@
 //! [`BlockBuilder::finish`] writes the columns.
 
 use super::block::{BLOCK_HEADER_BYTES, RECORD_HEADER_BYTES};
-use super::column::key_prefix;
+use crate::engine::key::key_prefix;
 use crate::engine::record::Kind;
 
 /// Columns and record header of one entry, in bytes.

@@ -11,19 +11,6 @@ use std::hint::select_unpredictable;
 
 use super::format::{Checked, Damage};
 
-/// The first eight bytes of `key` as a big-endian number, padded with zeros.
-#[inline]
-pub(crate) fn key_prefix(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => {
-            let mut padded = [0; 8];
-            padded[..key.len()].copy_from_slice(key);
-            u64::from_be_bytes(padded)
-        }
-    }
-}
-
 /// `count` integers of `N` bytes at `at` of `bytes`, or damage named `what`.
 #[inline]
 pub(super) fn column<'a, const N: usize>(
@@ -70,6 +57,7 @@ fn partition_point(column: &[[u8; 8]], before: impl Fn(u64) -> bool) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use crate::engine::key::key_prefix;
     use proptest::prelude::*;
 
     use super::*;

@@ -23,8 +23,9 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::block_builder::common_prefix_len;
-use super::column::{column, key_prefix, lower_bound, upper_bound};
+use super::column::{column, lower_bound, upper_bound};
 use super::format::{Checked, Damage, TRAILER_BYTES, array_at};
+use crate::engine::key::key_prefix;
 
 const HEADER_BYTES: usize = 8;
 

@@ -7,11 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::block::Block;
-use super::column::key_prefix;
 use super::format::Checked;
 use super::reader::{BlockBytes, Table};
 use crate::engine::error::Result;
 use crate::engine::iter::Cursor;
+use crate::engine::key::key_prefix;
 use crate::engine::record::{Kind, Record};
 
 /// A cursor over one table.

@@ -26,7 +26,7 @@
 mod block;
 mod block_builder;
 mod builder;
-pub(crate) mod column;
+mod column;
 mod filter;
 mod format;
 mod index;

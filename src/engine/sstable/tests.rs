@@ -177,7 +177,7 @@ proptest! {
                 prop_assert_eq!(iter.valid(), expected.is_some());
                 if let Some((key, (kind, row))) = expected {
                     prop_assert_eq!(iter.key(), key);
-                    prop_assert_eq!(iter.prefix(), column::key_prefix(key));
+                    prop_assert_eq!(iter.prefix(), crate::engine::key::key_prefix(key));
                     prop_assert_eq!((iter.record().kind, iter.record().row), (*kind, &**row));
                     iter.next().unwrap();
                 }

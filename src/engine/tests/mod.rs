@@ -7,6 +7,7 @@ mod damage;
 mod interleaved;
 mod metamorphic;
 mod model;
+mod newest;
 mod row;
 mod rules;
 

@@ -7,7 +7,7 @@
 //! 2. `guard` never goes back, and `floor` only while the partition is damaged: tables were purged
 //!    on its word.
 
-use crate::engine::sstable::column::key_prefix;
+use crate::engine::key::key_prefix;
 
 /// What one partition's replicas have agreed on. Times are the merge operator's.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 
 use super::handle::TableRef;
 use super::state::VersionState;
+use crate::engine::key::key_prefix;
 use crate::engine::options::LEVELS;
-use crate::engine::sstable::column::key_prefix;
 use crate::engine::sstable::{KeyHash, Table};
 
 /// The tables of one level.
@@ -108,6 +108,8 @@ pub struct Version {
     id: u64,
     state: Arc<VersionState>,
     levels: [Level; LEVELS],
+    /// The greatest time in any table.
+    time_max: u64,
     pins: Arc<Pins>,
 }
 
@@ -118,7 +120,13 @@ impl Version {
         levels: [Vec<TableRef>; LEVELS],
         pins: Arc<Pins>,
     ) -> Self {
-        Self { id, state, levels: levels.map(Level::new), pins }
+        let time_max = state.tables().map(|table| table.time_max).max().unwrap_or(0);
+        Self { id, state, levels: levels.map(Level::new), time_max, pins }
+    }
+
+    /// The greatest time in any table, in the merge operator's clock; `u64::MAX` if unknown.
+    pub fn time_max(&self) -> u64 {
+        self.time_max
     }
 
     /// Ascends with every version installed since the store was opened.
