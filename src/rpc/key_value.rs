@@ -91,8 +91,7 @@ impl KeyValue for KeyValueService {
             if deadline.passed() {
                 return Err(Problem::deadline("the batch is not read to its end").into());
             }
-            let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
-            for row in core.store.read_batch(&request.tenant, &keys) {
+            for row in core.store.read_batch(&request.tenant, keys) {
                 results.push(proto::BatchReadResult { result: Some(batch_row(core, row)) });
             }
             tokio::task::yield_now().await;

@@ -22,14 +22,14 @@ impl Store {
 
     /// Reads keys; each has its own outcome, in the order of `keys`. It is no snapshot: each row
     /// is whole, but a write may come between two of them.
-    pub fn read_batch(&self, tenant: &str, keys: &[Vec<u8>]) -> Vec<Result<ReadRow>> {
-        let bytes = keys.iter().map(Vec::len).sum();
+    pub fn read_batch<K: AsRef<[u8]>>(&self, tenant: &str, keys: &[K]) -> Vec<Result<ReadRow>> {
+        let bytes = keys.iter().map(|key| key.as_ref().len()).sum();
         let tenant =
             self.limits.check_batch(keys.len(), bytes).and_then(|()| self.catalog.get(tenant));
         match tenant {
             Ok(tenant) => {
                 let now_ms = self.now_ms();
-                keys.iter().map(|key| self.read_one(&tenant, key, now_ms)).collect()
+                keys.iter().map(|key| self.read_one(&tenant, key.as_ref(), now_ms)).collect()
             }
             Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
         }
