@@ -103,8 +103,12 @@ fn measure(task: &Task, workload: &Workload) -> Result<Vec<Outcome>> {
         Kind::Merge => bench.merge(workload, count)?,
         Kind::Larger => bench.larger(workload, count)?,
         Kind::Ycsb(which) => vec![ycsb::run(&bench, workload, which, count)?],
-        Kind::FillSeq | Kind::FillRandom | Kind::FillSync | Kind::Overwrite
-        | Kind::DeleteRandom | Kind::HotKey => vec![bench.write(workload, count)?],
+        Kind::FillSeq
+        | Kind::FillRandom
+        | Kind::FillSync
+        | Kind::Overwrite
+        | Kind::DeleteRandom
+        | Kind::HotKey => vec![bench.write(workload, count)?],
         _ => vec![bench.read(workload, count)?],
     };
     store.close()?;
@@ -214,6 +218,7 @@ impl Bench<'_> {
             let rested = Usage::now()?.since(before);
             outcome.settle_cpu_s = rested.cpu_s - usage.cpu_s;
             outcome.bytes_written = rested.bytes_written;
+            outcome.bytes_dirtied = rested.bytes_dirtied;
             outcome.bytes_read = rested.bytes_read;
             live_bytes = live_rows() * self.row_bytes();
         }

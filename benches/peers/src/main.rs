@@ -63,9 +63,8 @@ struct Arguments {
 
 impl Arguments {
     fn plan(&self) -> Result<Plan> {
-        let pick = |given: Option<u64>, short, full| {
-            given.unwrap_or(if self.full { full } else { short })
-        };
+        let pick =
+            |given: Option<u64>, short, full| given.unwrap_or(if self.full { full } else { short });
         let is_named = |workload: &Workload| {
             self.workloads.iter().any(|name| workload.name.starts_with(name.as_str()))
         };

@@ -1,9 +1,10 @@
 //! What a workload costs: latencies by the harness, everything else by the kernel's own accounts
 //! of the child process, which runs nothing but one engine.
 //!
-//! Bytes written are `write_bytes` of /proc/self/io: what was dirtied for the disk, through
-//! write(2) and mmap alike, at page size. A page that is dirtied again before the kernel has
-//! written it is counted once, for all engines. Memory is `VmHWM` (mapped table files count while
+//! Bytes written are `wchar` of /proc/self/io: what was handed to write(2) and its like, by which all
+//! of these engines write. `write_bytes` is kept beside it; it counts whole folios that were
+//! dirtied, up to a MiB for one byte, so it says little of small synced writes. Bytes read are
+//! `read_bytes`, from the disk and not from the page cache. Memory is `VmHWM` (mapped table files count while
 //! they are mapped in, as PairDB's and RocksDB-mmap's are) and, sampled, `RssAnon` (memory that
 //! the process owns).
 
@@ -25,8 +26,10 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 pub struct Usage {
     /// User and system time of all threads, in seconds.
     pub cpu_s: f64,
-    /// Bytes dirtied for the disk.
+    /// Bytes handed to the kernel.
     pub bytes_written: u64,
+    /// Bytes of the page cache that became dirty.
+    pub bytes_dirtied: u64,
     /// Bytes fetched from the disk.
     pub bytes_read: u64,
 }
@@ -37,7 +40,8 @@ impl Usage {
         let io = std::fs::read_to_string("/proc/self/io")?;
         Ok(Self {
             cpu_s: cpu_s(),
-            bytes_written: field(&io, "write_bytes:")?,
+            bytes_written: field(&io, "wchar:")?,
+            bytes_dirtied: field(&io, "write_bytes:")?,
             bytes_read: field(&io, "read_bytes:")?,
         })
     }
@@ -47,6 +51,7 @@ impl Usage {
         Self {
             cpu_s: self.cpu_s - start.cpu_s,
             bytes_written: self.bytes_written - start.bytes_written,
+            bytes_dirtied: self.bytes_dirtied - start.bytes_dirtied,
             bytes_read: self.bytes_read - start.bytes_read,
         }
     }

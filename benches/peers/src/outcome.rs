@@ -38,8 +38,10 @@ pub struct Outcome {
     pub settle_s: f64,
     /// CPU time of that.
     pub settle_cpu_s: f64,
-    /// Bytes dirtied for the disk, rest included.
+    /// Bytes handed to write(2) and its like, rest included.
     pub bytes_written: u64,
+    /// Bytes of the page cache that became dirty, rest included.
+    pub bytes_dirtied: u64,
     /// Bytes fetched from the disk.
     pub bytes_read: u64,
     /// Key and value bytes that the operations wrote.
@@ -79,6 +81,7 @@ impl Outcome {
             settle_s: 0.0,
             settle_cpu_s: 0.0,
             bytes_written: usage.bytes_written,
+            bytes_dirtied: usage.bytes_dirtied,
             bytes_read: usage.bytes_read,
             user_bytes: timing.user_bytes,
             write_amplification: None,
@@ -88,6 +91,11 @@ impl Outcome {
             peak_anon_bytes: 0,
             note: String::new(),
         }
+    }
+
+    /// CPU time of an operation, rest included, in microseconds.
+    pub fn cpu_us(&self) -> f64 {
+        (self.cpu_s + self.settle_cpu_s) * 1e6 / self.ops as f64
     }
 
     /// Workload and table: what is compared across engines.

@@ -251,7 +251,7 @@ fn print_outcome(outcome: &Outcome) {
         outcome.p50_us,
         outcome.p99_us,
         outcome.max_ms,
-        (outcome.cpu_s + outcome.settle_cpu_s) * 1e6 / outcome.ops as f64,
+        outcome.cpu_us(),
         outcome.note,
     );
 }

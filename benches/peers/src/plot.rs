@@ -90,11 +90,9 @@ fn bars(
             let value = finite(group, engine)?;
             Some(Rectangle::new([(least, top), (value, top - bar_height)], color(engine).filled()))
         });
-        chart
-            .draw_series(boxes)
-            .map_err(failure)?
-            .label(engine.as_str())
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], color(engine).filled()));
+        chart.draw_series(boxes).map_err(failure)?.label(engine.as_str()).legend(move |(x, y)| {
+            Rectangle::new([(x, y - 5), (x + 12, y + 5)], color(engine).filled())
+        });
     }
     chart
         .configure_series_labels()

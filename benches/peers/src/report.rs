@@ -3,6 +3,8 @@
 //! A ratio is PairDB's median operations a second by the greater of the other engines' medians.
 //! Its spread is the least and the greatest of the same ratio taken round by round. An open counts
 //! as operations a second too (one by its time), so that more is better everywhere.
+//! The ratio of CPU time by operation (the least of the others by PairDB's, so that more is better
+//! again) stands beside it: it is steadier on a machine that others use too.
 
 use std::fmt::Write as _;
 
@@ -68,6 +70,13 @@ impl Group {
         self.engines.iter().find(|(name, _)| *name == engine).map_or(&[], |(_, results)| results)
     }
 
+    /// The least CPU time that another engine takes for an operation, by PairDB's.
+    fn cpu_ratio(&self) -> f64 {
+        let others = self.engines.iter().filter(|(name, _)| *name != EngineName::Pairdb);
+        let best = others.map(|(name, _)| self.median(*name, Outcome::cpu_us));
+        best.fold(f64::NAN, f64::min) / self.median(EngineName::Pairdb, Outcome::cpu_us)
+    }
+
     /// None if PairDB or all of the others have no result.
     pub fn ratio(&self) -> Option<Ratio> {
         let by = |rate: &dyn Fn(&[Outcome]) -> f64| -> Option<f64> {
@@ -84,9 +93,8 @@ impl Group {
                 median(same_round.map(|outcome| outcome.ops_per_s))
             })
         });
-        let (min, max) = rounds.fold((whole, whole), |(min, max), ratio| {
-            (f64::min(min, ratio), f64::max(max, ratio))
-        });
+        let (min, max) = rounds
+            .fold((whole, whole), |(min, max), ratio| (f64::min(min, ratio), f64::max(max, ratio)));
         Some(Ratio { median: whole, min, max })
     }
 }
@@ -105,6 +113,7 @@ pub fn markdown(plan: &Plan, results: &Results, groups: &[Group], command: &str)
         plan.rounds,
         machine(),
     )?;
+    writeln!(text, "{}\n", versions())?;
     ratios(&mut text, groups)?;
     details(&mut text, groups)?;
     for line in results.skipped.iter().chain(&results.failed) {
@@ -120,11 +129,11 @@ fn ratios(text: &mut String, groups: &[Group]) -> Result<()> {
     for (engine, _) in &first.engines {
         write!(text, " {} ops/s |", engine.as_str())?;
     }
-    write!(text, " ratio | rounds |\n|---|")?;
+    write!(text, " ratio | rounds | CPU ratio |\n|---|")?;
     for _ in &first.engines {
         write!(text, "--:|")?;
     }
-    writeln!(text, "--:|--:|")?;
+    writeln!(text, "--:|--:|--:|")?;
     for group in groups {
         write!(text, "| {} |", group.name)?;
         for (engine, _) in &group.engines {
@@ -132,9 +141,10 @@ fn ratios(text: &mut String, groups: &[Group]) -> Result<()> {
         }
         match group.ratio() {
             Some(Ratio { median, min, max }) => {
-                writeln!(text, " {median:.2} | {min:.2} .. {max:.2} |")?;
+                let cpu = group.cpu_ratio();
+                writeln!(text, " {median:.2} | {min:.2} .. {max:.2} | {cpu:.2} |")?;
             }
-            None => writeln!(text, " - | - |")?,
+            None => writeln!(text, " - | - | - |")?,
         }
     }
     writeln!(text)?;
@@ -145,8 +155,8 @@ fn ratios(text: &mut String, groups: &[Group]) -> Result<()> {
 fn details(text: &mut String, groups: &[Group]) -> Result<()> {
     writeln!(
         text,
-        "CPU is that of all threads, rest included, by operation. Written and read are bytes for \
-         the disk, rest included; W and S are write and space amplification. Max is the longest \
+        "CPU is that of all threads, rest included, by operation. Written are the bytes handed to \
+         the kernel, rest included, read those that came from the disk; W and S are write and space amplification. Max is the longest \
          that one call took. RSS has mapped files in it, anon has not.\n"
     )?;
     writeln!(
@@ -176,7 +186,6 @@ fn detail(text: &mut String, group: &Group, engine: EngineName) -> Result<()> {
         true => format!("{figure:.2}"),
         false => "-".into(),
     };
-    let cpu = of(&|one| (one.cpu_s + one.settle_cpu_s) * 1e6 / one.ops as f64);
     writeln!(
         text,
         "| {} | {} | {} ({}..{}) | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.1} | {:.0} | {:.0} | \
@@ -190,7 +199,7 @@ fn detail(text: &mut String, group: &Group, engine: EngineName) -> Result<()> {
         of(&|one| one.p99_us),
         of(&|one| one.p999_us),
         of(&|one| one.max_ms),
-        cpu,
+        of(&Outcome::cpu_us),
         of(&|one| one.settle_s),
         of(&|one| one.bytes_written as f64) / MIB,
         of(&|one| one.bytes_read as f64) / MIB,
@@ -210,6 +219,29 @@ fn short(rate: f64) -> String {
         rate if rate >= 999.5 => format!("{:.1} k", rate / 1e3),
         rate => format!("{rate:.1}"),
     }
+}
+
+/// What was compared. RocksDB's own version stands behind the plus sign of its crate's.
+fn versions() -> String {
+    let lock = include_str!("../Cargo.lock");
+    let version = |name: &str| {
+        let package = lock
+            .split("[[package]]")
+            .find(|package| package.lines().any(|line| line == format!("name = \"{name}\"")));
+        let line = package
+            .and_then(|package| package.lines().find_map(|line| line.strip_prefix("version = ")));
+        line.unwrap_or("unknown").trim_matches('"').to_owned()
+    };
+    let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let commit = git.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    format!(
+        "pairdb {} at {}; librocksdb-sys {}; fjall {}, lsm-tree {}.",
+        version("pairdb"),
+        commit.unwrap_or_else(|_| "an unknown commit".into()),
+        version("librocksdb-sys"),
+        version("fjall"),
+        version("lsm-tree"),
+    )
 }
 
 /// The processor, memory and kernel.

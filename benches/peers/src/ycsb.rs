@@ -18,9 +18,7 @@ pub fn run(bench: &Bench<'_>, workload: &Workload, which: Ycsb, count: u64) -> R
     let records = bench.task.scale.records;
     let zipf = Zipf::new(records);
     let threads = workload.threads;
-    drive(threads, records / threads, |thread, i| {
-        bench.get(zipf.scattered(random(2, thread, i)))
-    })?;
+    drive(threads, records / threads, |thread, i| bench.get(zipf.scattered(random(2, thread, i))))?;
     let inserted = AtomicU64::new(records);
     let missed = AtomicU64::new(0);
     let insert = || bench.put(inserted.fetch_add(1, Ordering::Relaxed));

@@ -13,7 +13,8 @@ use fjall::config::{
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{
-    BLOCK_BYTES, CACHE_BYTES, Compression, FILTER_BITS_PER_KEY, Durability, MEMTABLE_BYTES, Result, Store,
+    BLOCK_BYTES, CACHE_BYTES, Compression, Durability, FILTER_BITS_PER_KEY, MEMTABLE_BYTES, Result,
+    Store,
 };
 
 /// RocksDB and PairDB have one thread to flush and one to compact as well.

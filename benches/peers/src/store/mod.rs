@@ -132,7 +132,9 @@ pub fn open(
     Ok(match engine {
         EngineName::Pairdb => Box::new(pairdb::PairDb::open(dir, durability, compression)?),
         EngineName::Rocksdb => Box::new(rocksdb::Rocks::open(dir, durability, compression, false)?),
-        EngineName::RocksdbMmap => Box::new(rocksdb::Rocks::open(dir, durability, compression, true)?),
+        EngineName::RocksdbMmap => {
+            Box::new(rocksdb::Rocks::open(dir, durability, compression, true)?)
+        }
         EngineName::Fjall => Box::new(fjall::Fjall::open(dir, durability, compression)?),
     })
 }

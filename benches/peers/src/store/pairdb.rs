@@ -10,7 +10,8 @@ use pairdb::engine::options;
 use pairdb::engine::{Engine, Options, SyncMode};
 
 use super::{
-    BLOCK_BYTES, CACHE_BYTES, Compression, FILTER_BITS_PER_KEY, Durability, MEMTABLE_BYTES, Result, Store,
+    BLOCK_BYTES, CACHE_BYTES, Compression, Durability, FILTER_BITS_PER_KEY, MEMTABLE_BYTES, Result,
+    Store,
 };
 
 /// See the module page.
@@ -116,7 +117,6 @@ impl Store for PairDb {
     }
 
     fn options(&self) -> Result<String> {
-        let version = env!("CARGO_PKG_VERSION");
-        Ok(format!("PairDB, harness {version}, operator Newest\n{:#?}\n", self.engine.options()))
+        Ok(format!("PairDB, operator Newest\n{:#?}\n", self.engine.options()))
     }
 }

@@ -8,7 +8,8 @@ use rocksdb::{
 };
 
 use super::{
-    BLOCK_BYTES, CACHE_BYTES, Compression, FILTER_BITS_PER_KEY, Durability, MEMTABLE_BYTES, Result, Store,
+    BLOCK_BYTES, CACHE_BYTES, Compression, Durability, FILTER_BITS_PER_KEY, MEMTABLE_BYTES, Result,
+    Store,
 };
 
 /// See the module page.
@@ -27,7 +28,12 @@ fn newest(_key: &[u8], existing: Option<&[u8]>, operands: &MergeOperands) -> Opt
 impl Rocks {
     /// Opens or creates the store in `dir`. What is not set here is RocksDB's default; the whole
     /// of it is printed by [`Store::options`].
-    pub fn open(dir: &Path, durability: Durability, compression: Compression, mmap: bool) -> Result<Self> {
+    pub fn open(
+        dir: &Path,
+        durability: Durability,
+        compression: Compression,
+        mmap: bool,
+    ) -> Result<Self> {
         let mut table = BlockBasedOptions::default();
         table.set_block_size(BLOCK_BYTES);
         table.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
