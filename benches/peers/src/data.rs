@@ -126,3 +126,24 @@ impl Zipf {
         below(mix(self.rank(random)), self.n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_frequent_rank_is_as_frequent_as_the_law_says() {
+        let (n, draws) = (1_000, 200_000);
+        let zipf = Zipf::new(n);
+        let zeros = (0..draws).filter(|&i| zipf.rank(mix(i)) == 0).count();
+        let expected = draws as f64 / (1..=n).map(|i| (i as f64).powf(-Zipf::THETA)).sum::<f64>();
+        assert!((zeros as f64 / expected - 1.0).abs() < 0.03, "{zeros} of {expected:.0}");
+        assert!((0..draws).all(|i| zipf.scattered(mix(i)) < n));
+    }
+
+    #[test]
+    fn missing_keys_are_never_written() {
+        let written: std::collections::HashSet<Key> = (0..10_000).map(key).collect();
+        assert!((0..10_000).all(|i| !written.contains(&missing_key(i))));
+    }
+}

@@ -277,3 +277,33 @@ pub fn print_ratios(groups: &[Group]) {
         None => println!("WORST none: PairDB ran beside nobody"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::measure::{Timing, Usage, histogram};
+
+    fn outcome(engine: EngineName, round: u32, ops: u64) -> Outcome {
+        let usage = Usage { cpu_s: 1.0, bytes_written: 0, bytes_dirtied: 0, bytes_read: 0 };
+        let timing = Timing { ops, seconds: 1.0, latency_ns: histogram(), user_bytes: 0 };
+        Outcome { round, ..Outcome::new(engine, "fillseq", &timing, usage) }
+    }
+
+    /// The best of the others is chosen by its median for the ratio, by each round for the spread.
+    #[test]
+    fn a_ratio_is_taken_beside_the_best_of_the_others() {
+        use EngineName::{Fjall, Pairdb, Rocksdb};
+        let rates = [(Pairdb, [30, 40, 50]), (Rocksdb, [20, 20, 20]), (Fjall, [10, 80, 10])];
+        let outcomes: Vec<Outcome> = rates
+            .into_iter()
+            .flat_map(|(engine, rates)| {
+                (0u32..).zip(rates).map(move |(round, rate)| outcome(engine, round, rate))
+            })
+            .collect();
+        let groups = group(&outcomes, &[Pairdb, Rocksdb, Fjall]);
+        let ratio = groups[0].ratio().expect("all have results");
+        assert_eq!((ratio.median, ratio.min, ratio.max), (2.0, 0.5, 2.5));
+        assert_eq!(groups[0].cpu_ratio(), 40.0 * (1.0 / 20.0));
+        assert!(group(&outcomes[..3], &[Pairdb])[0].ratio().is_none());
+    }
+}
