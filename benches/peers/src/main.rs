@@ -34,7 +34,7 @@ struct Arguments {
     /// Keys with values of 100 bytes [default: 1000000, with --full 3000000].
     #[arg(long)]
     keys: Option<u64>,
-    /// Keys with values of 1,000 bytes [default: 200000, with --full 1000000].
+    /// Keys with values of 1,000 bytes [default: 100000, with --full 1000000].
     #[arg(long)]
     records: Option<u64>,
     /// Rounds of each workload [default: 2, with --full 5].
@@ -90,7 +90,7 @@ impl Arguments {
             rounds: pick(self.rounds.map(u64::from), 2, 5) as u32,
             scale: Scale {
                 keys: pick(self.keys, 1_000_000, 3_000_000),
-                records: pick(self.records, 200_000, 1_000_000),
+                records: pick(self.records, 100_000, 1_000_000),
                 memory_mib: self.memory_mib,
             },
             out: self.out.clone(),

@@ -12,6 +12,7 @@ use std::time::Instant;
 use crate::cgroup::MemoryCgroup;
 use crate::child::READY;
 use crate::outcome::Outcome;
+use crate::report::short;
 use crate::store::{Compression, EngineName, Result};
 use crate::workload::{Base, Kind, Scale, Step, Task, Workload};
 
@@ -242,12 +243,12 @@ fn copy_synced(from: &Path, to: &Path) -> Result<()> {
 
 fn print_outcome(outcome: &Outcome) {
     println!(
-        "{:<24} round {} {:<12} {:>10.0} ops/s  p50 {:>7.1} us  p99 {:>8.1} us  max {:>8.2} ms  \
+        "{:<24} round {} {:<12} {:>9} ops/s  p50 {:>7.1} us  p99 {:>8.1} us  max {:>8.2} ms  \
          {:>6.2} us CPU/op  {}",
         outcome.group(),
         outcome.round,
         outcome.engine.as_str(),
-        outcome.ops_per_s,
+        short(outcome.ops_per_s),
         outcome.p50_us,
         outcome.p99_us,
         outcome.max_ms,

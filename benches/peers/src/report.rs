@@ -211,8 +211,8 @@ fn detail(text: &mut String, group: &Group, engine: EngineName) -> Result<()> {
     Ok(())
 }
 
-/// Three digits or so.
-fn short(rate: f64) -> String {
+/// A rate, with three digits or so.
+pub fn short(rate: f64) -> String {
     match rate {
         rate if !rate.is_finite() => "-".into(),
         rate if rate >= 999_500.0 => format!("{:.2} M", rate / 1e6),
