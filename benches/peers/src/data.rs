@@ -3,8 +3,10 @@
 //!
 //! | key of 16 bytes | used by |
 //! |---|---|
-//! | 8 bytes of a bijection of i, then i, both big endian | everything but fillseq: random order, every key once, spread as tokens are |
+//! | 8 bytes of a bijection of i, then i, both big endian | everything else |
 //! | i, then 8 zero bytes | fillseq |
+//!
+//! The first kind comes in random order, every key once, spread as tokens are.
 //!
 //! Values compress to about a half: each run of 100 bytes is 50 random bytes, twice.
 
