@@ -15,10 +15,12 @@ ARGS     ?=
 BUF      := target/buf/bin/buf
 BUF_VERSION := 1.75.0
 
-.PHONY: help run build test demo bench crash ci fmt fmt-check lint docs deny proto-lint
+PEERS    := benches/peers/target/release/pairdb-peers
+
+.PHONY: help run build test demo bench bench-peers bench-peers-full peers crash ci fmt fmt-check lint docs deny proto-lint
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the release binary
 	$(CARGO) build --release --locked --bin pairdb
@@ -48,6 +50,18 @@ demo: build ## Import 171,075 cities, make a conflict, kill the node, prove noth
 
 bench: ## Run the benchmarks (ARGS= goes to them); see benches/README.md
 	$(CARGO) bench --locked --bench '*' -- $(ARGS)
+
+bench-peers: peers ## Beside RocksDB and fjall, short set, < 15 min once built (ARGS=)
+	$(PEERS) --out target/bench-peers $(ARGS)
+
+bench-peers-full: peers ## The same, long set: hours
+	$(PEERS) --full --out target/bench-peers-full $(ARGS)
+
+# RocksDB's build needs a C++ compiler and libclang, and takes a quarter of an hour or more.
+peers:
+	@if ! command -v g++ >/dev/null || ! command -v clang >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq g++ clang libclang-dev; fi
+	cd benches/peers && $(CARGO) build --release --locked
 
 crash: ## Kill a real node RUNS=20 times and compare (SEED= repeats a run)
 	RUNS=$(RUNS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --locked --test crash -- --nocapture
