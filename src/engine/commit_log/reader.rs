@@ -141,6 +141,10 @@ impl Later {
     fn scan_segment(&mut self, segment: &mut SegmentReader, start: u32) -> Result<()> {
         let mut offset = (start as usize).next_multiple_of(frame::ALIGN);
         while (offset as u64) < segment.len {
+            if offset.is_multiple_of(PAGE_BYTES) && segment.is_zero_page(offset as u64)? {
+                offset += PAGE_BYTES;
+                continue;
+            }
             let position = Position::new(segment.number, offset as u32);
             offset += frame::ALIGN;
             if segment.frame_header(position)?.is_none() {
@@ -155,6 +159,9 @@ impl Later {
         Ok(())
     }
 }
+
+/// Zeros are looked for in pieces of this size.
+const PAGE_BYTES: usize = 4 << 10;
 
 /// Reads a segment through a window, so that memory is bounded by the largest frame.
 struct SegmentReader {
@@ -187,6 +194,12 @@ impl SegmentReader {
     fn continues(&mut self, end: Position) -> Result<bool> {
         let header = self.header()?;
         Ok(header.is_some_and(|header| self.number == end.segment() || header.previous_end <= end))
+    }
+
+    /// Whether a page holds nothing but zeros, as most of a segment does: then no frame begins in
+    /// it, since a frame's first word holds its length.
+    fn is_zero_page(&mut self, offset: u64) -> Result<bool> {
+        Ok(self.bytes(offset, PAGE_BYTES)?.is_some_and(|page| *page == [0; PAGE_BYTES]))
     }
 
     /// What looks like the header of a frame; its checksum may still be wrong.

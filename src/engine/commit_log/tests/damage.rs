@@ -51,6 +51,28 @@ fn a_bad_frame_below_what_was_durable_is_corruption() {
     assert_eq!(recovered.last_segment_number, 3);
 }
 
+/// Pages of zeros in the middle are a lost write, not the end: the search for later frames passes
+/// over zeros a page at a time, and must not pass over what follows them.
+#[test]
+fn pages_of_zeros_below_what_was_durable_are_corruption() {
+    let vfs = disk();
+    let log = create(&vfs, LogOptions { segment_bytes: 64 << 10, ..SMALL }, 1).unwrap();
+    let mut end = Position::ZERO;
+    for index in 0..10_000 {
+        end = append(&log, index).unwrap();
+        log.sync(end).unwrap();
+        if end.offset() > 40 << 10 {
+            break;
+        }
+    }
+    assert!(end.offset() > 40 << 10);
+    let file = vfs.open(&directory().join("0000000001.log")).unwrap();
+    file.write_at(10 << 10, &[0; 20 << 10]).unwrap();
+    let found = corruption(&vfs);
+    assert!((9 << 10..=10 << 10).contains(&found.offset), "{found}");
+    assert!(found.what.contains("durable up to 1:"), "{}", found.what);
+}
+
 #[test]
 fn a_bad_frame_above_what_was_durable_is_a_torn_tail() {
     let vfs = disk();
