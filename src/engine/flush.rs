@@ -201,7 +201,9 @@ impl Shared {
             }
             CacheChange::Flushed(memtable) => memtable,
         };
-        if !self.cache.is_on() {
+        // Fills of the old epoch are refused by now and there are none of the new one before the
+        // swap: an empty cache stays empty.
+        if self.cache.stats().entries == 0 {
             return Ok(());
         }
         let mut cursor = MemtableCursor::new(Arc::clone(memtable));
