@@ -233,7 +233,7 @@ pub fn columns(file: &SourceFile) -> Vec<String> {
     let width = |line: &str| if is_row(line) { 0 } else { line.chars().count() };
     let widths = file.text.lines().map(width).enumerate();
     widths
-        .filter(|(_, width)| *width > COLUMNS_MAX && !file.path.starts_with("benches/peers"))
+        .filter(|(_, width)| *width > COLUMNS_MAX)
         .map(|(index, width)| {
             format!("{}:{}: {width} columns, at most {COLUMNS_MAX}", file.path, index + 1)
         })

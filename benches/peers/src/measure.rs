@@ -5,7 +5,8 @@
 //! all of these engines write. `write_bytes` is kept beside it; it counts whole folios that were
 //! dirtied, up to a MiB for one byte, so it says little of small synced writes. Bytes read are
 //! `read_bytes`, from the disk and not from the page cache. Memory is `VmHWM` (mapped table files
-//! count while they are mapped in, as PairDB's and RocksDB-mmap's are) and, sampled, `RssAnon` (memory that
+//! count while they are mapped in, as PairDB's and RocksDB-mmap's are) and, sampled, `RssAnon`
+//! (memory that
 //! the process owns).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -156,7 +156,8 @@ fn details(text: &mut String, groups: &[Group]) -> Result<()> {
     writeln!(
         text,
         "CPU is that of all threads, rest included, by operation. Written are the bytes handed to \
-         the kernel, rest included, read those that came from the disk; W and S are write and space amplification. Max is the longest \
+         the kernel, rest included, read those that came from the disk; W and S are write \
+         and space amplification. Max is the longest \
          that one call took. RSS has mapped files in it, anon has not.\n"
     )?;
     writeln!(

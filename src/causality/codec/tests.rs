@@ -140,10 +140,10 @@ proptest! {
     }
 
     #[test]
-    #[ignore = "a random case fails: under investigation"]
     fn every_cut_of_a_siblings_row_is_refused(shape in shape()) {
+        // Set, not assumed: half of the shapes would be rejected, near the runner's limit.
+        let shape = Shape { lww: false, ..shape };
         let row = shape.row();
-        prop_assume!(!shape.lww);
         let bytes = encoded(&row);
         for len in 0..bytes.len() {
             prop_assert!(decode(&bytes[..len]).is_err());

@@ -5,9 +5,9 @@
 //! a feature that another lacks, except where [`Store::merge`] says so.
 //!
 //! # Invariants
-//! 1. A write is acknowledged in the same class by all: [`Durability::Os`] has handed its log record
-//!    to the operating system (it survives `kill -9`), [`Durability::Disk`] has synced it (it survives
-//!    power loss).
+//! 1. A write is acknowledged in the same class by all: [`Durability::Os`] has handed its log
+//!    record to the operating system (it survives `kill -9`), [`Durability::Disk`] has synced it
+//!    (it survives power loss).
 //! 2. All get the settings of [`MEMTABLE_BYTES`], [`CACHE_BYTES`] and [`FILTER_BITS_PER_KEY`], the
 //!    log on, leveled compaction, and two background threads: one to flush, one to compact.
 
