@@ -7,8 +7,12 @@ use std::{env, fs};
 
 use prost::Message;
 
-const PROTOS: [&str; 3] =
-    ["pairdb/v1/kv.proto", "pairdb/v1/replica.proto", "pairdb/v1/admin.proto"];
+const PROTOS: [&str; 4] = [
+    "pairdb/v1/kv.proto",
+    "pairdb/v1/replica.proto",
+    "pairdb/v1/peer.proto",
+    "pairdb/v1/admin.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

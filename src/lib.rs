@@ -8,6 +8,8 @@
 //! | [`causality`] | rows: versions, dots, their join, the hybrid clock. Pure |
 //! | [`engine`] | ordered byte store with a merge operator: log, memtable, SSTables |
 //! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
+//! | [`proto`] | generated messages, services and clients |
+//! | [`cluster`] | who is there and who owns what |
 //! | [`rpc`] | the gRPC services over the store |
 //! | [`client`] | the Rust client of the services |
 //! | [`ops`] | settings, metrics, health, the life of a node |
@@ -18,7 +20,9 @@
 pub mod causality;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod engine;
 pub mod ops;
+pub mod proto;
 pub mod rpc;
 pub mod store;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use node::CliNode;
 use pairdb::client::{Client, Options};
-use pairdb::rpc::proto;
+use pairdb::proto;
 use tokio::sync::Notify;
 
 const WRITERS: u64 = 8;

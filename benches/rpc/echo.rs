@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use pairdb::rpc::proto::key_value_server::{KeyValue, KeyValueServer};
-use pairdb::rpc::proto::pipeline_request::Operation;
-use pairdb::rpc::proto::{self, batch_read_result, batch_write_result, pipeline_response};
+use pairdb::proto::key_value_server::{KeyValue, KeyValueServer};
+use pairdb::proto::pipeline_request::Operation;
+use pairdb::proto::{self, batch_read_result, batch_write_result, pipeline_response};
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::TcpIncoming;

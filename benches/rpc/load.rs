@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use pairdb::rpc::proto::key_value_client::KeyValueClient;
-use pairdb::rpc::proto::pipeline_request::Operation;
-use pairdb::rpc::proto::{
-    self, batch_read_result, batch_write_result, mutation, pipeline_response,
-};
+use pairdb::proto::key_value_client::KeyValueClient;
+use pairdb::proto::pipeline_request::Operation;
+use pairdb::proto::{self, batch_read_result, batch_write_result, mutation, pipeline_response};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;

@@ -23,8 +23,8 @@ use load::{LWW, Load, SIBLINGS, Shape, Target};
 use pairdb::engine::SyncMode;
 use pairdb::ops::config::Config;
 use pairdb::ops::node::Node;
-use pairdb::rpc::proto;
-use pairdb::rpc::proto::admin_client::AdminClient;
+use pairdb::proto;
+use pairdb::proto::admin_client::AdminClient;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 

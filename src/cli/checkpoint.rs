@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::CheckpointRequest;
+use crate::proto::CheckpointRequest;
 
 /// Make a consistent copy of the store, in a directory of the node
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::CompactRequest;
+use crate::proto::CompactRequest;
 
 /// Compact until nothing is left to do
 #[derive(Debug, clap::Args)]

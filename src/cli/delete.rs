@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::args::{Connect, Key, Tenant, decode, encode};
 use super::failure::Failure;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Delete a key
 ///

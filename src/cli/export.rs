@@ -16,7 +16,7 @@ use super::progress::{Checkpoint, bar};
 use super::record;
 use super::scan::Range;
 use crate::client;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Times that a broken stream is begun again where it broke, in a row.
 const ATTEMPTS: u32 = 5;

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::FlushRequest;
+use crate::proto::FlushRequest;
 
 /// Write the memtables to tables
 #[derive(Debug, clap::Args)]

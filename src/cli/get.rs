@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{Connect, Key, Output, Tenant, encode, print_bytes, put_bytes};
 use super::failure::Failure;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Read a value
 ///

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::NodeStatusRequest;
+use crate::proto::NodeStatusRequest;
 
 /// Ask whether the node serves; exit code 5 if not
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::args::{Connect, Output, Tenant, put_bytes};
 use super::failure::Failure;
 use super::scan::{Range, escape};
-use crate::rpc::proto;
+use crate::proto;
 
 /// List keys
 ///

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::args::{Connect, Key, Tenant, decode, duration, encode};
 use super::failure::Failure;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Write a value
 ///

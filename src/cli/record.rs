@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::args::put_bytes;
-use crate::rpc::proto;
+use crate::proto;
 
 /// What is to be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

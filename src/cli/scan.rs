@@ -6,7 +6,7 @@ use super::args::{Connect, Output, Tenant};
 use super::failure::Failure;
 use super::record;
 use crate::client;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Which keys, for scan, keys and export.
 #[derive(Clone, Debug, clap::Args)]

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::ScrubRequest;
+use crate::proto::ScrubRequest;
 
 /// Read every block and check it; exit code 1 if something is damaged
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::Admin;
-use crate::rpc::proto::NodeStatusRequest;
+use crate::proto::NodeStatusRequest;
 
 /// Show the node and its figures
 #[derive(Debug, clap::Args)]

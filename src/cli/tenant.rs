@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::scan::escape;
 use crate::client::Admin;
 use crate::ops::config::Value as _;
-use crate::rpc::proto;
+use crate::proto;
 
 /// Create, show and change tenants
 #[derive(Debug, clap::Args)]

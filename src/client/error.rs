@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::rpc::proto;
+use crate::proto;
 
 /// What became of a write that was not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,9 +23,9 @@ use tonic::{Request, Streaming};
 
 pub use error::{Error, Outcome};
 
-use crate::rpc::proto;
-use crate::rpc::proto::admin_client::AdminClient;
-use crate::rpc::proto::key_value_client::KeyValueClient;
+use crate::proto;
+use crate::proto::admin_client::AdminClient;
+use crate::proto::key_value_client::KeyValueClient;
 use retry::{Backoff, Budget};
 
 /// The raw client of the `Admin` service.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::proto;
-use super::proto::admin_server::Admin;
 use super::server::Core;
 use super::status::Problem;
+use crate::proto;
+use crate::proto::admin_server::Admin;
 use crate::store::{self, Store, TenantChange, TenantSpec};
 
 /// The service.

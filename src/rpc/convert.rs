@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 
-use super::proto;
 use super::status::Problem;
+use crate::proto;
 use crate::store::{
     Mode, Mutation, ReadRow, ScanRequest, Sibling, Tenant, TenantChange, TenantSpec, Written,
 };

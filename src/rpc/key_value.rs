@@ -16,11 +16,11 @@ use super::deadline::Deadline;
 use super::limits::REFUSE_AT;
 use super::metrics::Metrics;
 use super::pipeline::{self, Answers};
-use super::proto;
-use super::proto::key_value_server::KeyValue;
 use super::scan;
 use super::server::Core;
 use super::status::Problem;
+use crate::proto;
+use crate::proto::key_value_server::KeyValue;
 use crate::store::{self, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.

@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn every_call_of_the_protocol_is_known_to_the_layer() {
         // A call that is missing here would escape limits, deadlines and metrics.
-        let set = prost_types::FileDescriptorSet::decode(crate::rpc::proto::FILE_DESCRIPTOR_SET)
+        let set = prost_types::FileDescriptorSet::decode(crate::proto::FILE_DESCRIPTOR_SET)
             .expect("the build wrote it");
         let mut calls = 0;
         for file in set.file.iter().filter(|file| file.package() == "pairdb.v1") {

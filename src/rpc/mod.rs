@@ -2,7 +2,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`proto`] | generated messages, services and clients |
 //! | `convert` | messages to and from the store's types |
 //! | [`status`] | the one table of errors: code, reason, outcome, retry |
 //! | `front` | the layer before every call: request id, limits, deadline, metrics |
@@ -32,7 +31,6 @@ pub mod limits;
 mod method;
 pub mod metrics;
 mod pipeline;
-pub mod proto;
 mod replica;
 pub mod request_id;
 mod scan;

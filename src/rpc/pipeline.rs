@@ -19,11 +19,11 @@ use tonic::{Code, Status, Streaming};
 
 use super::deadline::Deadline;
 use super::key_value::{admit, bytes_in, count, lost, read_one};
-use super::proto::pipeline_request::Operation;
-use super::proto::pipeline_response::Result as Answered;
-use super::proto::{PipelineRequest, PipelineResponse};
 use super::server::Core;
 use super::status::Problem;
+use crate::proto::pipeline_request::Operation;
+use crate::proto::pipeline_response::Result as Answered;
+use crate::proto::{PipelineRequest, PipelineResponse};
 use crate::store::{Mutation, Outcome, Written};
 
 /// Writes submitted together at most; never more than a batch may hold.

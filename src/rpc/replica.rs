@@ -7,10 +7,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
-use super::proto;
-use super::proto::replica_server::Replica;
 use super::server::Core;
 use super::status::Problem;
+use crate::proto;
+use crate::proto::replica_server::Replica;
 use crate::store::{EngineKey, Outcome, TenantId, TokenRange};
 
 /// Bytes of rows in an answer when the caller names no number.

@@ -12,9 +12,9 @@ use tonic::{Code, Status};
 
 use super::convert::{bytes_of, scan_row};
 use super::deadline::Deadline;
-use super::proto;
 use super::server::Core;
 use super::status::Problem;
+use crate::proto;
 use crate::store::{ScanPage, ScanRequest};
 
 /// Rows of a page at most.

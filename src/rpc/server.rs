@@ -24,12 +24,12 @@ use super::front::{Front, FrontLayer};
 use super::key_value::KeyValueService;
 use super::limits::{Admission, Gate};
 use super::metrics::Metrics;
-use super::proto::FILE_DESCRIPTOR_SET;
-use super::proto::admin_server::AdminServer;
-use super::proto::key_value_server::KeyValueServer;
-use super::proto::replica_server::ReplicaServer;
 use super::replica::ReplicaService;
 use super::status::Problem;
+use crate::proto::FILE_DESCRIPTOR_SET;
+use crate::proto::admin_server::AdminServer;
+use crate::proto::key_value_server::KeyValueServer;
+use crate::proto::replica_server::ReplicaServer;
 use crate::store::Store;
 
 /// The names that health is asked for; "" is the node.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::proto;
+use crate::proto;
 use crate::store::{self, Outcome};
 
 /// The domain of every `ErrorInfo`.

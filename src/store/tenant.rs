@@ -59,7 +59,8 @@ pub struct Retention {
 }
 
 /// What a tenant is created from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TenantSpec {
     /// 1 to 63 bytes of `a-z`, `0-9` and `-`.
     pub name: String,
@@ -103,7 +104,8 @@ pub struct Tenant {
 }
 
 /// What to alter. `None` leaves it as it is; for a limit, `Some(None)` takes it away.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TenantChange {
     /// See [`TenantSpec::default_ttl_ms`].
     pub default_ttl_ms: Option<Option<u64>>,

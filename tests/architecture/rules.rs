@@ -5,10 +5,11 @@
 use crate::source::{PathUse, SourceFile};
 
 /// The top-level modules. One may use only those above it.
-pub const ORDER: [&str; 13] = [
+pub const ORDER: [&str; 14] = [
     "causality",
     "engine",
     "store",
+    "proto",
     "cluster",
     "resilience",
     "replication",

@@ -1,6 +1,6 @@
 //! Tenants, upkeep, and the pages for operators.
 
-use pairdb::rpc::proto;
+use pairdb::proto;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;

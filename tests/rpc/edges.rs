@@ -1,7 +1,7 @@
 //! What is wrong before it reaches a handler: time, size, form, and too much at once.
 
 use bytes::{Buf, BufMut};
-use pairdb::rpc::proto;
+use pairdb::proto;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;

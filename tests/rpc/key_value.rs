@@ -1,10 +1,10 @@
 //! Writes, reads, deletes, batches and scans.
 
 use bytes::Bytes;
-use pairdb::rpc::proto;
-use pairdb::rpc::proto::batch_read_result::Result as RowResult;
-use pairdb::rpc::proto::batch_write_result::Result as WriteResult;
-use pairdb::rpc::proto::mutation::Change;
+use pairdb::proto;
+use pairdb::proto::batch_read_result::Result as RowResult;
+use pairdb::proto::batch_write_result::Result as WriteResult;
+use pairdb::proto::mutation::Change;
 use tonic::Code;
 
 use crate::node::{TestNode, delete, read, refusal, values, write};

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use pairdb::ops::config::{Config, Source, load};
 use pairdb::ops::node::Node;
-use pairdb::rpc::proto;
-use pairdb::rpc::proto::admin_client::AdminClient;
-use pairdb::rpc::proto::key_value_client::KeyValueClient;
-use pairdb::rpc::proto::replica_client::ReplicaClient;
+use pairdb::proto;
+use pairdb::proto::admin_client::AdminClient;
+use pairdb::proto::key_value_client::KeyValueClient;
+use pairdb::proto::replica_client::ReplicaClient;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};

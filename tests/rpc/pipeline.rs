@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use pairdb::rpc::proto::pipeline_request::Operation;
-use pairdb::rpc::proto::pipeline_response::Result as Answer;
-use pairdb::rpc::proto::{PipelineRequest, WriteRequest};
+use pairdb::proto::pipeline_request::Operation;
+use pairdb::proto::pipeline_response::Result as Answer;
+use pairdb::proto::{PipelineRequest, WriteRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 

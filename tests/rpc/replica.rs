@@ -1,7 +1,7 @@
 //! Rows between nodes.
 
 use bytes::Bytes;
-use pairdb::rpc::proto;
+use pairdb::proto;
 use tonic::Code;
 
 use crate::node::{TestNode, refusal, values};

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
-use pairdb::rpc::proto::key_value_client::KeyValueClient;
+use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::rpc::{Listeners, Metrics, NodeFacts, Options, Server};
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
 use pairdb::store::{Store, StoreOptions};
 use parking_lot::{Condvar, Mutex};
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::sync::mpsc;
-use tonic::transport::Channel;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::node::{connect, read, refusal, values, write};
 

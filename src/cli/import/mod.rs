@@ -24,7 +24,7 @@ use super::args::{Connect, Output, Tenant};
 use super::failure::Failure;
 use super::progress::{Checkpoint, bar};
 use crate::client::{Client, Error};
-use crate::rpc::proto;
+use crate::proto;
 use acked::AckedFile;
 use read::{Batch, Event, Input, Item, Place};
 

@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 use super::Format;
 use crate::cli::failure::Failure;
 use crate::cli::record::{self, Record, RecordValue};
-use crate::rpc::proto;
+use crate::proto;
 
 /// Longest line, in bytes: ten times the largest value that is sensible, in base64.
 const LINE_BYTES_MAX: u64 = 32 << 20;

@@ -1,0 +1,133 @@
+//! Requests to other nodes, and the answers to theirs.
+//!
+//! [`Peers`] is how everything in the cluster talks to a node; `rpc::peer` implements it on streams
+//! (see `peer.proto`), tests in memory. [`PeerHandler`] is who answers. Both sides speak the bodies
+//! of the messages; ids, deadlines and the order of answers are the transport's.
+//!
+//! 1. A request is sent at most once. Whoever sends it again does so knowingly.
+//! 2. Every call ends by its timeout; the queues below are bounded and refuse what is too much.
+//! 3. A reply is of the node that was meant: the streams are bound to cluster, node and generation.
+
+use std::time::Duration;
+
+use tonic::async_trait;
+
+use super::NodeId;
+use crate::proto::{peer_reply, peer_request};
+
+/// The body of a request.
+pub type Request = peer_request::Body;
+/// The body of a reply.
+pub type Reply = peer_reply::Body;
+
+/// Classes of work. Each has a stream of its own, so that bulk never stands in the way of a write
+/// and nothing stands in the way of an election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Consensus, gossip, documents, joining.
+    Control,
+    /// Reads and writes somebody waits for.
+    Foreground,
+    /// Hints, repair, transfer.
+    Background,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Control, Self::Foreground, Self::Background];
+}
+
+/// Why a peer gave no answer, or which answer it gave instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Nothing was sent: it cannot be reached, its address is not known, or its breaker is open.
+    #[error("{node} cannot be reached: {why}")]
+    Unreachable {
+        /// The peer: its id, or its address where that is all there is.
+        node: String,
+        /// Why.
+        why: String,
+    },
+    /// It was sent, and there was no answer: it may have been done.
+    #[error("no answer: {why}")]
+    NoAnswer {
+        /// Why.
+        why: String,
+    },
+    /// The queue to the peer, or of it, is full. Nothing was done.
+    #[error("too much waits for {node}")]
+    Overloaded {
+        /// The peer.
+        node: String,
+    },
+    /// The peer acts under a later layout: nothing was done. Learn it and send again.
+    #[error("the layout has gone on to epoch {epoch}")]
+    StaleLayout {
+        /// The peer's.
+        epoch: u64,
+    },
+    /// The peer owns nothing of the kind under the epoch of the request. Nothing was done.
+    #[error("the node is no replica of it")]
+    NotAReplica,
+    /// It refused: nothing was done.
+    #[error("{reason}: {message}")]
+    Refused {
+        /// UPPER_SNAKE_CASE, as in `ErrorInfo`.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+}
+
+impl PeerError {
+    /// Whether what was asked may have been done.
+    pub fn may_have_run(&self) -> bool {
+        matches!(self, Self::NoAnswer { .. })
+    }
+}
+
+/// The other nodes.
+#[async_trait]
+pub trait Peers: Send + Sync + 'static {
+    /// Asks a node, under a layout epoch.
+    ///
+    /// # Errors
+    /// See [`PeerError`]; [`PeerError::NoAnswer`] when `timeout` is over.
+    async fn call(
+        &self,
+        to: NodeId,
+        class: Class,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError>;
+
+    /// Asks whoever is at `address` (`host:port`), on [`Class::Control`]: for seeds. Says who it
+    /// was.
+    ///
+    /// # Errors
+    /// As [`Peers::call`].
+    async fn call_address(
+        &self,
+        address: &str,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<(NodeId, Reply), PeerError>;
+}
+
+/// Answers the requests of other nodes.
+#[async_trait]
+pub trait PeerHandler: Send + Sync + 'static {
+    /// Answers one request of `from`, which acts under the layout of `epoch` and waits for
+    /// `timeout`. [`PeerError::Unreachable`] and [`PeerError::NoAnswer`] are not for it to give.
+    ///
+    /// # Errors
+    /// See [`PeerError`].
+    async fn handle(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError>;
+}
