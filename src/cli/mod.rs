@@ -17,16 +17,21 @@ mod compact;
 mod completions;
 mod config;
 mod delete;
+mod dev;
+mod explain;
 mod export;
 mod failure;
 mod flush;
 mod get;
 mod health;
+mod hints;
 mod import;
 mod keys;
 mod progress;
 mod put;
 mod record;
+mod repair;
+mod ring;
 mod scan;
 mod scrub;
 mod serve;
@@ -70,6 +75,11 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Scrub(scrub::Args),
     Status(status::Args),
+    Ring(ring::Args),
+    Explain(explain::Args),
+    Hints(hints::Args),
+    Repair(repair::Args),
+    Dev(dev::Args),
     Health(health::Args),
     Config(config::Args),
     Completions(completions::Args),
@@ -110,6 +120,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Checkpoint(args) => client_runtime()?.block_on(checkpoint::run(args)),
         Command::Scrub(args) => client_runtime()?.block_on(scrub::run(args)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args)),
+        Command::Ring(args) => client_runtime()?.block_on(ring::run(args)),
+        Command::Explain(args) => client_runtime()?.block_on(explain::run(args)),
+        Command::Hints(args) => client_runtime()?.block_on(hints::run(args)),
+        Command::Repair(args) => client_runtime()?.block_on(repair::run(args)),
+        Command::Dev(args) => dev::run(&args),
         Command::Health(args) => client_runtime()?.block_on(health::run(args)),
     }
 }

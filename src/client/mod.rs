@@ -46,6 +46,8 @@ pub struct Options {
     pub retries_max: u32,
     /// Largest answer taken, in bytes. A row may be larger than a value.
     pub message_bytes_max: usize,
+    /// How many replicas take part in calls that do not say it themselves.
+    pub consistency: proto::ConsistencyLevel,
 }
 
 impl Default for Options {
@@ -57,6 +59,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(3),
             retries_max: 4,
             message_bytes_max: 64 << 20,
+            consistency: proto::ConsistencyLevel::Unspecified,
         }
     }
 }
@@ -136,7 +139,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, key: Bytes) -> Result<proto::ReadResponse, Error> {
-        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, consistency: 0 };
+        let consistency = self.options.consistency.into();
+        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, consistency };
         self.call(message, Kind::Read, async |client, request| client.read(request).await).await
     }
 
@@ -149,7 +153,8 @@ impl Client {
         tenant: &str,
         keys: Vec<Bytes>,
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
-        let message = proto::BatchReadRequest { tenant: tenant.to_owned(), keys, consistency: 0 };
+        let consistency = self.options.consistency.into();
+        let message = proto::BatchReadRequest { tenant: tenant.to_owned(), keys, consistency };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
         Ok(self.call(message, Kind::Read, call).await?.results)
@@ -164,6 +169,7 @@ impl Client {
         mut message: proto::WriteRequest,
     ) -> Result<proto::WriteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
+        self.level(&mut message.consistency);
         self.call(message, Kind::Write, async |client, request| client.write(request).await).await
     }
 
@@ -176,6 +182,7 @@ impl Client {
         mut message: proto::DeleteRequest,
     ) -> Result<proto::DeleteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
+        self.level(&mut message.consistency);
         self.call(message, Kind::Write, async |client, request| client.delete(request).await).await
     }
 
@@ -192,7 +199,8 @@ impl Client {
             self.name_write(&mut mutation.idempotency_key);
         }
         let tenant = tenant.to_owned();
-        let message = proto::BatchWriteRequest { tenant, mutations, consistency: 0 };
+        let consistency = self.options.consistency.into();
+        let message = proto::BatchWriteRequest { tenant, mutations, consistency };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_write(request).await;
         Ok(self.call(message, Kind::Write, call).await?.results)
@@ -257,6 +265,13 @@ impl Client {
     fn name_write(&self, key: &mut Bytes) {
         if key.is_empty() && self.options.retries_max > 0 {
             *key = retry::idempotency_key();
+        }
+    }
+
+    /// Gives a call the client's level, if it names none.
+    fn level(&self, consistency: &mut i32) {
+        if *consistency == i32::from(proto::ConsistencyLevel::Unspecified) {
+            *consistency = self.options.consistency.into();
         }
     }
 

@@ -42,6 +42,7 @@ pub mod error;
 mod idempotency;
 pub mod identity;
 pub mod key;
+pub mod leaves;
 pub mod limits;
 pub mod merge;
 mod minter;
