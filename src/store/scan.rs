@@ -129,6 +129,15 @@ impl Store {
         Ok(RowPage { cursor, ..page })
     }
 
+    /// A page of stored rows between two engine keys. Its cursor is the engine key to go on from,
+    /// as it is: for use within this node.
+    ///
+    /// # Errors
+    /// A source that cannot be read.
+    pub fn rows_within(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
+        self.watch(self.row_page(range, self.limits.scan_bytes(bytes_max)))
+    }
+
     /// The cursor is still the plain key here.
     fn row_page(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
         let mut page = RowPage::default();
