@@ -270,8 +270,9 @@ impl AntiEntropy {
         }
         let (mut here, mut there) = (Vec::new(), Vec::new());
         for ((tenant, key), answer) in keys.into_iter().zip(reply.answers) {
-            if answer.failure.is_some() {
+            if let Some(failure) = &answer.failure {
                 // It has no word on this row; the next comparison asks again.
+                self.refused(peer, std::iter::once(&failure.message));
                 continue;
             }
             let theirs = RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor };
@@ -308,7 +309,7 @@ impl AntiEntropy {
         Ok(repaired)
     }
 
-    /// Counts rows that one of the sides did not take. They keep no other row from being repaired;
+    /// Counts rows that one of the sides did not give or take. They keep no other row from being repaired;
     /// as long as they differ, no safe point moves.
     fn refused<E: std::fmt::Display>(&self, peer: NodeId, errors: impl Iterator<Item = E>) {
         for error in errors {
