@@ -14,6 +14,7 @@ mod double;
 #[cfg(test)]
 pub(crate) mod double_net;
 pub mod fence;
+pub mod formation;
 pub mod layout;
 pub mod net;
 pub mod node_id;
