@@ -3,8 +3,11 @@
 //! | file | what |
 //! |---|---|
 //! | [`node_id`] | the name of a node for as long as its directory lives |
+//! | [`local`] | this node, as it presents itself, and whom it will not listen to any more |
 //! | [`net`] | connections, handed in, so that a simulation can be the network |
 //! | [`peer`] | requests to other nodes, and the answers to theirs |
+//! | [`view`] | what is known of the others from hearsay: who is up and where |
+//! | [`gossip`] | that hearsay, spread by chitchat |
 //! | [`layout`] | the document that decides: members, tenants, who owns which partition |
 //! | [`placement`] | which owners hold which partition |
 //!
@@ -16,10 +19,13 @@ mod double;
 pub(crate) mod double_net;
 pub mod fence;
 pub mod formation;
+pub mod gossip;
 pub mod layout;
+pub mod local;
 pub mod net;
 pub mod node_id;
 pub mod peer;
 pub mod placement;
+pub mod view;
 
 pub use node_id::NodeId;
