@@ -9,6 +9,7 @@
 //! | [`deadline`] | `grpc-timeout` and the server's cap |
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
+//! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
 //! | [`metrics`] | what the layer and the services count |
@@ -23,6 +24,7 @@
 
 mod admin;
 mod blocking;
+mod connection;
 mod convert;
 pub mod deadline;
 mod front;
