@@ -1,8 +1,6 @@
 //! A small bounded pool for work that reads a lot or waits for the disk: pages of scans and
 //! streams, rows from peers, flush, compaction, scrub.
 
-use std::time::Duration;
-
 use super::deadline::Deadline;
 use super::limits::Gate;
 use super::status::Problem;
