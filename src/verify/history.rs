@@ -3,7 +3,7 @@
 //! A history is a file of JSON lines, one [`Event`] a line, in any order:
 //!
 //! ```text
-//! {"event":"tenant","name":"default","mode":"siblings"}
+//! {"event":"tenant","name":"default","mode":"siblings","replicas":3}
 //! {"event":"fault","at_us":1200000,"what":"crash n1"}
 //! {"event":"op","id":7,"client":2,"node":"n1","tenant":"default","key":"k3","level":"quorum",
 //!  "action":{"write":{"value":"2.14","token":"t2.14"}},"context_in":"9f3a...",
@@ -28,6 +28,8 @@ pub enum Event {
         name: String,
         /// How it treats concurrent writes.
         mode: Mode,
+        /// How many replicas its rows have. With one, every level is as good as the others.
+        replicas: u32,
     },
     /// Something was broken or mended.
     Fault {

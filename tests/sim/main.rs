@@ -12,10 +12,14 @@ mod simulation;
 use std::process::Command;
 use std::time::Duration;
 
+use pairdb::verify::checker::{self, shrink};
 use pairdb::verify::history;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use simulation::Simulation;
+
+/// Of each failing seed.
+const VIOLATIONS_SHOWN: usize = 3;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
@@ -54,6 +58,14 @@ fn one_seed() {
         let lines: String = run.history.iter().map(|event| history::line(event) + "\n").collect();
         std::fs::write(path, lines).expect("the history is written");
     }
+    let violations = checker::check(&run.history);
+    for violation in violations.iter().take(VIOLATIONS_SHOWN) {
+        println!("{violation}");
+        for event in shrink::smallest(&run.history, violation) {
+            println!("    {}", history::line(&event));
+        }
+    }
+    assert!(violations.is_empty(), "seed {seed}: {} promises were broken", violations.len());
     println!("trace of seed {seed}: {:016x}, {} events", run.hash, run.history.len());
 }
 

@@ -108,8 +108,9 @@ impl Simulation {
 
     fn add_clients(&self, sim: &mut Sim<'_>, recorder: &Arc<Recorder>, phase: &Arc<Phase>) {
         let plan = Arc::new(self.plan());
+        let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
         for (name, mode) in &plan.tenants {
-            recorder.event(Event::Tenant { name: name.clone(), mode: *mode });
+            recorder.event(Event::Tenant { name: name.clone(), mode: *mode, replicas });
         }
         for number in 0..self.clients {
             let (this, plan) = (self.clone(), Arc::clone(&plan));
