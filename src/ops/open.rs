@@ -2,15 +2,18 @@
 
 use super::config::Config;
 use super::node::Error;
+use super::world::World;
+use crate::cluster::work::Work;
 use crate::store::{Store, StoreOptions};
 
 /// Opens the store in the data directory.
-pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
+pub(super) fn open_store(config: &Config, world: &World) -> Result<Store, Error> {
     let dir = config.node.data_dir.clone();
-    let options = StoreOptions {
-        engine: config.engine_options()?,
-        limits: config.store_limits(),
-        ..StoreOptions::default()
-    };
-    Store::open(&dir, options).map_err(|source| Error::Open { dir, source })
+    let mut engine = config.engine_options()?;
+    if world.work == Work::Inline {
+        engine.compaction_threads = 0;
+    }
+    let options = StoreOptions { engine, limits: config.store_limits(), ..StoreOptions::default() };
+    let opened = Store::open_in(&dir, options, world.environment.clone());
+    opened.map_err(|source| Error::Open { dir, source })
 }

@@ -9,10 +9,10 @@
 //! | [`deadline`] | `grpc-timeout` and the server's cap |
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
+//! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
 //! | [`peer`] | the streams between nodes, both sides |
-//! | `incoming` | connections of a `cluster::net::Net`, as the server takes them |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
@@ -25,10 +25,10 @@
 
 mod admin;
 mod blocking;
+mod connection;
 mod convert;
 pub mod deadline;
 mod front;
-mod incoming;
 mod key_value;
 pub mod limits;
 mod method;
