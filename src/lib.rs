@@ -11,6 +11,7 @@
 //! | [`proto`] | generated messages, services and clients |
 //! | [`cluster`] | who is there and who owns what |
 //! | [`resilience`] | deadlines, retries, circuit breakers, bulkheads. Knows no other module |
+//! | [`replication`] | what must be where: coordinator, replicas, hints |
 //! | [`rpc`] | the gRPC services over the store |
 //! | [`client`] | the Rust client of the services |
 //! | [`ops`] | settings, metrics, health, the life of a node |
@@ -26,6 +27,7 @@ pub mod cluster;
 pub mod engine;
 pub mod ops;
 pub mod proto;
+pub mod replication;
 pub mod resilience;
 pub mod rpc;
 pub mod store;

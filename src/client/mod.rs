@@ -192,8 +192,8 @@ impl Client {
         tenant: &str,
         keys: Vec<Bytes>,
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
-        let consistency = self.options.consistency.into();
-        let message = proto::BatchReadRequest { tenant: tenant.to_owned(), keys, consistency };
+        let (tenant, consistency) = (tenant.to_owned(), self.options.consistency.into());
+        let message = proto::BatchReadRequest { tenant, keys, consistency, ..Default::default() };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
         Ok(self.call(message, Kind::Read, call).await?.results)

@@ -1,0 +1,4 @@
+//! Clusters in one process, on a paused clock.
+
+mod cluster;
+mod directed;
