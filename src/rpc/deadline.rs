@@ -65,8 +65,13 @@ impl Deadline {
     /// The earlier of this and `after` now.
     #[must_use]
     pub fn within(self, after: Duration) -> Self {
+        Self(Some(self.instant_within(after)))
+    }
+
+    /// The same, as a moment.
+    pub fn instant_within(self, after: Duration) -> Instant {
         let other = Instant::now() + after;
-        Self(Some(self.0.map_or(other, |at| at.min(other))))
+        self.0.map_or(other, |at| at.min(other))
     }
 
     /// The same, `later`.

@@ -13,6 +13,7 @@
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
 //! | [`peer`] | the streams between nodes, both sides |
+//! | [`cluster`] | the cluster as the services see it, and the questions about it |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
@@ -25,6 +26,7 @@
 
 mod admin;
 mod blocking;
+pub mod cluster;
 mod connection;
 mod convert;
 pub mod deadline;
@@ -42,4 +44,5 @@ pub mod server;
 pub mod status;
 
 pub use metrics::Metrics;
-pub use server::{Listeners, NodeFacts, Options, Server};
+pub use cluster::Cluster;
+pub use server::{Listeners, NodeFacts, Options, Parts, Server};

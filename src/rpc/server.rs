@@ -20,7 +20,9 @@ use tower::layer::util::{Identity, Stack};
 
 use super::admin::AdminService;
 use super::blocking::Blocking;
+use super::cluster::Cluster;
 use super::connection::Connections;
+use super::deadline::Deadline;
 use super::front::{Front, FrontLayer};
 use super::key_value::KeyValueService;
 use super::limits::{Admission, Gate};
@@ -115,9 +117,28 @@ pub struct NodeFacts {
     pub figures: Ask<Vec<(String, f64)>>,
 }
 
+/// What is served.
+pub struct Parts {
+    /// The rows.
+    pub store: Arc<Store>,
+    /// The cluster the node is part of.
+    pub cluster: Cluster,
+    /// What can be set.
+    pub options: Options,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Of the node.
+    pub facts: NodeFacts,
+    /// The service for the other nodes.
+    pub peers: PeerService,
+    /// Where work that waits for the disk is run.
+    pub work: Work,
+}
+
 /// What the services share.
 pub(super) struct Core {
     pub store: Arc<Store>,
+    pub cluster: Cluster,
     pub options: Options,
     pub metrics: Arc<Metrics>,
     pub facts: NodeFacts,
@@ -133,6 +154,11 @@ pub(super) struct Core {
 }
 
 impl Core {
+    /// When a call must be answered; streams without an end ask anew for each operation.
+    pub fn instant(&self, deadline: Deadline) -> tokio::time::Instant {
+        deadline.instant_within(self.options.deadline_max)
+    }
+
     /// Refuses a batch of more than the node's limit.
     pub fn check_batch(&self, found: usize) -> Result<(), Problem> {
         let limit = self.options.batch_max;
@@ -177,7 +203,7 @@ pub struct Server {
     core: Arc<Core>,
     health: Vec<HealthReporter>,
     closing: CancellationToken,
-    peers: Option<PeerService>,
+    peers: PeerService,
     listeners: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
@@ -187,21 +213,15 @@ impl Server {
     ///
     /// # Errors
     /// The bound addresses cannot be read.
-    pub async fn start(
-        listeners: Listeners,
-        store: Arc<Store>,
-        options: Options,
-        metrics: Arc<Metrics>,
-        facts: NodeFacts,
-        peers: Option<PeerService>,
-        work: Work,
-    ) -> io::Result<Self> {
+    pub async fn start(listeners: Listeners, parts: Parts) -> io::Result<Self> {
+        let Parts { store, cluster, options, metrics, facts, peers, work } = parts;
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
         let wait = options.queue_wait_max;
         let scans = Gate::new("scans", options.scan_threads, options.queue_max, wait);
         let core = Arc::new(Core {
             store,
+            cluster,
             metrics,
             facts,
             started: Instant::now(),
@@ -239,9 +259,7 @@ impl Server {
         self.set_serving(false).await;
         self.core.stopping.cancel();
         self.core.tasks.close();
-        if let Some(peers) = &self.peers {
-            peers.stop();
-        }
+        self.peers.stop();
         self.closing.cancel();
         let aborts: Vec<_> = self.listeners.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
@@ -250,9 +268,7 @@ impl Server {
                 let _ = listener.await;
             }
             self.core.tasks.wait().await;
-            if let Some(peers) = &self.peers {
-                peers.stopped().await;
-            }
+            self.peers.stopped().await;
         };
         let finished = tokio::time::timeout(timeout, all).await.is_ok();
         if !finished {
@@ -323,17 +339,15 @@ fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
 
 async fn peer_router(
     core: &Arc<Core>,
-    peers: Option<PeerService>,
+    peers: PeerService,
 ) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
     let (reporter, health) = health_reporter();
     set_all(&reporter, ServingStatus::NotServing).await;
     let replica = ReplicaServer::new(ReplicaService(Arc::clone(core)))
         // A batch may hold rows at their cap.
         .max_decoding_message_size(core.options.message_bytes_max.max(16 << 20));
-    let peers = peers.map(|peers| {
-        let limit = peers.message_bytes_max();
-        PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit)
-    });
-    let router = builder(core).add_service(replica).add_service(health);
-    (reporter, router.add_optional_service(peers))
+    let limit = peers.message_bytes_max();
+    let peers =
+        PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit);
+    (reporter, builder(core).add_service(replica).add_service(peers).add_service(health))
 }
