@@ -3,8 +3,9 @@
 //! ```text
 //! lock the directory
 //! manifest: which tables, up to where the log is flushed
-//! log: replay from exactly that position; a torn tail is cut, damage below what was durable
-//!      refuses to open
+//! log: read from exactly that position; damage below what was durable refuses to open
+//! manifest: a new one in place of the old; remove the files it does not name
+//! log: replay; a torn tail is cut
 //! flush what was replayed; manifest edit: the tables, and the start of a new segment as the
 //!      flushed position
 //! remove the old segments, start the new one
@@ -21,7 +22,8 @@
 //!    segment that is gone, and records written below it would be skipped by the next replay.
 //! 3. Nothing is appended to a recovered segment, and no old segment is left once the new one is
 //!    in use, so a cut tail cannot be taken for log again.
-//! 4. Replayed records are Deltas and skip the guard: everything after the flushed position passed
+//! 4. Damage is found before anything is written: a refused open leaves the files as they are.
+//! 5. Replayed records are Deltas and skip the guard: everything after the flushed position passed
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
@@ -48,7 +50,7 @@ use super::sstable::KeyHash;
 use super::stats::Counters;
 use super::stripes::Stripes;
 use super::super_version::SuperVersion;
-use super::version::{VersionEdit, VersionSet, VersionState};
+use super::version::{Manifest, VersionEdit, VersionSet, VersionState};
 use super::vfs::Vfs;
 use super::{Environment, LogState, Shared};
 
@@ -68,6 +70,7 @@ pub fn open(
     let lock = vfs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
     let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
 
+    check_log(dir, &options, &*vfs)?;
     let versions = VersionSet::recover(vfs.clone(), dir, &options)?;
     let ages_from_ms = ages_from(versions.current().state(), clock.now_ms());
     let now_ms = clock.now_ms().saturating_add(ages_from_ms);
@@ -146,6 +149,16 @@ pub(crate) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     for parent in missing.iter().filter_map(|created| created.parent()) {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         vfs.sync_dir(parent).map_err(Error::io("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// Reads the log as the replay will, for its errors alone: the replay writes tables, and before it
+/// the manifest is rewritten. What is read twice is at most what the memtables held.
+fn check_log(dir: &Path, options: &Options, vfs: &dyn Vfs) -> Result<()> {
+    if let Some(found) = Manifest::recover(vfs, dir, options.partition_bits)? {
+        let (from, accept) = (found.state.flushed(), options.accept_log_corruption);
+        commit_log::recover(vfs, dir, from, accept, &mut |_, _| Ok(()))?;
     }
     Ok(())
 }

@@ -74,7 +74,7 @@ pub use disk::DiskState;
 pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
-pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start};
+pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use row::{ReadRow, Sibling};
@@ -201,7 +201,8 @@ impl Store {
     ///
     /// # Errors
     /// An option out of its bounds, a directory in use, of another cluster or a newer format,
-    /// damage, or I/O.
+    /// damage, or I/O. A start that is refused for what the directory holds has changed nothing in
+    /// it, except that there may be an empty `LOCK`.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self> {
         Self::open_in(dir, options, Environment::system())
     }
@@ -212,24 +213,36 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
         let limits = options.limits.validated()?;
+        options.engine.validate()?;
         let vfs = &*environment.vfs;
         create_dir(vfs, dir)?;
         let lock_path = dir.join(LOCK_NAME);
         let lock = vfs.lock(&lock_path).map_err(engine::Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let engine_dir = dir.join(ENGINE_DIR_NAME);
-        let catalog = open_catalog(&environment, dir, &engine_dir)?;
-        let identity = IdentityFile::open(&environment, dir, options.identity)?;
+        let starting = Starting::read(&environment, dir, options.identity)?;
+        let open_engine = || {
+            Engine::open_in(
+                &engine_dir,
+                options.engine,
+                Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
+                engine::Environment {
+                    vfs: Arc::clone(&environment.vfs),
+                    clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
+                },
+            )
+        };
+        // In this order a start that is refused has changed nothing; see `identity`.
+        let (catalog, identity, engine) = if starting.is_first() {
+            refuse_rows(vfs, &engine_dir)?;
+            let catalog = LocalCatalog::open_or_create(&environment, dir)?;
+            (catalog, starting.begin()?, open_engine()?)
+        } else {
+            let catalog = LocalCatalog::open(&environment, dir)?;
+            let engine = open_engine()?;
+            (catalog, starting.begin()?, engine)
+        };
         let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
-        let engine = Engine::open_in(
-            &engine_dir,
-            options.engine,
-            Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
-            engine::Environment {
-                vfs: Arc::clone(&environment.vfs),
-                clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
-            },
-        )?;
         let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -470,15 +483,11 @@ fn create_dir(vfs: &dyn engine::vfs::Vfs, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The catalog of a directory, which is written anew only where no store ever ran.
-fn open_catalog(environment: &Environment, dir: &Path, engine_dir: &Path) -> Result<LocalCatalog> {
-    let vfs = &*environment.vfs;
-    if IdentityFile::exists(vfs, dir)? {
-        return LocalCatalog::open(environment, dir);
-    }
+/// A directory with rows is not a new one.
+fn refuse_rows(vfs: &dyn engine::vfs::Vfs, engine_dir: &Path) -> Result<()> {
     if vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
         let what = "it holds rows, but IDENTITY, which says whose, is missing";
         return Err(engine::Error::corrupt(engine_dir, 0, what).into());
     }
-    LocalCatalog::open_or_create(environment, dir)
+    Ok(())
 }
