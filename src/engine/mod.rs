@@ -100,6 +100,7 @@ pub use error::{Corruption, Error, Result};
 pub use merge::{MergeError, MergeOperator};
 pub use options::{Options, SyncMode};
 pub use position::Position;
+pub use pressure::OnStall;
 pub use record::{Kind, Record};
 pub(crate) use recovery::create_dir_durably;
 pub use scan::Scan;

@@ -213,7 +213,9 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
         let limits = options.limits.validated()?;
-        options.engine.validate()?;
+        // Which writes may have it is decided here: `check_disk`.
+        let engine_options = engine::Options { guard_reserve: false, ..options.engine };
+        engine_options.validate()?;
         let vfs = &*environment.vfs;
         create_dir(vfs, dir)?;
         let lock_path = dir.join(LOCK_NAME);
@@ -224,7 +226,7 @@ impl Store {
         let open_engine = || {
             Engine::open_in(
                 &engine_dir,
-                options.engine,
+                engine_options,
                 Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
                 engine::Environment {
                     vfs: Arc::clone(&environment.vfs),

@@ -29,7 +29,7 @@ use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
 use crate::causality::{
     Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock, codec,
 };
-use crate::engine::{self, Position};
+use crate::engine::{self, OnStall, Position};
 
 /// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
 const DEAD_TOKENS_MAX: usize = 1024;
@@ -99,7 +99,7 @@ impl Store {
     /// Writes a batch and waits until it is durable. The items are independent: each has its own
     /// outcome, in the order of the batch, and none waits for another.
     pub fn write_batch(&self, tenant: &str, batch: Vec<Mutation>) -> Vec<Result<Written>> {
-        let Applied { results, position } = self.apply(tenant, &batch);
+        let Applied { results, position } = self.apply(tenant, &batch, OnStall::Wait);
         if position == Position::ZERO {
             return results;
         }
@@ -109,8 +109,9 @@ impl Store {
 
     /// Like [`Store::write_batch`] for callers that must not block on the disk: `done` is called
     /// once, when the batch is durable or has failed, on a thread of the engine or on this one.
+    /// Where the other would wait for a flush or a compaction, this one refuses.
     pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
-        let Applied { results, position } = self.apply(tenant, &batch);
+        let Applied { results, position } = self.apply(tenant, &batch, OnStall::Refuse);
         if position == Position::ZERO {
             return done(results);
         }
@@ -119,7 +120,7 @@ impl Store {
     }
 
     /// Puts a batch into the log and the memtable.
-    fn apply(&self, tenant: &str, batch: &[Mutation]) -> Applied {
+    fn apply(&self, tenant: &str, batch: &[Mutation], on_stall: OnStall) -> Applied {
         let bytes = batch.iter().map(Mutation::bytes).sum();
         let tenant = self.limits.check_batch(batch.len(), bytes).and_then(|()| {
             self.check_open()?;
@@ -149,8 +150,8 @@ impl Store {
             // Every item that was put aside gets its outcome below.
             results.push(Err(Error::Closed));
         }
-        let blind = self.apply_blind(&blind, &mut results);
-        let rewritten = self.apply_rewrites(&tenant, &rewrites, &mut results);
+        let blind = self.apply_blind(&blind, &mut results, on_stall);
+        let rewritten = self.apply_rewrites(&tenant, &rewrites, &mut results, on_stall);
         Applied { results, position: blind.max(rewritten) }
     }
 
@@ -210,12 +211,13 @@ impl Store {
         &self,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
+        on_stall: OnStall,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         for _ in 0..FENCE_RETRIES {
-            match self.try_blind(items, results) {
+            match self.try_blind(items, results, on_stall) {
                 Ok(position) => return position,
                 Err(Error::BelowSafePoint) => {}
                 Err(error) => {
@@ -232,6 +234,7 @@ impl Store {
         &self,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
+        on_stall: OnStall,
     ) -> Result<Position> {
         let actor = self.actor();
         let mut rows = Vec::with_capacity(items.len());
@@ -256,7 +259,7 @@ impl Store {
             .zip(&rows)
             .map(|((_, item), row)| (&item.engine_key[..], &row[..]))
             .collect();
-        self.engine.apply(&records).map_err(|error| self.failed(error))
+        self.engine.apply_with(&records, on_stall).map_err(|error| self.failed(error))
     }
 
     /// Reads, changes and puts back rows under their stripe locks.
@@ -265,12 +268,13 @@ impl Store {
         tenant: &Tenant,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
+        on_stall: OnStall,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
-        let updated = self.engine.update(&keys, |at, row, guard| {
+        let make = |at: usize, row: Option<&[u8]>, guard: u64| {
             let (index, item) = &items[at];
             match self.rewrite(tenant, item, row, guard) {
                 Ok((row, written)) => {
@@ -283,7 +287,8 @@ impl Store {
                     Ok(None)
                 }
             }
-        });
+        };
+        let updated = self.engine.update_with(&keys, make, on_stall);
         updated.unwrap_or_else(|error: engine::Error| {
             let error = self.failed(error);
             items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
