@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use super::node::Error;
-use crate::store::{Store, StoreOptions};
+use crate::store::{IdentityOptions, Store, StoreOptions};
 
 /// Opens the store in the data directory.
 pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
@@ -10,6 +10,7 @@ pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
     let options = StoreOptions {
         engine: config.engine_options()?,
         limits: config.store_limits(),
+        identity: IdentityOptions { cluster_id: config.cluster.id.0, rotate: false },
         ..StoreOptions::default()
     };
     Store::open(&dir, options).map_err(|source| Error::Open { dir, source })
