@@ -3,7 +3,7 @@
 //! Three locks, never two at a time except `io` before `inner`:
 //! - `inner`, the log mutex: held for the copy into the buffer and for what the caller decides at
 //!   an exact position; never during I/O;
-//! - `io`: held by the thread whose turn it is to write;
+//! - `io`, the lock of the files: held by the thread that writes, for all that wait for it;
 //! - `segments`: which files are there; never held during I/O.
 
 use std::collections::VecDeque;
@@ -182,14 +182,16 @@ impl<S> CommitLog<S> {
             return Ok(());
         }
         self.check_appended(upto)?;
-        match self.progress.turn_to_write(upto)? {
-            Turn::Done => Ok(()),
-            Turn::Lead => {
-                let end = self.write_group();
-                self.progress.wrote(&end);
-                end.map(|_| ())
-            }
+        // A write takes as long as a thread needs to fall asleep and wake up: this lock spins for
+        // that long first, and a thread that runs may overtake those that sleep.
+        let mut io = self.io.lock();
+        if self.progress.written() >= upto {
+            return Ok(());
         }
+        self.progress.check()?;
+        let end = self.write_group(&mut io);
+        self.progress.wrote(&end);
+        end.map(|_| ())
     }
 
     /// Makes what was appended up to `upto` durable. One thread syncs for all that wait; what is
@@ -300,10 +302,9 @@ impl<S> CommitLog<S> {
         check_bounds("commit log position", upto.to_u64(), 0, limit)
     }
 
-    /// One turn to write: everything that waits.
-    fn write_group(&self) -> Result<Position> {
-        let mut io = self.io.lock();
-        let Io { group, tip } = &mut *io;
+    /// Writes everything that waits.
+    fn write_group(&self, io: &mut Io) -> Result<Position> {
+        let Io { group, tip } = io;
         let end = {
             let mut inner = self.inner.lock();
             let end = inner.tail.take(group);
