@@ -1,7 +1,7 @@
 //! The files of segments: made or reused, grown piece by piece, and written.
 //!
-//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, so that a store takes about the
-//! space of what is in its log, whatever the size of a segment.
+//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, later by several of them, so that
+//! a store takes about the space of what is in its log, whatever the size of a segment.
 
 use std::path::Path;
 
@@ -14,6 +14,10 @@ use crate::engine::vfs::Vfs;
 /// Spares that a log keeps. One is enough for a writer that does not outrun the flushes; each more
 /// is a segment's space for nothing.
 pub(super) const SPARES_MAX: usize = 1;
+
+/// The steps by which a file grows double up to this many times the first: an allocation may have to
+/// wait for the file system's journal, and the writers for it.
+const STEPS_MAX: u64 = 8;
 
 /// Whether it pays to write a file's blocks before they are used, and to use them again.
 /// Allocated but never written blocks are marked so in the file's metadata, and every sync of a
@@ -59,10 +63,12 @@ impl Files<'_> {
         let path = || segment::log_path(self.directory, tip.segment.number);
         let file = &*tip.segment.file;
         if end > tip.allocated {
-            let step = u64::from(self.options.grow_bytes).max(1);
+            let fills = prefers_written_blocks(self.options.sync_mode);
+            let first = u64::from(self.options.grow_bytes).max(1);
+            let step = if fills { first } else { tip.allocated.clamp(first, first * STEPS_MAX) };
             let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
             file.allocate(len).map_err(|source| Error::io("allocate", &path())(source))?;
-            if prefers_written_blocks(self.options.sync_mode) {
+            if fills {
                 let zeros = vec![0; (len - end) as usize];
                 file.write_at(end, &zeros).map_err(|source| Error::io("write", &path())(source))?;
             }

@@ -33,7 +33,7 @@ pub struct LogOptions {
     pub sync_mode: SyncMode,
     /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,
-    /// Bytes by which a segment's file grows.
+    /// Bytes by which a segment's file grows first.
     pub grow_bytes: u32,
     /// Bytes that may wait in the buffer before [`CommitLog::lock`] writes them out first.
     pub group_bytes_max: usize,
