@@ -246,9 +246,10 @@ impl<S> CommitLog<S> {
     ///
     /// # Errors
     /// `Io`; the segment concerned stays until [`remove_segments`](super::remove_segments).
-    /// As [`CommitLog::write_out`], for the segment written to must be one that stays.
     pub fn retire(&self, flushed: Position) -> Result<()> {
-        self.write_out(flushed)?;
+        // Begins the segment that `flushed` may lie in front of. If that fails the log is poisoned,
+        // which is its writers' business: what is flushed is flushed, and the last segment stays.
+        let _ = self.write_out(flushed);
         let recycles = prefers_written_blocks(self.options.sync_mode);
         loop {
             let oldest = self.segments.lock().pop_below(flushed.segment());
