@@ -229,6 +229,7 @@ impl Engine {
     }
 
     /// Flushes everything, stops the threads and refuses writes from here on. Reads stay possible.
+    /// No log is left: it would only say what the tables say.
     ///
     /// # Errors
     /// The flush failed. The engine is closed all the same; nothing acknowledged is lost, the next
@@ -239,8 +240,7 @@ impl Engine {
         }
         let flushed = self.flush();
         self.shared.background.stop();
-        let end = self.shared.log.appended_upto();
-        flushed.and_then(|()| self.shared.log.sync(end))
+        flushed.and_then(|()| self.shared.end_log())
     }
 
     /// Makes everything written so far tables, durable on return.

@@ -106,7 +106,7 @@ impl Default for Options {
             table_bytes: 32 << 20,
             compression_upper: Compression::None,
             compression_lower: Compression::None,
-            level0_tables_trigger: 4,
+            level0_tables_trigger: 6,
             level0_tables_stop: 24,
             base_level_bytes: 256 << 20,
             level_ratio: 10,

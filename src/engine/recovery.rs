@@ -11,8 +11,8 @@
 //! remove the old segments, start the new one
 //! ```
 //!
-//! After a clean close the log holds nothing and opening touches no data. Opening never takes
-//! longer than reading a few memtables' worth of log, whatever the size of the store.
+//! A clean close ([`Shared::end_log`]) leaves no log, and opening touches no data. Opening never
+//! takes longer than reading a few memtables' worth of log, whatever the size of the store.
 //!
 //! # Invariants
 //! 1. Replay starts exactly at the flushed position. Earlier records may be of rows that were
@@ -163,6 +163,33 @@ fn check_log(dir: &Path, options: &Options, vfs: &dyn Vfs) -> Result<()> {
     Ok(())
 }
 
+impl Shared {
+    /// The clean end of a store whose memtables are flushed: the manifest says that the log is
+    /// flushed to its end, then the log's files go. A crash in between leaves files below the
+    /// flushed position, which the next open removes unread.
+    ///
+    /// # Errors
+    /// The log, the manifest or the directory could not be written. The store opens all the same.
+    pub(super) fn end_log(&self) -> Result<()> {
+        let end = {
+            let mut log = self.log.lock();
+            let unflushed = !log.active.is_empty() || log.active.has_writers();
+            if unflushed || self.super_version.load().sealed() > 0 || self.poisoned_by().is_some() {
+                // A write that came in while the store was closed: the next open replays it.
+                let end = log.close_frame();
+                drop(log);
+                return self.log.sync(end);
+            }
+            log.end()?
+        };
+        // Somebody may still wait to be told that a write is durable.
+        self.wait_durable(end)?;
+        let edit = VersionEdit { flushed: Some(end), ..VersionEdit::default() };
+        self.versions.log_and_apply(edit, self.now_ms())?;
+        self.log.remove_files()
+    }
+}
+
 /// Brings the log's unflushed part into tables. Returns the number of the segment to start with.
 fn replay(
     dir: &Path,
@@ -201,6 +228,10 @@ fn replay(
     let named =
         [flushed, recovered.end].into_iter().filter(|_| rule!(segment_number_above_manifest));
     let first_segment = commit_log::next_segment_number(&**vfs, dir, named)?;
+    if edit.added.is_empty() && recovered.last_segment_number == 0 {
+        // There was no log. The new one goes on from where the manifest says that it is flushed.
+        return Ok(first_segment);
+    }
     edit.flushed = Some(flushed.max(Position::new(first_segment, 0)));
     versions.log_and_apply(edit, now_ms)?;
     commit_log::remove_segments(&**vfs, dir, first_segment)?;

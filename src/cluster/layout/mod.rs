@@ -1,6 +1,6 @@
 //! The document that decides: members, tenants, who owns which partition.
 //!
-//! Consensus puts [`Command`]s in order; [`Document::apply`] is the state machine.
+//! Consensus puts [`Command`]s in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 

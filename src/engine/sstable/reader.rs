@@ -291,6 +291,11 @@ impl Table {
         }
     }
 
+    /// A hint: see [`Mapping::move_on`].
+    pub(super) fn move_on(&self, range: Range<usize>) {
+        self.map.move_on(range);
+    }
+
     /// Bytes of the mapping; `range` was found in it before.
     #[inline]
     pub(super) fn mapped(&self, range: Range<usize>) -> &[u8] {

@@ -2,6 +2,7 @@
 //! options, and rule by rule.
 
 mod bounds;
+mod close;
 mod crash;
 mod damage;
 mod interleaved;

@@ -270,7 +270,7 @@ settings! {
         /// Compression of the levels below.
         compression_lower: Compression = "none",
         /// Tables at level 0 that start a compaction.
-        level0_tables_trigger: u64 = "4",
+        level0_tables_trigger: u64 = "6",
         /// Tables at level 0 at which writes wait.
         level0_tables_stop: u64 = "24",
         /// Size of the base level.
