@@ -6,8 +6,10 @@
 //! tables, newest first         one a level; its filter says no to most of them
 //! ```
 //!
-//! The join of what the tables hold fills the cache. A record that stands alone reaches the
-//! caller where it lies, in arena, cache or mapped file, without a copy.
+//! The join of what the tables hold fills the cache; "nothing" only if a block was read for it in
+//! vain, because a key that all filters deny is answered sooner than an entry is made and found.
+//! A record that stands alone reaches the caller where it lies, in arena, cache or mapped file,
+//! without a copy.
 //!
 //! # Invariants
 //! 1. All sources are taken from one [`SuperVersion`].
@@ -151,8 +153,12 @@ impl Shared {
     ) -> Result<R> {
         let mut buffers = JoinBuffers::default();
         let mut joiner = Joiner::new(&*self.operator, &mut buffers);
+        let mut read_in_vain = false;
         for table in view.version.candidates(key) {
-            let found = table.table().get(key, hash).inspect_err(|_| {
+            if !table.table().may_contain(hash) {
+                continue;
+            }
+            let found = table.table().find(key).inspect_err(|_| {
                 self.counters.corruptions.add(1);
             })?;
             if let Some(record) = found {
@@ -160,6 +166,8 @@ impl Shared {
                 if joiner.push(kind, record.row)? {
                     break;
                 }
+            } else {
+                read_in_vain = true;
             }
         }
         self.hook("read:before_fill");
@@ -170,7 +178,7 @@ impl Shared {
         } else {
             self.super_version.load().cache_epoch
         };
-        if self.cache.is_on() {
+        if self.cache.is_on() && (row.is_some() || read_in_vain) {
             let cached = row.map_or(Cached::Negative, |row| Cached::Row(row.into()));
             self.cache.fill(key, hash.hash(), cached, epoch, self.now_ms());
         }

@@ -67,9 +67,10 @@ impl Level {
         while self.max_prefixes.get(at) == Some(&prefix) && *self.tables[at].meta.largest < *key {
             at += 1;
         }
-        let below = *self.min_prefixes.get(at)? > prefix;
+        let min_prefix = *self.min_prefixes.get(at)?;
         let table = &self.tables[at];
-        (!below && *table.meta.smallest <= *key).then_some(table)
+        (min_prefix < prefix || (min_prefix == prefix && *table.meta.smallest <= *key))
+            .then_some(table)
     }
 
     /// The first table of level 0 at or behind `at` in age that covers `key`, and its place.
@@ -78,7 +79,10 @@ impl Level {
         (at..self.tables.len())
             .filter(|at| self.min_prefixes[*at] <= prefix && prefix <= self.max_prefixes[*at])
             .map(|at| (at, &self.tables[at]))
-            .find(|(_, table)| table.meta.covers(key))
+            .find(|(at, table)| {
+                let inside = self.min_prefixes[*at] < prefix && prefix < self.max_prefixes[*at];
+                inside || table.meta.covers(key)
+            })
     }
 }
 
