@@ -46,6 +46,7 @@ fn one_super_version() {
 fn cache_epoch_tag() {
     let history = |node: &Node| {
         make_table_around_key(node);
+        assert_eq!(node.values(), [0; 0], "a second miss gives the key an entry");
         node.apply(&x());
         node.at("read:before_fill", Node::flush);
         assert_eq!(Row::decode(&node.engine().get(KEY).unwrap().unwrap()).unwrap(), x());
@@ -59,6 +60,7 @@ fn cache_epoch_tag() {
 fn cache_epoch_tag_with_an_ingest() {
     let history = |node: &Node| {
         make_table_around_key(node);
+        assert_eq!(node.values(), [0; 0], "a second miss gives the key an entry");
         node.at("read:before_fill", |node| drop(node.ingest(&x())));
         assert_eq!(node.engine().get(KEY).expect("reads"), None);
         node.values()
@@ -73,6 +75,7 @@ fn cache_fix_before_swap() {
     let history = |node: &Node| {
         node.apply(&x());
         node.flush();
+        assert_eq!(node.values(), [X], "a second miss gives the key an entry");
         assert_eq!(node.values(), [X], "in the cache from here on");
         node.apply(&y());
         node.at("install:swapped", |node| {
@@ -89,6 +92,7 @@ fn cache_fix_before_swap() {
 fn cache_negative_fix() {
     let history = |node: &Node| {
         make_table_around_key(node);
+        assert_eq!(node.values(), [0; 0], "a second miss gives the key an entry");
         assert_eq!(node.values(), [0; 0], "its absence is in the cache from here on");
         node.apply(&x());
         node.flush();
