@@ -191,8 +191,8 @@ pub struct Store {
 struct EngineClock(Arc<dyn MonotonicClock>);
 
 impl engine::clock::Clock for EngineClock {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
