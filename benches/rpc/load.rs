@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::keys::{self, Random};
+
 pub const VALUE_BYTES: usize = 100;
 /// Pairs of a batch call.
 pub const BATCH: u64 = 100;
@@ -69,29 +71,9 @@ pub struct Target {
     contexts: Vec<Mutex<Bytes>>,
 }
 
-/// SplitMix64: the same keys at every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-}
-
 /// The i-th key: 16 bytes.
 fn key(i: u64) -> Bytes {
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&Random(i).next().to_be_bytes());
-    key[8..].copy_from_slice(&i.to_be_bytes());
-    Bytes::copy_from_slice(&key)
+    Bytes::copy_from_slice(&keys::key(i))
 }
 
 fn latencies() -> Histogram<u64> {

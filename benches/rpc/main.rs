@@ -10,6 +10,8 @@
 
 mod cpu;
 mod echo;
+#[path = "../common/keys.rs"]
+mod keys;
 mod load;
 
 use std::collections::BTreeMap;

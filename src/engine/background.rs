@@ -205,10 +205,6 @@ impl Shared {
             if rung && !timed {
                 continue;
             }
-            if self.log.prepare_spare().is_err() {
-                // Not fatal: the next rotation allocates the segment itself and reports.
-                self.counters.background_errors.add(1);
-            }
             self.tick();
         }
     }

@@ -5,8 +5,13 @@ use std::time::Instant;
 
 /// A clock that never goes back.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// Milliseconds since some moment before the engine was opened.
-    fn now_ms(&self) -> u64;
+    /// Nanoseconds since some moment before the engine was opened.
+    fn now_ns(&self) -> u64;
+
+    /// The same in milliseconds.
+    fn now_ms(&self) -> u64 {
+        self.now_ns() / 1_000_000
+    }
 }
 
 /// The operating system's monotonic clock.
@@ -22,7 +27,7 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }

@@ -46,14 +46,13 @@ impl Shared {
     /// Returns the epoch of the youngest item of the queue then: the ingest's, if one was queued.
     pub(super) fn seal(&self, queue_ingest: bool) -> u64 {
         let mut log = self.log.lock();
-        let at = log.close_frame();
-        let state = &mut *log;
-        let sealed = state.active.clone();
+        let sealed = log.active.clone();
         let keep = sealed.is_empty() && !sealed.has_writers();
         if keep && !queue_ingest {
             return sealed.epoch() - 1;
         }
-        sealed.seal(at);
+        sealed.seal(log.cut());
+        let state = &mut *log;
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
         let active = self.versions.allocate_epoch();
         let active = Arc::new(Memtable::new(active, self.options.memtable_bytes));

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::error::{Error, Result};
 use super::flush::CacheChange;
 use super::options::LEVELS;
+use super::pressure::OnStall;
 use super::record::Kind;
 use super::rules::rule;
 use super::super_version::SuperVersion;
@@ -41,7 +42,7 @@ impl Engine {
 
 impl Shared {
     fn ingest(&self, rows: &mut dyn Iterator<Item = Result<(Vec<u8>, Vec<u8>)>>) -> Result<u64> {
-        self.make_room()?;
+        self.make_room(OnStall::Wait)?;
         // One at a time, so that the loop below finds its own item at the head of the queue; and
         // no guard changes meanwhile, so that a fence that comes later finds the rows installed.
         let _one = self.ingest_lock.lock();

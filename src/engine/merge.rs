@@ -15,9 +15,8 @@ pub struct MergeError(pub String);
 /// order, twice, and after a crash again; everything it does leans on this.
 ///
 /// Times are the operator's own `u64` clock (the hybrid logical clock of the store), comparable
-/// with the *guard* and *floor* of a safe point. An operator without clocks may answer `u64::MAX`
-/// for [`live_time_min`](Self::live_time_min) and `false` for [`may_purge`](Self::may_purge):
-/// then nothing is ever refused or purged.
+/// with the *guard* and *floor* of a safe point. An operator without clocks has only to join: what
+/// the other calls answer by default lets nothing be refused or purged.
 pub trait MergeOperator: Send + Sync + 'static {
     /// Appends the join of two states to `out`, which the caller hands over empty.
     fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError>;
@@ -26,7 +25,10 @@ pub trait MergeOperator: Send + Sync + 'static {
     ///
     /// A state whose oldest live version is at or below the guard of its partition takes the slow
     /// path: it is read, stripped or refused.
-    fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError>;
+    fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError> {
+        let _ = row;
+        Ok(u64::MAX)
+    }
 
     /// The greatest time in `row`: versions, clock entries, tokens and expiries. A row can be
     /// purged only when it is at or below the floor; `u64::MAX` means never.
@@ -46,12 +48,19 @@ pub trait MergeOperator: Send + Sync + 'static {
         guard: u64,
         floor: u64,
         out: &mut Vec<u8>,
-    ) -> Result<bool, MergeError>;
+    ) -> Result<bool, MergeError> {
+        let _ = (local, guard, floor);
+        out.extend_from_slice(incoming);
+        Ok(true)
+    }
 
     /// Whether a row whose every source is at hand may be forgotten below `floor`: all its live
     /// versions are tombstones or have expired by the floor, and every time in it is at or below
     /// the floor (and idempotency windows are over).
-    fn may_purge(&self, row: &[u8], floor: u64) -> Result<bool, MergeError>;
+    fn may_purge(&self, row: &[u8], floor: u64) -> Result<bool, MergeError> {
+        let _ = (row, floor);
+        Ok(false)
+    }
 
     /// The greatest time in `row` if one comparison of times decides which of two states wins
     /// (last-write-wins rows); `None` where states must really be joined.

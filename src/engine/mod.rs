@@ -100,6 +100,7 @@ pub use error::{Corruption, Error, Result};
 pub use merge::{MergeError, MergeOperator};
 pub use options::{Options, SyncMode};
 pub use position::Position;
+pub use pressure::OnStall;
 pub use record::{Kind, Record};
 pub(crate) use recovery::create_dir_durably;
 pub use scan::Scan;
@@ -228,6 +229,7 @@ impl Engine {
     }
 
     /// Flushes everything, stops the threads and refuses writes from here on. Reads stay possible.
+    /// No log is left: it would only say what the tables say.
     ///
     /// # Errors
     /// The flush failed. The engine is closed all the same; nothing acknowledged is lost, the next
@@ -238,8 +240,7 @@ impl Engine {
         }
         let flushed = self.flush();
         self.shared.background.stop();
-        let end = self.shared.log.appended_upto();
-        flushed.and_then(|()| self.shared.log.sync(end))
+        flushed.and_then(|()| self.shared.end_log())
     }
 
     /// Makes everything written so far tables, durable on return.

@@ -70,6 +70,10 @@ pub struct Options {
     pub compaction_bytes_per_second: u64,
     /// Space that client writes leave free so that compaction can finish.
     pub disk_reserve_bytes: u64,
+    /// Refuse every write below the reserve. Off: the caller keeps out those that are not to have
+    /// it ([`Engine::below_reserve`](super::Engine::below_reserve)), and the others are taken until
+    /// a quarter of it is left.
+    pub guard_reserve: bool,
     /// Verify block checksums at every read instead of at the first touch.
     pub verify_every_read: bool,
     /// Open although the log has a damaged frame below what was durable, dropping what follows it.
@@ -102,13 +106,14 @@ impl Default for Options {
             table_bytes: 32 << 20,
             compression_upper: Compression::None,
             compression_lower: Compression::None,
-            level0_tables_trigger: 4,
+            level0_tables_trigger: 6,
             level0_tables_stop: 24,
             base_level_bytes: 256 << 20,
             level_ratio: 10,
             partition_bits: 10,
             compaction_bytes_per_second: 0,
             disk_reserve_bytes: 64 << 20,
+            guard_reserve: true,
             verify_every_read: false,
             accept_log_corruption: false,
             compaction_threads: 1,

@@ -3,13 +3,26 @@
 //! Pressure is the worst of three fractions: sealed memtables of those that may wait, tables at
 //! level 0 between the trigger and the stop, and disk space. The layer above delays requests as
 //! pressure rises from a half to one; at one a write waits here for the next install, at most
-//! `stall_timeout_ms`, and then fails without having written anything.
+//! `stall_timeout_ms`, and then fails without having written anything. A write that must not wait
+//! ([`OnStall::Refuse`]) fails at once.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::{Engine, Shared};
+
+/// The share of the reserve that no write gets, if some get the rest.
+const RESERVE_FLOOR: u64 = 4;
+
+/// What a write does when there is no room before a flush or a compaction has been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStall {
+    /// It waits for them, `stall_timeout_ms` at most.
+    Wait,
+    /// It fails at once with [`Error::Stalled`].
+    Refuse,
+}
 
 impl Engine {
     /// 0: idle; 1: writes wait or are refused.
@@ -19,7 +32,7 @@ impl Engine {
 
     /// Why writes are refused whatever the load, if they are: a failure or the want of space.
     pub fn refusal(&self) -> Option<Error> {
-        let full = self.shared.disk_full.load(Ordering::Relaxed);
+        let full = self.shared.is_out_of_space();
         let poisoned = self.poisoned().map(|cause| Error::Poisoned { cause });
         poisoned.or_else(|| full.then(|| self.shared.disk_full_error()))
     }
@@ -27,6 +40,11 @@ impl Engine {
     /// The failure since which writes are refused, if there was one.
     pub fn poisoned(&self) -> Option<String> {
         self.shared.poisoned_by()
+    }
+
+    /// Whether less than the reserve was free at the last look, half a second ago at most.
+    pub fn below_reserve(&self) -> bool {
+        self.shared.disk_full.load(Ordering::Relaxed)
     }
 
     /// How full the disk was at the last look, half a second ago at most: 0 to 1. Costs one load,
@@ -42,7 +60,7 @@ impl Shared {
     }
 
     fn pressure(&self) -> f64 {
-        if self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some() {
+        if self.is_out_of_space() || self.poisoned.get().is_some() {
             return 1.0;
         }
         let view = self.super_version.load();
@@ -59,20 +77,20 @@ impl Shared {
 
     /// Seals the active memtable if it is full; waits while there is no room for a write.
     #[inline]
-    pub(super) fn make_room(&self) -> Result<()> {
+    pub(super) fn make_room(&self, on_stall: OnStall) -> Result<()> {
         let view = self.super_version.load();
         let full = view.active.list_bytes() >= self.options.memtable_bytes;
         let behind = view.version.level(0).tables().len() >= self.options.level0_tables_stop;
         let refused = self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some();
         if full || behind || refused || self.closed.load(Ordering::Relaxed) {
             drop(view);
-            return self.make_room_slowly();
+            return self.make_room_slowly(on_stall);
         }
         Ok(())
     }
 
     #[cold]
-    fn make_room_slowly(&self) -> Result<()> {
+    fn make_room_slowly(&self, on_stall: OnStall) -> Result<()> {
         let limit_ms = self.options.stall_timeout_ms;
         let mut since: Option<u64> = None;
         loop {
@@ -82,7 +100,7 @@ impl Shared {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Closed);
             }
-            if self.disk_full.load(Ordering::Relaxed) {
+            if self.is_out_of_space() {
                 return Err(self.disk_full_error());
             }
             let installs = self.background.installs();
@@ -94,6 +112,9 @@ impl Shared {
                 return Ok(());
             }
             drop(view);
+            if on_stall == OnStall::Refuse {
+                return Err(Error::Stalled { waited_ms: 0 });
+            }
             let start_ms = *since.get_or_insert_with(|| {
                 self.counters.stalls.add(1);
                 self.clock.now_ms()
@@ -128,6 +149,16 @@ impl Shared {
         let used = space.total.saturating_sub(space.available);
         let used_ppm = used.saturating_mul(1_000_000) / space.total.max(1);
         self.disk_used_ppm.store(used_ppm as u32, Ordering::Relaxed);
+    }
+
+    /// Whether there is no space for any write. Below the reserve each write that may have it asks
+    /// how much is left, for nothing is refused in between.
+    fn is_out_of_space(&self) -> bool {
+        let below = self.disk_full.load(Ordering::Relaxed);
+        let floor = self.options.disk_reserve_bytes / RESERVE_FLOOR;
+        below
+            && (self.options.guard_reserve
+                || self.vfs.disk_space(&self.dir).is_ok_and(|space| space.available < floor))
     }
 
     fn disk_full_error(&self) -> Error {

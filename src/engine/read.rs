@@ -6,8 +6,11 @@
 //! tables, newest first         one a level; its filter says no to most of them
 //! ```
 //!
-//! The join of what the tables hold fills the cache. A record that stands alone reaches the
-//! caller where it lies, in arena, cache or mapped file, without a copy.
+//! The join of what the tables hold fills the cache if it is worth an entry ([`super::cache`]);
+//! "nothing" only if a block was read for it in vain, because a key that all filters deny is
+//! answered sooner than an entry is made and found.
+//! A record that stands alone reaches the caller where it lies, in arena, cache or mapped file,
+//! without a copy.
 //!
 //! # Invariants
 //! 1. All sources are taken from one [`SuperVersion`].
@@ -18,10 +21,10 @@
 
 use super::cache::Cached;
 use super::error::Result;
-use super::iter::{JoinBuffers, Joiner};
+use super::iter::{JoinBuffers, JoinedRow, Joiner};
 use super::record::Kind;
 use super::rules::rule;
-use super::sstable::KeyHash;
+use super::sstable::{KeyHash, RowRef};
 use super::super_version::SuperVersion;
 use super::{Engine, Shared};
 
@@ -151,8 +154,14 @@ impl Shared {
     ) -> Result<R> {
         let mut buffers = JoinBuffers::default();
         let mut joiner = Joiner::new(&*self.operator, &mut buffers);
+        let mut read_in_vain = false;
+        let is_timed = self.cache.is_on() && self.cache.admission().is_timed(hash.hash());
+        let began_ns = is_timed.then(|| self.clock.now_ns());
         for table in view.version.candidates(key) {
-            let found = table.table().get(key, hash).inspect_err(|_| {
+            if !table.table().may_contain(hash) {
+                continue;
+            }
+            let found = table.table().find(key).inspect_err(|_| {
                 self.counters.corruptions.add(1);
             })?;
             if let Some(record) = found {
@@ -160,20 +169,37 @@ impl Shared {
                 if joiner.push(kind, record.row)? {
                     break;
                 }
+            } else {
+                read_in_vain = true;
             }
         }
-        self.hook("read:before_fill");
         let joined = joiner.finish();
+        if let Some(began_ns) = began_ns {
+            self.cache.admission().note(self.clock.now_ns().saturating_sub(began_ns));
+        }
+        self.hook("read:before_fill");
+        let is_cheap = match joined.as_ref().map(|joined| &joined.row) {
+            None | Some(JoinedRow::Source(RowRef::Mapped(_))) => true,
+            Some(JoinedRow::Source(RowRef::Owned { .. }) | JoinedRow::Merged(_)) => false,
+        };
         let row = joined.as_ref().map(|joined| &*joined.row);
+        if (row.is_some() || read_in_vain)
+            && self.cache.is_on()
+            && (!is_cheap || self.cache.is_asked_again(hash.hash()))
+        {
+            self.fill_cache(view, key, hash, row);
+        }
+        use_row(row)
+    }
+
+    /// Puts the join of all tables of `view` into the cache.
+    fn fill_cache(&self, view: &SuperVersion, key: &[u8], hash: &KeyHash, row: Option<&[u8]>) {
         let epoch = if rule!(self, cache_epoch_tag) {
             view.cache_epoch
         } else {
             self.super_version.load().cache_epoch
         };
-        if self.cache.is_on() {
-            let cached = row.map_or(Cached::Negative, |row| Cached::Row(row.into()));
-            self.cache.fill(key, hash.hash(), cached, epoch, self.now_ms());
-        }
-        use_row(row)
+        let cached = row.map_or(Cached::Negative, |row| Cached::Row(row.into()));
+        self.cache.fill(key, hash.hash(), cached, epoch, self.now_ms());
     }
 }

@@ -3,15 +3,16 @@
 //! ```text
 //! lock the directory
 //! manifest: which tables, up to where the log is flushed
-//! log: replay from exactly that position; a torn tail is cut, damage below what was durable
-//!      refuses to open
+//! log: read from exactly that position; damage below what was durable refuses to open
+//! manifest: a new one in place of the old; remove the files it does not name
+//! log: replay; a torn tail is cut
 //! flush what was replayed; manifest edit: the tables, and the start of a new segment as the
 //!      flushed position
 //! remove the old segments, start the new one
 //! ```
 //!
-//! After a clean close the log holds nothing and opening touches no data. Opening never takes
-//! longer than reading a few memtables' worth of log, whatever the size of the store.
+//! A clean close ([`Shared::end_log`]) leaves no log, and opening touches no data. Opening never
+//! takes longer than reading a few memtables' worth of log, whatever the size of the store.
 //!
 //! # Invariants
 //! 1. Replay starts exactly at the flushed position. Earlier records may be of rows that were
@@ -21,7 +22,8 @@
 //!    segment that is gone, and records written below it would be skipped by the next replay.
 //! 3. Nothing is appended to a recovered segment, and no old segment is left once the new one is
 //!    in use, so a cut tail cannot be taken for log again.
-//! 4. Replayed records are Deltas and skip the guard: everything after the flushed position passed
+//! 4. Damage is found before anything is written: a refused open leaves the files as they are.
+//! 5. Replayed records are Deltas and skip the guard: everything after the flushed position passed
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
@@ -48,7 +50,7 @@ use super::sstable::KeyHash;
 use super::stats::Counters;
 use super::stripes::Stripes;
 use super::super_version::SuperVersion;
-use super::version::{VersionEdit, VersionSet, VersionState};
+use super::version::{Manifest, VersionEdit, VersionSet, VersionState};
 use super::vfs::Vfs;
 use super::{Environment, LogState, Shared};
 
@@ -68,6 +70,7 @@ pub fn open(
     let lock = vfs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
     let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
 
+    check_log(dir, &options, &*vfs)?;
     let versions = VersionSet::recover(vfs.clone(), dir, &options)?;
     let ages_from_ms = ages_from(versions.current().state(), clock.now_ms());
     let now_ms = clock.now_ms().saturating_add(ages_from_ms);
@@ -150,6 +153,43 @@ pub(crate) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Reads the log as the replay will, for its errors alone: the replay writes tables, and before it
+/// the manifest is rewritten. What is read twice is at most what the memtables held.
+fn check_log(dir: &Path, options: &Options, vfs: &dyn Vfs) -> Result<()> {
+    if let Some(found) = Manifest::recover(vfs, dir, options.partition_bits)? {
+        let (from, accept) = (found.state.flushed(), options.accept_log_corruption);
+        commit_log::recover(vfs, dir, from, accept, &mut |_, _| Ok(()))?;
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// The clean end of a store whose memtables are flushed: the manifest says that the log is
+    /// flushed to its end, then the log's files go. A crash in between leaves files below the
+    /// flushed position, which the next open removes unread.
+    ///
+    /// # Errors
+    /// The log, the manifest or the directory could not be written. The store opens all the same.
+    pub(super) fn end_log(&self) -> Result<()> {
+        let end = {
+            let mut log = self.log.lock();
+            let unflushed = !log.active.is_empty() || log.active.has_writers();
+            if unflushed || self.super_version.load().sealed() > 0 || self.poisoned_by().is_some() {
+                // A write that came in while the store was closed: the next open replays it.
+                let end = log.close_frame();
+                drop(log);
+                return self.log.sync(end);
+            }
+            log.end()?
+        };
+        // Somebody may still wait to be told that a write is durable.
+        self.wait_durable(end)?;
+        let edit = VersionEdit { flushed: Some(end), ..VersionEdit::default() };
+        self.versions.log_and_apply(edit, self.now_ms())?;
+        self.log.remove_files()
+    }
+}
+
 /// Brings the log's unflushed part into tables. Returns the number of the segment to start with.
 fn replay(
     dir: &Path,
@@ -188,6 +228,10 @@ fn replay(
     let named =
         [flushed, recovered.end].into_iter().filter(|_| rule!(segment_number_above_manifest));
     let first_segment = commit_log::next_segment_number(&**vfs, dir, named)?;
+    if edit.added.is_empty() && recovered.last_segment_number == 0 {
+        // There was no log. The new one goes on from where the manifest says that it is flushed.
+        return Ok(first_segment);
+    }
     edit.flushed = Some(flushed.max(Position::new(first_segment, 0)));
     versions.log_and_apply(edit, now_ms)?;
     commit_log::remove_segments(&**vfs, dir, first_segment)?;

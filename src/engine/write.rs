@@ -29,6 +29,7 @@ use super::error::{Error, Result};
 use super::memtable::Memtable;
 use super::options::{KEY_BYTES_MAX, ROW_BYTES_MAX, SyncMode};
 use super::position::Position;
+use super::pressure::OnStall;
 use super::read::Depth;
 use super::record::Kind;
 use super::rules::rule;
@@ -66,7 +67,16 @@ impl Engine {
     /// may have been deleted and forgotten; [`Error::OutOfBounds`], [`Error::Merge`] for bad
     /// input; [`Error::Stalled`], [`Error::DiskFull`] and [`Error::Poisoned`] as they say.
     pub fn apply(&self, batch: &[(&[u8], &[u8])]) -> Result<Position> {
-        self.shared.apply(batch)
+        self.shared.apply(batch, OnStall::Wait)
+    }
+
+    /// [`Engine::apply`] with a choice of what it does where it would wait for a flush or a
+    /// compaction.
+    ///
+    /// # Errors
+    /// As [`Engine::apply`].
+    pub fn apply_with(&self, batch: &[(&[u8], &[u8])], on_stall: OnStall) -> Result<Position> {
+        self.shared.apply(batch, on_stall)
     }
 
     /// Reads keys and replaces their states by what `make` answers, atomically for each key.
@@ -84,7 +94,21 @@ impl Engine {
         keys: &[&[u8]],
         make: impl FnMut(usize, Option<&[u8]>, u64) -> Result<Option<Vec<u8>>, E>,
     ) -> Result<Position, E> {
-        self.shared.update(keys, make)
+        self.shared.update(keys, make, OnStall::Wait)
+    }
+
+    /// [`Engine::update`] with a choice of what it does where it would wait for a flush or a
+    /// compaction.
+    ///
+    /// # Errors
+    /// As [`Engine::update`].
+    pub fn update_with<E: From<Error>>(
+        &self,
+        keys: &[&[u8]],
+        make: impl FnMut(usize, Option<&[u8]>, u64) -> Result<Option<Vec<u8>>, E>,
+        on_stall: OnStall,
+    ) -> Result<Position, E> {
+        self.shared.update(keys, make, on_stall)
     }
 
     /// Waits until everything up to `position` is as durable as
@@ -122,11 +146,11 @@ impl<'a> Write<'a> {
 }
 
 impl Shared {
-    fn apply(&self, batch: &[(&[u8], &[u8])]) -> Result<Position> {
+    fn apply(&self, batch: &[(&[u8], &[u8])], on_stall: OnStall) -> Result<Position> {
         for (key, row) in batch {
             check_bounds(key, row)?;
         }
-        self.make_room()?;
+        self.make_room(on_stall)?;
         match batch {
             [] => Ok(Position::ZERO),
             // The common case keeps clear of the allocator.
@@ -205,11 +229,12 @@ impl Shared {
         &self,
         keys: &[&[u8]],
         mut make: impl FnMut(usize, Option<&[u8]>, u64) -> Result<Option<Vec<u8>>, E>,
+        on_stall: OnStall,
     ) -> Result<Position, E> {
         for key in keys {
             check_bounds(key, &[])?;
         }
-        self.make_room()?;
+        self.make_room(on_stall)?;
         let mut all: Vec<_> = keys.iter().map(|key| Write::new(self, key)).collect();
         let _held = self.lock_stripes(&all);
         loop {

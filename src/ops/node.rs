@@ -31,6 +31,7 @@ use crate::cluster::incoming::Incoming;
 use crate::cluster::work::Work;
 use crate::engine;
 use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
+use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
@@ -238,7 +239,7 @@ impl Node {
         let (work, health) = (world.work, &pages.health);
         let (config, store) = blocking(work, move || open_all(config, &world)).await??;
         let store = Arc::new(store);
-        let node_id = uuid(store.identity().node_id);
+        let node_id = uuid::to_text(store.identity().node_id);
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
         let rpc_metrics = Arc::new(Metrics::register(&registry).expect(twice));
@@ -345,16 +346,11 @@ fn open_all(config: Config, world: &World) -> Result<(Config, Store), Error> {
         move |source| Error::System { what, source }
     };
     vfs.create_dir_all(&dir).map_err(system("create", &dir))?;
+    // The store first: in a directory that it refuses nothing is made.
+    let store = open::open_store(&config, world)?;
     let checkpoints = dir.join("checkpoints");
     vfs.create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
-    let store = open::open_store(&config, world)?;
     Ok((config, store))
-}
-
-/// A UUID as it is written.
-fn uuid(id: u128) -> String {
-    let hex = format!("{id:032x}");
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> NodeFacts {

@@ -4,7 +4,7 @@ use super::config::Config;
 use super::node::Error;
 use super::world::World;
 use crate::cluster::work::Work;
-use crate::store::{Store, StoreOptions};
+use crate::store::{IdentityOptions, Store, StoreOptions};
 
 /// Opens the store in the data directory.
 pub(super) fn open_store(config: &Config, world: &World) -> Result<Store, Error> {
@@ -13,7 +13,12 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Store, Error>
     if world.work == Work::Inline {
         engine.compaction_threads = 0;
     }
-    let options = StoreOptions { engine, limits: config.store_limits(), ..StoreOptions::default() };
+    let options = StoreOptions {
+        engine,
+        limits: config.store_limits(),
+        identity: IdentityOptions { cluster_id: config.cluster.id.0, ..IdentityOptions::default() },
+        ..StoreOptions::default()
+    };
     let opened = Store::open_in(&dir, options, world.environment.clone());
     opened.map_err(|source| Error::Open { dir, source })
 }

@@ -5,10 +5,12 @@
 //! | 80 % | nothing: a warning |
 //! | 90 % | large values |
 //! | 95 % | all values |
-//! | all but the engine's reserve | everything |
+//! | all but the engine's reserve | all values |
+//! | all but a quarter of that | everything |
 //!
-//! Deletes, rows of other replicas and compaction go on until the engine's reserve is all there is:
-//! they are how space comes back. How full the disk is was looked at half a second ago at most.
+//! Deletes, rows of other replicas and compaction may have the reserve: they are how space comes
+//! back. The last quarter is compaction's alone. How full the disk is was looked at half a second
+//! ago at most.
 
 use super::Store;
 use super::error::{Error, Result};
@@ -59,6 +61,9 @@ impl DiskState {
 impl Store {
     /// What the disk's filling allows now.
     pub fn disk_state(&self) -> DiskState {
+        if self.engine.below_reserve() {
+            return DiskState::WritesRefused;
+        }
         DiskState::of(self.engine.disk_used(), &self.limits)
     }
 
@@ -75,6 +80,7 @@ impl Store {
         let space = self.environment.vfs.disk_space(&path);
         let space = space.map_err(engine::Error::io("measure", &path))?;
         let reserve = space.total / 100 * (100 - percent.min(100));
+        let reserve = reserve.max(self.engine.options().disk_reserve_bytes);
         Err(Error::DiskFull { path, available: space.available, reserve })
     }
 }

@@ -14,9 +14,11 @@
 //! 6. A damaged or missing file beside others is corruption, never a first start.
 //! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it is
 //!    given one once, durably, by [`IdentityFile::assign_cluster`].
+//! 8. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
 //!
-//! The caller holds the lock of the directory, has the catalog written first (its file may be
-//! there), and the engine opened after: only so is a directory without `IDENTITY` a new one.
+//! The caller holds the lock of the directory. In a new one it writes the catalog, begins, and then
+//! makes the engine's directory: only so is a directory without `IDENTITY` a new one. In any other
+//! it opens the engine before it begins, so that a start the engine refuses has changed nothing.
 
 mod lease;
 pub mod uuid;
@@ -113,29 +115,63 @@ struct State {
     refused: Option<Error>,
 }
 
+/// A start that may be made: nothing is written yet.
+#[derive(Debug)]
+pub struct Starting {
+    environment: Environment,
+    dir: PathBuf,
+    document: Document,
+    identity: Identity,
+    /// `None`: one must be made.
+    lease: Option<Lease>,
+    /// What the lease's bound must be at least.
+    bound: u64,
+    start: Start,
+}
+
+impl Starting {
+    /// Looks at `dir`, which exists, and decides what a life of its node starts with.
+    ///
+    /// # Errors
+    /// Damage, a newer format, another cluster, or I/O.
+    pub fn read(environment: &Environment, dir: &Path, options: IdentityOptions) -> Result<Self> {
+        let document = Document::new(dir, NAME, FORMAT);
+        match document.read::<Contents>(&*environment.vfs)? {
+            None => first_start(environment, dir, document, options),
+            Some(contents) => restart(environment, dir, document, contents, options),
+        }
+    }
+
+    /// Whether no node was started here before.
+    pub fn is_first(&self) -> bool {
+        self.start == Start::First
+    }
+
+    /// Starts that life; durable on return.
+    ///
+    /// # Errors
+    /// I/O, after which the next start may be unclean.
+    pub fn begin(self) -> Result<IdentityFile> {
+        let Self { environment, dir, document, identity, lease, bound, start } = self;
+        let lease = match lease {
+            Some(lease) => lease,
+            None => Lease::create(&*environment.vfs, &dir)?,
+        };
+        // A slot of the lease that rotted away took its bound with it; the mark still knows it.
+        lease.extend(bound)?;
+        let state = Mutex::new(State { identity, refused: None });
+        let lease = Arc::new(lease);
+        let file = IdentityFile { environment, document, lease, start, state };
+        file.write(&identity, None)?;
+        Ok(file)
+    }
+}
+
 impl IdentityFile {
     /// Whether a node was started in `dir` before.
     pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
         let path = dir.join(NAME);
         Ok(vfs.exists(&path).map_err(engine::Error::io("look for", &path))?)
-    }
-
-    /// Starts a life of the node whose directory is `dir`, which exists.
-    pub fn open(environment: &Environment, dir: &Path, options: IdentityOptions) -> Result<Self> {
-        let document = Document::new(dir, NAME, FORMAT);
-        let (identity, lease, start) = match document.read::<Contents>(&*environment.vfs)? {
-            None => first_start(environment, dir, options)?,
-            Some(contents) => restart(environment, dir, &document, contents, options)?,
-        };
-        let file = Self {
-            environment: environment.clone(),
-            document,
-            lease: Arc::new(lease),
-            start,
-            state: Mutex::new(State { identity, refused: None }),
-        };
-        file.write(&identity, None)?;
-        Ok(file)
     }
 
     /// Who the node is. The actor changes with [`IdentityFile::rotate`].
@@ -225,8 +261,9 @@ impl IdentityFile {
 fn first_start(
     environment: &Environment,
     dir: &Path,
+    document: Document,
     options: IdentityOptions,
-) -> Result<(Identity, Lease, Start)> {
+) -> Result<Starting> {
     let vfs = &*environment.vfs;
     let random = &*environment.random;
     if let Some(found) = foreign_file(vfs, dir)? {
@@ -234,17 +271,22 @@ fn first_start(
         return Err(engine::Error::corrupt(&dir.join(NAME), 0, what).into());
     }
     // One that is there is of a first start that was cut short, and whole: it was renamed in.
-    let lease = match Lease::open(vfs, dir)? {
-        Some(lease) => lease,
-        None => Lease::create(vfs, dir)?,
-    };
+    let lease = Lease::open(vfs, dir)?;
     let identity = Identity {
         cluster_id: first_cluster(random, options)?,
         node_id: uuid::mint(random)?,
         generation: environment.clock.now_ms().max(1),
         actor: mint_actor(random, 0)?,
     };
-    Ok((identity, lease, Start::First))
+    Ok(Starting {
+        environment: environment.clone(),
+        dir: dir.to_path_buf(),
+        document,
+        identity,
+        lease,
+        bound: 0,
+        start: Start::First,
+    })
 }
 
 /// The cluster of a directory that has none.
@@ -270,14 +312,14 @@ fn check_cluster(document: &Document, expected: u128, found: u128) -> Result<()>
 fn restart(
     environment: &Environment,
     dir: &Path,
-    document: &Document,
+    document: Document,
     contents: Contents,
     options: IdentityOptions,
-) -> Result<(Identity, Lease, Start)> {
+) -> Result<Starting> {
     let clean = contents.clean;
     let mut identity = contents.parse().map_err(|why| document.invalid(0, why))?;
     match (identity.cluster_id, options.cluster_id) {
-        (Some(found), Some(expected)) => check_cluster(document, expected, found)?,
+        (Some(found), Some(expected)) => check_cluster(&document, expected, found)?,
         (Some(_), None) => {}
         (None, _) => identity.cluster_id = first_cluster(&*environment.random, options)?,
     }
@@ -287,15 +329,21 @@ fn restart(
         Some(bound) if lease.bound() >= bound => Start::Clean,
         _ => Start::Unclean,
     };
-    // A slot of the lease that rotted away took its bound with it; the mark still knows it.
-    lease.extend(clean.unwrap_or(0))?;
     if start != Start::Clean {
         identity.actor = mint_actor(&*environment.random, identity.actor)?;
     }
     let next = identity.generation.checked_add(1);
     let next = next.ok_or_else(|| document.invalid(0, "no generation is left"))?;
     identity.generation = next.max(environment.clock.now_ms());
-    Ok((identity, lease, start))
+    Ok(Starting {
+        environment: environment.clone(),
+        dir: dir.to_path_buf(),
+        document,
+        identity,
+        lease: Some(lease),
+        bound: clean.unwrap_or(0),
+        start,
+    })
 }
 
 impl Contents {

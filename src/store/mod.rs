@@ -78,7 +78,7 @@ pub use disk::DiskState;
 pub use engine::ScrubReport;
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
-pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start};
+pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use prepared::{Prepared, ShippedRow};
@@ -205,8 +205,8 @@ pub struct Store {
 struct EngineClock(Arc<dyn MonotonicClock>);
 
 impl engine::clock::Clock for EngineClock {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -215,7 +215,8 @@ impl Store {
     ///
     /// # Errors
     /// An option out of its bounds, a directory in use, of another cluster or a newer format,
-    /// damage, or I/O.
+    /// damage, or I/O. A start that is refused for what the directory holds has changed nothing in
+    /// it, except that there may be an empty `LOCK`.
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Self> {
         Self::open_in(dir, options, Environment::system())
     }
@@ -226,24 +227,38 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
         let limits = options.limits.validated()?;
+        // Which writes may have it is decided here: `check_disk`.
+        let engine_options = engine::Options { guard_reserve: false, ..options.engine };
+        engine_options.validate()?;
         let vfs = &*environment.vfs;
         create_dir(vfs, dir)?;
         let lock_path = dir.join(LOCK_NAME);
         let lock = vfs.lock(&lock_path).map_err(engine::Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let engine_dir = dir.join(ENGINE_DIR_NAME);
-        let catalog = open_catalog(&environment, dir, &engine_dir, options.catalog)?;
-        let identity = IdentityFile::open(&environment, dir, options.identity)?;
+        let starting = Starting::read(&environment, dir, options.identity)?;
+        let open_engine = || {
+            Engine::open_in(
+                &engine_dir,
+                engine_options,
+                Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
+                engine::Environment {
+                    vfs: Arc::clone(&environment.vfs),
+                    clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
+                },
+            )
+        };
+        // In this order a start that is refused has changed nothing; see `identity`.
+        let (catalog, identity, engine) = if starting.is_first() {
+            refuse_rows(vfs, &engine_dir)?;
+            let catalog = open_catalog(&environment, dir, options.catalog, true)?;
+            (catalog, starting.begin()?, open_engine()?)
+        } else {
+            let catalog = open_catalog(&environment, dir, options.catalog, false)?;
+            let engine = open_engine()?;
+            (catalog, starting.begin()?, engine)
+        };
         let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
-        let engine = Engine::open_in(
-            &engine_dir,
-            options.engine,
-            Arc::new(RowOperator { token_window_ms: limits.token_window_ms }),
-            engine::Environment {
-                vfs: Arc::clone(&environment.vfs),
-                clock: Arc::new(EngineClock(Arc::clone(&environment.monotonic))),
-            },
-        )?;
         let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -511,28 +526,31 @@ fn cluster_hash(cluster_id: Option<u128>) -> u64 {
     xxh3_64(&cluster_id.unwrap_or_default().to_be_bytes())
 }
 
-/// The catalog of a directory, which is written anew only where no store ever ran; or the one that
-/// was handed in.
+/// The catalog that was handed in; or that of the directory, which is written anew only where no
+/// store ever ran.
 fn open_catalog(
     environment: &Environment,
     dir: &Path,
-    engine_dir: &Path,
     elsewhere: Option<Arc<dyn TenantCatalog>>,
+    is_first: bool,
 ) -> Result<Arc<dyn TenantCatalog>> {
-    let vfs = &*environment.vfs;
-    let ran_before = IdentityFile::exists(vfs, dir)?;
-    if !ran_before && vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
-        let what = "it holds rows, but IDENTITY, which says whose, is missing";
-        return Err(engine::Error::corrupt(engine_dir, 0, what).into());
-    }
     if let Some(catalog) = elsewhere {
-        if LocalCatalog::exists(vfs, dir)? {
+        if LocalCatalog::exists(&*environment.vfs, dir)? {
             // The cluster would give the ids of its tenants, and so their rows, to others.
             let why = format!("{} has tenants of its own: it was no cluster's", dir.display());
             return Err(Error::InvalidArgument { what: "data directory", why });
         }
         return Ok(catalog);
     }
-    let open = if ran_before { LocalCatalog::open } else { LocalCatalog::open_or_create };
+    let open = if is_first { LocalCatalog::open_or_create } else { LocalCatalog::open };
     Ok(Arc::new(open(environment, dir)?))
+}
+
+/// A directory with rows is not a new one.
+fn refuse_rows(vfs: &dyn engine::vfs::Vfs, engine_dir: &Path) -> Result<()> {
+    if vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
+        let what = "it holds rows, but IDENTITY, which says whose, is missing";
+        return Err(engine::Error::corrupt(engine_dir, 0, what).into());
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ use super::Store;
 use super::error::Result;
 use super::tenant::{Tenant, TenantId};
 use super::write::{Mutation, Written};
-use crate::engine::{self, Position};
+use crate::engine::{self, OnStall, Position};
 
 /// A batch that can be read already and is not acknowledged yet.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Store {
     /// Puts a batch into the log and the memtable, as [`Store::submit`] does, and returns before
     /// it is durable, with the rows to send to other replicas.
     pub fn prepare(&self, tenant: &str, batch: &[Mutation]) -> Prepared {
-        self.apply(tenant, batch, Shipped::all())
+        self.apply(tenant, batch, Shipped::all(), OnStall::Refuse)
     }
 
     /// Calls `done` once, when everything up to `position` is durable or the log has failed: on a

@@ -6,6 +6,7 @@ mod faults;
 mod idempotent;
 mod model;
 mod pages;
+mod refused;
 mod safe;
 mod writes;
 
@@ -52,6 +53,12 @@ impl Node {
             TenantSpec { partition_delimiter: Some(b":".to_vec()), ..TenantSpec::new("lists") };
         node.store().create_tenant(lists).unwrap();
         node
+    }
+
+    /// Another stopped node with the same files; what happens to one is not seen by the other.
+    fn like(&self) -> Self {
+        let (vfs, clock) = (self.vfs.crash_clone_kill(), self.clock.clone());
+        Self { vfs, clock, starts: self.starts, options: self.options.clone(), store: None }
     }
 
     fn try_start(&mut self) -> Result<()> {

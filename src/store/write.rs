@@ -30,7 +30,7 @@ use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
 use crate::causality::{
     Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock, codec,
 };
-use crate::engine::{self, Position};
+use crate::engine::{self, OnStall, Position};
 
 /// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
 const DEAD_TOKENS_MAX: usize = 1024;
@@ -94,7 +94,8 @@ impl Store {
     /// Writes a batch and waits until it is durable. The items are independent: each has its own
     /// outcome, in the order of the batch, and none waits for another.
     pub fn write_batch(&self, tenant: &str, batch: Vec<Mutation>) -> Vec<Result<Written>> {
-        let Prepared { results, position, .. } = self.apply(tenant, &batch, Shipped::nothing());
+        let (shipped, on_stall) = (Shipped::nothing(), OnStall::Wait);
+        let Prepared { results, position, .. } = self.apply(tenant, &batch, shipped, on_stall);
         if position == Position::ZERO {
             return results;
         }
@@ -104,13 +105,21 @@ impl Store {
 
     /// Like [`Store::write_batch`] for callers that must not block on the disk: `done` is called
     /// once, when the batch is durable or has failed, on a thread of the engine or on this one.
+    /// Where the other would wait for a flush or a compaction, this one refuses.
     pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
-        let Prepared { results, position, .. } = self.apply(tenant, &batch, Shipped::nothing());
+        let (shipped, on_stall) = (Shipped::nothing(), OnStall::Refuse);
+        let Prepared { results, position, .. } = self.apply(tenant, &batch, shipped, on_stall);
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
     /// Puts a batch into the log and the memtable. [`Shipped`] says whether anybody wants the rows.
-    pub(super) fn apply(&self, tenant: &str, batch: &[Mutation], mut shipped: Shipped) -> Prepared {
+    pub(super) fn apply(
+        &self,
+        tenant: &str,
+        batch: &[Mutation],
+        mut shipped: Shipped,
+        on_stall: OnStall,
+    ) -> Prepared {
         let bytes = batch.iter().map(Mutation::bytes).sum();
         let tenant = self.limits.check_batch(batch.len(), bytes).and_then(|()| {
             self.check_open()?;
@@ -140,8 +149,9 @@ impl Store {
             // Every item that was put aside gets its outcome below.
             results.push(Err(Error::Closed));
         }
-        let blind = self.apply_blind(&blind, &mut results, &mut shipped);
-        let rewritten = self.apply_rewrites(&tenant, &rewrites, &mut results, &mut shipped);
+        let blind = self.apply_blind(&blind, &mut results, &mut shipped, on_stall);
+        let rewritten =
+            self.apply_rewrites(&tenant, &rewrites, &mut results, &mut shipped, on_stall);
         let rows = shipped.of(&tenant, batch, &results);
         Prepared { results, rows, position: blind.max(rewritten) }
     }
@@ -208,12 +218,13 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         shipped: &mut Shipped,
+        on_stall: OnStall,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         for _ in 0..FENCE_RETRIES {
-            match self.try_blind(items, results, shipped) {
+            match self.try_blind(items, results, shipped, on_stall) {
                 Ok(position) => return position,
                 Err(Error::BelowSafePoint) => {}
                 Err(error) => {
@@ -231,6 +242,7 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         shipped: &mut Shipped,
+        on_stall: OnStall,
     ) -> Result<Position> {
         let actor = self.actor();
         let mut rows = Vec::with_capacity(items.len());
@@ -255,7 +267,8 @@ impl Store {
             .zip(&rows)
             .map(|((_, item), row)| (&item.engine_key[..], &row[..]))
             .collect();
-        let position = self.engine.apply(&records).map_err(|error| self.failed(error))?;
+        let position =
+            self.engine.apply_with(&records, on_stall).map_err(|error| self.failed(error))?;
         for ((index, _), row) in items.iter().zip(rows) {
             shipped.take(*index, row);
         }
@@ -269,12 +282,13 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         shipped: &mut Shipped,
+        on_stall: OnStall,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
-        let updated = self.engine.update(&keys, |at, row, guard| {
+        let make = |at: usize, row: Option<&[u8]>, guard: u64| {
             let (index, item) = &items[at];
             match self.rewrite(tenant, item, row, guard) {
                 Ok((row, written)) => {
@@ -288,7 +302,8 @@ impl Store {
                     Ok(None)
                 }
             }
-        });
+        };
+        let updated = self.engine.update_with(&keys, make, on_stall);
         updated.unwrap_or_else(|error: engine::Error| {
             let error = self.failed(error);
             items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));

@@ -51,8 +51,15 @@ fn engine_file(node: &CliNode, part: &str) -> PathBuf {
     found.into_iter().find(named).unwrap_or_else(|| panic!("no {part} in {}", dir.display()))
 }
 
-/// Damages a file; the node must refuse it by name and with `code`, and change nothing.
-fn refuses(node: &CliNode, path: &Path, what: &str, code: i32, damage: impl FnOnce(&mut Vec<u8>)) {
+/// Damages a file; the node must refuse it by name and with `code`, and change nothing. What it
+/// says.
+fn refuses(
+    node: &CliNode,
+    path: &Path,
+    what: &str,
+    code: i32,
+    damage: impl FnOnce(&mut Vec<u8>),
+) -> String {
     let good = fs::read(path).expect("readable");
     let mut bad = good.clone();
     damage(&mut bad);
@@ -65,15 +72,16 @@ fn refuses(node: &CliNode, path: &Path, what: &str, code: i32, damage: impl FnOn
     if code == 70 {
         assert!(done.stderr.contains("byte "), "{what} has an offset: {}", done.stderr);
     }
-    // A start that was refused was a start: it has a generation and a lease of its own.
-    let of_start = |(path, _): &(PathBuf, Vec<u8>)| {
-        ["LOCK", "IDENTITY", "LEASE"].iter().any(|name| path.ends_with(name))
-    };
-    let after = content(Path::new(&node.data_dir)).into_iter().filter(|file| !of_start(file));
-    let before = before.into_iter().filter(|file| !of_start(file));
-    let (after, before): (Vec<_>, Vec<_>) = (after.collect(), before.collect());
+    let after = content(Path::new(&node.data_dir));
     assert!(after == before, "{what}: {name} and the other files are left as they are");
     fs::write(path, good).expect("writable");
+    done.stderr
+}
+
+/// Where `bytes` hold `text`.
+fn position(bytes: &[u8], text: &str) -> usize {
+    let found = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+    found.unwrap_or_else(|| panic!("no {text}"))
 }
 
 fn flip(at: usize) -> impl FnOnce(&mut Vec<u8>) {
@@ -117,6 +125,59 @@ fn a_damaged_file_is_named_and_the_node_does_not_start() {
     assert_eq!(node.ok(&["keys"]).lines().count(), 501);
 }
 
+/// A frame of the log that was synced before the frames behind it: none of them is dropped
+/// silently. The log as it was replays, or what is behind the damage is given up on request.
+#[test]
+fn a_damaged_log_is_refused_where_it_is_damaged_and_loses_nothing_silently() {
+    let mut node = stopped();
+    node.restart();
+    for n in 0..20 {
+        node.ok(&["put", &format!("logged{n:02}"), "v"]);
+    }
+    node.kill();
+    let log = engine_file(&node, ".log");
+    let bytes = fs::read(&log).expect("readable");
+    let at = position(&bytes, "logged07");
+    let told = refuses(&node, &log, "a flipped bit", 70, flip(at));
+    let text = format!("{} is corrupt at byte ", log.display());
+    let offset = told.split(&text).nth(1).and_then(|rest| rest.split(':').next());
+    let offset: usize = offset.and_then(|number| number.parse().ok()).expect("an offset");
+    assert!(offset < at && at - offset < 200, "the frame at {offset} has byte {at}");
+    assert!(told.contains("a later one says that the log was durable up to"), "{told}");
+
+    let mut damaged = bytes.clone();
+    flip(at)(&mut damaged);
+    fs::write(&log, damaged).expect("writable");
+    node.restart_with(&[("PAIRDB__ENGINE__ACCEPT_LOG_CORRUPTION", "true")]);
+    assert_eq!(node.ok(&["get", "logged06"]), "v");
+    assert_eq!(node.run(&["get", "logged07"]).code, 3, "given up, as was asked");
+    assert_eq!(node.ok(&["get", "last"]), "v");
+}
+
+/// The id of the cluster in the settings is that of the directory, or the node does not start. A
+/// new directory is given to it.
+#[test]
+fn a_directory_of_another_cluster_is_refused_and_changes_nothing() {
+    let ours = "01234567-89ab-4def-8123-456789abcdef";
+    let theirs = "11111111-2222-4333-8444-555555555555";
+    let setting = |id| [("PAIRDB__CLUSTER__ID", id)];
+    let mut node = CliNode::with(&setting(ours));
+    node.ok(&["put", "k", "v"]);
+    assert_eq!(node.terminate(), 0);
+    let before = content(Path::new(&node.data_dir));
+    let done = refused(&node.data_dir, &setting(theirs));
+    assert_eq!(done.code, 76, "{}", done.stderr);
+    let identity = Path::new(&node.data_dir).join("IDENTITY");
+    let text = format!("{} belongs to cluster {ours}, not to {theirs}", identity.display());
+    assert!(done.stderr.contains(&text), "{}", done.stderr);
+    let done = refused(&node.data_dir, &setting("nonsense"));
+    assert_eq!(done.code, 78, "{}", done.stderr);
+    assert!(done.stderr.contains("cluster.id = \"nonsense\""), "{}", done.stderr);
+    assert!(content(Path::new(&node.data_dir)) == before, "nothing is changed");
+    node.restart_with(&setting(ours));
+    assert_eq!(node.ok(&["get", "k"]), "v");
+}
+
 /// What a later version wrote is told from damage: exit code 75.
 #[test]
 fn a_newer_format_is_refused_as_such() {
@@ -126,6 +187,25 @@ fn a_newer_format_is_refused_as_such() {
         let at = bytes.len() - 16;
         bytes[at..at + 4].copy_from_slice(&9_u32.to_le_bytes());
         bytes[at + 4..at + 8].copy_from_slice(&(!9_u32).to_le_bytes());
+    });
+    let manifest = engine_file(&node, "MANIFEST");
+    refuses(&node, &manifest, "a newer manifest", 75, |bytes| {
+        bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
+        bytes[12..16].copy_from_slice(&(!9_u32).to_le_bytes());
+    });
+    let log = engine_file(&node, ".log");
+    let told = refuses(&node, &log, "a newer log", 75, |bytes| {
+        bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..24]);
+        bytes[24..28].copy_from_slice(&checksum.to_le_bytes());
+    });
+    let text = "has format version 9; this program reads up to 1";
+    assert!(told.contains(&format!("{} {text}", log.display())), "{told}");
+    let lease = Path::new(&node.data_dir).join("LEASE");
+    refuses(&node, &lease, "a newer lease", 75, |bytes| {
+        bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
+        let checksum = xxhash_rust::xxh3::xxh3_64(&bytes[..24]);
+        bytes[24..32].copy_from_slice(&checksum.to_le_bytes());
     });
     let identity = Path::new(&node.data_dir).join("IDENTITY");
     refuses(&node, &identity, "a newer document", 75, |bytes| {

@@ -87,12 +87,12 @@ impl CliNode {
         Self { data_dir, ready_file, ready, dir, child }
     }
 
-    /// A path beside the data.
     /// Where clients connect.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.ready["listen"].as_str().expect("an address"))
     }
 
+    /// A path beside the data.
     pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().expect("UTF-8").to_owned()
     }
@@ -146,7 +146,12 @@ impl CliNode {
     }
 
     pub fn restart(&mut self) {
-        (self.child, self.ready) = serve(&self.data_dir, &self.ready_file, &[]);
+        self.restart_with(&[]);
+    }
+
+    /// Starts again with settings, as variables.
+    pub fn restart_with(&mut self, settings: &[(&str, &str)]) {
+        (self.child, self.ready) = serve(&self.data_dir, &self.ready_file, settings);
     }
 
     /// Code and body of a page for operators.

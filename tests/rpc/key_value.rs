@@ -1,10 +1,12 @@
 //! Writes, reads, deletes, batches and scans.
 
 use bytes::Bytes;
+use pairdb::causality::{Actor, Context, ContextKey};
 use pairdb::proto;
 use pairdb::proto::batch_read_result::Result as RowResult;
 use pairdb::proto::batch_write_result::Result as WriteResult;
 use pairdb::proto::mutation::Change;
+use pairdb::store::{EngineKey, TenantId};
 use tonic::Code;
 
 use crate::node::{TestNode, delete, read, refusal, values, write};
@@ -145,6 +147,40 @@ async fn a_refused_write_says_why_and_changes_nothing() {
         assert_eq!(refusal(&status), expected, "{what}");
     }
     assert_eq!(node.rows().await, before);
+    node.stop().await;
+}
+
+/// A context whose seal is right and whose time is yet to come: to write above it would mute the
+/// key until then. Made here as a node of the cluster with a wrong clock would make it.
+#[tokio::test]
+async fn a_context_of_the_future_is_refused_and_changes_nothing() {
+    let cluster = "01234567-89ab-4def-8123-456789abcdef";
+    let node = TestNode::with(&[("cluster.id", cluster)]).await;
+    let now = node.write("k", "as it was").await.hlc;
+    let before = node.rows().await;
+    let cluster = u128::from_str_radix(&cluster.replace('-', ""), 16).expect("hex");
+    let cluster = xxhash_rust::xxh3::xxh3_64(&cluster.to_be_bytes());
+    let row_key = EngineKey::of(TenantId(1), None, b"k").encode();
+    let context_at = |time: u64| {
+        let mut bytes = Vec::new();
+        let seen = Context::of_winner(Actor::new(7), time);
+        seen.encode(ContextKey::new(cluster, &row_key), &mut bytes);
+        Bytes::from(bytes)
+    };
+    let in_ms = |ms: u64| now + (ms << 16);
+    for time in [in_ms(60_000), in_ms(3_600_000), u64::MAX] {
+        let request = proto::WriteRequest { context: context_at(time), ..write("k", "later") };
+        let status = node.key_value().write(request).await.expect_err("of the future");
+        let (code, reason, outcome) = refusal(&status);
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_CONTEXT"));
+        assert_eq!(outcome.as_deref(), Some("not_applied"));
+        let text = format!("the context has seen time {time}, now is at most ");
+        assert!(status.message().contains(&text), "{}", status.message());
+    }
+    assert_eq!(node.rows().await, before);
+    // Its time alone is what is wrong with it.
+    let request = proto::WriteRequest { context: context_at(now), ..write("k", "now") };
+    node.key_value().write(request).await.expect("of a time that was");
     node.stop().await;
 }
 

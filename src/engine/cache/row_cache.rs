@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::admission::Admission;
 use super::shard::{Shard, charge};
 use crate::engine::merge::{MergeError, MergeOperator};
 use crate::engine::record::Kind;
@@ -65,6 +66,8 @@ pub struct RowCache {
     capacity: usize,
     ttl_ms: u64,
     shards: Box<[PaddedShard]>,
+
+    admission: Admission,
 }
 
 /// A shard on cache lines of its own, so that the locks of two shards do not share one.
@@ -78,7 +81,8 @@ impl RowCache {
     pub fn new(capacity: usize, ttl_ms: u64) -> Self {
         let shards = if capacity == 0 { 0 } else { SHARDS };
         let shard = |_| PaddedShard(Mutex::new(Shard::new(capacity / SHARDS)));
-        Self { capacity, ttl_ms, shards: (0..shards).map(shard).collect() }
+        let shards = (0..shards).map(shard).collect();
+        Self { capacity, ttl_ms, shards, admission: Admission::default() }
     }
 
     /// Whether the cache holds anything at all.
@@ -126,6 +130,18 @@ impl RowCache {
         }
         shard.insert(key, hash, cached, now_ms);
         true
+    }
+
+    /// Whether what was found at little cost is worth an entry: the key was missed not long ago,
+    /// and this was asked then. `false` if the cache is off.
+    pub fn is_asked_again(&self, hash: u64) -> bool {
+        let recent = !self.admission.is_dear();
+        self.shard(hash).is_some_and(|shard| shard.lock().is_asked_again(hash, recent))
+    }
+
+    /// What decides how long ago "not long" is; to be told how long reads take.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Starts epoch `epoch`: from the return on, fills of earlier ones are refused. Locks all

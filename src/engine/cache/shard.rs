@@ -6,6 +6,8 @@
 //! each hit, three at most. So a scan passes through `small` and leaves `main` alone, and a hit
 //! only counts up: it moves nothing.
 //!
+//! A key that was missed and got no entry ([`super::admission`]) is remembered like one that left.
+//!
 //! The memory of those who left is a table of fingerprints with one place per hash, overwritten by
 //! whoever comes next; its size is fixed and forgetting is free.
 //!
@@ -21,6 +23,7 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::RangeBounds;
 
+use super::admission::RECENT_PART;
 use super::row_cache::Cached;
 
 /// Map slot, reference counts and allocator headers of one entry, in bytes.
@@ -259,7 +262,16 @@ impl Shard {
         self.fingerprints[place] = fingerprint;
     }
 
-    /// Whether the hash left `small` not long ago; forgets it.
+    /// Whether the hash is remembered; remembers it. With `recent`, a part of the fingerprints is
+    /// used, so that it is soon forgotten and the fingerprints stay near the processor.
+    pub fn is_asked_again(&mut self, hash: u64, recent: bool) -> bool {
+        let (place, fingerprint) = self.fingerprint(hash);
+        let places = self.fingerprints.len() / if recent { RECENT_PART } else { 1 };
+        let known = &mut self.fingerprints[place & places.saturating_sub(1)];
+        std::mem::replace(known, fingerprint) == fingerprint
+    }
+
+    /// Whether the hash is remembered; forgets it.
     fn recall(&mut self, hash: u64) -> bool {
         let (place, fingerprint) = self.fingerprint(hash);
         let known = self.fingerprints[place] == fingerprint;

@@ -1,13 +1,30 @@
-//! Making the files of segments: from a spare where there is one, else allocated.
+//! The files of segments: made or reused, grown piece by piece, and written.
+//!
+//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, later by several of them, so that
+//! a store takes about the space of what is in its log, whatever the size of a segment.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::segment::{self, Segment};
-use super::writer::{LogOptions, SPARES_MAX};
+use super::writer::LogOptions;
 use crate::engine::error::{Error, Result};
 use crate::engine::options::SyncMode;
-use crate::engine::vfs::{File, Vfs};
+use crate::engine::vfs::Vfs;
+
+/// Spares that a log keeps. One is enough for a writer that does not outrun the flushes; each more
+/// is a segment's space for nothing.
+pub(super) const SPARES_MAX: usize = 1;
+
+/// The steps by which a file grows double up to this many times the first: an allocation may have to
+/// wait for the file system's journal, and the writers for it.
+const STEPS_MAX: u64 = 8;
+
+/// Whether it pays to write a file's blocks before they are used, and to use them again.
+/// Allocated but never written blocks are marked so in the file's metadata, and every sync of a
+/// first write to them has to change that too: about 60 % on top of each sync.
+pub(super) fn prefers_written_blocks(mode: SyncMode) -> bool {
+    mode == SyncMode::Always
+}
 
 /// Where segment files are made.
 pub(super) struct Files<'a> {
@@ -16,47 +33,63 @@ pub(super) struct Files<'a> {
     pub(super) options: LogOptions,
 }
 
+/// The segment that is being written.
+pub(super) struct Tip {
+    pub(super) segment: Segment,
+    /// Blocks are allocated up to here.
+    allocated: u64,
+}
+
 impl Files<'_> {
-    /// The file of segment `number`, made from `spare` if there is one (then true). Its name is
-    /// durable: before that, nothing in it can count as durable.
-    pub(super) fn open(
-        &self,
-        number: u32,
-        spare: Option<Segment>,
-        fill: bool,
-    ) -> Result<(Segment, bool)> {
+    /// The file of segment `number`, made from `spare` if there is one. Its name is not durable:
+    /// the directory is to be synced before anything in it counts as durable.
+    pub(super) fn open(&self, number: u32, spare: Option<Segment>) -> Result<Tip> {
         let path = segment::log_path(self.directory, number);
-        let was_spare = spare.is_some();
-        let file = match spare {
+        let (file, allocated) = match spare {
             Some(spare) => {
                 let from = segment::spare_path(self.directory, spare.number);
                 self.vfs.rename(&from, &path).map_err(Error::io("rename", &from))?;
-                spare.file
+                let len = spare.file.len().map_err(Error::io("read the length of", &path))?;
+                (spare.file, len)
             }
-            None => self.create(&path, fill)?,
+            None => (self.vfs.create(&path).map_err(Error::io("create", &path))?, 0),
         };
-        self.vfs.sync_dir(self.directory).map_err(Error::io("sync", self.directory))?;
-        Ok((Segment { number, file }, was_spare))
+        Ok(Tip { segment: Segment { number, file }, allocated })
     }
 
-    /// A new file with all blocks allocated; with `fill`, also written once where that pays.
-    pub(super) fn create(&self, path: &Path, fill: bool) -> Result<Arc<dyn File>> {
-        let len = self.options.segment_bytes;
-        let file = allocate(self.vfs, path, len)?;
-        if fill && self.options.sync_mode == SyncMode::Always {
-            fill_with_zeros(&*file, path, len)?;
+    /// Writes `bytes` at `offset`, where the bytes before them end.
+    pub(super) fn write(&self, tip: &mut Tip, offset: u64, bytes: &[u8]) -> Result<()> {
+        let end = offset + bytes.len() as u64;
+        let path = || segment::log_path(self.directory, tip.segment.number);
+        let file = &*tip.segment.file;
+        if end > tip.allocated {
+            let fills = prefers_written_blocks(self.options.sync_mode);
+            let first = u64::from(self.options.grow_bytes).max(1);
+            let step = if fills { first } else { tip.allocated.clamp(first, first * STEPS_MAX) };
+            let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
+            file.allocate(len).map_err(|source| Error::io("allocate", &path())(source))?;
+            if fills {
+                let zeros = vec![0; (len - end) as usize];
+                file.write_at(end, &zeros).map_err(|source| Error::io("write", &path())(source))?;
+            }
+            tip.allocated = len;
         }
-        Ok(file)
+        file.write_at(offset, bytes).map_err(|source| Error::io("write", &path())(source))
     }
 }
 
 /// Opens the spares that an earlier log left, and removes those that do not fit or are too many.
-pub(super) fn adopt_spares(vfs: &dyn Vfs, directory: &Path, len: u32) -> Result<Vec<Segment>> {
+pub(super) fn adopt_spares(
+    vfs: &dyn Vfs,
+    directory: &Path,
+    options: LogOptions,
+) -> Result<Vec<Segment>> {
     let mut spares = Vec::new();
     for number in segment::list_spares(vfs, directory)? {
         let path = segment::spare_path(directory, number);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-        let fits = file.len().map_err(Error::io("read the length of", &path))? == u64::from(len);
+        let len = file.len().map_err(Error::io("read the length of", &path))?;
+        let fits = len <= options.segment_bytes.into() && prefers_written_blocks(options.sync_mode);
         if fits && spares.len() < SPARES_MAX {
             spares.push(Segment { number, file });
         } else {
@@ -64,25 +97,4 @@ pub(super) fn adopt_spares(vfs: &dyn Vfs, directory: &Path, len: u32) -> Result<
         }
     }
     Ok(spares)
-}
-
-/// Creates the file `path` with `len` bytes allocated.
-fn allocate(vfs: &dyn Vfs, path: &Path, len: u32) -> Result<Arc<dyn File>> {
-    let file = vfs.create(path).map_err(Error::io("create", path))?;
-    file.allocate(len.into()).map_err(Error::io("allocate", path))?;
-    Ok(file)
-}
-
-/// Writes zeros over the allocated blocks and syncs them. Allocated but never written blocks are
-/// marked so in the file's metadata, and every sync of a first write to them would have to change
-/// that too: about 60 % on top of each sync.
-fn fill_with_zeros(file: &dyn File, path: &Path, len: u32) -> Result<()> {
-    const CHUNK_BYTES: usize = 1 << 20;
-    let zeros = vec![0; CHUNK_BYTES.min(len as usize)];
-    for offset in (0..u64::from(len)).step_by(CHUNK_BYTES) {
-        let part = zeros.len().min((u64::from(len) - offset) as usize);
-        file.write_at(offset, &zeros[..part]).map_err(Error::io("write", path))?;
-        file.start_writeback(offset, part as u64);
-    }
-    file.sync_data().map_err(Error::io("sync", path))
 }

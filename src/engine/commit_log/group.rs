@@ -110,8 +110,8 @@ impl Tail {
         self.group.bytes.len()
     }
 
-    /// Takes a segment number that no segment will have, for the name of a spare.
-    pub(super) fn reserve_number(&mut self) -> Result<u32> {
+    /// Takes a segment number that no other segment will have.
+    fn reserve_number(&mut self) -> Result<u32> {
         let number = self.next_number;
         self.next_number = segment::following(number)?;
         Ok(number)
@@ -154,6 +154,24 @@ impl Tail {
             self.frame_open = false;
         }
         self.position
+    }
+
+    /// Ends the open frame; also the segment, if that holds `least` bytes.
+    pub(super) fn cut(&mut self, least: u32) -> Position {
+        self.close_frame();
+        if self.position.offset() >= least {
+            // Without a number for it the segment goes on; the append that fills it reports.
+            let _ = self.begin_segment();
+        }
+        self.position
+    }
+
+    /// Ends the log in front of a segment that will not begin.
+    pub(super) fn end(&mut self) -> Result<Position> {
+        let number = self.reserve_number()?;
+        self.close_frame();
+        self.position = Position::new(number, 0);
+        Ok(self.position)
     }
 
     /// Swaps what waits with `empty`; the position up to which it was taken.

@@ -6,7 +6,7 @@
 //! engine's state that may change only at an exact position of the log ([`CommitLog::lock`]).
 //!
 //! It does not know what a row is, has no threads and keeps no time: the engine decides when to
-//! sync, flush, retire segments and prepare spare ones.
+//! sync, flush and retire segments.
 //!
 //! Invariants:
 //! 1. an append is in one frame, so a recovery finds all of it or nothing;
@@ -18,8 +18,9 @@
 //!
 //! # Format
 //!
-//! Files `NNNNNNNNNN.log` of a fixed size, little-endian, version 1. `NNNNNNNNNN.spare` files wait
-//! to be renamed to the next segment; what they hold means nothing.
+//! Files `NNNNNNNNNN.log`, little-endian, version 1. They grow in steps ahead of what is written. A
+//! `NNNNNNNNNN.spare` is a flushed segment that waits to be renamed to the next one; what it holds
+//! means nothing.
 //!
 //! A position is `segment number << 32 | offset`. Segment header, at offset 0:
 //!
@@ -54,7 +55,8 @@
 //! | 6 + k | r | row |
 //!
 //! A segment may end anywhere: zeros or frames of an older number follow, and the next segment's
-//! header says that it ended there. Numbers may have gaps.
+//! header says that it ended there. Numbers may have gaps. A log that was flushed to its end at a
+//! clean close has no files; the manifest's flushed position names the end.
 
 mod allocation;
 mod frame;

@@ -1,11 +1,11 @@
-//! How far the log is written and durable, who may advance that, and who waits for it.
+//! How far the log is written and durable, who may sync, and who waits for it.
 //!
-//! At any time at most one thread writes and one syncs; the others wait on a condition variable
-//! until their bytes are through or it is their turn. Nobody spins.
+//! Who writes is settled by the lock of the files ([`super::writer`]). At any time at most one thread
+//! syncs; the others wait on a condition variable until their bytes are through or it is their turn.
 //!
 //! Invariants:
 //! 1. `durable <= written`, and neither goes back;
-//! 2. after the first failure neither the written end nor a turn is given out again: what the files
+//! 2. after the first failure neither end advances and no turn is given out again: what the files
 //!    hold is unknown, and a second sync might hide what the first one reported;
 //! 3. a callback runs exactly once, outside all locks.
 
@@ -22,7 +22,7 @@ use crate::engine::error::{Error, Result};
 /// Called with the fate of what it waited for.
 pub type OnDurable = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// What a thread that wants bytes written or synced is told.
+/// What a thread that wants bytes synced is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     /// Somebody did it.
@@ -33,11 +33,11 @@ pub(super) enum Turn {
 
 pub(super) struct Progress {
     state: Mutex<State>,
-    written_changed: Condvar,
     durable_changed: Condvar,
-    // Written under `state`, Release; read anywhere, Acquire: whoever sees a position also sees the
-    // writes it stands for.
+    // Release on store, Acquire on load: whoever sees a position also sees the writes it stands for.
+    /// Stored by the thread that holds the lock of the files.
     written: AtomicU64,
+    /// Stored under `state`.
     durable: AtomicU64,
     // Set under `state` together with its cause; a hint that spares appends the lock.
     poisoned: AtomicBool,
@@ -45,7 +45,6 @@ pub(super) struct Progress {
 
 #[derive(Default)]
 struct State {
-    writing: bool,
     syncing: bool,
     cause: Option<Arc<str>>,
     waiting: BinaryHeap<Waiting>,
@@ -62,7 +61,6 @@ impl Progress {
     pub(super) fn new() -> Self {
         Self {
             state: Mutex::default(),
-            written_changed: Condvar::new(),
             durable_changed: Condvar::new(),
             written: AtomicU64::new(Position::ZERO.to_u64()),
             durable: AtomicU64::new(Position::ZERO.to_u64()),
@@ -87,22 +85,6 @@ impl Progress {
         if self.poisoned.load(Memory::Acquire) { self.state.lock().check() } else { Ok(()) }
     }
 
-    /// Waits until `upto` is written or it is the caller's turn to write.
-    pub(super) fn turn_to_write(&self, upto: Position) -> Result<Turn> {
-        let mut state = self.state.lock();
-        loop {
-            if self.written() >= upto {
-                return Ok(Turn::Done);
-            }
-            state.check()?;
-            if !state.writing {
-                state.writing = true;
-                return Ok(Turn::Lead);
-            }
-            self.written_changed.wait(&mut state);
-        }
-    }
-
     /// Waits until `upto` is durable or it is the caller's turn to sync.
     pub(super) fn turn_to_sync(&self, upto: Position) -> Result<Turn> {
         let mut state = self.state.lock();
@@ -119,17 +101,11 @@ impl Progress {
         }
     }
 
-    /// Ends a turn to write.
+    /// Takes note of a write; the caller holds the lock of the files.
     pub(super) fn wrote(&self, end: &Result<Position>) {
-        let mut state = self.state.lock();
-        state.writing = false;
         match end {
-            Ok(end) => {
-                self.written.store(end.to_u64(), Memory::Release);
-                drop(state);
-                self.written_changed.notify_all();
-            }
-            Err(error) => self.poison(state, error),
+            Ok(end) => self.written.store(end.to_u64(), Memory::Release),
+            Err(error) => self.poison(self.state.lock(), error),
         }
     }
 
@@ -171,7 +147,6 @@ impl Progress {
         let waiting = std::mem::take(&mut state.waiting);
         self.poisoned.store(true, Memory::Release);
         drop(state);
-        self.written_changed.notify_all();
         self.durable_changed.notify_all();
         for waiting in waiting {
             (waiting.done)(Err(Error::Poisoned { cause: cause.to_string() }));

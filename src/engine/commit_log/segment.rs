@@ -135,3 +135,12 @@ pub fn remove_segments(vfs: &dyn Vfs, directory: &Path, first: u32) -> Result<()
     }
     vfs.sync_dir(directory).map_err(Error::io("sync", directory))
 }
+
+/// Removes all spares; not durably.
+pub(super) fn remove_spares(vfs: &dyn Vfs, directory: &Path) -> Result<()> {
+    for number in list_spares(vfs, directory)? {
+        let path = spare_path(directory, number);
+        vfs.remove(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
+}

@@ -3,7 +3,7 @@
 //! Three locks, never two at a time except `io` before `inner`:
 //! - `inner`, the log mutex: held for the copy into the buffer and for what the caller decides at
 //!   an exact position; never during I/O;
-//! - `io`: held by the thread whose turn it is to write;
+//! - `io`, the lock of the files: held by the thread that writes, for all that wait for it;
 //! - `segments`: which files are there; never held during I/O.
 
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::allocation::{Files, adopt_spares};
+use super::allocation::{Files, SPARES_MAX, Tip, adopt_spares, prefers_written_blocks};
 use super::frame;
 use super::group::{Group, Tail};
 use super::progress::{OnDurable, Progress, Turn};
@@ -24,17 +24,17 @@ use crate::engine::options::{KEY_BYTES_MAX, ROW_BYTES_MAX, SyncMode};
 use crate::engine::vfs::Vfs;
 use crate::engine::{Options, Position};
 
-/// Spares that [`CommitLog::retire`] keeps; more flushed segments than that are removed.
-pub(super) const SPARES_MAX: usize = 2;
-
 /// Options of a commit log.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Only [`SyncMode::Always`] makes a difference here: new segments are filled with zeros ahead
-    /// of use, so that a sync has no metadata to write. Who syncs when is the engine's business.
+    /// Only [`SyncMode::Always`] makes a difference here: what a segment grows by is filled with
+    /// zeros and flushed segments are used again, so that a sync has no metadata to write. Who syncs
+    /// when is the engine's business.
     pub sync_mode: SyncMode,
-    /// Size of a segment in bytes, 4 KiB to 1 GiB.
+    /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,
+    /// Bytes by which a segment's file grows first.
+    pub grow_bytes: u32,
     /// Bytes that may wait in the buffer before [`CommitLog::lock`] writes them out first.
     pub group_bytes_max: usize,
 }
@@ -42,7 +42,7 @@ pub struct LogOptions {
 impl From<&Options> for LogOptions {
     fn from(options: &Options) -> Self {
         let (sync_mode, segment_bytes) = (options.sync_mode, options.log_segment_bytes);
-        Self { sync_mode, segment_bytes, group_bytes_max: 1 << 20 }
+        Self { sync_mode, segment_bytes, grow_bytes: 1 << 20, group_bytes_max: 1 << 20 }
     }
 }
 
@@ -59,7 +59,7 @@ pub struct LogStats {
     pub syncs: u64,
     /// Segments begun.
     pub segments: u64,
-    /// Segments that reused a prepared or recycled file.
+    /// Segments that reused the file of a flushed one.
     pub segments_from_spares: u64,
 }
 
@@ -74,8 +74,6 @@ pub struct CommitLog<S> {
     inner: Mutex<Inner<S>>,
     io: Mutex<Io>,
     segments: Mutex<Segments>,
-    /// Held while a spare is made, so that there is only one.
-    preparing: Mutex<()>,
     progress: Progress,
     /// End of what was appended. Stored under `inner`, Release: a caller that passes a position on
     /// to another thread has it covered.
@@ -85,13 +83,15 @@ pub struct CommitLog<S> {
 
 struct Inner<S> {
     tail: Tail,
+    /// Nothing may be appended any more.
+    ended: bool,
     state: S,
 }
 
 struct Io {
     /// Empty between turns.
     group: Group,
-    segment: Segment,
+    tip: Tip,
 }
 
 #[derive(Default)]
@@ -99,6 +99,8 @@ struct Segments {
     /// Files written to and not retired, oldest first; the last one is being written.
     live: VecDeque<Segment>,
     spares: Vec<Segment>,
+    /// The last live segment has got its name since the directory was synced.
+    name_is_new: bool,
 }
 
 #[derive(Default)]
@@ -129,23 +131,22 @@ impl<S> CommitLog<S> {
         check_bounds("log_segment_bytes", options.segment_bytes.into(), 4 << 10, 1 << 30)?;
         let lowest = segment::next_segment_number(&*vfs, directory, [])?;
         check_bounds("first commit log segment", first_segment.into(), lowest.into(), u64::MAX)?;
-        let spares = adopt_spares(&*vfs, directory, options.segment_bytes)?;
+        let mut spares = adopt_spares(&*vfs, directory, options)?;
         let files = Files { vfs: &*vfs, directory, options };
-        let (segment, was_spare) = files.open(first_segment, spares.last().cloned(), true)?;
-        let mut segments = Segments { live: VecDeque::from([segment.clone()]), spares };
-        if was_spare {
-            segments.spares.pop();
-        }
+        let spare = spares.pop();
+        let was_spare = spare.is_some();
+        let tip = files.open(first_segment, spare)?;
+        let live = VecDeque::from([tip.segment.clone()]);
+        let segments = Segments { live, spares, name_is_new: true };
         let tail = Tail::new(first_segment, options.segment_bytes as usize)?;
         let log = Self {
             directory: directory.to_path_buf(),
             vfs,
             options,
             appended: AtomicU64::new(tail.position().to_u64()),
-            inner: Mutex::new(Inner { tail, state }),
-            io: Mutex::new(Io { group: Group::default(), segment }),
+            inner: Mutex::new(Inner { tail, ended: false, state }),
+            io: Mutex::new(Io { group: Group::default(), tip }),
             segments: Mutex::new(segments),
-            preparing: Mutex::new(()),
             progress: Progress::new(),
             counters: Counters::default(),
         };
@@ -181,14 +182,16 @@ impl<S> CommitLog<S> {
             return Ok(());
         }
         self.check_appended(upto)?;
-        match self.progress.turn_to_write(upto)? {
-            Turn::Done => Ok(()),
-            Turn::Lead => {
-                let end = self.write_group();
-                self.progress.wrote(&end);
-                end.map(|_| ())
-            }
+        // A write takes as long as a thread needs to fall asleep and wake up: this lock spins for
+        // that long first, and a thread that runs may overtake those that sleep.
+        let mut io = self.io.lock();
+        if self.progress.written() >= upto {
+            return Ok(());
         }
+        self.progress.check()?;
+        let end = self.write_group(&mut io);
+        self.progress.wrote(&end);
+        end.map(|_| ())
     }
 
     /// Makes what was appended up to `upto` durable. One thread syncs for all that wait; what is
@@ -244,11 +247,15 @@ impl<S> CommitLog<S> {
     /// # Errors
     /// `Io`; the segment concerned stays until [`remove_segments`](super::remove_segments).
     pub fn retire(&self, flushed: Position) -> Result<()> {
+        // Begins the segment that `flushed` may lie in front of. If that fails the log is poisoned,
+        // which is its writers' business: what is flushed is flushed, and the last segment stays.
+        let _ = self.write_out(flushed);
+        let recycles = prefers_written_blocks(self.options.sync_mode);
         loop {
             let oldest = self.segments.lock().pop_below(flushed.segment());
-            let Some((segment, keep)) = oldest else { return Ok(()) };
+            let Some((segment, is_room)) = oldest else { return Ok(()) };
             let from = segment::log_path(&self.directory, segment.number);
-            if keep {
+            if recycles && is_room {
                 let to = segment::spare_path(&self.directory, segment.number);
                 self.vfs.rename(&from, &to).map_err(Error::io("rename", &from))?;
                 self.segments.lock().spares.push(segment);
@@ -258,29 +265,17 @@ impl<S> CommitLog<S> {
         }
     }
 
-    /// Makes sure that a file for the next segment lies ready; whether it had to be made. For a
-    /// background thread: it may write a whole segment of zeros.
+    /// Removes all files of a log that has [ended](LogGuard::end) and is flushed to its end, so
+    /// that the next open has nothing to look at. For after the manifest edit with the end is
+    /// synced: whatever of the files is left by a crash then counts for nothing.
     ///
     /// # Errors
-    /// `Io`. The log is not poisoned: a segment can still be created when it is needed.
-    pub fn prepare_spare(&self) -> Result<bool> {
-        let Some(_only_one) = self.preparing.try_lock() else { return Ok(false) };
-        if !self.segments.lock().spares.is_empty() {
-            return Ok(false);
-        }
-        let number = self.inner.lock().tail.reserve_number()?;
-        let path = segment::spare_path(&self.directory, number);
-        match self.files().create(&path, true) {
-            Ok(file) => {
-                self.segments.lock().spares.push(Segment { number, file });
-                Ok(true)
-            }
-            Err(error) => {
-                // Best effort: what stays behind is adopted or removed when the store is opened.
-                let _ = self.vfs.remove(&path);
-                Err(error)
-            }
-        }
+    /// `Io`; the next open removes what is left.
+    pub fn remove_files(&self) -> Result<()> {
+        let end = self.appended_upto();
+        self.write_out(end)?;
+        segment::remove_spares(&*self.vfs, &self.directory)?;
+        segment::remove_segments(&*self.vfs, &self.directory, end.segment())
     }
 
     /// Counters since the log was created.
@@ -308,10 +303,9 @@ impl<S> CommitLog<S> {
         check_bounds("commit log position", upto.to_u64(), 0, limit)
     }
 
-    /// One turn to write: everything that waits.
-    fn write_group(&self) -> Result<Position> {
-        let mut io = self.io.lock();
-        let Io { group, segment } = &mut *io;
+    /// Writes everything that waits.
+    fn write_group(&self, io: &mut Io) -> Result<Position> {
+        let Io { group, tip } = io;
         let end = {
             let mut inner = self.inner.lock();
             let end = inner.tail.take(group);
@@ -319,46 +313,49 @@ impl<S> CommitLog<S> {
             end
         };
         group.seal(self.progress.durable());
-        let written = self.write_runs(group, segment);
+        let written = self.write_runs(group, tip);
         self.counters.group(group);
         group.clear(2 * self.options.group_bytes_max);
         written.map(|()| end)
     }
 
-    fn write_runs(&self, group: &Group, segment: &mut Segment) -> Result<()> {
+    fn write_runs(&self, group: &Group, tip: &mut Tip) -> Result<()> {
         for (position, bytes) in group.runs().filter(|(_, bytes)| !bytes.is_empty()) {
-            if position.segment() != segment.number {
-                *segment = self.open_segment(position.segment())?;
+            if position.segment() != tip.segment.number {
+                *tip = self.open_segment(position.segment())?;
             }
-            let offset = position.offset().into();
-            if let Err(source) = segment.file.write_at(offset, bytes) {
-                let path = segment::log_path(&self.directory, segment.number);
-                return Err(Error::io("write", &path)(source));
-            }
+            self.files().write(tip, position.offset().into(), bytes)?;
         }
         Ok(())
     }
 
-    /// The next file to write to. A spare if there is one; otherwise blocks are only allocated,
-    /// since writers wait, and the syncs of this segment cost more.
-    fn open_segment(&self, number: u32) -> Result<Segment> {
+    /// The next file to write to.
+    fn open_segment(&self, number: u32) -> Result<Tip> {
         let spare = self.segments.lock().spares.pop();
-        let (segment, was_spare) = self.files().open(number, spare, false)?;
-        self.segments.lock().live.push_back(segment.clone());
+        let was_spare = spare.is_some();
+        let tip = self.files().open(number, spare)?;
+        let mut segments = self.segments.lock();
+        segments.live.push_back(tip.segment.clone());
+        segments.name_is_new = true;
         self.counters.segment(was_spare);
-        Ok(segment)
+        Ok(tip)
     }
 
-    /// One turn to sync: everything appended so far, oldest segment first.
+    /// One turn to sync: everything appended so far, names before bytes, oldest segment first.
     fn sync_group(&self) -> Result<Position> {
         self.write_out(self.appended_upto())?;
         let end = self.progress.written();
         let first = self.progress.durable().segment();
-        let unsynced: Vec<Segment> = {
-            let segments = self.segments.lock();
+        let (name_is_new, unsynced) = {
+            let mut segments = self.segments.lock();
+            let name_is_new = std::mem::take(&mut segments.name_is_new);
             let live = segments.live.iter();
-            live.filter(|live| (first..=end.segment()).contains(&live.number)).cloned().collect()
+            let live = live.filter(|live| (first..=end.segment()).contains(&live.number));
+            (name_is_new, live.cloned().collect::<Vec<_>>())
         };
+        if name_is_new {
+            self.vfs.sync_dir(&self.directory).map_err(Error::io("sync", &self.directory))?;
+        }
         for segment in unsynced {
             if let Err(source) = segment.file.sync_data() {
                 let path = segment::log_path(&self.directory, segment.number);
@@ -397,9 +394,13 @@ impl<S> LogGuard<'_, S> {
     ///
     /// # Errors
     /// `OutOfBounds` for a key or row that is too long or an append larger than
-    /// [`CommitLog::append_bytes_max`]; `Poisoned`. Nothing was appended then.
+    /// [`CommitLog::append_bytes_max`]; `Poisoned`; `Closed` after [`LogGuard::end`]. Nothing was
+    /// appended then.
     pub fn append(&mut self, records: &[(&[u8], &[u8])]) -> Result<Position> {
         self.log.progress.check()?;
+        if self.inner.ended {
+            return Err(Error::Closed);
+        }
         let mut body_bytes = 0_usize;
         for (key, row) in records {
             check_bounds("key bytes", key.len() as u64, 0, KEY_BYTES_MAX as u64)?;
@@ -422,6 +423,26 @@ impl<S> LogGuard<'_, S> {
         let end = self.inner.tail.close_frame();
         self.log.appended.store(end.to_u64(), Ordering::Release);
         end
+    }
+
+    /// As [`LogGuard::close_frame`], for a position that will be flushed: the next append also
+    /// starts a segment if the current one holds enough, so that the flush frees all of it.
+    pub fn cut(&mut self) -> Position {
+        let end = self.inner.tail.cut(self.log.options.grow_bytes);
+        self.log.appended.store(end.to_u64(), Ordering::Release);
+        end
+    }
+
+    /// Refuses every append from now on. The end of the log: a position in front of a segment that
+    /// there will never be, and behind everything in the log's files.
+    ///
+    /// # Errors
+    /// `OutOfBounds` after 2^32 segments.
+    pub fn end(&mut self) -> Result<Position> {
+        let end = self.inner.tail.end()?;
+        self.inner.ended = true;
+        self.log.appended.store(end.to_u64(), Ordering::Release);
+        Ok(end)
     }
 }
 

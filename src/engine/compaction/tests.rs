@@ -14,7 +14,7 @@ use crate::engine::error::Result;
 use crate::engine::merge::{MergeError, MergeOperator};
 use crate::engine::options::{LEVELS, Options};
 use crate::engine::record::Kind;
-use crate::engine::sstable::{KeyHash, RowInfo, TableBuilder, TableOptions};
+use crate::engine::sstable::{RowInfo, TableBuilder, TableOptions};
 use crate::engine::version::{BuiltTable, SafePoint, TableMeta, Version, VersionEdit, VersionSet};
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::mem::MemVfs;
@@ -197,10 +197,9 @@ impl Tree {
 
 /// The time of the live version of `key`, as a reader finds it: newest to oldest, up to a Full.
 fn read(version: &Version, key: &str) -> Option<u64> {
-    let hash = KeyHash::new(key.as_bytes());
     let mut found: Option<(u64, bool)> = None;
     for table in version.candidates(key.as_bytes()) {
-        let Some(record) = table.table().get(key.as_bytes(), &hash).unwrap() else { continue };
+        let Some(record) = table.table().find(key.as_bytes()).unwrap() else { continue };
         found = found.max(Some(parse(&record.row).unwrap()));
         if record.kind == Kind::Full && !table.meta.demote_full {
             break;

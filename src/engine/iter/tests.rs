@@ -85,25 +85,6 @@ impl MergeOperator for Union {
         }
         Ok(())
     }
-
-    fn live_time_min(&self, _: &[u8]) -> Result<u64, MergeError> {
-        Ok(u64::MAX)
-    }
-
-    fn strip(
-        &self,
-        _: &[u8],
-        _: Option<&[u8]>,
-        _: u64,
-        _: u64,
-        _: &mut Vec<u8>,
-    ) -> Result<bool, MergeError> {
-        Ok(true)
-    }
-
-    fn may_purge(&self, _: &[u8], _: u64) -> Result<bool, MergeError> {
-        Ok(false)
-    }
 }
 
 fn key() -> impl Strategy<Value = Vec<u8>> {

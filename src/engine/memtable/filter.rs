@@ -7,7 +7,7 @@
 //! Every key sets [`PROBES`] bits inside one 64-byte line chosen by its hash (Putze, Sanders,
 //! Singler, "Cache-, Hash- and Space-Efficient Bloom Filters", 2007). Bits are only ever set.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const LINE_WORDS: usize = 8;
 const PROBES: u32 = 5;
@@ -20,6 +20,9 @@ struct Line([AtomicU64; LINE_WORDS]);
 /// See the module page.
 pub struct Filter {
     lines: Box<[Line]>,
+    /// Whether anything was inserted: reads of a store at rest then touch no line at all. Written
+    /// once, so it stays in every core's cache while the lines and the list's length move about.
+    in_use: AtomicBool,
 }
 
 impl Filter {
@@ -27,7 +30,7 @@ impl Filter {
     pub fn for_keys(keys: usize) -> Self {
         let lines = (keys * BITS_PER_KEY).div_ceil(512).max(1);
         let line = || Line(Default::default());
-        Self { lines: (0..lines).map(|_| line()).collect() }
+        Self { lines: (0..lines).map(|_| line()).collect(), in_use: AtomicBool::new(false) }
     }
 
     fn line(&self, hash: u64) -> &Line {
@@ -49,6 +52,10 @@ impl Filter {
 
     /// Adds a key by its hash.
     pub fn insert(&self, hash: u64) {
+        // Relaxed, as the bits below.
+        if !self.in_use.load(Ordering::Relaxed) {
+            self.in_use.store(true, Ordering::Relaxed);
+        }
         let line = self.line(hash);
         for (word, mask) in Self::probes(hash) {
             // Looked at first, because a hot key's line would bounce between cores. Relaxed: the
@@ -62,6 +69,9 @@ impl Filter {
 
     /// `false`: no key of this hash was inserted before.
     pub fn may_contain(&self, hash: u64) -> bool {
+        if !self.in_use.load(Ordering::Relaxed) {
+            return false;
+        }
         let line = self.line(hash);
         Self::probes(hash).all(|(word, mask)| line.0[word].load(Ordering::Relaxed) & mask != 0)
     }

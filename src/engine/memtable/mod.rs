@@ -41,13 +41,17 @@ pub struct Memtable {
     filter: Filter,
 
     /// Writers that picked this memtable and have not inserted yet. Added to under the log mutex.
-    writers: AtomicUsize,
+    writers: Writers,
     /// Set under the log mutex; tells the last writer to wake the flush.
     sealed: AtomicBool,
     /// Where the log stood when it was sealed. Protected by the mutex, which `no_writers` uses.
     sealed_at: Mutex<Option<Position>>,
     no_writers: Condvar,
 }
+
+/// On cache lines of its own: every write changes it, and every read looks at its neighbours.
+#[repr(align(128))]
+struct Writers(AtomicUsize);
 
 impl AsRef<List> for Memtable {
     fn as_ref(&self) -> &List {
@@ -62,7 +66,7 @@ impl Memtable {
             epoch,
             list: List::new(),
             filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
-            writers: AtomicUsize::new(0),
+            writers: Writers(AtomicUsize::new(0)),
             sealed: AtomicBool::new(false),
             sealed_at: Mutex::new(None),
             no_writers: Condvar::new(),
@@ -144,7 +148,7 @@ impl Memtable {
 
     /// REQUIRES: the log mutex is held (invariant 1).
     pub fn add_writer(&self) {
-        self.writers.fetch_add(1, Ordering::Relaxed);
+        self.writers.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The writer's inserts are done.
@@ -152,7 +156,8 @@ impl Memtable {
         // SeqCst here, in `seal` and in `has_writers`: of a writer that leaves and a flush that
         // starts to wait, at least one sees the other. The lock closes the gap between the
         // flush's look at the count and its wait.
-        if self.writers.fetch_sub(1, Ordering::SeqCst) == 1 && self.sealed.load(Ordering::SeqCst) {
+        if self.writers.0.fetch_sub(1, Ordering::SeqCst) == 1 && self.sealed.load(Ordering::SeqCst)
+        {
             drop(self.sealed_at.lock());
             self.no_writers.notify_all();
         }
@@ -171,7 +176,7 @@ impl Memtable {
 
     /// Whether a writer that picked it has not inserted yet.
     pub fn has_writers(&self) -> bool {
-        self.writers.load(Ordering::SeqCst) > 0
+        self.writers.0.load(Ordering::SeqCst) > 0
     }
 
     /// Waits until every writer that picked it has inserted. Bounded by the inserts themselves,

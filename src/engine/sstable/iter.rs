@@ -1,7 +1,8 @@
 //! Walks a table in key order.
 //!
 //! The cursor owns a reference to its table. The key is put together in a buffer (a block stores
-//! it in pieces); the row stays where it is.
+//! it in pieces); the row stays where it is. A cursor that verifies reads each block once, and gives
+//! the memory of what it has read back as it goes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,11 +15,16 @@ use crate::engine::iter::Cursor;
 use crate::engine::key::key_prefix;
 use crate::engine::record::{Kind, Record};
 
+/// A verifying cursor gives back what it has read in pieces of this size.
+const MOVE_ON_BYTES: usize = 1 << 20;
+
 /// A cursor over one table.
 #[derive(Debug)]
 pub struct TableIter {
     table: Arc<Table>,
     verify: bool,
+    /// What lies before was read and given back.
+    passed: usize,
 
     /// The block the cursor is in.
     block: usize,
@@ -43,6 +49,7 @@ impl TableIter {
         Self {
             table,
             verify,
+            passed: 0,
             block: 0,
             owned: None,
             frame: 0..0,
@@ -75,7 +82,15 @@ impl TableIter {
         self.frame = frame.start as usize..frame.end as usize;
         self.block = block;
         self.entry = 0;
+        if self.verify && self.frame.start >= self.passed + MOVE_ON_BYTES {
+            self.move_on(self.frame.start);
+        }
         Ok(())
+    }
+
+    fn move_on(&mut self, to: usize) {
+        self.table.move_on(self.passed..to);
+        self.passed = to;
     }
 
     /// Goes to `entry` of the current block, or to the first of the next one if there is none.
@@ -111,6 +126,14 @@ impl TableIter {
         match &self.owned {
             Some(bytes) => bytes,
             None => self.table.mapped(self.frame.clone()),
+        }
+    }
+}
+
+impl Drop for TableIter {
+    fn drop(&mut self) {
+        if self.verify && self.frame.end > self.passed {
+            self.move_on(self.frame.end);
         }
     }
 }

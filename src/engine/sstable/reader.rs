@@ -1,7 +1,8 @@
 //! Opens a table and looks keys up in it.
 //!
-//! A lookup probes the filter, finds the block in the index and the record in the block, all in the
-//! mapped bytes: no lock, no reference count, and no allocation unless the block is compressed.
+//! A lookup probes the filter ([`Table::may_contain`]), then finds the block in the index and the
+//! record in the block ([`Table::find`]), all in the mapped bytes: no lock, no reference count, and
+//! no allocation unless the block is compressed.
 //!
 //! # Invariants
 //! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
@@ -163,15 +164,13 @@ impl Table {
         })
     }
 
-    /// The record of `key`, whose hash is `hash`. Without copying, unless its block is compressed.
+    /// The record of `key`. Without copying, unless its block is compressed. The filter is not
+    /// asked: the caller has done that, so that it can ask all tables before it reads any.
     ///
     /// # Errors
     /// `Corruption` if the block that may hold the key is damaged.
     #[inline]
-    pub fn get(&self, key: &[u8], hash: &KeyHash) -> Result<Option<TableRecord<'_>>> {
-        if !self.may_contain(hash) {
-            return Ok(None);
-        }
+    pub fn find(&self, key: &[u8]) -> Result<Option<TableRecord<'_>>> {
         let block = self.index().and_then(|index| index.find(key));
         let block = block.map_err(|damage| self.index_corruption(damage))?;
         match self.block(block, self.verify_every_read)? {
@@ -289,6 +288,11 @@ impl Table {
             Compression::None => Ok(BlockBytes::Mapped(frame)),
             Compression::Lz4 => self.decode_block(block, frame),
         }
+    }
+
+    /// A hint: see [`Mapping::move_on`].
+    pub(super) fn move_on(&self, range: Range<usize>) {
+        self.map.move_on(range);
     }
 
     /// Bytes of the mapping; `range` was found in it before.

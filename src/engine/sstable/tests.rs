@@ -99,7 +99,10 @@ fn open_as(bytes: &[u8], number: u64, verify_every_read: bool) -> Result<Arc<Tab
 }
 
 fn get(table: &Table, key: &[u8]) -> Result<Option<(Kind, Vec<u8>)>> {
-    let found = table.get(key, &KeyHash::new(key))?;
+    if !table.may_contain(&KeyHash::new(key)) {
+        return Ok(None);
+    }
+    let found = table.find(key)?;
     Ok(found.map(|found| (found.kind, found.row.to_vec())))
 }
 

@@ -2,6 +2,7 @@
 //! options, and rule by rule.
 
 mod bounds;
+mod close;
 mod crash;
 mod damage;
 mod interleaved;
@@ -42,7 +43,7 @@ pub fn effort(cases: u32) -> u32 {
 pub struct StoppedClock;
 
 impl Clock for StoppedClock {
-    fn now_ms(&self) -> u64 {
+    fn now_ns(&self) -> u64 {
         0
     }
 }

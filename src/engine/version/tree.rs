@@ -67,9 +67,10 @@ impl Level {
         while self.max_prefixes.get(at) == Some(&prefix) && *self.tables[at].meta.largest < *key {
             at += 1;
         }
-        let below = *self.min_prefixes.get(at)? > prefix;
+        let min_prefix = *self.min_prefixes.get(at)?;
         let table = &self.tables[at];
-        (!below && *table.meta.smallest <= *key).then_some(table)
+        (min_prefix < prefix || (min_prefix == prefix && *table.meta.smallest <= *key))
+            .then_some(table)
     }
 
     /// The first table of level 0 at or behind `at` in age that covers `key`, and its place.
@@ -78,7 +79,10 @@ impl Level {
         (at..self.tables.len())
             .filter(|at| self.min_prefixes[*at] <= prefix && prefix <= self.max_prefixes[*at])
             .map(|at| (at, &self.tables[at]))
-            .find(|(_, table)| table.meta.covers(key))
+            .find(|(at, table)| {
+                let inside = self.min_prefixes[*at] < prefix && prefix < self.max_prefixes[*at];
+                inside || table.meta.covers(key)
+            })
     }
 }
 
@@ -108,6 +112,8 @@ pub struct Version {
     id: u64,
     state: Arc<VersionState>,
     levels: [Level; LEVELS],
+    /// The levels below 0 that hold tables, downwards: most trees have one or two of six.
+    sorted: Vec<usize>,
     /// The greatest time in any table.
     time_max: u64,
     pins: Arc<Pins>,
@@ -121,7 +127,8 @@ impl Version {
         pins: Arc<Pins>,
     ) -> Self {
         let time_max = state.tables().map(|table| table.time_max).max().unwrap_or(0);
-        Self { id, state, levels: levels.map(Level::new), time_max, pins }
+        let sorted = (1..LEVELS).filter(|level| !levels[*level].is_empty()).collect();
+        Self { id, state, levels: levels.map(Level::new), sorted, time_max, pins }
     }
 
     /// The greatest time in any table, in the merge operator's clock; `u64::MAX` if unknown.
@@ -162,7 +169,8 @@ impl Version {
     /// The tables whose key range covers `key`, newest first. Filters are not asked.
     #[inline]
     pub fn candidates<'v>(&'v self, key: &'v [u8]) -> Candidates<'v> {
-        Candidates { version: self, key, prefix: key_prefix(key), level: 0, at: 0 }
+        let sorted = self.sorted.iter();
+        Candidates { version: self, key, prefix: key_prefix(key), at: 0, sorted }
     }
 
     /// The tables of `level` that share a key with `smallest..=largest`, in the level's order.
@@ -217,9 +225,10 @@ pub struct Candidates<'v> {
     version: &'v Version,
     key: &'v [u8],
     prefix: u64,
-    level: usize,
     /// Place in level 0.
     at: usize,
+    /// The levels below that were not asked yet.
+    sorted: std::slice::Iter<'v, usize>,
 }
 
 impl<'v> Iterator for Candidates<'v> {
@@ -227,21 +236,15 @@ impl<'v> Iterator for Candidates<'v> {
 
     #[inline]
     fn next(&mut self) -> Option<&'v TableRef> {
-        if self.level == 0 {
-            let level0 = &self.version.levels[0];
+        let level0 = &self.version.levels[0];
+        if self.at < level0.tables.len() {
             if let Some((at, table)) = level0.find_level0(self.at, self.key, self.prefix) {
                 self.at = at + 1;
                 return Some(table);
             }
-            self.level = 1;
+            self.at = level0.tables.len();
         }
-        while self.level < LEVELS {
-            let level = &self.version.levels[self.level];
-            self.level += 1;
-            if let Some(table) = level.find(self.key, self.prefix) {
-                return Some(table);
-            }
-        }
-        None
+        let levels = &self.version.levels;
+        self.sorted.find_map(|level| levels[*level].find(self.key, self.prefix))
     }
 }

@@ -19,7 +19,7 @@ pub mod os;
 
 use std::fmt;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,6 +111,18 @@ pub enum Mapping {
     Os(memmap2::Mmap),
     /// Held in memory.
     Memory(Arc<[u8]>),
+}
+
+impl Mapping {
+    /// A hint for whoever reads a whole file once: `range` was read, and as much behind it comes
+    /// next. What was read then no longer counts as memory of the process. The bytes stay readable.
+    pub fn move_on(&self, range: Range<usize>) {
+        debug_assert!(range.end <= self.len());
+        match self {
+            Self::Os(map) => os::move_on(map, range),
+            Self::Memory(_) => {}
+        }
+    }
 }
 
 impl Deref for Mapping {

@@ -11,6 +11,7 @@
 use std::fs::{self, File as StdFile, OpenOptions, TryLockError};
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,6 +180,24 @@ impl OsFile {
 /// The empty path (the parent of a bare name) means the current directory.
 fn or_current(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// See [`Mapping::move_on`]. Mappings are advised as random, so nothing is read ahead unasked. An
+/// error would only mean that the hint was not taken.
+#[expect(unsafe_code, reason = "advice that some mappings do not survive; these do")]
+pub(super) fn move_on(map: &memmap2::Mmap, range: Range<usize>) {
+    let ahead = range.len().min(map.len() - range.end);
+    if ahead > 0 {
+        let _ = map.advise_range(memmap2::Advice::WillNeed, range.end, ahead);
+    }
+    if !range.is_empty() {
+        // SAFETY: the mapping is of a file, shared and never written through; by the contract of
+        // `Vfs::map` the file does not change. Pages given back are read from it again when they
+        // are touched, with the same bytes, so no reference into the mapping can tell.
+        let _ = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+    }
 }
 
 #[expect(unsafe_code, reason = "a mapping is only as constant as its file, by contract of Vfs")]

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use load::{Loaded, Origin, Source, load};
-pub use value::{List, LogFormat, Size, Value};
+pub use value::{ClusterId, List, LogFormat, Size, Value};
 
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
 use crate::{rpc, store};
@@ -183,6 +183,8 @@ settings! {
     }
     /// The cluster to form or join.
     cluster: Cluster {
+        /// The cluster's id, a UUID: a data directory of another is refused; empty for any.
+        id: ClusterId = "",
         /// Peer addresses of nodes to join.
         seeds: List = "",
         /// Nodes that form a new cluster together.
@@ -268,7 +270,7 @@ settings! {
         /// Compression of the levels below.
         compression_lower: Compression = "none",
         /// Tables at level 0 that start a compaction.
-        level0_tables_trigger: u64 = "4",
+        level0_tables_trigger: u64 = "6",
         /// Tables at level 0 at which writes wait.
         level0_tables_stop: u64 = "24",
         /// Size of the base level.
@@ -279,7 +281,7 @@ settings! {
         compaction_bytes_per_second: Size = "0",
         /// Threads that compact.
         compaction_threads: u64 = "1",
-        /// Space that clients' writes leave free.
+        /// Space that clients' values leave free; deletes may have three quarters of it.
         disk_reserve_bytes: Size = "64MiB",
         /// Check blocks at every read instead of at the first.
         verify_every_read: bool = "false",

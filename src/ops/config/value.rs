@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::options::{Compression, SyncMode};
+use crate::store::identity::uuid;
 
 /// A type of setting.
 pub trait Value: Sized {
@@ -100,6 +101,23 @@ impl Value for Size {
     }
     fn show(&self) -> String {
         self.to_string()
+    }
+}
+
+/// The id of a cluster, or any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClusterId(pub Option<u128>);
+
+impl Value for ClusterId {
+    const EXPECTED: &'static str = "a UUID, or nothing";
+    fn parse(text: &str) -> Option<Self> {
+        match text.trim() {
+            "" => Some(Self(None)),
+            text => uuid::from_text(text).map(|id| Self(Some(id))),
+        }
+    }
+    fn show(&self) -> String {
+        self.0.map(uuid::to_text).unwrap_or_default()
     }
 }
 

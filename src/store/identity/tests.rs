@@ -38,7 +38,7 @@ fn start_at(
     options: IdentityOptions,
 ) -> Result<IdentityFile> {
     let environment = Environment::simulated(Arc::clone(vfs), &ManualClock::new(now_ms), seed);
-    IdentityFile::open(&environment, dir(), options)
+    Starting::read(&environment, dir(), options)?.begin()
 }
 
 fn shared(vfs: &MemVfs) -> SharedVfs {

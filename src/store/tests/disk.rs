@@ -3,25 +3,31 @@
 use super::*;
 
 const DISK_BYTES: u64 = 64 << 20;
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// Fills the disk to `percent` with a file that is none of the store's.
 fn fill(node: &Node, percent: u64) {
+    leave(node, DISK_BYTES - DISK_BYTES / 100 * percent - (256 << 10));
+}
+
+/// Fills the disk until `free` bytes are left.
+fn leave(node: &Node, free: u64) {
     let path = Path::new("/other");
     if node.vfs.exists(path).unwrap() {
         node.vfs.remove(path).unwrap();
         node.vfs.sync_dir(Path::new("/")).unwrap();
     }
-    node.store().step().unwrap();
-    let used = (node.store().stats().disk_used * DISK_BYTES as f64) as u64;
-    let wanted = DISK_BYTES / 100 * percent + (256 << 10);
-    node.vfs.create(path).unwrap().allocate(wanted.saturating_sub(used)).unwrap();
+    // What there is to flush or compact is done first.
+    node.settle();
+    let available = node.vfs.disk_space(Path::new(DIR)).unwrap().available;
+    node.vfs.create(path).unwrap().allocate(available.saturating_sub(free)).unwrap();
     // The engine looks at the disk when it works.
     node.store().step().unwrap();
 }
 
 fn node() -> Node {
     let mut options = StoreOptions::default();
-    options.engine.disk_reserve_bytes = 1 << 20;
+    options.engine.disk_reserve_bytes = RESERVE_BYTES;
     let node = Node::with(options);
     node.vfs.set_space_limit(Some(DISK_BYTES));
     node
@@ -87,6 +93,58 @@ fn the_refusal_of_a_full_disk_has_the_figures() {
     let results = node.store().write_batch("default", batch);
     let reasons: Vec<_> = results.into_iter().map(reason).collect();
     assert_eq!(reasons, ["DISK_FULL", "written", "DISK_FULL"]);
+}
+
+/// Below the engine's reserve no value is taken, but what brings space back or keeps replicas equal
+/// is; below a quarter of the reserve nothing is, by name, and the store is not harmed by it.
+#[test]
+fn deletes_and_repair_may_have_the_reserve() {
+    let other = Node::new();
+    for tenant in ["default", "lww"] {
+        let mut node = node();
+        for key in ["small", "first", "second"] {
+            node.put(tenant, key, "v");
+        }
+        other.put(tenant, "theirs", "v");
+        let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+        let rows = other.store().rows_by_token(whole, None, usize::MAX).unwrap().rows;
+        let tenant_id = node.store().tenant(tenant).unwrap().id;
+        let copies = rows.iter().filter_map(|(key, row)| {
+            let at = EngineKey::decode(key).unwrap();
+            (at.tenant == tenant_id).then(|| (at.tenant, at.key.to_vec(), row.clone()))
+        });
+        let copies: Vec<_> = copies.collect();
+
+        leave(&node, RESERVE_BYTES / 2);
+        assert_eq!(node.store().disk_state(), DiskState::WritesRefused);
+        assert!(node.store().pressure() < 1.0, "or the deletes would be refused at the door");
+        assert_eq!(reason(node.store().write(tenant, put("small", "w"))), "DISK_FULL");
+        node.store().write(tenant, delete("first")).expect("deletes make room");
+        assert!(node.values(tenant, "first").is_empty());
+        for copy in node.store().replicate(copies.clone()) {
+            copy.expect("repair goes on");
+        }
+        assert_eq!(node.values(tenant, "theirs"), ["v"]);
+
+        leave(&node, RESERVE_BYTES / 8);
+        assert!(node.store().pressure() >= 1.0);
+        let refusal = node.store().refusal().expect("nothing is taken");
+        assert_eq!(refusal.reason(), "DISK_FULL", "{refusal}");
+        let refused = node.store().write(tenant, delete("second")).unwrap_err();
+        assert_eq!((refused.reason(), refused.outcome()), ("DISK_FULL", Outcome::NotApplied));
+        for copy in node.store().replicate(copies.clone()) {
+            assert_eq!(copy.unwrap_err().reason(), "DISK_FULL");
+        }
+        assert_eq!(node.values(tenant, "second"), ["v"], "refused means not there");
+
+        fill(&node, 10);
+        node.store().write(tenant, delete("second")).expect("there is room");
+        node.restart();
+        assert_eq!(node.values(tenant, "small"), ["v"]);
+        assert!(
+            node.values(tenant, "first").is_empty() && node.values(tenant, "second").is_empty()
+        );
+    }
 }
 
 /// On a disk without any room the store does not start, and says why; with room it does.

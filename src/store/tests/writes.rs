@@ -269,6 +269,34 @@ fn submit_answers_once() {
     }
 }
 
+/// Who submits is a thread of an async runtime: with no room before a flush it is refused at once,
+/// by name and with nothing done, and does not wait for the flush, let alone do it.
+#[test]
+fn submit_refuses_where_a_write_would_wait() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        let submit = |key: String| {
+            let (told, outcomes) = std::sync::mpsc::channel();
+            let done = Box::new(move |mut results: Vec<Result<Written>>| {
+                told.send(results.remove(0)).unwrap();
+            });
+            node.store().submit(tenant, vec![put(&key, &"v".repeat(16 << 10))], done);
+            outcomes.recv().unwrap()
+        };
+        let refused =
+            (0..500).find_map(|n| submit(format!("key{n}")).err().map(|error| (n, error)));
+        let (n, error) = refused.expect("nobody flushes");
+        assert_eq!((error.reason(), error.outcome()), ("OVERLOADED", Outcome::NotApplied));
+        assert!(node.values(tenant, &format!("key{n}")).is_empty(), "refused means not there");
+        assert_eq!(node.store().stats().engine.stalls, 0, "nobody waited");
+        assert_eq!(node.store().pressure(), 1.0, "so the next is refused at the door");
+
+        node.store().write(tenant, put("patient", "v")).expect("a write waits for room");
+        node.settle();
+        submit(format!("key{n}")).expect("there is room");
+    }
+}
+
 #[test]
 fn a_closed_store_takes_no_writes() {
     let node = Node::new();

@@ -22,25 +22,6 @@ impl MergeOperator for Max {
         out.extend_from_slice(&number(a)?.max(number(b)?).to_be_bytes());
         Ok(())
     }
-
-    fn live_time_min(&self, _: &[u8]) -> Result<u64, MergeError> {
-        Ok(u64::MAX)
-    }
-
-    fn strip(
-        &self,
-        _: &[u8],
-        _: Option<&[u8]>,
-        _: u64,
-        _: u64,
-        _: &mut Vec<u8>,
-    ) -> Result<bool, MergeError> {
-        Ok(true)
-    }
-
-    fn may_purge(&self, _: &[u8], _: u64) -> Result<bool, MergeError> {
-        Ok(false)
-    }
 }
 
 const CAPACITY: usize = 1 << 20;

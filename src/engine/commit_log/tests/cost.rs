@@ -20,6 +20,7 @@ fn cost_of_one_append() {
     let options = LogOptions {
         sync_mode: SyncMode::Always,
         segment_bytes: 64 << 20,
+        grow_bytes: 1 << 20,
         group_bytes_max: 1 << 20,
     };
     let log = CommitLog::create(Arc::new(OsVfs), directory.path(), options, 1, ()).unwrap();

@@ -22,7 +22,8 @@ struct Promises {
     flushed: (Position, u64),
 }
 
-/// The life of a log: appends, syncs, writes, spares, flushes, some before their log is synced.
+/// The life of a log: appends, syncs, writes, flushes, some before their log is synced, and its
+/// clean end.
 fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
     let log = create(vfs, SMALL, 1)?;
     let mut sealed = (Position::ZERO, 0);
@@ -38,11 +39,9 @@ fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
             promises.lock().written = index + 1;
             promises.lock().durable = index + 1;
         }
-        if index % 10 == 9 {
-            log.prepare_spare()?;
-        }
         if index % 16 == 7 {
-            sealed = (log.lock().close_frame(), index + 1);
+            let mut log = log.lock();
+            sealed = (if index % 32 == 7 { log.cut() } else { log.close_frame() }, index + 1);
         }
         // A flush takes no time or as long as two segments.
         if index % 32 == 7 || index % 16 == 5 {
@@ -54,7 +53,9 @@ fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
             log.retire(sealed.0)?;
         }
     }
-    Ok(())
+    let end = log.lock().end()?;
+    *promises.lock() = Promises { appended: 150, written: 150, durable: 150, flushed: (end, 150) };
+    log.remove_files()
 }
 
 /// Recovers and checks the law; the number of records that are there, flushed ones included.

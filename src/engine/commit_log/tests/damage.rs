@@ -6,7 +6,7 @@ use crate::engine::{Corruption, Error};
 /// A log of three segments, each record a frame and synced on its own, except the last two, which
 /// are only written, in one group. Returns the position behind each record.
 fn log_on(vfs: &MemVfs) -> Vec<Position> {
-    let log = create(vfs, SMALL, 1).unwrap();
+    let log = create(vfs, LogOptions { grow_bytes: 4096, ..SMALL }, 1).unwrap();
     let mut ends = Vec::new();
     for index in 0..36 {
         let end = append(&log, index).unwrap();

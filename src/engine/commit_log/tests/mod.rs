@@ -20,8 +20,12 @@ use crate::engine::vfs::mem::MemVfs;
 const DIRECTORY: &str = "/log";
 
 /// Small enough that a few appends fill a segment.
-const SMALL: LogOptions =
-    LogOptions { sync_mode: SyncMode::Always, segment_bytes: 4096, group_bytes_max: 2048 };
+const SMALL: LogOptions = LogOptions {
+    sync_mode: SyncMode::Always,
+    segment_bytes: 4096,
+    grow_bytes: 1024,
+    group_bytes_max: 2048,
+};
 
 fn directory() -> &'static Path {
     Path::new(DIRECTORY)

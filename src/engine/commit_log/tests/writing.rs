@@ -207,21 +207,18 @@ fn flushed_segments_are_recycled() {
         let (found, recovered) = replay(&vfs, flushed, false).unwrap();
         assert!(found.into_iter().eq(flushed_records..=index));
         assert_eq!(recovered.cut, None, "stale frames are not taken for the log");
-        assert!(names(&vfs).len() <= 6, "{:?}", names(&vfs));
-        for name in names(&vfs) {
-            assert_eq!(vfs.open(&directory().join(name)).unwrap().len().unwrap(), 4096);
-        }
+        assert!(names(&vfs).len() <= 5, "{:?}", names(&vfs));
     }
     let stats = log.stats();
     assert!(stats.segments > 10 && stats.segments_from_spares > stats.segments / 2, "{stats:?}");
 }
 
 /// A flush overtakes the log: its position lies in a segment that no byte has reached. The segment
-/// being written is not taken away.
+/// is begun then, so that the one before can go.
 #[test]
 fn a_flush_may_overtake_the_log() {
     let vfs = disk();
-    let options = LogOptions { group_bytes_max: 1 << 20, ..SMALL };
+    let options = LogOptions { group_bytes_max: 1 << 20, sync_mode: SyncMode::Os, ..SMALL };
     let log = create(&vfs, options, 1).unwrap();
     let mut index = 0;
     while log.appended_upto().segment() == 1 {
@@ -230,37 +227,119 @@ fn a_flush_may_overtake_the_log() {
     }
     let flushed = log.lock().close_frame();
     log.retire(flushed).unwrap();
-    assert_eq!(names(&vfs), ["0000000001.log"].map(PathBuf::from));
+    assert_eq!(names(&vfs), ["0000000002.log"].map(PathBuf::from));
     assert_eq!(replay(&vfs, flushed, false).unwrap().0, numbers(0));
     let end = append(&log, index).unwrap();
     log.sync(end).unwrap();
     assert_eq!(replay(&vfs.crash_clone(0), flushed, false).unwrap().0, [index]);
 }
 
-/// Spares are made ahead, survive a restart, and no number is ever used twice.
+/// A segment ends where a memtable is sealed, if it holds enough: so its space is free as soon as
+/// the memtable is flushed, and not one memtable later.
 #[test]
-fn spares_are_prepared_adopted_and_counted() {
+fn a_cut_frees_the_segment_before_it() {
+    let vfs = disk();
+    let log = create(&vfs, LogOptions { sync_mode: SyncMode::Os, ..SMALL }, 1).unwrap();
+    append(&log, 0).unwrap();
+    assert_eq!(log.lock().cut().segment(), 1, "too little in it");
+    append(&log, 5).unwrap();
+    let cut = log.lock().cut();
+    assert_eq!(cut, Position::new(2, 32));
+    log.retire(cut).unwrap();
+    assert_eq!(names(&vfs), ["0000000002.log"].map(PathBuf::from));
+    let end = append(&log, 6).unwrap();
+    log.sync(end).unwrap();
+    for seed in 0..4 {
+        let found = replay(&vfs.crash_clone(seed), cut, false).unwrap();
+        assert_eq!((found.0, found.1.end, found.1.cut), (vec![6], log.appended_upto(), None));
+    }
+}
+
+/// A file is as long as its log needs, to the next step; never longer than a segment. Where steps
+/// are filled they stay small, so that no sync has much to write; elsewhere they double.
+#[test]
+fn files_grow_in_steps() {
+    for (sync_mode, expected) in [
+        (SyncMode::Always, vec![1024, 2048, 3072, 4096, 5120, 6144, 7168, 8000]),
+        (SyncMode::Os, vec![1024, 2048, 4096, 8000]),
+    ] {
+        let vfs = disk();
+        let log = create(&vfs, LogOptions { sync_mode, segment_bytes: 8000, ..SMALL }, 1).unwrap();
+        let file = vfs.open(&directory().join("0000000001.log")).unwrap();
+        assert_eq!(file.len().unwrap(), 0, "nothing before the first write");
+        let mut lens = Vec::new();
+        while log.appended_upto().segment() == 1 {
+            let end = append(&log, 1).unwrap();
+            log.write_out(end).unwrap();
+            lens.push(file.len().unwrap());
+        }
+        lens.dedup();
+        assert_eq!(lens, expected, "{sync_mode:?}");
+    }
+}
+
+/// A flushed segment is kept for reuse where blocks that are written already make syncs cheaper,
+/// survives a restart, and no number is ever used twice. Elsewhere it only takes space.
+#[test]
+fn one_flushed_segment_is_kept_and_adopted() {
+    let fill = |log: &CommitLog<()>, segments: u64| {
+        while log.stats().segments < segments {
+            let end = append(log, 4).unwrap();
+            log.write_out(end).unwrap();
+        }
+        log.retire(log.lock().close_frame()).unwrap();
+    };
     let vfs = disk();
     let log = create(&vfs, SMALL, 1).unwrap();
-    assert!(log.prepare_spare().unwrap());
-    assert!(!log.prepare_spare().unwrap(), "one is enough");
-    assert_eq!(names(&vfs), ["0000000001.log", "0000000002.spare"].map(PathBuf::from));
-    while log.stats().segments < 2 {
-        let end = append(&log, 4).unwrap();
-        log.write_out(end).unwrap();
-    }
-    assert_eq!(names(&vfs), ["0000000001.log", "0000000003.log"].map(PathBuf::from));
-    assert!(log.prepare_spare().unwrap());
+    fill(&log, 4);
+    assert_eq!(names(&vfs), ["0000000001.spare", "0000000004.log"].map(PathBuf::from));
     drop(log);
-
     let next = next_segment_number(&vfs, directory(), [Position::ZERO]).unwrap();
-    assert_eq!(next, 5, "above the spare too");
+    assert_eq!(next, 5);
     let named = Position::new(8, 100);
     assert_eq!(next_segment_number(&vfs, directory(), [named]).unwrap(), 9, "and the manifest");
     let log = create(&vfs, SMALL, 9).unwrap();
     remove_segments(&vfs, directory(), 9).unwrap();
     assert_eq!(names(&vfs), ["0000000009.log"].map(PathBuf::from), "made from the spare");
     assert_eq!(log.stats().segments_from_spares, 1);
+    fill(&log, 2);
+    drop(log);
+
+    let options = LogOptions { sync_mode: SyncMode::Os, ..SMALL };
+    let log = create(&vfs, options, 20).unwrap();
+    remove_segments(&vfs, directory(), 20).unwrap();
+    fill(&log, 4);
+    assert_eq!(names(&vfs), ["0000000023.log"].map(PathBuf::from), "nor is the old spare left");
+}
+
+/// The end of a log is behind everything that is in its files, and nothing comes after it.
+#[test]
+fn an_ended_log_takes_nothing_and_leaves_nothing() {
+    let vfs = disk();
+    let log = create(&vfs, SMALL, 1).unwrap();
+    for index in 0..30 {
+        let end = append(&log, index).unwrap();
+        log.sync(end).unwrap();
+    }
+    log.retire(log.lock().close_frame()).unwrap();
+    append(&log, 30).unwrap();
+    let last = log.appended_upto().segment();
+    assert!(names(&vfs).len() == 2 && last > 2, "{:?}", names(&vfs));
+    let end = log.lock().end().unwrap();
+    assert_eq!(end, Position::new(last + 1, 0));
+    assert!(matches!(append(&log, 31), Err(Error::Closed)));
+    log.sync(end).unwrap();
+    assert_eq!(log.durable_upto(), end, "who waits is told");
+    assert_eq!(replay(&vfs, end, false).unwrap().0, numbers(0), "flushed: not read again");
+    log.remove_files().unwrap();
+    assert_eq!(names(&vfs), [] as [PathBuf; 0]);
+    drop(log);
+    let next = next_segment_number(&vfs, directory(), [end]).unwrap();
+    assert_eq!(next, last + 2);
+    let log = create(&vfs, SMALL, next).unwrap();
+    let written = append(&log, 7).unwrap();
+    log.sync(written).unwrap();
+    assert_eq!(replay(&vfs.crash_clone(1), end, false).unwrap().0, [7], "goes on behind the end");
 }
 
 /// A sync fails: its caller gets the error, everyone after it `Poisoned`, and nobody syncs again.
@@ -343,15 +422,16 @@ fn waiters_of_a_failed_sync_all_learn_it() {
     }
 }
 
-/// A spare that cannot be made is not a failure of the log, and leaves nothing behind.
+/// Without space for the next step the write fails, and with it the log; what was promised stays.
 #[test]
-fn a_spare_that_cannot_be_made_does_not_poison() {
+fn a_log_that_cannot_grow_poisons_and_keeps_its_promises() {
     let mem = disk();
-    let log = create(&mem, SMALL, 1).unwrap();
+    let log = create(&mem, LogOptions { grow_bytes: 4096, segment_bytes: 16 << 10, ..SMALL }, 1);
+    let log = log.unwrap();
     mem.set_space_limit(Some(4096));
-    assert!(matches!(log.prepare_spare(), Err(Error::Io { .. })));
-    assert_eq!(names(&mem), ["0000000001.log"].map(PathBuf::from));
-    assert_eq!(log.poisoned(), None);
-    let end = append(&log, 0).unwrap();
-    log.sync(end).unwrap();
+    let promised = (0..).find(|index| append(&log, *index).and_then(|end| log.sync(end)).is_err());
+    assert!(log.poisoned().unwrap().contains("cannot allocate /log/0000000001.log"));
+    let promised = promised.unwrap();
+    assert!(promised > 5);
+    assert_eq!(replay(&mem.crash_clone(3), Position::ZERO, false).unwrap().0, numbers(promised));
 }
