@@ -8,7 +8,9 @@
 //! 2. A document is durable before anybody sees it: before [`Fence::check`] judges by its epoch and
 //!    before the watchers are told.
 //! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
-//! 4. After an error that may have written, nothing is adopted until the next start; what was
+//! 4. While a [`Pass`] is held the epoch is not raised: whoever raises it and then looks at the
+//!    store sees everything that was taken under the epochs before.
+//! 5. After an error that may have written, nothing is adopted until the next start; what was
 //!    adopted before goes on to count, for nothing was answered by more.
 //!
 //! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
@@ -18,16 +20,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
-use super::layout::Document;
+use super::NodeId;
+use super::layout::{Document, Layout};
+use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine::vfs::Vfs;
+use crate::proto::{DocumentReply, DocumentRequest};
 use crate::store::document::Document as File;
 use crate::store::error::{Error, Result};
 
 const NAME: &str = "LAYOUT";
 const FORMAT: u32 = 1;
+
+/// Held while something is done with rows under an epoch: briefly, never while waiting for others,
+/// and never twice by one thread.
+pub type Pass<'f> = RwLockReadGuard<'f, u64>;
 
 /// Why a stamp does not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +69,9 @@ pub struct Fence {
     file: File,
     /// That of the published document; read with every message.
     epoch: AtomicU64,
-    published: watch::Sender<Arc<Document>>,
+    /// The same, behind the lock that everything done with rows passes.
+    gate: RwLock<u64>,
+    published: watch::Sender<Arc<Layout>>,
     /// Held while a document is adopted: why none is any more, if so.
     adopting: Mutex<Option<Error>>,
 }
@@ -72,11 +85,14 @@ impl Fence {
     pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Self> {
         let file = File::new(dir, NAME, FORMAT);
         let document = file.read::<Document>(&*vfs)?.unwrap_or_else(Document::empty);
+        document.check().map_err(|why| file.invalid(0, why))?;
+        let layout = Layout::new(Arc::new(document));
         Ok(Self {
             vfs,
             file,
-            epoch: AtomicU64::new(document.epoch),
-            published: watch::Sender::new(Arc::new(document)),
+            epoch: AtomicU64::new(layout.epoch()),
+            gate: RwLock::new(layout.epoch()),
+            published: watch::Sender::new(Arc::new(layout)),
             adopting: Mutex::new(None),
         })
     }
@@ -86,27 +102,82 @@ impl Fence {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The adopted document.
-    pub fn current(&self) -> Arc<Document> {
+    /// The adopted document, made ready for look-ups.
+    pub fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.published.borrow())
     }
 
+    /// The adopted document.
+    pub fn document(&self) -> Arc<Document> {
+        Arc::clone(self.published.borrow().document())
+    }
+
     /// Tells of every document that is adopted; some may be skipped.
-    pub fn watch(&self) -> watch::Receiver<Arc<Document>> {
+    pub fn watch(&self) -> watch::Receiver<Arc<Layout>> {
         self.published.subscribe()
     }
 
-    /// Judges the epoch under which a request was sent.
+    /// Judges the epoch under which a request was sent. What is done with rows goes through
+    /// [`Fence::enter`] instead: the epoch may rise right after this.
     ///
     /// # Errors
     /// See [`StampError`].
     pub fn check(&self, stamp: u64) -> Result<(), StampError> {
-        let epoch = self.epoch();
-        match stamp.cmp(&epoch) {
-            std::cmp::Ordering::Less => Err(StampError::StaleLayout { stamp, epoch }),
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => Err(StampError::MustFetch { stamp, epoch }),
+        judge(stamp, self.epoch())
+    }
+
+    /// Goes in under the epoch `stamp`, which stays the node's while the pass is held.
+    ///
+    /// # Errors
+    /// See [`StampError`].
+    pub fn enter(&self, stamp: u64) -> Result<Pass<'_>, StampError> {
+        let pass = self.gate.read();
+        judge(stamp, *pass)?;
+        Ok(pass)
+    }
+
+    /// Fetches the document of `epoch` or a later one from `from` and adopts it. Nothing is asked
+    /// if this node knows it by now.
+    ///
+    /// # Errors
+    /// The call's; [`PeerError::Refused`] for a document that is not of that epoch, or cannot be
+    /// adopted.
+    pub async fn learn(
+        &self,
+        peers: &dyn Peers,
+        from: NodeId,
+        epoch: u64,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        if self.epoch() >= epoch {
+            return Ok(());
         }
+        let request = Request::Document(DocumentRequest {});
+        let reply = peers.call(from, Class::Control, self.epoch(), request, timeout).await?;
+        let refused = |reason: &str, message: String| PeerError::Refused {
+            reason: reason.to_owned(),
+            message,
+        };
+        let Reply::Document(reply) = reply else {
+            return Err(refused("INTERNAL", "the reply is of another kind".to_owned()));
+        };
+        let document: Document = serde_json::from_slice(&reply.document)
+            .map_err(|error| refused("INVALID_ARGUMENT", error.to_string()))?;
+        self.adopt(&Arc::new(document))
+            .map_err(|error| refused(error.reason(), error.to_string()))?;
+        if self.epoch() < epoch {
+            let message = format!("{from} knows no document of epoch {epoch}");
+            return Err(refused("STALE_LAYOUT", message));
+        }
+        Ok(())
+    }
+
+    /// Answers [`Request::Document`].
+    pub fn handle_document(&self) -> DocumentReply {
+        let document = self.document();
+        let known = document.is_formed().then(|| serde_json::to_vec(&*document));
+        let json = known.map(|json| json.expect("a document is plain data")).unwrap_or_default();
+        DocumentReply { document: json.into() }
     }
 
     /// Makes a committed document the one to act under, durably, and tells the watchers. One that
@@ -120,21 +191,24 @@ impl Fence {
         if let Some(error) = &*refused {
             return Err(error.clone());
         }
-        let current = self.current();
-        if document.version <= current.version {
+        let current = self.layout();
+        if document.version <= current.version() {
             return Ok(());
         }
-        self.check_successor(&current, document)?;
+        self.check_successor(current.document(), document)?;
         if let Err(error) = self.file.replace(&*self.vfs, &**document) {
             *refused = Some(Error::ReadOnly { cause: error.to_string() });
             return Err(error);
         }
+        *self.gate.write() = document.epoch;
         self.epoch.store(document.epoch, Ordering::Release);
-        self.published.send_replace(Arc::clone(document));
+        self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
         Ok(())
     }
 
     fn check_successor(&self, current: &Document, next: &Document) -> Result<()> {
+        let invalid = |why| Error::InvalidArgument { what: "layout document", why };
+        next.check().map_err(invalid)?;
         if current.epoch > 0 && next.cluster_id != current.cluster_id {
             return Err(Error::WrongCluster {
                 file: self.file.path().to_path_buf(),
@@ -147,21 +221,45 @@ impl Fence {
                 "version {} has epoch {}, version {} had {}",
                 next.version, next.epoch, current.version, current.epoch
             );
-            return Err(Error::InvalidArgument { what: "layout document", why });
+            return Err(invalid(why));
         }
         Ok(())
+    }
+}
+
+fn judge(stamp: u64, epoch: u64) -> Result<(), StampError> {
+    match stamp.cmp(&epoch) {
+        std::cmp::Ordering::Less => Err(StampError::StaleLayout { stamp, epoch }),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(StampError::MustFetch { stamp, epoch }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::NodeId;
+    use crate::cluster::double_net::{DoubleNet, Handler};
+    use crate::cluster::layout::{Command, Member, MemberState};
     use crate::engine::vfs::fault::FaultVfs;
     use crate::engine::vfs::mem::MemVfs;
 
     fn document(version: u64, epoch: u64) -> Arc<Document> {
-        Arc::new(Document { cluster_id: NodeId(7), version, epoch, ..Document::empty() })
+        let member = Member {
+            name: "n1".to_owned(),
+            zone: "z1".to_owned(),
+            weight: 1,
+            state: MemberState::Normal,
+            address: "n1:7946".to_owned(),
+        };
+        let mut document = Document::empty();
+        let form = Command::Form {
+            cluster_id: NodeId(7),
+            partition_bits: 2,
+            members: [(NodeId(1), member)].into(),
+            now_ms: 1,
+        };
+        document.apply(&form);
+        Arc::new(Document { version, epoch, ..document })
     }
 
     fn open(vfs: &Arc<dyn Vfs>) -> Fence {
@@ -179,6 +277,60 @@ mod tests {
         assert_eq!(fence.check(3), Err(StampError::MustFetch { stamp: 3, epoch: 2 }));
     }
 
+    /// `no_write_fence`: a snapshot taken after the fence must hold what passed before it.
+    #[test]
+    fn the_epoch_does_not_rise_while_somebody_acts_under_it() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let fence = open(&vfs);
+        fence.adopt(&document(1, 1)).unwrap();
+        assert_eq!(fence.enter(0).unwrap_err(), StampError::StaleLayout { stamp: 0, epoch: 1 });
+        let pass = fence.enter(1).unwrap();
+        std::thread::scope(|scope| {
+            let adopting = scope.spawn(|| fence.adopt(&document(2, 2)));
+            while open(&vfs).epoch() < 2 {
+                std::thread::yield_now();
+            }
+            // The document is durable, and waits for the pass.
+            assert_eq!((fence.epoch(), fence.layout().epoch(), *pass), (1, 1, 1));
+            drop(pass);
+            adopting.join().unwrap().unwrap();
+        });
+        assert_eq!(fence.enter(1).unwrap_err(), StampError::StaleLayout { stamp: 1, epoch: 2 });
+        assert_eq!(*fence.enter(2).unwrap(), 2);
+    }
+
+    struct Answering(Arc<Fence>);
+
+    #[tonic::async_trait]
+    impl Handler for Answering {
+        async fn handle(
+            &self,
+            _from: NodeId,
+            request: Request,
+            _timeout: Duration,
+        ) -> Result<Reply, PeerError> {
+            assert_eq!(request, Request::Document(DocumentRequest {}));
+            Ok(Reply::Document(self.0.handle_document()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_document_is_learned_from_a_peer_and_durable_before_it_counts() {
+        let net = DoubleNet::new();
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let (ours, theirs) =
+            (open(&vfs), Arc::new(open(&(Arc::new(MemVfs::new()) as Arc<dyn Vfs>))));
+        net.serve(NodeId(2), "n2:7946", Arc::new(Answering(Arc::clone(&theirs))));
+        let peers = net.peers(NodeId(1));
+        let learn = |epoch| ours.learn(&*peers, NodeId(2), epoch, Duration::from_secs(1));
+        assert!(learn(1).await.is_err(), "it has none itself");
+        theirs.adopt(&document(6, 5)).unwrap();
+        learn(4).await.unwrap();
+        assert_eq!((ours.epoch(), open(&vfs).epoch()), (5, 5));
+        let error = learn(6).await.unwrap_err();
+        assert!(matches!(&error, PeerError::Refused { reason, .. } if reason == "STALE_LAYOUT"));
+    }
+
     #[test]
     fn an_older_document_changes_nothing_and_the_fence_survives_a_restart() {
         let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
@@ -186,8 +338,8 @@ mod tests {
         let watch = fence.watch();
         fence.adopt(&document(5, 4)).unwrap();
         fence.adopt(&document(4, 3)).unwrap();
-        assert_eq!((fence.epoch(), watch.borrow().version), (4, 5));
-        assert_eq!(open(&vfs).current(), document(5, 4));
+        assert_eq!((fence.epoch(), watch.borrow().version()), (4, 5));
+        assert_eq!(open(&vfs).document(), document(5, 4));
     }
 
     #[test]

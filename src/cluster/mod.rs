@@ -11,12 +11,14 @@
 //! | [`view`] | what is known of the others from hearsay: who is up and where |
 //! | [`gossip`] | that hearsay, spread by chitchat |
 //! | [`layout`] | the document that decides: members, tenants, who owns which partition |
+//! | [`consensus`] | the group that orders changes to the document |
+//! | [`fence`] | the document a node acts under, durable before it counts |
+//! | [`formation`] | how a node gets its cluster |
 //! | [`placement`] | which owners hold which partition |
 //!
 //! It knows nothing of rows beyond where they belong.
 
 pub mod consensus;
-mod double;
 #[cfg(test)]
 pub(crate) mod double_net;
 pub mod fence;

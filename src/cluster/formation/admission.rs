@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     CLOCK_OFFSET_MS_MAX, Formation, encode_document, founding_reply, read_member, reason, refused,
+    stands_by,
 };
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
@@ -42,12 +43,16 @@ impl Admission {
     ) -> Result<JoinReply, PeerError> {
         let deadline = Instant::now() + timeout;
         let member = read_member(&join.member)?;
-        let document = self.formation.fence.current();
+        let document = self.formation.fence.document();
         if document.epoch == 0 {
             return self.founding(from, join);
         }
         if self.check(&document, from, &member, join)? {
             return Ok(accepted(&document));
+        }
+        if !join.promised_id.is_empty() {
+            // Free from its promise first, if this node was the one it was given to.
+            return Ok(self.no_place(&join.promised_id));
         }
         let joining = Member { state: MemberState::Joining, ..member };
         let members = [(from, joining)].into();
@@ -62,20 +67,26 @@ impl Admission {
             Err(error) => return Err(refused(reason::NO_LEADER, error.to_string())),
         }
         let mut documents = self.formation.fence.watch();
-        let stands = documents.wait_for(|document| document.members.contains_key(&from));
+        let stands = documents.wait_for(|layout| layout.document().members.contains_key(&from));
         match timeout_at(deadline, stands).await {
-            Ok(Ok(document)) => Ok(accepted(&document)),
+            Ok(Ok(layout)) => Ok(accepted(layout.document())),
             _ => Err(refused(reason::NO_LEADER, "the document did not come in time".to_owned())),
         }
     }
 
     fn founding(&self, from: NodeId, join: &JoinRequest) -> Result<JoinReply, PeerError> {
         let promise = self.formation.promises.current();
-        let holds = self.formation.stands_by(promise.as_ref(), &join.promised_id);
+        let holds = stands_by(promise.as_ref(), &join.promised_id);
         match promise.filter(|promise| promise.committed) {
             Some(promise) => founding_reply(&promise, from, holds),
             None => Err(refused(reason::FORMING, "this node has no document yet".to_owned())),
         }
+    }
+
+    fn no_place(&self, promised_id: &[u8]) -> JoinReply {
+        let promise = self.formation.promises.current();
+        let promise_holds = stands_by(promise.as_ref(), promised_id);
+        JoinReply { promise_holds, ..JoinReply::default() }
     }
 
     /// Whether it is a member already.

@@ -16,8 +16,8 @@
 //! **Joining.** Whoever is asked and has a cluster proposes the node as a member, and answers with
 //! a document in which it stands.
 //!
-//! 1. Two clusters never share a member: each needs the promises of all its members, and a node
-//!    gives one at a time.
+//! 1. Two clusters never share a member: each needs the promises of all its members, a node gives
+//!    one at a time, and joins no other cluster while it stands by one.
 //! 2. A node that has a cluster never forms another, nor does it join one.
 //! 3. Every step is durable before the next, in an order that can be resumed: promise, commitment
 //!    or document, and last the cluster's id in the node's identity.
@@ -244,22 +244,16 @@ impl Formation {
     /// [`reason::WRONG_CLUSTER`], or when it cannot be read or kept.
     pub fn handle_form(&self, from: NodeId, form: &FormRequest) -> Result<FormReply, PeerError> {
         let asked = self.read_form(from, form)?;
-        if let Some(cluster_id) = self.identity.cluster_id() {
-            return if cluster_id == asked.cluster_id {
-                Ok(FormReply {})
-            } else {
-                Err(refused(reason::HAS_CLUSTER, format!("{} is of {cluster_id}", self.me)))
-            };
+        let given = self.promises.current().is_some_and(|promise| promise.id == asked.id);
+        if let Some(cluster_id) = self.identity.cluster_id().filter(|_| !given) {
+            return Err(refused(reason::HAS_CLUSTER, format!("{} is of {cluster_id}", self.me)));
         }
         if self.options.cluster_id.is_some_and(|only| only != asked.cluster_id) {
             let message = format!("{} must not be of {}", self.me, asked.cluster_id);
             return Err(refused(reason::WRONG_CLUSTER, message));
         }
         let stands = self.promises.replace(None, Some(asked.clone())).map_err(unkept)?;
-        let same = stands.as_ref().is_some_and(|stands| {
-            stands.cluster_id == asked.cluster_id && stands.members == asked.members
-        });
-        if same {
+        if stands.as_ref().is_some_and(|stands| stands.id == asked.id) {
             return Ok(FormReply {});
         }
         let other = stands.map(|stands| stands.cluster_id).unwrap_or_default();
@@ -268,7 +262,9 @@ impl Formation {
 
     fn read_form(&self, from: NodeId, form: &FormRequest) -> Result<Promise, PeerError> {
         let invalid = |why: &str| refused("INVALID_ARGUMENT", why.to_owned());
-        let cluster_id = NodeId::from_bytes(&form.cluster_id).filter(|id| id.0 != 0);
+        let read_id = |bytes| NodeId::from_bytes(bytes).filter(|id| id.0 != 0);
+        let id = read_id(&form.promise_id).ok_or_else(|| invalid("the promise id is none"))?;
+        let cluster_id = read_id(&form.cluster_id);
         let cluster_id = cluster_id.ok_or_else(|| invalid("the cluster id is none"))?;
         let members: BTreeMap<NodeId, Member> = read_members(&form.records)?;
         let ids: Option<Vec<NodeId>> =
@@ -276,7 +272,7 @@ impl Formation {
         if !ids.is_some_and(|ids| ids.iter().eq(members.keys())) {
             return Err(invalid("the members are not those of the records"));
         }
-        let promise = Promise { cluster_id, members, committed: false };
+        let promise = Promise { id, cluster_id, members, committed: false };
         if promise.initiator() != Some(from) || !promise.members.contains_key(&self.me) {
             return Err(invalid("it is not from the first member, or not for this one"));
         }
@@ -291,7 +287,7 @@ impl Formation {
     pub fn handle_join(&self, from: NodeId, join: &JoinRequest) -> Result<JoinReply, PeerError> {
         let member = read_member(&join.member)?;
         let promise = self.promises.current();
-        let promise_holds = self.stands_by(promise.as_ref(), &join.promised_id);
+        let promise_holds = stands_by(promise.as_ref(), &join.promised_id);
         if let Some(promise) = promise.filter(|promise| promise.committed) {
             return founding_reply(&promise, from, promise_holds);
         }
@@ -305,13 +301,6 @@ impl Formation {
             members: encode_members(&known),
             promise_holds,
         })
-    }
-
-    /// Whether the promise that was named is this node's, or led to its cluster.
-    fn stands_by(&self, promise: Option<&Promise>, named: &[u8]) -> bool {
-        let Some(named) = NodeId::from_bytes(named) else { return false };
-        let cluster_id = self.identity.cluster_id();
-        cluster_id.or(promise.map(|promise| promise.cluster_id)) == Some(named)
     }
 
     fn freshness(&self) -> Duration {
@@ -342,6 +331,11 @@ impl Candidates {
         let fresh = self.heard.iter().filter(|(_, (_, heard))| heard.elapsed() <= within);
         fresh.map(|(id, (member, _))| (*id, member.clone())).collect()
     }
+}
+
+/// Whether the promise that was named is this node's.
+fn stands_by(promise: Option<&Promise>, named: &[u8]) -> bool {
+    promise.is_some_and(|promise| named == promise.id.to_bytes())
 }
 
 fn founding_reply(

@@ -6,7 +6,7 @@
 //! 2. Only the initiator, the first of the members, may commit it, and only when all members have
 //!    made it. What is committed stays.
 //! 3. A member takes a promise back only when its initiator no longer stands by it. The initiator
-//!    gives up durably before it says so, and never comes back to it: the id is used once.
+//!    gives up durably before it says so, and never comes back to it: its id is used once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,6 +28,8 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Promise {
+    /// Names it: a UUID, never used twice, whatever becomes of it. The cluster's own may be.
+    pub(super) id: NodeId,
     /// The cluster to be.
     pub(super) cluster_id: NodeId,
     /// Its first members. The one with the lowest id began.

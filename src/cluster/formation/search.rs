@@ -47,7 +47,7 @@ impl Formation {
         let mut rounds = 0;
         loop {
             let next_poll = Instant::now() + self.options.poll;
-            let mut waits_for = None;
+            let waits_for;
             if let Some(promise) = self.own_promise() {
                 rounds += 1;
                 match self.gather(peers, promise, rounds > ROUNDS_MAX).await? {
@@ -76,11 +76,10 @@ impl Formation {
     /// What an earlier life had reached, or what needs nobody else.
     fn resume(&self) -> store::Result<Option<Entered>> {
         let committed = self.promises.current().filter(|promise| promise.committed);
-        let document = self.fence.current();
+        let document = self.fence.document();
         if let Some(cluster_id) = self.identity.cluster_id() {
-            let founding = committed.filter(|promise| {
-                document.epoch == 0 && promise.cluster_id == cluster_id
-            });
+            let founding =
+                committed.filter(|promise| document.epoch == 0 && promise.cluster_id == cluster_id);
             return Ok(Some(match founding {
                 Some(promise) => founder(promise),
                 None => Entered::Member { cluster_id },
@@ -96,6 +95,7 @@ impl Formation {
         let alone = self.options.bootstrap_expect <= 1 && self.options.seeds.is_empty();
         if alone && self.promises.current().is_none() {
             let promise = Promise {
+                id: self.mint_id()?,
                 cluster_id: self.mint()?,
                 members: BTreeMap::from([(self.me, first_member(&self.member))]),
                 committed: true,
@@ -107,10 +107,11 @@ impl Formation {
     }
 
     fn mint(&self) -> store::Result<NodeId> {
-        match self.options.cluster_id {
-            Some(given) => Ok(given),
-            None => uuid::mint(&*self.environment.random).map(NodeId),
-        }
+        self.options.cluster_id.map_or_else(|| self.mint_id(), Ok)
+    }
+
+    fn mint_id(&self) -> store::Result<NodeId> {
+        uuid::mint(&*self.environment.random).map(NodeId)
     }
 
     fn enter_as_founder(&self, promise: Promise) -> store::Result<Entered> {
@@ -141,7 +142,8 @@ impl Formation {
         if members.len() < expect || members.keys().next() != Some(&self.me) {
             return Ok(false);
         }
-        let promise = Promise { cluster_id: self.mint()?, members, committed: false };
+        let (id, cluster_id) = (self.mint_id()?, self.mint()?);
+        let promise = Promise { id, cluster_id, members, committed: false };
         Ok(self.promises.replace(None, Some(promise.clone()))? == Some(promise))
     }
 
@@ -158,6 +160,7 @@ impl Formation {
             cluster_id: bytes(promise.cluster_id),
             members: promise.members.keys().map(|id| bytes(*id)).collect(),
             records: encode_members(&promise.members),
+            promise_id: bytes(promise.id),
         });
         let others = promise.members.iter().filter(|(id, _)| **id != self.me);
         let others: Vec<(NodeId, String)> =
@@ -200,7 +203,7 @@ impl Formation {
             member: member.into(),
             now_ms: self.environment.clock.now_ms(),
             cluster_id: id_bytes(self.options.cluster_id),
-            promised_id: id_bytes(promise.as_ref().map(|promise| promise.cluster_id)),
+            promised_id: id_bytes(promise.as_ref().map(|promise| promise.id)),
         });
         let mut addresses: BTreeSet<String> = self.options.seeds.iter().cloned().collect();
         addresses.extend(self.candidates.lock().addresses.iter().cloned());
@@ -244,7 +247,9 @@ impl Formation {
                 return Ok(None);
             };
             let cluster_id = document.cluster_id;
-            if self.options.cluster_id.is_some_and(|only| only != cluster_id) {
+            let promised = promise.map(|promise| promise.cluster_id);
+            let only = promised.or(self.options.cluster_id);
+            if only.is_some_and(|only| only != cluster_id) {
                 return Ok(None);
             }
             self.fence.adopt(&Arc::new(document))?;
