@@ -247,7 +247,7 @@ impl Node {
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
         let options = config.rpc_options();
         let server =
-            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, work)
+            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, None, work)
                 .await
                 .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
         // Set once: `pages` is of this start alone.

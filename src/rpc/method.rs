@@ -68,6 +68,7 @@ methods! {
     Replicate "Replica" "Replicate" Write,
     Repair "Replica" "Repair" Write,
     StreamKeys "Replica" "StreamKeys" Stream,
+    Exchange "Peer" "Exchange" Stream,
     CreateTenant "Admin" "CreateTenant" Admin,
     GetTenant "Admin" "GetTenant" Admin,
     ListTenants "Admin" "ListTenants" Admin,

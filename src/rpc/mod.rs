@@ -12,6 +12,7 @@
 //! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | [`peer`] | the streams between nodes, both sides |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
@@ -32,6 +33,7 @@ mod key_value;
 pub mod limits;
 mod method;
 pub mod metrics;
+pub mod peer;
 mod pipeline;
 mod replica;
 pub mod request_id;

@@ -108,7 +108,8 @@ impl Stalling {
             state: Box::new(|| "serving".to_owned()),
             figures: Box::new(Vec::new),
         };
-        let server = Server::start(listeners, Arc::new(store), rpc, metrics, facts, Work::Threads);
+        let server =
+            Server::start(listeners, Arc::new(store), rpc, metrics, facts, None, Work::Threads);
         let server = server.await.expect("serves");
         let client = KeyValueClient::new(connect(&server.client_addr.to_string()).await);
         Self { gate: OpenAtEnd(gate), syncs, disk, registry, server, client }
