@@ -53,6 +53,7 @@ mod row;
 mod safe_point;
 mod scan;
 pub mod tenant;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -103,6 +104,8 @@ pub struct StoreOptions {
     pub safe_points: SafePoints,
     /// Which cluster the node belongs to, and whether it takes a new actor.
     pub identity: IdentityOptions,
+    /// Where the tenants are, if not in the store's own directory: then the cluster keeps them.
+    pub catalog: Option<Arc<dyn TenantCatalog>>,
 }
 
 /// How a node that is its own cluster sets its safe points. All in milliseconds.
@@ -178,7 +181,7 @@ pub struct Store {
 
     // Each with its own synchronisation.
     engine: Engine,
-    catalog: Box<dyn TenantCatalog>,
+    catalog: Arc<dyn TenantCatalog>,
     identity: IdentityFile,
     /// The identity's, where every write finds it without a lock.
     actor: AtomicU64,
@@ -227,7 +230,7 @@ impl Store {
         let lock = vfs.lock(&lock_path).map_err(engine::Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let engine_dir = dir.join(ENGINE_DIR_NAME);
-        let catalog = open_catalog(&environment, dir, &engine_dir)?;
+        let catalog = open_catalog(&environment, dir, &engine_dir, options.catalog)?;
         let identity = IdentityFile::open(&environment, dir, options.identity)?;
         let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
         let engine = Engine::open_in(
@@ -248,7 +251,7 @@ impl Store {
             limits,
             safe_points: options.safe_points,
             engine,
-            catalog: Box::new(catalog),
+            catalog,
             identity,
             minter,
             counters: Counters::default(),
@@ -490,15 +493,28 @@ fn create_dir(vfs: &dyn engine::vfs::Vfs, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The catalog of a directory, which is written anew only where no store ever ran.
-fn open_catalog(environment: &Environment, dir: &Path, engine_dir: &Path) -> Result<LocalCatalog> {
+/// The catalog of a directory, which is written anew only where no store ever ran; or the one that
+/// was handed in.
+fn open_catalog(
+    environment: &Environment,
+    dir: &Path,
+    engine_dir: &Path,
+    elsewhere: Option<Arc<dyn TenantCatalog>>,
+) -> Result<Arc<dyn TenantCatalog>> {
     let vfs = &*environment.vfs;
-    if IdentityFile::exists(vfs, dir)? {
-        return LocalCatalog::open(environment, dir);
-    }
-    if vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
+    let ran_before = IdentityFile::exists(vfs, dir)?;
+    if !ran_before && vfs.exists(engine_dir).map_err(engine::Error::io("look for", engine_dir))? {
         let what = "it holds rows, but IDENTITY, which says whose, is missing";
         return Err(engine::Error::corrupt(engine_dir, 0, what).into());
     }
-    LocalCatalog::open_or_create(environment, dir)
+    if let Some(catalog) = elsewhere {
+        if LocalCatalog::exists(vfs, dir)? {
+            // The cluster would give the ids of its tenants, and so their rows, to others.
+            let why = format!("{} has tenants of its own: it was no cluster's", dir.display());
+            return Err(Error::InvalidArgument { what: "data directory", why });
+        }
+        return Ok(catalog);
+    }
+    let open = if ran_before { LocalCatalog::open } else { LocalCatalog::open_or_create };
+    Ok(Arc::new(open(environment, dir)?))
 }
