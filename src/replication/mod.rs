@@ -15,7 +15,6 @@
 
 mod convert;
 pub mod coordinator;
-mod double;
 pub mod error;
 pub mod fence;
 pub mod hints;
@@ -27,8 +26,9 @@ mod scores;
 mod tests;
 
 pub use coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions, WriteOptions};
-pub use double::{Layout, Sets};
 pub use error::{Error, Result};
 pub use fence::{Closed, Fence, Pass};
 pub use level::Level;
 pub use replica::Replica;
+
+use crate::cluster::layout::{Layout, Sets};

@@ -97,12 +97,13 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
 fn look(hints: &Hints, targets: &mut BTreeMap<NodeId, Target>, node: NodeId) -> bool {
     let new = Target { up_since: None, window_bytes: WINDOW_BYTES_FIRST };
     let target = targets.entry(node).or_insert(new);
-    let document_knows = {
+    let is_owner = {
         let layout = hints.parts.layout.borrow();
-        let all = layout.sets(0, u8::MAX);
-        all.contains(node)
+        let document = layout.document();
+        let next = document.next_owners.as_ref();
+        document.owners.contains_key(&node) || next.is_some_and(|next| next.contains_key(&node))
     };
-    if document_knows && !hints.parts.liveness.is_up(node) {
+    if is_owner && !hints.parts.liveness.is_up(node) {
         target.up_since = None;
         return false;
     }

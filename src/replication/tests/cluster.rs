@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use tonic::async_trait;
 
 use super::super::fence::{Closed, Fence, Gate, Pass};
+use super::super::hints::{HintOptions, HintParts, Hints};
 use super::super::*;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, Owner, Owners};
+use crate::cluster::layout::{Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::engine::vfs::mem::MemVfs;
@@ -232,6 +233,7 @@ pub struct Node {
     pub store: Arc<Store>,
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
+    pub hints: Arc<Hints>,
 }
 
 pub struct Cluster {
@@ -267,13 +269,9 @@ pub fn layout(epoch: u64, current: &[usize], next: Option<&[usize]>) -> Arc<Layo
         epoch,
         version: epoch,
         partition_bits: 2,
-        members: BTreeMap::new(),
         owners: owners(current),
         next_owners: next.map(owners),
-        fenced: BTreeSet::new(),
-        synced: BTreeSet::new(),
-        tenants: BTreeMap::new(),
-        tenant_id_next: 1,
+        ..Document::empty()
     })))
 }
 
@@ -386,6 +384,16 @@ impl Node {
         let layout = shown.subscribe();
         let gate = Gate::new(first.epoch());
         let fence = Arc::new(TestFence { gate, shown, world: Arc::clone(world) });
+        let parts = HintParts {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            layout: layout.clone(),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+        };
+        let (hints, sender) =
+            Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -393,7 +401,7 @@ impl Node {
             layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: links,
-            hints: None,
+            hints: Some(sender),
             lingering_max: 1000,
         });
         let replica = Replica::new(
@@ -405,7 +413,7 @@ impl Node {
             failure,
         );
         world.handlers.lock().insert(id, Arc::new(replica));
-        Self { id, vfs, store, coordinator, fence }
+        Self { id, vfs, store, coordinator, fence, hints }
     }
 }
 
