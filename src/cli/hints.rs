@@ -21,8 +21,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         .hints
         .iter()
         .map(|one| {
-            let age_s = one.oldest_ms / 1000;
-            format!("{}  {} rows, {} bytes, {age_s} s", one.node_id, one.pending, one.bytes)
+            format!("{}  {} rows, {} bytes", one.node_id, one.pending, one.bytes)
         })
         .collect();
     let json: Vec<Value> = told
@@ -33,7 +32,6 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 "node_id": one.node_id,
                 "pending": one.pending,
                 "bytes": one.bytes,
-                "oldest_ms": one.oldest_ms,
             })
         })
         .collect();

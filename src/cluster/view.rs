@@ -127,6 +127,8 @@ pub struct Facts {
     pub epoch: u64,
     /// The pressure of its store, 0 to 1.
     pub load: f64,
+    /// Bytes of its tables.
+    pub load_bytes: u64,
     /// The used share of its disk, 0 to 1.
     pub disk: f64,
     /// Hints it keeps for others.

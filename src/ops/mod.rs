@@ -17,6 +17,7 @@ pub mod health;
 pub mod logging;
 pub mod metrics;
 pub mod node;
+mod member;
 mod open;
 pub mod shutdown;
 pub mod world;

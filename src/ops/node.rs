@@ -17,20 +17,24 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
+use super::member::{self, Joined, Opened};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
 use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::incoming::Incoming;
+use crate::cluster::layout::Layout;
+use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
-use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
+use crate::rpc::{Listeners, Metrics, NodeFacts, Parts, Server};
 use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
@@ -156,10 +160,20 @@ pub struct Node {
     health: Health,
     store: Arc<Store>,
     server: Server,
+    joined: Joined,
     closing: CancellationToken,
     admin: JoinHandle<io::Result<()>>,
     upkeep: Vec<JoinHandle<()>>,
     work: Work,
+}
+
+/// What runs once the services are served.
+struct Started {
+    config: Config,
+    store: Arc<Store>,
+    server: Server,
+    joined: Joined,
+    ready: Ready,
 }
 
 /// All three listeners, bound.
@@ -210,21 +224,28 @@ impl Node {
         let admin = tokio::spawn(admin);
         let started =
             Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;
-        let (config, store, server, ready) = match started {
+        let Started { config, store, server, joined, ready } = match started {
             Ok(started) => started,
             Err(error) => {
                 closing.cancel();
                 return Err(error);
             }
         };
-        health.set(State::Serving);
-        server.set_serving(true).await;
-        let mut upkeep =
-            vec![tokio::spawn(tick(Arc::clone(&store), health.clone(), work, closing.clone()))];
+        let solo = joined.layout();
+        let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
+        let mut upkeep = vec![tokio::spawn(tick)];
         if work == Work::Inline {
             upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
         }
-        let node = Self { ready, config, health, store, server, closing, admin, upkeep, work };
+        let node =
+            Self { ready, config, health, store, server, joined, closing, admin, upkeep, work };
+        // Peers are answered from here on: who forms a cluster needs the others' answers.
+        if let Err(error) = node.joined.enter(&node.config).await {
+            node.stop(&CancellationToken::new()).await?;
+            return Err(error);
+        }
+        node.health.set(State::Serving);
+        node.server.set_serving(true).await;
         node.write_ready_file()?;
         Ok(node)
     }
@@ -235,10 +256,11 @@ impl Node {
         listeners: Listeners,
         admin_addr: SocketAddr,
         pages: &Pages,
-    ) -> Result<(Config, Arc<Store>, Server, Ready), Error> {
+    ) -> Result<Started, Error> {
         let (work, health) = (world.work, &pages.health);
-        let (config, store) = blocking(work, move || open_all(config, &world)).await??;
-        let store = Arc::new(store);
+        let around = world.clone();
+        let (config, opened) = blocking(work, move || open_all(config, &around)).await??;
+        let store = Arc::clone(&opened.store);
         let node_id = uuid::to_text(store.identity().node_id);
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
@@ -246,11 +268,21 @@ impl Node {
         let exposition =
             Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
+        let unreadable =
+            |source| Error::System { what: "read a bound address".to_owned(), source };
+        let (client_addr, peer_addr) = listeners.addresses().map_err(unreadable)?;
+        let addresses = Addresses {
+            client: client_addr.to_string(),
+            admin: admin_addr.to_string(),
+            ..Addresses::default()
+        };
+        let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
+        let (cluster, peers, joined) = running.split();
         let options = config.rpc_options();
-        let server =
-            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, None, work)
-                .await
-                .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
+        let metrics = rpc_metrics;
+        let parts =
+            Parts { store: Arc::clone(&store), cluster, options, metrics, facts, peers, work };
+        let server = Server::start(listeners, parts).await.map_err(unreadable)?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
         let _ = pages.node_id.set(node_id.clone());
@@ -260,7 +292,7 @@ impl Node {
             admin_listen: admin_addr.to_string(),
             node_id,
         };
-        Ok((config, store, server, ready))
+        Ok(Started { config, store, server, joined, ready })
     }
 
     /// Written aside and renamed: who sees the file sees all of it.
@@ -318,7 +350,9 @@ impl Node {
         }
         self.closing.cancel();
         let store = self.store;
+        let joined = self.joined;
         let closing = async {
+            joined.stop().await;
             for task in self.upkeep {
                 // One that panicked has said so.
                 let _ = task.await;
@@ -338,7 +372,7 @@ impl Node {
 }
 
 /// Opens the store, and makes the directories beside it.
-fn open_all(config: Config, world: &World) -> Result<(Config, Store), Error> {
+fn open_all(config: Config, world: &World) -> Result<(Config, Opened), Error> {
     let dir = config.node.data_dir.clone();
     let vfs = &*world.environment.vfs;
     let system = |what: &str, path: &Path| {
@@ -347,10 +381,10 @@ fn open_all(config: Config, world: &World) -> Result<(Config, Store), Error> {
     };
     vfs.create_dir_all(&dir).map_err(system("create", &dir))?;
     // The store first: in a directory that it refuses nothing is made.
-    let store = open::open_store(&config, world)?;
+    let opened = open::open_store(&config, world)?;
     let checkpoints = dir.join("checkpoints");
     vfs.create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
-    Ok((config, store))
+    Ok((config, opened))
 }
 
 fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> NodeFacts {
@@ -383,7 +417,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Looks after the store every so often.
-async fn tick(store: Arc<Store>, health: Health, work: Work, closing: CancellationToken) {
+async fn tick(
+    store: Arc<Store>,
+    health: Health,
+    work: Work,
+    layout: watch::Receiver<Arc<Layout>>,
+    closing: CancellationToken,
+) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -392,7 +432,8 @@ async fn tick(store: Arc<Store>, health: Health, work: Work, closing: Cancellati
             () = closing.cancelled() => return,
         }
         let (store, health) = (Arc::clone(&store), health.clone());
-        if let Err(error) = work.run(move || look_after(&store, &health)).await {
+        let is_alone = layout.borrow().document().owners.len() == 1;
+        if let Err(error) = work.run(move || look_after(&store, &health, is_alone)).await {
             tracing::error!(%error, "looking after the store panicked");
         }
     }
@@ -425,11 +466,15 @@ async fn step(store: Arc<Store>, closing: CancellationToken) {
     }
 }
 
-/// Advances the safe points; notices when the store has stopped to take writes, and when the disk
-/// fills up.
-fn look_after(store: &Store, health: &Health) {
-    match store.advance_safe_points() {
-        Ok(_) => {}
+/// Advances the safe points, where no other replica has to agree; notices when the store has stopped
+/// to take writes, and when the disk fills up.
+fn look_after(store: &Store, health: &Health, is_alone: bool) {
+    let checked = match is_alone {
+        true => store.advance_safe_points().map(|_| ()),
+        false => store.check_writable(),
+    };
+    match checked {
+        Ok(()) => {}
         Err(error @ store::Error::ReadOnly { .. }) => {
             if health.state() == State::Serving {
                 tracing::error!(%error, "the store takes no more writes");

@@ -4,13 +4,15 @@
 //!    store sees everything that was taken under the epochs before.
 //! 2. The watch of the layout shows a document only after the fence has reached its epoch.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{RwLock, RwLockReadGuard};
 use tonic::async_trait;
 
-use crate::cluster::NodeId;
-use crate::cluster::peer::PeerError;
+use crate::cluster::fence::StampError;
+use crate::cluster::peer::{PeerError, Peers};
+use crate::cluster::{self, NodeId};
 
 /// Held while something is done under an epoch: briefly, and never while waiting for others.
 pub type Pass<'f> = RwLockReadGuard<'f, u64>;
@@ -80,4 +82,26 @@ pub trait Fence: Send + Sync + 'static {
     /// # Errors
     /// It could not be had within `timeout`.
     async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError>;
+}
+
+/// The fence that consensus keeps, and how a document is fetched for it.
+pub struct LayoutFence {
+    /// Durable.
+    pub fence: Arc<cluster::fence::Fence>,
+    /// Where documents are fetched.
+    pub peers: Arc<dyn Peers>,
+}
+
+#[async_trait]
+impl Fence for LayoutFence {
+    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
+        self.fence.enter(epoch).map_err(|error| match error {
+            StampError::StaleLayout { epoch, .. } => Closed::Stale { epoch },
+            StampError::MustFetch { epoch, .. } => Closed::Behind { epoch },
+        })
+    }
+
+    async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
+        self.fence.learn(&*self.peers, from, epoch, timeout).await
+    }
 }

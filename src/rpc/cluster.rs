@@ -12,7 +12,7 @@ use super::status::Problem;
 use crate::causality::{Dot, Payload, codec};
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
-use crate::cluster::layout::{Answer, Command, Layout, MemberState};
+use crate::cluster::layout::{Answer, Command, Layout, LayoutCatalog, MemberState};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::{Facts, View};
 use crate::proto;
@@ -38,6 +38,8 @@ pub struct Cluster {
     pub consensus: Arc<Consensus>,
     /// The layout this node acts under.
     pub layout: watch::Receiver<Arc<Layout>>,
+    /// The tenants of that layout.
+    pub catalog: Arc<LayoutCatalog>,
     /// What is heard of the others.
     pub view: Arc<dyn View>,
     /// The others.
@@ -83,10 +85,13 @@ impl Cluster {
     /// Waits until this node knows the tenant as it was answered.
     pub async fn wait_for_tenant(&self, tenant: &Tenant, deadline: Instant) {
         let mut layout = self.layout.clone();
-        let known = layout
-            .wait_for(|layout| layout.document().tenants.get(&tenant.id).is_some_and(|one| one == tenant));
+        let known = layout.wait_for(|layout| {
+            layout.document().tenants.get(&tenant.id).is_some_and(|one| one == tenant)
+        });
         // It is committed; a node that lags behind learns it soon.
-        let _ = tokio::time::timeout_at(deadline, known).await;
+        if let Ok(Ok(layout)) = tokio::time::timeout_at(deadline, known).await {
+            self.catalog.adopt(layout.document());
+        }
     }
 
     /// The cluster as this node knows it.
@@ -263,7 +268,7 @@ impl Cluster {
         })?;
         for (dot, version) in row.live() {
             let dot = match dot {
-                Dot::Plain { actor, time } => format!("{:016x}@{time:016x}", actor.get()),
+                Dot::Plain { actor, time } => format!("{actor}@{time:016x}"),
                 Dot::Token(token) => format!("token {token:?}"),
             };
             let what = match version.payload() {
@@ -278,17 +283,16 @@ impl Cluster {
         }
         let clocks = row.clock_entries().iter();
         entry.clock =
-            clocks.map(|(actor, time)| format!("{:016x}@{time:016x}", actor.get())).collect();
+            clocks.map(|(actor, time)| format!("{actor}@{time:016x}")).collect();
         Ok(())
     }
 
     /// The hints this node keeps.
     pub fn hints(&self) -> proto::ListHintsResponse {
-        let hints = self.hints.by_target().into_iter().map(|(node, hints)| proto::HintEntry {
-            node_id: node.to_string(),
-            pending: hints.rows,
-            bytes: hints.bytes,
-            oldest_ms: hints.oldest_ms,
+        let hints = self.hints.by_target().into_iter();
+        let hints = hints.map(|(node, (pending, bytes))| {
+            let node_id = node.to_string();
+            proto::HintEntry { node_id, pending, bytes }
         });
         proto::ListHintsResponse { hints: hints.collect() }
     }

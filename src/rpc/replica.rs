@@ -102,7 +102,7 @@ async fn join(
     let store = Arc::clone(&core.store);
     // The rows may be taken before an error of the wait: it is unknown, and harmless to repeat.
     let results = core.blocking.run(deadline, move || store.replicate(&rows)).await;
-    let results = results.map_err(|problem| match problem.reason {
+    let results = results.map_err(|problem| match &*problem.reason {
         "TOO_MANY_REQUESTS" => refused(problem),
         _ => problem.of_write(Outcome::Unknown),
     })?;

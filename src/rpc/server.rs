@@ -192,6 +192,14 @@ impl Listeners {
         let peer = net.bind(peer).await.map_err(|error| (peer, error))?;
         Ok(Self { client: Incoming::new(client), peer: Incoming::new(peer) })
     }
+
+    /// Where clients and peers are listened to.
+    ///
+    /// # Errors
+    /// The addresses cannot be read.
+    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.client.local_addr()?, self.peer.local_addr()?))
+    }
 }
 
 /// The running services.

@@ -205,7 +205,6 @@ impl From<&replication::Error> for Problem {
             E::LayoutUnknown | E::NotForwarded { .. } | E::Lost { .. } => (Code::Unavailable, SOON),
             E::WriteTimeout { .. } | E::ReadTimeout { .. } => (Code::DeadlineExceeded, SOON),
             E::Stale => (Code::FailedPrecondition, LATER),
-            _ => (Code::Internal, NO),
         };
         let problem = Self::new(code, error.reason().to_owned(), error.to_string());
         Self { retry_after, outcome: Some(error.outcome()), ..problem }

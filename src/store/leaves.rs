@@ -39,6 +39,13 @@ impl DirtyLeaves {
         self.mark_leaf(leaf_of(token));
     }
 
+    /// Marks the leaf of an engine key, which begins with its token.
+    pub fn mark_key(&self, engine_key: &[u8]) {
+        if let Some(token) = engine_key.first_chunk() {
+            self.mark(u64::from_be_bytes(*token));
+        }
+    }
+
     /// Marks a leaf.
     pub fn mark_leaf(&self, leaf: u32) {
         let (word, bit) = self.at(leaf);

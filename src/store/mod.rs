@@ -195,6 +195,8 @@ pub struct Store {
     /// Damaged places met so far.
     damage: Mutex<HashSet<(PathBuf, u64)>>,
     floor_state: Mutex<safe_point::FloorState>,
+    /// Leaves written to since they were last looked at.
+    dirty: leaves::DirtyLeaves,
 
     /// Held, not used: keeps other processes out of the directory. The last to be dropped.
     _lock: Box<dyn engine::vfs::FileLock>,
@@ -276,6 +278,7 @@ impl Store {
             read_only: std::sync::OnceLock::new(),
             damage: Mutex::default(),
             floor_state: Mutex::new(safe_point::FloorState::new(began)),
+            dirty: leaves::DirtyLeaves::all(),
             _lock: lock,
         })
     }
@@ -390,6 +393,23 @@ impl Store {
         }
     }
 
+    /// There are `2^partition_bits` partitions.
+    pub fn partition_bits(&self) -> u32 {
+        self.engine.options().partition_bits
+    }
+
+    /// Which leaves of the token space were written to.
+    pub fn dirty_leaves(&self) -> &leaves::DirtyLeaves {
+        &self.dirty
+    }
+
+    /// Marks the leaves of records that can be read by now.
+    fn mark_written(&self, records: &[(&[u8], &[u8])]) {
+        for (key, _) in records {
+            self.dirty.mark_key(key);
+        }
+    }
+
     /// Does one piece of background work; `false`: there was none. For stores whose engine has no
     /// threads (`compaction_threads = 0`).
     ///
@@ -426,7 +446,8 @@ impl Store {
         &self.limits
     }
 
-    fn now_ms(&self) -> u64 {
+    /// Milliseconds since 1970 by the node's clock.
+    pub fn now_ms(&self) -> u64 {
         self.environment.clock.now_ms()
     }
 

@@ -89,7 +89,10 @@ impl Store {
             return (Vec::new(), Position::ZERO);
         }
         match self.engine.apply(records) {
-            Ok(position) => (vec![Ok(()); records.len()], position),
+            Ok(position) => {
+                self.mark_written(records);
+                (vec![Ok(()); records.len()], position)
+            }
             Err(engine::Error::BelowSafePoint) if records.len() > 1 => {
                 let mut results = Vec::with_capacity(records.len());
                 let mut end = Position::ZERO;

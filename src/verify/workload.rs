@@ -235,7 +235,7 @@ async fn call(
     let token = |token: &Option<String>| Bytes::from(token.clone().unwrap_or_default());
     match &step.action {
         Action::Read { .. } => {
-            let read = proto::ReadRequest { tenant, key, consistency };
+            let read = proto::ReadRequest { tenant, key, consistency, ..Default::default() };
             let row = client.read_as(read).await?;
             let seen = row.siblings.iter().map(|sibling| Version {
                 value: String::from_utf8_lossy(&sibling.value).into_owned(),

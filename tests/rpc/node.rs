@@ -20,7 +20,7 @@ pub struct TestNode {
 }
 
 /// Settings for a test: free ports, a directory of its own.
-fn config(dir: &std::path::Path, settings: &[(&str, &str)]) -> Config {
+pub fn config(dir: &std::path::Path, settings: &[(&str, &str)]) -> Config {
     let own = [
         ("node.data_dir", dir.to_str().expect("a UTF-8 path")),
         ("listen.client", "127.0.0.1:0"),

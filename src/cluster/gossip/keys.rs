@@ -8,7 +8,7 @@
 //! | `peer`, `client`, `admin` | `host:port` |
 //! | `lay` | the layout epoch |
 //! | `load`, `disk` | thousandths |
-//! | `hints` | a number |
+//! | `bytes`, `hints` | a number |
 //! | `st` | the run state |
 //!
 //! 1. A node counts as heard of when `cl`, `pv` and `st` are there: what arrives in pieces must not
@@ -40,6 +40,7 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("lay", facts.epoch.to_string()),
         ("load", thousandths(facts.load)),
         ("disk", thousandths(facts.disk)),
+        ("bytes", facts.load_bytes.to_string()),
         ("hints", facts.hints.to_string()),
         ("st", facts.run_state.to_string()),
     ];
@@ -74,6 +75,7 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         protocols: (oldest.parse().ok()?, newest.parse().ok()?),
         epoch: number("lay"),
         load: share("load"),
+        load_bytes: number("bytes"),
         disk: share("disk"),
         hints: number("hints"),
     };

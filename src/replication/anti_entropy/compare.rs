@@ -20,7 +20,7 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
-use crate::store::{EngineKey, RawRow};
+use crate::store::{self, EngineKey, RawRow};
 
 /// Partitions whose roots are asked for at once.
 const ROOTS_MAX: usize = 1024;
@@ -103,7 +103,7 @@ impl AntiEntropy {
                 let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
                 Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
             };
-            partitions.into_iter().map(root).collect()
+            partitions.into_iter().map(root).collect::<store::Result<Vec<u64>>>()
         });
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
     }

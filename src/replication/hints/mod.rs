@@ -116,6 +116,8 @@ pub struct HintStats {
     pub bytes: u64,
     /// Nodes there are hints for now.
     pub targets: u64,
+    /// Rows to deliver, as far as they were counted.
+    pub pending: u64,
     /// Rows kept.
     pub kept: u64,
     /// Rows not kept: no room, or they could not be written.
@@ -219,12 +221,20 @@ impl Hints {
         HintStats {
             bytes: queues.values().map(Queue::bytes).sum(),
             targets: queues.values().filter(|queue| !queue.is_empty()).count() as u64,
+            pending: queues.values().map(Queue::rows).sum(),
             kept: get(&self.counters.kept),
             refused: get(&self.counters.refused),
             delivered: get(&self.counters.delivered),
             dropped: get(&self.counters.dropped),
             lost_bytes: get(&self.counters.lost_bytes),
         }
+    }
+
+    /// Rows and bytes that are kept for each node.
+    pub fn by_target(&self) -> BTreeMap<NodeId, (u64, u64)> {
+        let queues = self.queues.lock();
+        let kept = queues.iter().filter(|(_, queue)| !queue.is_empty());
+        kept.map(|(node, queue)| (*node, (queue.rows(), queue.bytes()))).collect()
     }
 
     fn now_ms(&self) -> u64 {

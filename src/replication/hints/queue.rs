@@ -41,6 +41,8 @@ struct Segment {
     /// Written by this process, so far without an error.
     is_open: bool,
     newest_ms: u64,
+    /// Not delivered yet; of a segment found at the start it is only known that there are some.
+    rows: u64,
 }
 
 /// Hints from the head of a queue.
@@ -96,6 +98,7 @@ impl Queue {
             read,
             is_open: false,
             newest_ms: now_ms,
+            rows: 1,
         });
         Ok(())
     }
@@ -103,6 +106,11 @@ impl Queue {
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Rows to deliver, as far as they were counted.
+    pub fn rows(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.rows).sum()
     }
 
     /// Whether there is nothing to deliver.
@@ -126,6 +134,7 @@ impl Queue {
         }
         let Some(segment) = self.segments.back_mut() else { return Ok(()) };
         let mut bytes = Vec::new();
+        let added = rows.len() as u64;
         for row in rows {
             let offset = segment.end + bytes.len() as u64;
             frame::append(&Hint { created_ms: now_ms, row }, segment.number, offset, &mut bytes);
@@ -138,6 +147,7 @@ impl Queue {
         }
         segment.end += bytes.len() as u64;
         segment.newest_ms = now_ms;
+        segment.rows += added;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -158,6 +168,7 @@ impl Queue {
             read: HEADER_BYTES,
             is_open: true,
             newest_ms: 0,
+            rows: 0,
         });
         Ok(())
     }
@@ -190,6 +201,7 @@ impl Queue {
         let Some(segment) = self.segments.front_mut() else { return };
         if segment.number == batch.segment {
             segment.read = segment.read.max(batch.end);
+            segment.rows = segment.rows.saturating_sub(batch.hints.len() as u64).max(1);
             if segment.read >= segment.end {
                 self.drop_first();
             }

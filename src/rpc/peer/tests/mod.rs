@@ -25,7 +25,8 @@ use crate::cluster::net::{Net, TokioNet};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::proto::peer_server::PeerServer;
-use crate::rpc::incoming::Incoming;
+use crate::cluster::incoming::Incoming;
+use crate::rpc::connection::Connections;
 use crate::store::environment::{ManualClock, SeededRandom};
 
 const CLUSTER: NodeId = NodeId(100);
@@ -160,7 +161,7 @@ impl World {
                 .initial_stream_window_size(8 << 20)
                 .initial_connection_window_size(8 << 20)
                 .add_service(server)
-                .serve_with_incoming(Incoming::new(listener)),
+                .serve_with_incoming(Connections(Incoming::new(listener))),
         );
         let client = PeerClient::new(
             Arc::clone(&local),
