@@ -76,8 +76,9 @@ fn run(threads: u64, count: u64, operation: impl Fn(u64, u64) + Sync) -> Outcome
 fn report(name: &str, threads: u64, outcome: &Outcome) {
     let us = |q: f64| outcome.latency_ns.value_at_quantile(q) as f64 / 1e3;
     println!(
-        "{{\"workload\":\"{name}\",\"threads\":{threads},\"ops\":{},\"ops_per_s\":{:.0},\
-         \"cpu_ns_per_op\":{:.0},\"p50_us\":{:.2},\"p99_us\":{:.2},\"p999_us\":{:.2},\"max_ms\":{:.2}}}",
+        "{{\"workload\":\"{name}\",\"threads\":{threads},\"ops\":{},\
+         \"ops_per_s\":{:.0},\"cpu_ns_per_op\":{:.0},\
+         \"p50_us\":{:.2},\"p99_us\":{:.2},\"p999_us\":{:.2},\"max_ms\":{:.2}}}",
         outcome.operations,
         outcome.operations as f64 / outcome.seconds,
         outcome.cpu_ns as f64 / outcome.operations.max(1) as f64,

@@ -1,7 +1,7 @@
 //! The files of segments: made or reused, grown piece by piece, and written.
 //!
-//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, later by several of them, so that
-//! a store takes about the space of what is in its log, whatever the size of a segment.
+//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, later by several of them, so
+//! that a store takes about the space of what is in its log, whatever the size of a segment.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use crate::engine::error::{Error, Result};
 use crate::engine::options::SyncMode;
 use crate::engine::vfs::Vfs;
 
-/// Spares that a log keeps. One is enough for a writer that does not outrun the flushes; each more
-/// is a segment's space for nothing.
+/// Spares that a log keeps. One is enough for a writer that does not outrun the flushes; each
+/// more is a segment's space for nothing.
 pub(super) const SPARES_MAX: usize = 1;
 
-/// The steps by which a file grows double up to this many times the first: an allocation may have to
-/// wait for the file system's journal, and the writers for it.
+/// The steps by which a file grows double up to this many times the first: an allocation may have
+/// to wait for the file system's journal, and the writers for it.
 const STEPS_MAX: u64 = 8;
 
 /// Whether it pays to write a file's blocks before they are used, and to use them again.

@@ -1,7 +1,8 @@
 //! How far the log is written and durable, who may sync, and who waits for it.
 //!
-//! Who writes is settled by the lock of the files ([`super::writer`]). At any time at most one thread
-//! syncs; the others wait on a condition variable until their bytes are through or it is their turn.
+//! Who writes is settled by the lock of the files ([`super::writer`]). At any time at most one
+//! thread syncs; the others wait on a condition variable until their bytes are through or it is
+//! their turn.
 //!
 //! Invariants:
 //! 1. `durable <= written`, and neither goes back;
@@ -34,7 +35,8 @@ pub(super) enum Turn {
 pub(super) struct Progress {
     state: Mutex<State>,
     durable_changed: Condvar,
-    // Release on store, Acquire on load: whoever sees a position also sees the writes it stands for.
+    // Release on store, Acquire on load: whoever sees a position also sees the writes it stands
+    // for.
     /// Stored by the thread that holds the lock of the files.
     written: AtomicU64,
     /// Stored under `state`.

@@ -1,8 +1,8 @@
 //! Walks a table in key order.
 //!
 //! The cursor owns a reference to its table. The key is put together in a buffer (a block stores
-//! it in pieces); the row stays where it is. A cursor that verifies reads each block once, and gives
-//! the memory of what it has read back as it goes.
+//! it in pieces); the row stays where it is. A cursor that verifies reads each block once, and
+//! gives the memory of what it has read back as it goes.
 
 use std::ops::Range;
 use std::sync::Arc;
