@@ -6,6 +6,7 @@
 //! | [`net`] | connections, handed in, so that a simulation can be the network |
 //! | [`peer`] | requests to other nodes, and the answers to theirs |
 //! | [`layout`] | the document that decides: members, tenants, who owns which partition |
+//! | [`placement`] | which owners hold which partition |
 //!
 //! It knows nothing of rows beyond where they belong.
 
@@ -13,5 +14,6 @@ pub mod layout;
 pub mod net;
 pub mod node_id;
 pub mod peer;
+pub mod placement;
 
 pub use node_id::NodeId;

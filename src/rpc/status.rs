@@ -126,6 +126,7 @@ fn row_of(error: &store::Error) -> (Code, Option<Duration>) {
         | E::IdempotencyConflict
         | E::TokenExpired { .. }
         | E::BelowSafePoint
+        | E::Refused { .. }
         | E::FormatTooNew { .. }
         | E::WrongCluster { .. } => (Code::FailedPrecondition, NO),
         E::Overloaded { .. } => (Code::ResourceExhausted, SOON),

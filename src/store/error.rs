@@ -141,6 +141,9 @@ pub enum Error {
     /// The engine failed in a way a client can do nothing about.
     #[error(transparent)]
     Engine(Arc<engine::Error>),
+    /// The cluster refused a change. `reason` is for programs, in `UPPER_SNAKE`, and never changes.
+    #[error("{message}")]
+    Refused { reason: &'static str, message: String },
     /// The store is closing or closed.
     #[error("the store is closed")]
     Closed,
@@ -200,6 +203,7 @@ impl Error {
             Self::Locked { .. } => "LOCKED",
             Self::WrongCluster { .. } => "WRONG_CLUSTER",
             Self::Engine(_) => "ENGINE",
+            Self::Refused { reason, .. } => reason,
             Self::Closed => "CLOSED",
             Self::Unknown { source } => source.reason(),
         }

@@ -51,6 +51,7 @@ mod row;
 mod safe_point;
 mod scan;
 pub mod tenant;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -98,6 +99,8 @@ pub struct StoreOptions {
     pub safe_points: SafePoints,
     /// Which cluster the node belongs to, and whether it takes a new actor.
     pub identity: IdentityOptions,
+    /// Where the tenants are, if not in the store's own directory: then the cluster keeps them.
+    pub catalog: Option<Arc<dyn TenantCatalog>>,
 }
 
 /// How a node that is its own cluster sets its safe points. All in milliseconds.
@@ -169,7 +172,7 @@ pub struct Store {
 
     // Each with its own synchronisation.
     engine: Engine,
-    catalog: Box<dyn TenantCatalog>,
+    catalog: Arc<dyn TenantCatalog>,
     identity: IdentityFile,
     /// The identity's, where every write finds it without a lock.
     actor: AtomicU64,
@@ -237,10 +240,10 @@ impl Store {
         // In this order a start that is refused has changed nothing; see `identity`.
         let (catalog, identity, engine) = if starting.is_first() {
             refuse_rows(vfs, &engine_dir)?;
-            let catalog = LocalCatalog::open_or_create(&environment, dir)?;
+            let catalog = open_catalog(&environment, dir, true, options.catalog)?;
             (catalog, starting.begin()?, open_engine()?)
         } else {
-            let catalog = LocalCatalog::open(&environment, dir)?;
+            let catalog = open_catalog(&environment, dir, false, options.catalog)?;
             let engine = open_engine()?;
             (catalog, starting.begin()?, engine)
         };
@@ -254,7 +257,7 @@ impl Store {
             limits,
             safe_points: options.safe_points,
             engine,
-            catalog: Box::new(catalog),
+            catalog,
             identity,
             minter,
             counters: Counters::default(),
@@ -492,4 +495,24 @@ fn refuse_rows(vfs: &dyn engine::vfs::Vfs, engine_dir: &Path) -> Result<()> {
         return Err(engine::Error::corrupt(engine_dir, 0, what).into());
     }
     Ok(())
+}
+
+/// The catalog of a directory, which is written anew only where no store ever ran; or the one that
+/// was handed in.
+fn open_catalog(
+    environment: &Environment,
+    dir: &Path,
+    is_first: bool,
+    elsewhere: Option<Arc<dyn TenantCatalog>>,
+) -> Result<Arc<dyn TenantCatalog>> {
+    if let Some(catalog) = elsewhere {
+        if LocalCatalog::exists(&*environment.vfs, dir)? {
+            // The cluster would give the ids of its tenants, and so their rows, to others.
+            let why = format!("{} has tenants of its own: it was no cluster's", dir.display());
+            return Err(Error::InvalidArgument { what: "data directory", why });
+        }
+        return Ok(catalog);
+    }
+    let open = if is_first { LocalCatalog::open_or_create } else { LocalCatalog::open };
+    Ok(Arc::new(open(environment, dir)?))
 }
