@@ -10,6 +10,11 @@
 //!
 //! It knows nothing of rows beyond where they belong.
 
+pub mod consensus;
+mod double;
+#[cfg(test)]
+pub(crate) mod double_net;
+pub mod fence;
 pub mod layout;
 pub mod net;
 pub mod node_id;

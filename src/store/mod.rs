@@ -36,7 +36,7 @@
 
 pub mod catalog;
 pub mod disk;
-mod document;
+pub(crate) mod document;
 pub mod environment;
 pub mod error;
 mod idempotency;

@@ -1,0 +1,237 @@
+//! The layout document a node acts under, and its epoch E, the fence (rule R1 of the transitions).
+//!
+//! `LAYOUT` is a store document (`store::document` has its bytes): the layout document as it was
+//! committed, whole.
+//!
+//! 1. Only committed documents are adopted, from this node's learner or from a peer; skipping some
+//!    is allowed.
+//! 2. A document is durable before anybody sees it: before [`Fence::check`] judges by its epoch and
+//!    before the watchers are told.
+//! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
+//! 4. After an error that may have written, nothing is adopted until the next start; what was
+//!    adopted before goes on to count, for nothing was answered by more.
+//!
+//! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
+//! about it is the caller's.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::layout::Document;
+use crate::engine::vfs::Vfs;
+use crate::store::document::Document as File;
+use crate::store::error::{Error, Result};
+
+const NAME: &str = "LAYOUT";
+const FORMAT: u32 = 1;
+
+/// Why a stamp does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StampError {
+    /// It was given under an earlier layout: refuse, name the epoch. Reads as well as writes.
+    #[error("the stamp is of epoch {stamp}, this node has gone on to {epoch}")]
+    StaleLayout {
+        /// The sender's.
+        stamp: u64,
+        /// This node's: E.
+        epoch: u64,
+    },
+    /// It was given under a later layout: fetch the document, adopt it, check again.
+    #[error("the stamp is of epoch {stamp}, this node knows only {epoch}")]
+    MustFetch {
+        /// The sender's.
+        stamp: u64,
+        /// This node's: E.
+        epoch: u64,
+    },
+}
+
+/// The adopted document.
+#[derive(Debug)]
+pub struct Fence {
+    // Constant after open.
+    vfs: Arc<dyn Vfs>,
+    file: File,
+    /// That of the published document; read with every message.
+    epoch: AtomicU64,
+    published: watch::Sender<Arc<Document>>,
+    /// Held while a document is adopted: why none is any more, if so.
+    adopting: Mutex<Option<Error>>,
+}
+
+impl Fence {
+    /// Opens the fence of the node whose data directory is `dir`. Without a file the document is
+    /// the empty one, of epoch 0.
+    ///
+    /// # Errors
+    /// Damage, a newer format, or I/O.
+    pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Self> {
+        let file = File::new(dir, NAME, FORMAT);
+        let document = file.read::<Document>(&*vfs)?.unwrap_or_else(Document::empty);
+        Ok(Self {
+            vfs,
+            file,
+            epoch: AtomicU64::new(document.epoch),
+            published: watch::Sender::new(Arc::new(document)),
+            adopting: Mutex::new(None),
+        })
+    }
+
+    /// The highest epoch known, durably: E.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The adopted document.
+    pub fn current(&self) -> Arc<Document> {
+        Arc::clone(&self.published.borrow())
+    }
+
+    /// Tells of every document that is adopted; some may be skipped.
+    pub fn watch(&self) -> watch::Receiver<Arc<Document>> {
+        self.published.subscribe()
+    }
+
+    /// Judges the epoch under which a request was sent.
+    ///
+    /// # Errors
+    /// See [`StampError`].
+    pub fn check(&self, stamp: u64) -> Result<(), StampError> {
+        let epoch = self.epoch();
+        match stamp.cmp(&epoch) {
+            std::cmp::Ordering::Less => Err(StampError::StaleLayout { stamp, epoch }),
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => Err(StampError::MustFetch { stamp, epoch }),
+        }
+    }
+
+    /// Makes a committed document the one to act under, durably, and tells the watchers. One that
+    /// is not newer changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::WrongCluster`]; [`Error::InvalidArgument`] for a document that cannot follow the
+    /// current one; I/O. After I/O that may have written every later call fails too.
+    pub fn adopt(&self, document: &Arc<Document>) -> Result<()> {
+        let mut refused = self.adopting.lock();
+        if let Some(error) = &*refused {
+            return Err(error.clone());
+        }
+        let current = self.current();
+        if document.version <= current.version {
+            return Ok(());
+        }
+        self.check_successor(&current, document)?;
+        if let Err(error) = self.file.replace(&*self.vfs, &**document) {
+            *refused = Some(Error::ReadOnly { cause: error.to_string() });
+            return Err(error);
+        }
+        self.epoch.store(document.epoch, Ordering::Release);
+        self.published.send_replace(Arc::clone(document));
+        Ok(())
+    }
+
+    fn check_successor(&self, current: &Document, next: &Document) -> Result<()> {
+        if current.epoch > 0 && next.cluster_id != current.cluster_id {
+            return Err(Error::WrongCluster {
+                file: self.file.path().to_path_buf(),
+                expected: next.cluster_id.to_string(),
+                found: current.cluster_id.to_string(),
+            });
+        }
+        if next.epoch < current.epoch {
+            let why = format!(
+                "version {} has epoch {}, version {} had {}",
+                next.version, next.epoch, current.version, current.epoch
+            );
+            return Err(Error::InvalidArgument { what: "layout document", why });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::NodeId;
+    use crate::engine::vfs::fault::FaultVfs;
+    use crate::engine::vfs::mem::MemVfs;
+
+    fn document(version: u64, epoch: u64) -> Arc<Document> {
+        Arc::new(Document { cluster_id: NodeId(7), version, epoch, ..Document::empty() })
+    }
+
+    fn open(vfs: &Arc<dyn Vfs>) -> Fence {
+        Fence::open(Arc::clone(vfs), Path::new("/")).unwrap()
+    }
+
+    #[test]
+    fn a_stamp_below_the_epoch_is_stale_and_one_above_it_must_be_fetched_first() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let fence = open(&vfs);
+        assert_eq!(fence.check(0), Ok(()));
+        fence.adopt(&document(3, 2)).unwrap();
+        assert_eq!(fence.check(1), Err(StampError::StaleLayout { stamp: 1, epoch: 2 }));
+        assert_eq!(fence.check(2), Ok(()));
+        assert_eq!(fence.check(3), Err(StampError::MustFetch { stamp: 3, epoch: 2 }));
+    }
+
+    #[test]
+    fn an_older_document_changes_nothing_and_the_fence_survives_a_restart() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let fence = open(&vfs);
+        let watch = fence.watch();
+        fence.adopt(&document(5, 4)).unwrap();
+        fence.adopt(&document(4, 3)).unwrap();
+        assert_eq!((fence.epoch(), watch.borrow().version), (4, 5));
+        assert_eq!(open(&vfs).current(), document(5, 4));
+    }
+
+    #[test]
+    fn a_document_of_another_cluster_or_with_an_epoch_that_fell_is_refused() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let fence = open(&vfs);
+        fence.adopt(&document(5, 4)).unwrap();
+        let other = Arc::new(Document { cluster_id: NodeId(8), ..(*document(6, 5)).clone() });
+        assert_eq!(fence.adopt(&other).unwrap_err().reason(), "WRONG_CLUSTER");
+        assert_eq!(fence.adopt(&document(6, 3)).unwrap_err().reason(), "INVALID_ARGUMENT");
+        assert_eq!((fence.epoch(), open(&vfs).epoch()), (4, 4));
+    }
+
+    /// `volatile_fence`: an epoch that was acted on must not be forgotten by a crash. The process
+    /// dies at every file call in turn, and whatever was visible before must be there after.
+    #[test]
+    fn an_epoch_that_was_shown_is_durable_whichever_file_call_is_the_last() {
+        let calls = {
+            let faults = FaultVfs::new(Arc::new(MemVfs::new()));
+            let vfs: Arc<dyn Vfs> = Arc::new(faults.clone());
+            let fence = open(&vfs);
+            (1..=3).for_each(|n| fence.adopt(&document(n, n)).unwrap());
+            faults.calls()
+        };
+        for last in 1..=calls {
+            let below = MemVfs::new();
+            let faults = FaultVfs::new(Arc::new(below.clone()));
+            faults.fail_call(last, std::io::ErrorKind::Other);
+            let vfs: Arc<dyn Vfs> = Arc::new(faults);
+            let Ok(fence) = Fence::open(vfs, Path::new("/")) else { continue };
+            let mut shown = 0;
+            for n in 1..=3 {
+                let adopted = fence.adopt(&document(n, n));
+                assert_eq!(adopted.is_ok(), fence.epoch() == n);
+                shown = fence.epoch();
+                if adopted.is_err() {
+                    break;
+                }
+            }
+            for seed in 0..4 {
+                let after: Arc<dyn Vfs> = Arc::new(below.crash_clone(seed));
+                let epoch = open(&after).epoch();
+                assert!(epoch >= shown, "call {last}: {shown} was shown, {epoch} is left");
+            }
+        }
+    }
+}
