@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::layout::Document;
+use super::layout::{Document, Layout};
 use crate::engine::vfs::Vfs;
 use crate::store::document::Document as File;
 use crate::store::error::{Error, Result};
@@ -58,7 +58,7 @@ pub struct Fence {
     file: File,
     /// That of the published document; read with every message.
     epoch: AtomicU64,
-    published: watch::Sender<Arc<Document>>,
+    published: watch::Sender<Arc<Layout>>,
     /// Held while a document is adopted: why none is any more, if so.
     adopting: Mutex<Option<Error>>,
 }
@@ -72,11 +72,13 @@ impl Fence {
     pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Self> {
         let file = File::new(dir, NAME, FORMAT);
         let document = file.read::<Document>(&*vfs)?.unwrap_or_else(Document::empty);
+        document.check().map_err(|why| file.invalid(0, why))?;
+        let layout = Layout::new(Arc::new(document));
         Ok(Self {
             vfs,
             file,
-            epoch: AtomicU64::new(document.epoch),
-            published: watch::Sender::new(Arc::new(document)),
+            epoch: AtomicU64::new(layout.epoch()),
+            published: watch::Sender::new(Arc::new(layout)),
             adopting: Mutex::new(None),
         })
     }
@@ -86,13 +88,18 @@ impl Fence {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The adopted document.
-    pub fn current(&self) -> Arc<Document> {
+    /// The adopted document, made ready for look-ups.
+    pub fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.published.borrow())
     }
 
+    /// The adopted document.
+    pub fn document(&self) -> Arc<Document> {
+        Arc::clone(self.published.borrow().document())
+    }
+
     /// Tells of every document that is adopted; some may be skipped.
-    pub fn watch(&self) -> watch::Receiver<Arc<Document>> {
+    pub fn watch(&self) -> watch::Receiver<Arc<Layout>> {
         self.published.subscribe()
     }
 
@@ -120,21 +127,23 @@ impl Fence {
         if let Some(error) = &*refused {
             return Err(error.clone());
         }
-        let current = self.current();
-        if document.version <= current.version {
+        let current = self.layout();
+        if document.version <= current.version() {
             return Ok(());
         }
-        self.check_successor(&current, document)?;
+        self.check_successor(current.document(), document)?;
         if let Err(error) = self.file.replace(&*self.vfs, &**document) {
             *refused = Some(Error::ReadOnly { cause: error.to_string() });
             return Err(error);
         }
         self.epoch.store(document.epoch, Ordering::Release);
-        self.published.send_replace(Arc::clone(document));
+        self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
         Ok(())
     }
 
     fn check_successor(&self, current: &Document, next: &Document) -> Result<()> {
+        let invalid = |why| Error::InvalidArgument { what: "layout document", why };
+        next.check().map_err(invalid)?;
         if current.epoch > 0 && next.cluster_id != current.cluster_id {
             return Err(Error::WrongCluster {
                 file: self.file.path().to_path_buf(),
@@ -147,7 +156,7 @@ impl Fence {
                 "version {} has epoch {}, version {} had {}",
                 next.version, next.epoch, current.version, current.epoch
             );
-            return Err(Error::InvalidArgument { what: "layout document", why });
+            return Err(invalid(why));
         }
         Ok(())
     }
@@ -157,11 +166,27 @@ impl Fence {
 mod tests {
     use super::*;
     use crate::cluster::NodeId;
+    use crate::cluster::layout::{Command, Member, MemberState};
     use crate::engine::vfs::fault::FaultVfs;
     use crate::engine::vfs::mem::MemVfs;
 
     fn document(version: u64, epoch: u64) -> Arc<Document> {
-        Arc::new(Document { cluster_id: NodeId(7), version, epoch, ..Document::empty() })
+        let member = Member {
+            name: "n1".to_owned(),
+            zone: "z1".to_owned(),
+            weight: 1,
+            state: MemberState::Normal,
+            address: "n1:7946".to_owned(),
+        };
+        let mut document = Document::empty();
+        let form = Command::Form {
+            cluster_id: NodeId(7),
+            partition_bits: 2,
+            members: [(NodeId(1), member)].into(),
+            now_ms: 1,
+        };
+        document.apply(&form);
+        Arc::new(Document { version, epoch, ..document })
     }
 
     fn open(vfs: &Arc<dyn Vfs>) -> Fence {
@@ -186,8 +211,8 @@ mod tests {
         let watch = fence.watch();
         fence.adopt(&document(5, 4)).unwrap();
         fence.adopt(&document(4, 3)).unwrap();
-        assert_eq!((fence.epoch(), watch.borrow().version), (4, 5));
-        assert_eq!(open(&vfs).current(), document(5, 4));
+        assert_eq!((fence.epoch(), watch.borrow().version()), (4, 5));
+        assert_eq!(open(&vfs).document(), document(5, 4));
     }
 
     #[test]

@@ -167,10 +167,11 @@ pub struct Store {
     environment: Environment,
     limits: Limits,
     safe_points: SafePoints,
-    /// Keys contexts and cursors to the cluster.
-    cluster_hash: u64,
 
     // Each with its own synchronisation.
+    /// Keys contexts and cursors to the cluster. Changes once, when the node gets one, before it
+    /// serves.
+    cluster_hash: AtomicU64,
     engine: Engine,
     catalog: Arc<dyn TenantCatalog>,
     identity: IdentityFile,
@@ -251,7 +252,7 @@ impl Store {
         let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
-            cluster_hash: xxh3_64(&identity.identity().cluster_id.to_be_bytes()),
+            cluster_hash: AtomicU64::new(cluster_hash(identity.identity().cluster_id)),
             actor: AtomicU64::new(identity.identity().actor),
             environment,
             limits,
@@ -416,6 +417,17 @@ impl Store {
         self.minter.mint(above)
     }
 
+    /// Gives the node its cluster; see [`IdentityFile::assign_cluster`]. What clients were given
+    /// before is of no use after.
+    ///
+    /// # Errors
+    /// [`Error::WrongCluster`] if it has another one; I/O.
+    pub fn assign_cluster(&self, cluster_id: u128) -> Result<()> {
+        self.identity.assign_cluster(cluster_id)?;
+        self.cluster_hash.store(cluster_hash(Some(cluster_id)), Ordering::Release);
+        Ok(())
+    }
+
     fn raise_clock_to(&self, time: u64) -> Result<()> {
         self.minter.raise_to(time)
     }
@@ -425,7 +437,7 @@ impl Store {
     }
 
     fn context_key(&self, engine_key: &[u8]) -> ContextKey {
-        ContextKey::new(self.cluster_hash, engine_key)
+        ContextKey::new(self.cluster_hash.load(Ordering::Acquire), engine_key)
     }
 
     /// Whether the store takes writes, as far as that does not depend on load or space.
@@ -495,6 +507,10 @@ fn refuse_rows(vfs: &dyn engine::vfs::Vfs, engine_dir: &Path) -> Result<()> {
         return Err(engine::Error::corrupt(engine_dir, 0, what).into());
     }
     Ok(())
+}
+
+fn cluster_hash(cluster_id: Option<u128>) -> u64 {
+    xxh3_64(&cluster_id.unwrap_or_default().to_be_bytes())
 }
 
 /// The catalog of a directory, which is written anew only where no store ever ran; or the one that

@@ -18,6 +18,8 @@
 //! | 8 | checksum of the rest, keyed by cluster and request, little endian |
 //! | rest | the first engine key of the next page, or bytes between two keys |
 
+use std::sync::atomic::Ordering;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Store;
@@ -188,7 +190,7 @@ impl Store {
 
     /// Keys the checksum of cursors of a request.
     fn cursor_seed(&self, scope: u64) -> u64 {
-        xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash)
+        xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash.load(Ordering::Acquire))
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::types::Raft;
 use super::voters::voters;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::layout::{Document, Layout, MemberState};
 
 const TRIES_MAX: u32 = 8;
 
@@ -26,7 +26,7 @@ type Step = ChangeMembers<NodeId, EmptyNode>;
 /// See the module page.
 pub(super) struct Keeper {
     raft: Raft,
-    documents: watch::Receiver<Arc<Document>>,
+    layouts: watch::Receiver<Arc<Layout>>,
     /// Between a step that failed and the next try; doubled each time.
     pause: Duration,
     /// For a step.
@@ -36,11 +36,11 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         raft: Raft,
-        documents: watch::Receiver<Arc<Document>>,
+        layouts: watch::Receiver<Arc<Layout>>,
         pause: Duration,
         patience: Duration,
     ) -> Self {
-        Self { raft, documents, pause, patience }
+        Self { raft, layouts, pause, patience }
     }
 
     /// Runs until the group has stopped.
@@ -52,10 +52,10 @@ impl Keeper {
                 let metrics = metrics.borrow_and_update();
                 (metrics.state == ServerState::Leader, Arc::clone(&metrics.membership_config))
             };
-            let document = Arc::clone(&self.documents.borrow_and_update());
+            let layout = Arc::clone(&self.layouts.borrow_and_update());
             let configs = membership.membership().get_joint_config();
             let nodes = membership.nodes().map(|(id, _)| *id).collect();
-            let step = if leads { next_step(&document, configs, &nodes) } else { None };
+            let step = if leads { next_step(layout.document(), configs, &nodes) } else { None };
             if let Some(step) = step.filter(|_| failures < TRIES_MAX)
                 && !self.take(step).await
             {
@@ -67,7 +67,7 @@ impl Keeper {
             let ended = tokio::select! {
                 biased;
                 changed = metrics.changed() => changed.is_err(),
-                changed = self.documents.changed() => changed.is_err(),
+                changed = self.layouts.changed() => changed.is_err(),
             };
             if ended {
                 return;

@@ -44,7 +44,7 @@ use self::state_machine::StateMachine;
 use self::types::{Proposal, Raft};
 use super::NodeId;
 use super::fence::Fence;
-use super::layout::{Answer, Command, Document, Member};
+use super::layout::{Answer, Command, Layout, Member};
 use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine;
 use crate::store::environment::Environment;
@@ -356,7 +356,7 @@ impl Consensus {
     }
 
     /// The committed documents, as this node learns of them; see [`Fence::watch`].
-    pub fn watch(&self) -> watch::Receiver<Arc<Document>> {
+    pub fn watch(&self) -> watch::Receiver<Arc<Layout>> {
         self.fence.watch()
     }
 

@@ -69,6 +69,7 @@ impl StateMachine {
             snapshot: None,
         };
         if let Some(stored) = snapshot {
+            stored.document.check().map_err(|why| file.invalid(0, why))?;
             state.load(stored);
         }
         // The fence may have missed it: a crash came between the snapshot and the adoption.
@@ -171,9 +172,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
-        let document = serde_json::from_slice(snapshot.get_ref()).map_err(|error| {
-            StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(&error))
-        })?;
+        let invalid = |error| StorageIOError::read_snapshot(Some(meta.signature()), error);
+        let document: Document = serde_json::from_slice(snapshot.get_ref())
+            .map_err(|error| invalid(AnyError::new(&error)))?;
+        document.check().map_err(|why| invalid(AnyError::error(why)))?;
         let stored = Stored { meta: meta.clone(), document };
         let mut state = self.state.lock();
         self.save(&stored)?;

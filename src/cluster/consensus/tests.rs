@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::cluster::double_net::{DoubleNet, Handler};
-use crate::cluster::layout::MemberState;
+use crate::cluster::layout::{Document, MemberState};
 use crate::engine::vfs::mem::MemVfs;
+use crate::store::TenantSpec;
 use crate::store::environment::ManualClock;
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -37,8 +38,17 @@ fn within(seconds: u64) -> Instant {
     Instant::now() + Duration::from_secs(seconds)
 }
 
-fn tenant_like(epoch: u64, node: u128) -> Command {
-    Command::Fenced { node: id(node), epoch }
+fn create(n: u128) -> Command {
+    Command::CreateTenant { spec: TenantSpec::new(format!("t{n}")), now_ms: NOW_MS }
+}
+
+/// Whether the document has the tenant of [`create`].
+fn has(document: &Arc<Document>, n: u128) -> bool {
+    document.tenants.values().any(|tenant| tenant.name == format!("t{n}"))
+}
+
+fn is_created(answer: &Result<Answer, ProposeError>) -> bool {
+    matches!(answer, Ok(Answer::Tenant(_)))
 }
 
 /// A node: its disk, and what runs on it.
@@ -144,9 +154,9 @@ impl Cluster {
     /// Waits until node `n` acts under a document of at least this version.
     async fn learned(&self, n: u128, version: u64) -> Arc<Document> {
         let mut watch = self.nodes[&n].fence.watch();
-        let learned = watch.wait_for(|document| document.version >= version);
+        let learned = watch.wait_for(|layout| layout.version() >= version);
         let learned = tokio::time::timeout(Duration::from_secs(30), learned).await;
-        Arc::clone(&learned.expect("it learns in time").expect("the fence lives"))
+        Arc::clone(learned.expect("it learns in time").expect("the fence lives").document())
     }
 }
 
@@ -167,12 +177,12 @@ async fn three_nodes_that_all_form_the_cluster_form_it_once() {
 async fn a_proposal_reaches_the_leader_from_every_node_and_every_node_learns_of_it() {
     let cluster = Cluster::formed(3).await;
     for n in 1..=3 {
-        let answer = cluster.group(n).propose(tenant_like(1, n), within(5)).await;
-        assert_eq!(answer, Ok(Answer::Done { epoch: 1 }));
+        let answer = cluster.group(n).propose(create(n), within(5)).await;
+        assert!(is_created(&answer), "{answer:?}");
     }
     for n in 1..=3 {
         let document = cluster.learned(n, 4).await;
-        assert_eq!(document.fenced, (1..=3).map(id).collect());
+        assert!((1..=3).all(|k| has(&document, k)));
     }
 }
 
@@ -182,12 +192,12 @@ async fn the_others_elect_a_leader_when_theirs_dies_and_it_follows_when_it_retur
     let dead = cluster.leader(1).await;
     let alive: Vec<u128> = (1..=3).filter(|n| *n != dead).collect();
     let disk = cluster.crash(dead).await;
-    let answer = cluster.group(alive[0]).propose(tenant_like(1, 7), within(20)).await;
-    assert_eq!(answer, Ok(Answer::Done { epoch: 1 }));
+    let answer = cluster.group(alive[0]).propose(create(7), within(20)).await;
+    assert!(is_created(&answer), "{answer:?}");
 
     cluster.start(dead, disk, ConsensusOptions::default()).await;
     let document = cluster.learned(dead, 2).await;
-    assert!(document.fenced.contains(&id(7)));
+    assert!(has(&document, 7));
     assert_ne!(cluster.leader(dead).await, dead);
 }
 
@@ -197,8 +207,8 @@ async fn what_was_answered_survives_a_power_loss_of_all_nodes() {
     let mut cluster = Cluster::formed(3).await;
     for round in 0..6_u128 {
         let from = round % 3 + 1;
-        let answer = cluster.group(from).propose(tenant_like(1, 100 + round), within(20)).await;
-        assert_eq!(answer, Ok(Answer::Done { epoch: 1 }), "round {round}");
+        let answer = cluster.group(from).propose(create(100 + round), within(20)).await;
+        assert!(is_created(&answer), "round {round}: {answer:?}");
         let mut disks = Vec::new();
         for n in 1..=3 {
             disks.push((n, cluster.crash(n).await));
@@ -208,7 +218,7 @@ async fn what_was_answered_survives_a_power_loss_of_all_nodes() {
         }
         for n in 1..=3 {
             let document = cluster.learned(n, round as u64 + 2).await;
-            assert!((0..=round).all(|k| document.fenced.contains(&id(100 + k))), "round {round}");
+            assert!((0..=round).all(|k| has(&document, 100 + k)), "round {round}");
         }
     }
 }
@@ -217,23 +227,22 @@ async fn what_was_answered_survives_a_power_loss_of_all_nodes() {
 /// failed, and must not show them.
 #[tokio::test(start_paused = true)]
 async fn a_minority_commits_nothing_and_says_that_it_does_not_know() {
-    let mut cluster = Cluster::formed(3).await;
+    let cluster = Cluster::formed(3).await;
     let leader = cluster.leader(1).await;
     let others: BTreeSet<u128> = (1..=3).filter(|n| *n != leader).collect();
     for other in &others {
         cluster.net.cut(id(leader), id(*other));
     }
-    let lost = cluster.group(leader).propose(tenant_like(1, 7), within(10)).await;
+    let lost = cluster.group(leader).propose(create(7), within(10)).await;
     assert_eq!(lost.unwrap_err().outcome(), Outcome::Unknown);
-    assert!(cluster.nodes[&leader].fence.current().fenced.is_empty());
+    assert!(!has(&cluster.nodes[&leader].fence.document(), 7));
 
     let first = *others.first().unwrap();
-    let kept = cluster.group(first).propose(tenant_like(1, 8), within(20)).await;
-    assert_eq!(kept, Ok(Answer::Done { epoch: 1 }));
+    let kept = cluster.group(first).propose(create(8), within(20)).await;
+    assert!(is_created(&kept), "{kept:?}");
     cluster.net.heal();
     let document = cluster.learned(leader, 2).await;
-    assert_eq!(document.fenced, BTreeSet::from([id(8)]), "what the minority took is gone");
-    let _disk = cluster.crash(first).await;
+    assert!(has(&document, 8) && !has(&document, 7), "what the minority took is gone");
 }
 
 /// A follower cut off from everybody has nobody to propose to: nothing happened, and it says so.
@@ -244,7 +253,7 @@ async fn a_proposal_that_never_reached_a_leader_was_not_applied() {
     let lonely = (1..=3).find(|n| *n != leader).unwrap();
     (1..=3).filter(|n| *n != lonely).for_each(|n| cluster.net.cut(id(lonely), id(n)));
     cluster.wait(lonely, |status| status.leader.is_none()).await;
-    let refused = cluster.group(lonely).propose(tenant_like(1, 7), within(5)).await;
+    let refused = cluster.group(lonely).propose(create(7), within(5)).await;
     assert_eq!(refused, Err(ProposeError::NoLeader));
 }
 
@@ -255,9 +264,9 @@ async fn a_lost_answer_is_an_unknown_outcome() {
     let leader = cluster.leader(1).await;
     let follower = (1..=3).find(|n| *n != leader).unwrap();
     cluster.net.lose_replies(id(leader), id(follower));
-    let answer = cluster.group(follower).propose(tenant_like(1, 7), within(2)).await;
+    let answer = cluster.group(follower).propose(create(7), within(2)).await;
     assert_eq!(answer.unwrap_err().outcome(), Outcome::Unknown);
-    assert!(cluster.learned(leader, 2).await.fenced.contains(&id(7)));
+    assert!(has(&cluster.learned(leader, 2).await, 7));
 }
 
 /// A node that was away for longer than the log reaches back gets the snapshot, and its own log
@@ -274,16 +283,16 @@ async fn a_node_that_was_away_too_long_is_caught_up_by_a_snapshot() {
     let disk = cluster.crash(away).await;
     let from = away % 3 + 1;
     for n in 0..60 {
-        let answer = cluster.group(from).propose(tenant_like(1, 1000 + n), within(20)).await;
-        assert_eq!(answer, Ok(Answer::Done { epoch: 1 }));
+        let answer = cluster.group(from).propose(create(1000 + n), within(20)).await;
+        assert!(is_created(&answer), "{answer:?}");
     }
     cluster.start(away, disk, options).await;
     let document = cluster.learned(away, 61).await;
-    assert_eq!(document.fenced.len(), 60);
+    assert_eq!(document.tenants.len(), 61);
     let disk = cluster.crash(away).await;
     assert!(engine::vfs::Vfs::exists(&disk, Path::new("/raft/SNAPSHOT")).unwrap());
     cluster.start(away, disk, options).await;
-    assert_eq!(cluster.nodes[&away].fence.current().version, 61);
+    assert_eq!(cluster.nodes[&away].fence.document().version, 61);
     cluster.wait(away, |status| status.leader.is_some()).await;
 }
 
@@ -300,8 +309,8 @@ async fn a_member_of_the_document_becomes_a_learner_of_the_group() {
     assert_eq!(document.members[&id(4)].state, MemberState::Joining);
     let status = cluster.wait(4, |status| status.learners.contains(&id(4))).await;
     assert_eq!(status.voters, (1..=3).map(id).collect());
-    let answer = cluster.group(4).propose(tenant_like(2, 4), within(5)).await;
-    assert_eq!(answer, Ok(Answer::Done { epoch: 2 }));
+    let answer = cluster.group(4).propose(create(4), within(5)).await;
+    assert!(is_created(&answer), "{answer:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,7 +352,7 @@ fn the_same_seeds_elect_the_same_leaders() {
                 let leader = cluster.leader(from).await;
                 let disk = cluster.crash(leader).await;
                 let from = *cluster.nodes.keys().next().unwrap();
-                let answer = cluster.group(from).propose(tenant_like(1, leader), within(30)).await;
+                let answer = cluster.group(from).propose(create(leader), within(30)).await;
                 trace.push((leader, answer, began.elapsed()));
                 cluster.start(leader, disk, ConsensusOptions::default()).await;
             }
