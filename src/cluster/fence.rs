@@ -8,7 +8,9 @@
 //! 2. A document is durable before anybody sees it: before [`Fence::check`] judges by its epoch and
 //!    before the watchers are told.
 //! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
-//! 4. After an error that may have written, nothing is adopted until the next start; what was
+//! 4. While a [`Pass`] is held the epoch is not raised: whoever raises it and then looks at the
+//!    store sees everything that was taken under the epochs before.
+//! 5. After an error that may have written, nothing is adopted until the next start; what was
 //!    adopted before goes on to count, for nothing was answered by more.
 //!
 //! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
@@ -18,16 +20,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
+use super::NodeId;
 use super::layout::{Document, Layout};
+use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine::vfs::Vfs;
+use crate::proto::{DocumentReply, DocumentRequest};
 use crate::store::document::Document as File;
 use crate::store::error::{Error, Result};
 
 const NAME: &str = "LAYOUT";
 const FORMAT: u32 = 1;
+
+/// Held while something is done with rows under an epoch: briefly, never while waiting for others,
+/// and never twice by one thread.
+pub type Pass<'f> = RwLockReadGuard<'f, u64>;
 
 /// Why a stamp does not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +69,8 @@ pub struct Fence {
     file: File,
     /// That of the published document; read with every message.
     epoch: AtomicU64,
+    /// The same, behind the lock that everything done with rows passes.
+    gate: RwLock<u64>,
     published: watch::Sender<Arc<Layout>>,
     /// Held while a document is adopted: why none is any more, if so.
     adopting: Mutex<Option<Error>>,
@@ -78,6 +91,7 @@ impl Fence {
             vfs,
             file,
             epoch: AtomicU64::new(layout.epoch()),
+            gate: RwLock::new(layout.epoch()),
             published: watch::Sender::new(Arc::new(layout)),
             adopting: Mutex::new(None),
         })
@@ -103,17 +117,67 @@ impl Fence {
         self.published.subscribe()
     }
 
-    /// Judges the epoch under which a request was sent.
+    /// Judges the epoch under which a request was sent. What is done with rows goes through
+    /// [`Fence::enter`] instead: the epoch may rise right after this.
     ///
     /// # Errors
     /// See [`StampError`].
     pub fn check(&self, stamp: u64) -> Result<(), StampError> {
-        let epoch = self.epoch();
-        match stamp.cmp(&epoch) {
-            std::cmp::Ordering::Less => Err(StampError::StaleLayout { stamp, epoch }),
-            std::cmp::Ordering::Equal => Ok(()),
-            std::cmp::Ordering::Greater => Err(StampError::MustFetch { stamp, epoch }),
+        judge(stamp, self.epoch())
+    }
+
+    /// Goes in under the epoch `stamp`, which stays the node's while the pass is held.
+    ///
+    /// # Errors
+    /// See [`StampError`].
+    pub fn enter(&self, stamp: u64) -> Result<Pass<'_>, StampError> {
+        let pass = self.gate.read();
+        judge(stamp, *pass)?;
+        Ok(pass)
+    }
+
+    /// Fetches the document of `epoch` or a later one from `from` and adopts it. Nothing is asked
+    /// if this node knows it by now.
+    ///
+    /// # Errors
+    /// The call's; [`PeerError::Refused`] for a document that is not of that epoch, or cannot be
+    /// adopted.
+    pub async fn learn(
+        &self,
+        peers: &dyn Peers,
+        from: NodeId,
+        epoch: u64,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        if self.epoch() >= epoch {
+            return Ok(());
         }
+        let request = Request::Document(DocumentRequest {});
+        let reply = peers.call(from, Class::Control, self.epoch(), request, timeout).await?;
+        let refused = |reason: &str, message: String| PeerError::Refused {
+            reason: reason.to_owned(),
+            message,
+        };
+        let Reply::Document(reply) = reply else {
+            return Err(refused("INTERNAL", "the reply is of another kind".to_owned()));
+        };
+        let document: Document = serde_json::from_slice(&reply.document)
+            .map_err(|error| refused("INVALID_ARGUMENT", error.to_string()))?;
+        self.adopt(&Arc::new(document))
+            .map_err(|error| refused(error.reason(), error.to_string()))?;
+        if self.epoch() < epoch {
+            let message = format!("{from} knows no document of epoch {epoch}");
+            return Err(refused("STALE_LAYOUT", message));
+        }
+        Ok(())
+    }
+
+    /// Answers [`Request::Document`].
+    pub fn handle_document(&self) -> DocumentReply {
+        let document = self.document();
+        let known = document.is_formed().then(|| serde_json::to_vec(&*document));
+        let json = known.map(|json| json.expect("a document is plain data")).unwrap_or_default();
+        DocumentReply { document: json.into() }
     }
 
     /// Makes a committed document the one to act under, durably, and tells the watchers. One that
@@ -136,6 +200,7 @@ impl Fence {
             *refused = Some(Error::ReadOnly { cause: error.to_string() });
             return Err(error);
         }
+        *self.gate.write() = document.epoch;
         self.epoch.store(document.epoch, Ordering::Release);
         self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
         Ok(())
@@ -162,10 +227,18 @@ impl Fence {
     }
 }
 
+fn judge(stamp: u64, epoch: u64) -> Result<(), StampError> {
+    match stamp.cmp(&epoch) {
+        std::cmp::Ordering::Less => Err(StampError::StaleLayout { stamp, epoch }),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(StampError::MustFetch { stamp, epoch }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::NodeId;
+    use crate::cluster::double_net::{DoubleNet, Handler};
     use crate::cluster::layout::{Command, Member, MemberState};
     use crate::engine::vfs::fault::FaultVfs;
     use crate::engine::vfs::mem::MemVfs;
@@ -202,6 +275,60 @@ mod tests {
         assert_eq!(fence.check(1), Err(StampError::StaleLayout { stamp: 1, epoch: 2 }));
         assert_eq!(fence.check(2), Ok(()));
         assert_eq!(fence.check(3), Err(StampError::MustFetch { stamp: 3, epoch: 2 }));
+    }
+
+    /// `no_write_fence`: a snapshot taken after the fence must hold what passed before it.
+    #[test]
+    fn the_epoch_does_not_rise_while_somebody_acts_under_it() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let fence = open(&vfs);
+        fence.adopt(&document(1, 1)).unwrap();
+        assert_eq!(fence.enter(0).unwrap_err(), StampError::StaleLayout { stamp: 0, epoch: 1 });
+        let pass = fence.enter(1).unwrap();
+        std::thread::scope(|scope| {
+            let adopting = scope.spawn(|| fence.adopt(&document(2, 2)));
+            while open(&vfs).epoch() < 2 {
+                std::thread::yield_now();
+            }
+            // The document is durable, and waits for the pass.
+            assert_eq!((fence.epoch(), fence.layout().epoch(), *pass), (1, 1, 1));
+            drop(pass);
+            adopting.join().unwrap().unwrap();
+        });
+        assert_eq!(fence.enter(1).unwrap_err(), StampError::StaleLayout { stamp: 1, epoch: 2 });
+        assert_eq!(*fence.enter(2).unwrap(), 2);
+    }
+
+    struct Answering(Arc<Fence>);
+
+    #[tonic::async_trait]
+    impl Handler for Answering {
+        async fn handle(
+            &self,
+            _from: NodeId,
+            request: Request,
+            _timeout: Duration,
+        ) -> Result<Reply, PeerError> {
+            assert_eq!(request, Request::Document(DocumentRequest {}));
+            Ok(Reply::Document(self.0.handle_document()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_later_document_is_learned_from_a_peer_and_durable_before_it_counts() {
+        let net = DoubleNet::new();
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let (ours, theirs) =
+            (open(&vfs), Arc::new(open(&(Arc::new(MemVfs::new()) as Arc<dyn Vfs>))));
+        net.serve(NodeId(2), "n2:7946", Arc::new(Answering(Arc::clone(&theirs))));
+        let peers = net.peers(NodeId(1));
+        let learn = |epoch| ours.learn(&*peers, NodeId(2), epoch, Duration::from_secs(1));
+        assert!(learn(1).await.is_err(), "it has none itself");
+        theirs.adopt(&document(6, 5)).unwrap();
+        learn(4).await.unwrap();
+        assert_eq!((ours.epoch(), open(&vfs).epoch()), (5, 5));
+        let error = learn(6).await.unwrap_err();
+        assert!(matches!(&error, PeerError::Refused { reason, .. } if reason == "STALE_LAYOUT"));
     }
 
     #[test]

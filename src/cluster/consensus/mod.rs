@@ -36,7 +36,7 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::log_store::LogStore;
 use self::network::{Network, SNAPSHOT_PIECE_BYTES};
@@ -221,7 +221,8 @@ impl Consensus {
     }
 
     /// Forms the cluster whose first members are `members`, all of which call this with the same
-    /// ones, as often as they need to: whoever is first, it happens once.
+    /// ones, as often as they need to: whoever is first, it happens once. Because it does, an
+    /// unknown outcome is no answer: it is proposed again until the deadline.
     ///
     /// # Errors
     /// As [`Consensus::propose`]; after an error nothing speaks against calling it again.
@@ -242,7 +243,15 @@ impl Consensus {
             }
         }
         let members = members.clone();
-        self.propose(Command::Form { cluster_id, partition_bits, members, now_ms }, deadline).await
+        let command = Command::Form { cluster_id, partition_bits, members, now_ms };
+        loop {
+            match self.propose(command.clone(), deadline).await {
+                Err(ProposeError::Unknown { .. }) if Instant::now() < deadline => {
+                    sleep_until(deadline.min(Instant::now() + self.heartbeat)).await;
+                }
+                settled => return settled,
+            }
+        }
     }
 
     /// Has a command committed, here or by the leader, and says what came of it. Answered when it

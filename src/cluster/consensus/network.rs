@@ -82,7 +82,7 @@ impl Link {
         E: std::error::Error,
     {
         let Network { peers, fence, .. } = &self.network;
-        let request = Request::Raft(request.into());
+        let request = Request::Raft(request);
         let reply = peers.call(self.to, Class::Control, fence.epoch(), request, timeout).await;
         let bytes = match reply {
             Ok(Reply::Raft(bytes)) => bytes,

@@ -8,6 +8,8 @@
 //! 3. Every change is handed to the fence, which makes it durable and then shows it: an answer is
 //!    given only for what is durable and visible on this node.
 
+#![expect(clippy::result_large_err, reason = "the error is openraft's, and so is its size")]
+
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
