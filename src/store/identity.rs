@@ -13,8 +13,8 @@
 //! 5. The generation grows with every start, whatever the clock says.
 //! 6. A damaged or missing file beside others is corruption, never a first start.
 //! 7. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
-//! 8. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it is
-//!    given one once, durably, by [`IdentityFile::assign_cluster`].
+//! 8. A node has one cluster in its life. A directory may begin without one
+//!    ([`IdentityOptions`]); it is given one once, durably, by [`IdentityFile::assign_cluster`].
 //!
 //! The caller holds the lock of the directory. In a new one it writes the catalog, begins, and then
 //! makes the engine's directory: only so is a directory without `IDENTITY` a new one. In any other

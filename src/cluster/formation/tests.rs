@@ -14,7 +14,7 @@ use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
 use crate::store::environment::ManualClock;
-use crate::store::{IdentityFile, IdentityOptions};
+use crate::store::{IdentityFile, IdentityOptions, Starting};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -123,7 +123,7 @@ impl World {
         let environment = self.environment(vfs, now_ms);
         let dir = Path::new("/");
         let later = IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
-        let identity = Arc::new(IdentityFile::open(&environment, dir, later)?);
+        let identity = Arc::new(Starting::read(&environment, dir, later)?.begin()?);
         let fence = Arc::new(Fence::open(Arc::clone(&environment.vfs), dir)?);
         let formation = Formation::open(
             &environment,
