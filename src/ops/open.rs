@@ -10,7 +10,7 @@ pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
     let options = StoreOptions {
         engine: config.engine_options()?,
         limits: config.store_limits(),
-        identity: IdentityOptions { cluster_id: config.cluster.id.0, rotate: false },
+        identity: IdentityOptions { cluster_id: config.cluster.id.0, ..IdentityOptions::default() },
         ..StoreOptions::default()
     };
     Store::open(&dir, options).map_err(|source| Error::Open { dir, source })
