@@ -272,7 +272,10 @@ mod tests {
 
         /// A vote that rotted away must not read as one that was never given.
         #[test]
-        fn a_flipped_bit_before_the_last_frame_is_corruption(at in any::<usize>(), bit in 0..8_u32) {
+        fn a_flipped_bit_before_the_last_frame_is_corruption(
+            at in any::<usize>(),
+            bit in 0..8_u32,
+        ) {
             let frames = three();
             let mut bytes = encode(&frames);
             let last = FRAME_HEADER_BYTES + frames[2].body.len();
@@ -296,7 +299,8 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             prop_assert!(decode(path(), &bytes).is_err());
-            let (found, whole) = decode(path(), &[encode(&three()), bytes.clone()].concat()).unwrap();
+            let file = [encode(&three()), bytes.clone()].concat();
+            let (found, whole) = decode(path(), &file).unwrap();
             prop_assert_eq!((found, whole), (three(), bytes.is_empty()));
         }
     }

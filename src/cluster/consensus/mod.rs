@@ -134,6 +134,23 @@ impl ProposeError {
     }
 }
 
+/// For the tenants, which are the store's matter.
+impl From<ProposeError> for store::Error {
+    fn from(error: ProposeError) -> Self {
+        let message = error.to_string();
+        match error {
+            ProposeError::NoLeader => Self::Refused { reason: "NO_LEADER", message },
+            ProposeError::TooLarge { .. } => {
+                Self::InvalidArgument { what: "command", why: message }
+            }
+            ProposeError::Stopped { .. } => Self::Closed,
+            ProposeError::Unknown { .. } => {
+                Self::unknown(Self::Refused { reason: "NO_LEADER", message })
+            }
+        }
+    }
+}
+
 /// The group as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
@@ -206,6 +223,7 @@ impl Consensus {
             .and_then(|()| vfs.sync_dir(dir))
             .map_err(engine::Error::io("create", &raft_dir))
             .map_err(store::Error::from)?;
+        check_whole(&**vfs, &raft_dir)?;
         let log = LogStore::open(Arc::clone(vfs), &raft_dir)?;
         let machine = StateMachine::open(Arc::clone(vfs), &raft_dir, Arc::clone(&fence))?;
         let heartbeat = Duration::from_millis(options.heartbeat_ms);
@@ -389,6 +407,17 @@ impl Consensus {
         // An error says that it ended by itself before.
         let _ended = self.raft.shutdown().await;
     }
+}
+
+/// A member that lost its votes but not its snapshot must not vote again.
+fn check_whole(vfs: &dyn engine::vfs::Vfs, raft_dir: &Path) -> Result<(), store::Error> {
+    let (log, snapshot) = (raft_dir.join("LOG"), raft_dir.join("SNAPSHOT"));
+    let exists = |path: &Path| vfs.exists(path).map_err(engine::Error::io("look for", path));
+    if exists(&snapshot)? && !exists(&log)? {
+        let what = "it is missing beside SNAPSHOT";
+        return Err(engine::Error::corrupt(&log, 0, what).into());
+    }
+    Ok(())
 }
 
 fn encode_command(command: &Command) -> Result<Vec<u8>, ProposeError> {

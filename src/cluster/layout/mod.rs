@@ -27,6 +27,8 @@ mod apply;
 mod catalog;
 mod change;
 mod check;
+#[cfg(test)]
+mod model;
 mod refusal;
 pub mod rules;
 mod sets;

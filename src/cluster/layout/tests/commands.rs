@@ -303,9 +303,10 @@ fn a_weight_changes_by_a_transition() {
     assert_eq!(refused(&document.apply(&stranger)), "UNKNOWN_NODE");
 }
 
-/// D3: a node that lost partitions may hold old rows of them until it says that it does not.
+/// The table's `purge_before_departed_report` (I5, D3): a node that lost partitions may hold old
+/// rows of them until it says that it does not; a delete forgotten before would be undone by them.
 #[test]
-fn safe_points_wait_for_those_who_lost_a_partition() {
+fn purge_before_departed_report() {
     let mut document = formed(&[1, 2, 3]);
     assert!(layout(&document).safe_points_may_move());
     now(&mut document, |document| join(document, &[4]));
