@@ -69,7 +69,7 @@ impl Proposer for ByConsensusOnly {
 }
 
 /// Whether the node forms a cluster of one, at once.
-pub(super) fn is_alone(config: &Config) -> bool {
+fn is_alone(config: &Config) -> bool {
     config.cluster.seeds.0.is_empty() && config.cluster.bootstrap_expect <= 1
 }
 

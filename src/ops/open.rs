@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::Config;
 use super::node::Error;
-use super::member::{ByConsensusOnly, Opened, is_alone};
+use super::member::{ByConsensusOnly, Opened};
 use super::world::World;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::LayoutCatalog;
@@ -28,7 +28,8 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
             limits: config.store_limits(),
             identity: IdentityOptions {
                 cluster_id: config.cluster.id.0,
-                cluster_later: !is_alone(config),
+                // It is formed or joined, also by a node that is alone.
+                cluster_later: true,
                 ..IdentityOptions::default()
             },
             catalog: Some(Arc::clone(&catalog) as _),

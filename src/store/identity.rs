@@ -292,7 +292,7 @@ fn first_start(
 /// The cluster of a directory that has none.
 fn first_cluster(random: &dyn Random, options: IdentityOptions) -> Result<Option<u128>> {
     match options.cluster_id {
-        None if options.cluster_later => Ok(None),
+        _ if options.cluster_later => Ok(None),
         None => uuid::mint(random).map(Some),
         given => Ok(given),
     }

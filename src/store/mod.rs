@@ -575,27 +575,3 @@ fn refuse_rows(vfs: &dyn engine::vfs::Vfs, engine_dir: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-fn cluster_hash(cluster_id: Option<u128>) -> u64 {
-    xxh3_64(&cluster_id.unwrap_or_default().to_be_bytes())
-}
-
-/// The catalog of a directory, which is written anew only where no store ever ran; or the one that
-/// was handed in.
-fn open_catalog(
-    environment: &Environment,
-    dir: &Path,
-    is_first: bool,
-    elsewhere: Option<Arc<dyn TenantCatalog>>,
-) -> Result<Arc<dyn TenantCatalog>> {
-    if let Some(catalog) = elsewhere {
-        if LocalCatalog::exists(&*environment.vfs, dir)? {
-            // The cluster would give the ids of its tenants, and so their rows, to others.
-            let why = format!("{} has tenants of its own: it was no cluster's", dir.display());
-            return Err(Error::InvalidArgument { what: "data directory", why });
-        }
-        return Ok(catalog);
-    }
-    let open = if is_first { LocalCatalog::open_or_create } else { LocalCatalog::open };
-    Ok(Arc::new(open(environment, dir)?))
-}
