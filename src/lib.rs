@@ -10,6 +10,7 @@
 //! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
 //! | [`proto`] | generated messages, services and clients |
 //! | [`cluster`] | who is there and who owns what |
+//! | [`resilience`] | deadlines, retries, circuit breakers, bulkheads. Knows no other module |
 //! | [`rpc`] | the gRPC services over the store |
 //! | [`client`] | the Rust client of the services |
 //! | [`ops`] | settings, metrics, health, the life of a node |
@@ -24,5 +25,6 @@ pub mod cluster;
 pub mod engine;
 pub mod ops;
 pub mod proto;
+pub mod resilience;
 pub mod rpc;
 pub mod store;

@@ -26,7 +26,8 @@ pub use error::{Error, Outcome};
 use crate::proto;
 use crate::proto::admin_client::AdminClient;
 use crate::proto::key_value_client::KeyValueClient;
-use retry::{Backoff, Budget};
+use crate::resilience::retry::Budget;
+use retry::Backoff;
 
 /// The raw client of the `Admin` service.
 pub type Admin = AdminClient<Channel>;
@@ -112,7 +113,7 @@ impl Client {
             let why = "none is given".to_owned();
             return Err(Error::Endpoint { uri: String::new(), why });
         }
-        Ok(Self { channels, next: AtomicUsize::new(0), options, budget: Budget::default() })
+        Ok(Self { channels, next: AtomicUsize::new(0), options, budget: retry::budget() })
     }
 
     fn channel(&self) -> Channel {

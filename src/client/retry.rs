@@ -7,15 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-/// The first wait is at most this.
-const FIRST: Duration = Duration::from_millis(50);
-/// No wait is longer, unless the server asks for it.
-const LONGEST: Duration = Duration::from_secs(5);
+use crate::resilience::retry::{self, Budget};
 
-/// Successes that pay for one retry.
-const PRICE: u64 = 10;
-/// Retries that can be saved up; so many are there at the start.
-const SAVED_MAX: u64 = 100;
+/// No wait is longer than its longest, unless the server asks for it.
+const WAITS: retry::Backoff =
+    retry::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// The waits of one call.
 #[derive(Debug, Default)]
@@ -26,10 +22,8 @@ pub(super) struct Backoff {
 impl Backoff {
     /// The next wait: random up to a limit that doubles, and not before the server's `asked`.
     pub fn next(&mut self, asked: Option<Duration>) -> Duration {
-        let limit = FIRST.saturating_mul(1 << self.tried.min(16)).min(LONGEST);
         self.tried += 1;
-        let jitter = limit.mul_f64((random() >> 11) as f64 / (1_u64 << 53) as f64);
-        asked.unwrap_or_default() + jitter
+        asked.unwrap_or_default() + WAITS.wait(self.tried, random())
     }
 
     /// Calls that failed so far.
@@ -39,30 +33,8 @@ impl Backoff {
 }
 
 /// Retries are at most a tenth of the calls that succeed, after the first hundred.
-#[derive(Debug)]
-pub(super) struct Budget(
-    // Relaxed: a rate, not a lock; it guards no other data.
-    AtomicU64,
-);
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self(AtomicU64::new(SAVED_MAX * PRICE))
-    }
-}
-
-impl Budget {
-    /// A call succeeded.
-    pub fn earn(&self) {
-        let add = |saved: u64| (saved < SAVED_MAX * PRICE).then(|| saved + 1);
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-    }
-
-    /// Takes one retry, if there is one.
-    pub fn spend(&self) -> bool {
-        let take = |saved: u64| saved.checked_sub(PRICE);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
-    }
+pub(super) fn budget() -> Budget {
+    Budget::new(10, 100)
 }
 
 /// A number nobody can foresee from others' calls: keyed by the process.
@@ -88,27 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_are_random_below_a_limit_that_grows_to_a_cap() {
+    fn no_wait_is_shorter_than_the_server_asks() {
         let mut backoff = Backoff::default();
-        for tried in 0..40_u32 {
-            let limit = FIRST.saturating_mul(1 << tried.min(16)).min(LONGEST);
-            assert!(backoff.next(None) <= limit);
+        for _ in 0..40 {
+            assert!(backoff.next(None) <= Duration::from_secs(5));
         }
         assert!(backoff.next(Some(Duration::from_secs(9))) >= Duration::from_secs(9));
-    }
-
-    #[test]
-    fn a_budget_that_is_spent_is_earned_back_by_successes_only() {
-        let budget = Budget::default();
-        let spent = std::iter::repeat_with(|| budget.spend()).take_while(|ok| *ok).count();
-        assert_eq!(spent as u64, SAVED_MAX);
-        for _ in 0..PRICE - 1 {
-            budget.earn();
-        }
-        assert!(!budget.spend());
-        budget.earn();
-        assert!(budget.spend());
-        assert!(!budget.spend());
     }
 
     #[test]

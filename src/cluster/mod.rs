@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`node_id`] | the name of a node for as long as its directory lives |
+//! | [`local`] | this node, as it presents itself, and whom it will not listen to any more |
 //! | [`net`] | connections, handed in, so that a simulation can be the network |
 //! | [`peer`] | requests to other nodes, and the answers to theirs |
 //! | [`view`] | what is known of the others from hearsay: who is up and where |
@@ -11,6 +12,7 @@
 //! It knows nothing of rows beyond where they belong.
 
 pub mod layout;
+pub mod local;
 pub mod net;
 pub mod node_id;
 pub mod peer;

@@ -27,6 +27,7 @@ use super::health::{Health, State};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
 use super::{VERSION, open};
+use crate::cluster::net::TokioNet;
 use crate::engine;
 use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
 use crate::store::identity::uuid;
@@ -164,7 +165,7 @@ impl Bound {
     async fn bind(config: &Config) -> Result<Self, Error> {
         let bind = |(address, source)| Error::Bind { address, source };
         let listen = &config.listen;
-        let rpc = Listeners::bind(listen.client, listen.peer).await.map_err(bind)?;
+        let rpc = Listeners::bind(&TokioNet, listen.client, listen.peer).await.map_err(bind)?;
         let admin = TcpListener::bind(listen.admin).await;
         let admin = admin.map_err(|source| bind((listen.admin, source)))?;
         let admin_addr = admin.local_addr().map_err(|source| bind((listen.admin, source)))?;
@@ -223,9 +224,10 @@ impl Node {
             Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
         let options = config.rpc_options();
-        let server = Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts)
-            .await
-            .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
+        let server =
+            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, None)
+                .await
+                .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
         let _ = pages.node_id.set(node_id.clone());

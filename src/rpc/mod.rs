@@ -11,6 +11,8 @@
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | [`peer`] | the streams between nodes, both sides |
+//! | `incoming` | connections of a `cluster::net::Net`, as the server takes them |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
@@ -26,10 +28,12 @@ mod blocking;
 mod convert;
 pub mod deadline;
 mod front;
+mod incoming;
 mod key_value;
 pub mod limits;
 mod method;
 pub mod metrics;
+pub mod peer;
 mod pipeline;
 mod replica;
 pub mod request_id;

@@ -9,11 +9,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tower::layer::util::{Identity, Stack};
@@ -21,19 +20,24 @@ use tower::layer::util::{Identity, Stack};
 use super::admin::AdminService;
 use super::blocking::Blocking;
 use super::front::{Front, FrontLayer};
+use super::incoming::Incoming;
 use super::key_value::KeyValueService;
 use super::limits::{Admission, Gate};
 use super::metrics::Metrics;
+use super::peer::PeerService;
 use super::replica::ReplicaService;
 use super::status::Problem;
+use crate::cluster::net::{Listener, Net};
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::admin_server::AdminServer;
 use crate::proto::key_value_server::KeyValueServer;
+use crate::proto::peer_server::PeerServer;
 use crate::proto::replica_server::ReplicaServer;
 use crate::store::Store;
 
 /// The names that health is asked for; "" is the node.
-const SERVICES: [&str; 4] = ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica"];
+const SERVICES: [&str; 5] =
+    ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica", "pairdb.v1.Peer"];
 
 /// What can be set. Sizes in bytes.
 #[derive(Clone, Debug)]
@@ -140,23 +144,23 @@ impl Core {
 }
 
 /// The listeners, bound and not yet served.
-#[derive(Debug)]
 pub struct Listeners {
-    client: TcpListener,
-    peer: TcpListener,
+    client: Box<dyn Listener>,
+    peer: Box<dyn Listener>,
 }
 
 impl Listeners {
-    /// Binds both addresses. Port 0 takes any free port.
+    /// Binds both addresses of `net`. Port 0 takes any free port.
     ///
     /// # Errors
     /// The address that cannot be bound, and why.
     pub async fn bind(
+        net: &dyn Net,
         client: SocketAddr,
         peer: SocketAddr,
     ) -> Result<Self, (SocketAddr, io::Error)> {
-        let client = TcpListener::bind(client).await.map_err(|error| (client, error))?;
-        let peer = TcpListener::bind(peer).await.map_err(|error| (peer, error))?;
+        let client = net.bind(client).await.map_err(|error| (client, error))?;
+        let peer = net.bind(peer).await.map_err(|error| (peer, error))?;
         Ok(Self { client, peer })
     }
 }
@@ -170,11 +174,13 @@ pub struct Server {
     core: Arc<Core>,
     health: Vec<HealthReporter>,
     closing: CancellationToken,
+    peers: Option<PeerService>,
     listeners: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
 impl Server {
-    /// Serves `store` on the listeners. Health says NOT_SERVING until [`Server::set_serving`].
+    /// Serves `store` on the listeners, and `peers` on the peer port if the node has any. Health
+    /// says NOT_SERVING until [`Server::set_serving`].
     ///
     /// # Errors
     /// The bound addresses cannot be read.
@@ -184,6 +190,7 @@ impl Server {
         options: Options,
         metrics: Arc<Metrics>,
         facts: NodeFacts,
+        peers: Option<PeerService>,
     ) -> io::Result<Self> {
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
@@ -203,15 +210,15 @@ impl Server {
         });
         let closing = CancellationToken::new();
         let (client_health, client) = client_router(&core).await;
-        let (peer_health, peer) = peer_router(&core).await;
-        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: TcpListener| {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (peer_health, peer) = peer_router(&core, peers.clone()).await;
+        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: Box<dyn Listener>| {
+            let incoming = Incoming::new(listener);
             let closed = closing.clone().cancelled_owned();
             tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed))
         };
         let tasks = vec![serve(client, listeners.client), serve(peer, listeners.peer)];
         let health = vec![client_health, peer_health];
-        Ok(Self { client_addr, peer_addr, core, health, closing, listeners: tasks })
+        Ok(Self { client_addr, peer_addr, core, health, closing, peers, listeners: tasks })
     }
 
     /// Says in `grpc.health.v1` whether the node serves.
@@ -228,6 +235,9 @@ impl Server {
         self.set_serving(false).await;
         self.core.stopping.cancel();
         self.core.tasks.close();
+        if let Some(peers) = &self.peers {
+            peers.stop();
+        }
         self.closing.cancel();
         let aborts: Vec<_> = self.listeners.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
@@ -236,6 +246,9 @@ impl Server {
                 let _ = listener.await;
             }
             self.core.tasks.wait().await;
+            if let Some(peers) = &self.peers {
+                peers.stopped().await;
+            }
         };
         let finished = tokio::time::timeout(timeout, all).await.is_ok();
         if !finished {
@@ -304,11 +317,19 @@ fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-async fn peer_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
+async fn peer_router(
+    core: &Arc<Core>,
+    peers: Option<PeerService>,
+) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
     let (reporter, health) = health_reporter();
     set_all(&reporter, ServingStatus::NotServing).await;
     let replica = ReplicaServer::new(ReplicaService(Arc::clone(core)))
         // A batch may hold rows at their cap.
         .max_decoding_message_size(core.options.message_bytes_max.max(16 << 20));
-    (reporter, builder(core).add_service(replica).add_service(health))
+    let peers = peers.map(|peers| {
+        let limit = peers.message_bytes_max();
+        PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit)
+    });
+    let router = builder(core).add_service(replica).add_service(health);
+    (reporter, router.add_optional_service(peers))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pairdb::cluster::net::TokioNet;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::proto::key_value_client::KeyValueClient;
@@ -95,7 +96,7 @@ impl Stalling {
         options.engine.log_segment_bytes = 1 << 20;
         let store = Store::open_in("/node".as_ref(), options, environment).expect("opens");
         let any = "127.0.0.1:0".parse().expect("an address");
-        let listeners = Listeners::bind(any, any).await.expect("bound");
+        let listeners = Listeners::bind(&TokioNet, any, any).await.expect("bound");
         let registry = Registry::new();
         let metrics = Arc::new(Metrics::register(&registry).expect("once"));
         let facts = NodeFacts {
@@ -106,7 +107,7 @@ impl Stalling {
             state: Box::new(|| "serving".to_owned()),
             figures: Box::new(Vec::new),
         };
-        let server = Server::start(listeners, Arc::new(store), rpc, metrics, facts);
+        let server = Server::start(listeners, Arc::new(store), rpc, metrics, facts, None);
         let server = server.await.expect("serves");
         let client = KeyValueClient::new(connect(&server.client_addr.to_string()).await);
         Self { gate: OpenAtEnd(gate), syncs, disk, registry, server, client }
