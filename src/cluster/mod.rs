@@ -7,10 +7,12 @@
 //! | [`net`] | connections, handed in, so that a simulation can be the network |
 //! | [`peer`] | requests to other nodes, and the answers to theirs |
 //! | [`view`] | what is known of the others from hearsay: who is up and where |
+//! | [`gossip`] | that hearsay, spread by chitchat |
 //! | [`layout`] | the document that decides: members, tenants, who owns which partition |
 //!
 //! It knows nothing of rows beyond where they belong.
 
+pub mod gossip;
 pub mod layout;
 pub mod local;
 pub mod net;
