@@ -21,7 +21,6 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +36,7 @@ use crate::cluster::local::Local;
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
 use crate::proto::peer_server::Peer;
 use crate::proto::{PeerReply, PeerRequest};
+use crate::resilience::bulkhead::{Bulkhead, Place};
 
 /// Requests begun before the answers so far are handed over, and others get their turn.
 const TURN_MAX: usize = 128;
@@ -50,7 +50,7 @@ struct Served {
     handler: Arc<dyn PeerHandler>,
     options: Options,
     counters: Arc<Counters>,
-    classes: [Arc<Semaphore>; Class::ALL.len()],
+    classes: [Bulkhead; Class::ALL.len()],
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -63,7 +63,7 @@ impl PeerService {
         options: Options,
         counters: Arc<Counters>,
     ) -> Self {
-        let classes = options.served.map(|served| Arc::new(Semaphore::new(served)));
+        let classes = options.served.map(|served| Bulkhead::new(served, 0, Duration::ZERO));
         Self(Arc::new(Served {
             local,
             handler,
@@ -168,7 +168,7 @@ impl Served {
         from: NodeId,
         request: PeerRequest,
         body: Request,
-        _place: OwnedSemaphorePermit,
+        _place: Place,
     ) -> PeerReply {
         let PeerRequest { id, epoch, timeout_ms, .. } = request;
         let asked = Duration::from_millis(u64::from(timeout_ms));
@@ -269,7 +269,7 @@ impl Serving<'_> {
             return true;
         }
         let class = &served.classes[self.partner.class as usize];
-        let Ok(place) = Arc::clone(class).try_acquire_owned() else {
+        let Some(place) = class.try_enter() else {
             count(&served.counters.requests_overloaded);
             let node = served.local.node().to_string();
             self.ready.push(served.reply(id, Err(PeerError::Overloaded { node })));
