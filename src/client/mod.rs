@@ -18,7 +18,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
@@ -30,8 +29,8 @@ use crate::cluster::net::Net;
 use crate::proto;
 use crate::proto::admin_client::AdminClient;
 use crate::proto::key_value_client::KeyValueClient;
-use crate::resilience::retry::Budget;
-use retry::Backoff;
+use crate::resilience::deadline::Deadline;
+use crate::resilience::retry::{Budget, Retry};
 
 /// The raw client of the `Admin` service.
 pub type Admin = AdminClient<Channel>;
@@ -324,15 +323,15 @@ impl Client {
             Request<M>,
         ) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, Error> {
-        let end = Instant::now() + self.options.timeout;
-        let mut backoff = Backoff::default();
+        let deadline = Deadline::after(self.options.timeout);
+        let mut retry = Retry::new(retry::WAITS, self.options.retries_max, deadline, &self.budget);
         let mut unknown = false;
         loop {
             let mut request = Request::new(message.clone());
-            request.set_timeout(end.saturating_duration_since(Instant::now()));
+            request.set_timeout(deadline.remaining().unwrap_or(self.options.timeout));
             let error = match call(&mut self.key_value(), request).await {
                 Ok(response) => {
-                    self.budget.earn();
+                    retry.succeeded();
                     return Ok(response.into_inner());
                 }
                 Err(status) => Error::of(&status, kind == Kind::Write),
@@ -340,12 +339,11 @@ impl Client {
             // Once an attempt may have been applied, a later refusal says nothing about it.
             unknown |= error.outcome() == Some(Outcome::Unknown);
             let error = if unknown { error.with_outcome(Outcome::Unknown) } else { error };
-            let wait = backoff.next(error.retry_after());
-            let tried = backoff.tried() > self.options.retries_max;
-            if tried || !error.may_retry() || Instant::now() + wait >= end || !self.budget.spend() {
-                return Err(error);
+            let least = error.may_retry().then(|| error.retry_after().unwrap_or_default());
+            match retry.failed(least, retry::random()) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(error),
             }
-            tokio::time::sleep(wait).await;
         }
     }
 }

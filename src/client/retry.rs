@@ -1,4 +1,4 @@
-//! When to try again: exponential backoff with full jitter, and a budget for all calls together.
+//! What the client sets of its retries, and the names that make writes safe to try again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -7,30 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::resilience::retry::{self, Budget};
+use crate::resilience::retry::{Backoff, Budget};
 
 /// No wait is longer than its longest, unless the server asks for it.
-const WAITS: retry::Backoff =
-    retry::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-
-/// The waits of one call.
-#[derive(Debug, Default)]
-pub(super) struct Backoff {
-    tried: u32,
-}
-
-impl Backoff {
-    /// The next wait: random up to a limit that doubles, and not before the server's `asked`.
-    pub fn next(&mut self, asked: Option<Duration>) -> Duration {
-        self.tried += 1;
-        asked.unwrap_or_default() + WAITS.wait(self.tried, random())
-    }
-
-    /// Calls that failed so far.
-    pub fn tried(&self) -> u32 {
-        self.tried
-    }
-}
+pub(super) const WAITS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
 
 /// Retries are at most a tenth of the calls that succeed, after the first hundred.
 pub(super) fn budget() -> Budget {
@@ -38,7 +18,7 @@ pub(super) fn budget() -> Budget {
 }
 
 /// A number nobody can foresee from others' calls: keyed by the process.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     static PROCESS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static CALL: AtomicU64 = AtomicU64::new(0);
     PROCESS.hash_one(CALL.fetch_add(1, Ordering::Relaxed))
@@ -58,15 +38,6 @@ pub(super) fn idempotency_key() -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_wait_is_shorter_than_the_server_asks() {
-        let mut backoff = Backoff::default();
-        for _ in 0..40 {
-            assert!(backoff.next(None) <= Duration::from_secs(5));
-        }
-        assert!(backoff.next(Some(Duration::from_secs(9))) >= Duration::from_secs(9));
-    }
 
     #[test]
     fn names_of_writes_differ() {

@@ -140,13 +140,14 @@ pub(super) async fn start(
         Arc::clone(&environment.clock),
     ));
     let counters = Arc::new(Counters::default());
-    let peers = Arc::new(PeerClient::new(
+    let peers = PeerClient::new(
         Arc::clone(&local),
         Arc::clone(&world.net),
         PeerOptions::default(),
         Arc::clone(&counters),
         Arc::clone(&environment.random),
-    ));
+    );
+    let peers = Arc::new(peers.expect("the default settings are in their bounds"));
     let name = match config.node.name.as_str() {
         "" => node.to_string(),
         name => name.to_owned(),
@@ -382,7 +383,10 @@ impl Joined {
 
     /// Says farewell, and ends what runs.
     pub async fn stop(self) {
-        self.gossip.leave().await;
+        if self.gossip.view().nodes().len() > 1 {
+            // Nobody listens to a node that is alone.
+            self.gossip.leave().await;
+        }
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::deadline::Deadline;
+
 /// How waits grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
@@ -64,6 +66,38 @@ impl Budget {
     }
 }
 
+/// How one call is tried again.
+#[derive(Clone, Debug)]
+pub struct Retry<'a> {
+    backoff: Backoff,
+    retries_max: u32,
+    deadline: Deadline,
+    budget: &'a Budget,
+    failures: u32,
+}
+
+impl<'a> Retry<'a> {
+    /// At most `retries_max` tries after the first, none of which begins after `deadline`.
+    pub fn new(backoff: Backoff, retries_max: u32, deadline: Deadline, budget: &'a Budget) -> Self {
+        Self { backoff, retries_max, deadline, budget, failures: 0 }
+    }
+
+    /// A try succeeded.
+    pub fn succeeded(self) {
+        self.budget.earn();
+    }
+
+    /// A try failed. `least` is the least wait before another, none if that is not safe or of no
+    /// use; `random` is any number. Returns how long to wait, or none if there is no other try.
+    pub fn failed(&mut self, least: Option<Duration>, random: u64) -> Option<Duration> {
+        self.failures += 1;
+        let least = least.filter(|_| self.failures <= self.retries_max)?;
+        let wait = least.saturating_add(self.backoff.wait(self.failures, random));
+        let late = self.deadline.remaining().is_some_and(|left| left <= wait);
+        (!late && self.budget.spend()).then_some(wait)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +127,34 @@ mod tests {
         (0..100_000).for_each(|_| budget.earn());
         let saved = std::iter::repeat_with(|| budget.spend()).take_while(|ok| *ok).count();
         assert_eq!(saved, 100, "no more than that is saved up");
+    }
+
+    fn retry(budget: &Budget) -> Retry<'_> {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        Retry::new(backoff, 3, Deadline::after(Duration::from_secs(10)), budget)
+    }
+
+    /// How often a call is made that always fails.
+    async fn tries(mut retry: Retry<'_>, least: Option<Duration>) -> u32 {
+        let mut tries = 1;
+        while let Some(wait) = retry.failed(least, u64::MAX) {
+            tokio::time::sleep(wait).await;
+            tries += 1;
+        }
+        tries
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_tried_again_while_that_is_safe_and_there_is_time_and_budget() {
+        let budget = Budget::new(10, 100);
+        let soon = Some(Duration::ZERO);
+        assert_eq!(tries(retry(&budget), soon).await, 4);
+        assert_eq!(tries(retry(&budget), None).await, 1, "not safe");
+        let later = Some(Duration::from_secs(6));
+        assert_eq!(tries(retry(&budget), later).await, 2, "no time for a third");
+        let small = Budget::new(2, 1);
+        assert_eq!(tries(retry(&small), soon).await, 2, "no budget");
+        (0..2).for_each(|_| retry(&small).succeeded());
+        assert_eq!(tries(retry(&small), soon).await, 2, "it is earned back");
     }
 }

@@ -22,6 +22,8 @@ use crate::cluster::local::Local;
 use crate::cluster::net::Net;
 use crate::cluster::peer::{Class, PeerError, Peers, Post, Reply, Request};
 use crate::cluster::view::Liveness;
+use crate::resilience::Invalid;
+use crate::resilience::breaker::{Breaker, Permit, State};
 use crate::resilience::retry::Backoff;
 use crate::store::environment::Random;
 
@@ -66,6 +68,7 @@ impl Shared {
 /// A node and the ways to it.
 struct Node {
     links: [Arc<Link>; Class::ALL.len()],
+    breaker: Breaker,
 }
 
 /// See the module.
@@ -81,13 +84,18 @@ pub struct PeerClient {
 impl PeerClient {
     /// A client that speaks for `local` over `net`. Nothing is connected yet. `random` spreads the
     /// waits after failures.
+    ///
+    /// # Errors
+    /// The setting of the breaker that cannot be used.
     pub fn new(
         local: Arc<Local>,
         net: Arc<dyn Net>,
         options: Options,
         counters: Arc<Counters>,
         random: Arc<dyn Random>,
-    ) -> Self {
+    ) -> Result<Self, Invalid> {
+        // Each peer has one of its own, made when it is first asked.
+        Breaker::new("peers", options.breaker.clone())?;
         let closing = CancellationToken::new();
         let shared = Shared {
             local,
@@ -100,12 +108,12 @@ impl PeerClient {
             liveness: OnceLock::new(),
             hints: RwLock::default(),
         };
-        Self {
+        Ok(Self {
             shared: Arc::new(shared),
             nodes: RwLock::default(),
             addresses: RwLock::default(),
             _open: closing.drop_guard(),
-        }
+        })
     }
 
     /// Asks `liveness` for addresses from now on. The first call counts.
@@ -117,6 +125,11 @@ impl PeerClient {
     /// Where a node may be reached if nothing better is heard.
     pub fn hint(&self, node: NodeId, address: String) {
         self.shared.hints.write().insert(node, address);
+    }
+
+    /// What the breaker before a node lets pass; none if the node was never asked.
+    pub fn breaker(&self, node: NodeId) -> Option<State> {
+        self.nodes.read().get(&node).map(|node| node.breaker.state())
     }
 
     /// Ends all streams and waits for them to be gone.
@@ -131,7 +144,12 @@ impl PeerClient {
             return Arc::clone(node);
         }
         let link = |class| Arc::new(Link::new(Target::Node(id), class, Arc::clone(&self.shared)));
-        let node = || Arc::new(Node { links: Class::ALL.map(link) });
+        let node = || {
+            let settings = self.shared.options.breaker.clone();
+            let breaker = Breaker::new(format!("peer {id}"), settings);
+            let breaker = breaker.expect("the settings are those that were checked");
+            Arc::new(Node { links: Class::ALL.map(link), breaker })
+        };
         Arc::clone(self.nodes.write().entry(id).or_insert_with(node))
     }
 
@@ -169,6 +187,15 @@ impl PeerClient {
     }
 }
 
+/// A refusal is an answer: the peer lives. A full queue says nothing of it.
+fn tell(permit: Permit<'_>, error: Option<&PeerError>) {
+    match error {
+        Some(PeerError::Unreachable { .. } | PeerError::NoAnswer { .. }) => permit.failed(),
+        Some(PeerError::Overloaded { .. }) => drop(permit),
+        _ => permit.succeeded(),
+    }
+}
+
 #[async_trait]
 impl Peers for PeerClient {
     async fn call(
@@ -180,8 +207,20 @@ impl Peers for PeerClient {
         timeout: Duration,
     ) -> Result<Reply, PeerError> {
         let node = self.node(to);
-        let (_, reply) = self.ask(&node.links[class as usize], epoch, request, timeout).await?;
-        Ok(reply)
+        let permit = match class {
+            Class::Control => None,
+            Class::Foreground | Class::Background => {
+                Some(node.breaker.enter().map_err(|rejected| PeerError::Unreachable {
+                    node: to.to_string(),
+                    why: rejected.to_string(),
+                })?)
+            }
+        };
+        let answer = self.ask(&node.links[class as usize], epoch, request, timeout).await;
+        if let Some(permit) = permit {
+            tell(permit, answer.as_ref().err());
+        }
+        answer.map(|(_, reply)| reply)
     }
 
     async fn call_address(

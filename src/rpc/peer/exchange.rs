@@ -32,7 +32,8 @@ const TAKEN_MAX: usize = 128;
 /// Messages in the queue that are not answered.
 const POSTS_MAX: usize = 64;
 
-type Outcome = Result<Reply, PeerError>;
+/// Who answered, and what.
+type Outcome = Result<(NodeId, Reply), PeerError>;
 
 /// The asking half of a stream.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl Exchange {
             },
         };
         ticket.id = None;
-        outcome.map(|reply| (self.state.lock().partner, reply))
+        outcome
     }
 
     fn push(
@@ -193,11 +194,11 @@ impl Exchange {
         let mut state = self.state.lock();
         let Some(waiting) = state.waiting.remove(&reply.id) else { return };
         state.bytes -= waiting.bytes;
-        let waker = state.last_one();
+        let (partner, waker) = (state.partner, state.last_one());
         drop(state);
         let outcome = match reply.body {
             Some(Reply::Failure(failure)) => Err(from_failure(failure, &self.name)),
-            Some(body) => Ok(body),
+            Some(body) => Ok((partner, body)),
             None => Err(self.no_answer("the answer has no body")),
         };
         // The caller may have gone this very moment.

@@ -7,7 +7,6 @@
 //! 4. A stream that was begun before this node had a cluster is closed when it enters one: the
 //!    other side holds us to what we said.
 
-use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -123,16 +122,20 @@ impl Link {
             Err(why) => why.clone(),
         };
         let mut state = self.state.lock();
+        // One that was closed may have a successor already, which is not to blame.
         if state.exchange.as_ref().is_some_and(|current| Arc::ptr_eq(current, &exchange)) {
             state.exchange = None;
+            state.closed = ended.err().map(|why| {
+                state.failures = state.failures.saturating_add(1);
+                let wait = self.shared.backoff(state.failures);
+                (Instant::now() + wait, why)
+            });
         }
-        state.closed = ended.err().map(|why| {
-            state.failures = state.failures.saturating_add(1);
-            let wait = self.shared.backoff(state.failures);
-            (Instant::now() + wait, why)
-        });
         drop(state);
-        exchange.end(&why);
+        let unanswered = exchange.end(&why);
+        if unanswered > 0 {
+            tracing::debug!(peer = self.target.name(), unanswered, "a stream broke: {why}");
+        }
     }
 
     /// Opens the stream and reads it to its end.
@@ -146,7 +149,9 @@ impl Link {
         self.state.lock().failures = 0;
         let mut reading = pin!(read(&self.shared, exchange, &mut replies));
         tokio::select! {
-            ended = &mut reading => return ended,
+            ended = &mut reading => {
+                return ended.and(Err(exchange.unreachable("it ended the stream")));
+            }
             () = self.until_useless(exchange, cluster) => exchange.close(),
         }
         // What is in flight is still answered, each within its own time.
@@ -273,8 +278,7 @@ type Io = hyper_util::rt::TokioIo<Box<dyn crate::cluster::net::Stream>>;
 fn connector(
     shared: Arc<Shared>,
     address: String,
-) -> impl tower::Service<Uri, Response = Io, Error = io::Error, Future: Future + Send> + Send + 'static
-{
+) -> impl tower::Service<Uri, Response = Io, Error = io::Error, Future: Send> + Send + 'static {
     tower::service_fn(move |_: Uri| {
         let (shared, address) = (Arc::clone(&shared), address.clone());
         async move {

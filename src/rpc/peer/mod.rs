@@ -21,6 +21,7 @@
 use std::time::Duration;
 
 use crate::cluster::peer::Class;
+use crate::resilience::breaker;
 
 pub mod client;
 pub mod counters;
@@ -64,6 +65,8 @@ pub struct Options {
     pub backoff_longest: Duration,
     /// The longest time a request is served, whatever its sender says.
     pub deadline_max: Duration,
+    /// When calls to a peer fail at once.
+    pub breaker: breaker::Settings,
 }
 
 impl Default for Options {
@@ -81,6 +84,7 @@ impl Default for Options {
             backoff_first: Duration::from_millis(50),
             backoff_longest: Duration::from_secs(2),
             deadline_max: Duration::from_secs(60),
+            breaker: breaker::Settings::default(),
         }
     }
 }

@@ -5,7 +5,8 @@
 //! they cost neither a task nor a timer.
 //!
 //! 1. A request holds one of the stream's places from its receipt until the connection has taken
-//!    its answer. Without a free place nothing is read: the sender's window fills up.
+//!    its answer. Without a free place, or with too many bytes of requests under way, nothing is
+//!    read: the sender's window fills up.
 //! 2. Over all streams of a class no more than its share is served at once; what is more is refused
 //!    and was not done.
 //! 3. A handler ends by the sender's deadline, and when the sender has gone.
@@ -21,7 +22,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use prost::Message as _;
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ use crate::cluster::local::Local;
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
 use crate::proto::peer_server::Peer;
 use crate::proto::{PeerReply, PeerRequest};
+use crate::resilience::bulkhead::{Bulkhead, Place};
 
 /// Requests begun before the answers so far are handed over, and others get their turn.
 const TURN_MAX: usize = 128;
@@ -50,7 +52,7 @@ struct Served {
     handler: Arc<dyn PeerHandler>,
     options: Options,
     counters: Arc<Counters>,
-    classes: [Arc<Semaphore>; Class::ALL.len()],
+    classes: [Bulkhead; Class::ALL.len()],
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -63,7 +65,7 @@ impl PeerService {
         options: Options,
         counters: Arc<Counters>,
     ) -> Self {
-        let classes = options.served.map(|served| Arc::new(Semaphore::new(served)));
+        let classes = options.served.map(|served| Bulkhead::new(served, 0, Duration::ZERO));
         Self(Arc::new(Served {
             local,
             handler,
@@ -144,6 +146,7 @@ impl Served {
             requests,
             outbox,
             running: FuturesUnordered::new(),
+            bytes: 0,
             ready: Vec::new(),
             input: Input::Open,
         };
@@ -168,7 +171,7 @@ impl Served {
         from: NodeId,
         request: PeerRequest,
         body: Request,
-        _place: OwnedSemaphorePermit,
+        _place: Place,
     ) -> PeerReply {
         let PeerRequest { id, epoch, timeout_ms, .. } = request;
         let asked = Duration::from_millis(u64::from(timeout_ms));
@@ -184,7 +187,8 @@ fn unnamed() -> PeerError {
     PeerError::Refused { reason: "PROTOCOL".to_owned(), message }
 }
 
-type Answering = Pin<Box<dyn Future<Output = PeerReply> + Send>>;
+/// An answer in the making, and the bytes of its request.
+type Answering = Pin<Box<dyn Future<Output = (PeerReply, usize)> + Send>>;
 
 #[derive(PartialEq)]
 enum Input {
@@ -201,6 +205,8 @@ struct Serving<'a> {
     requests: Streaming<PeerRequest>,
     outbox: &'a Arc<Outbox>,
     running: FuturesUnordered<Answering>,
+    /// Of the requests in `running`.
+    bytes: usize,
     ready: Vec<PeerReply>,
     input: Input,
 }
@@ -210,7 +216,8 @@ impl Serving<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut begun = 0;
         loop {
-            while let Poll::Ready(Some(reply)) = self.running.poll_next_unpin(cx) {
+            while let Poll::Ready(Some((reply, bytes))) = self.running.poll_next_unpin(cx) {
+                self.bytes -= bytes;
                 self.ready.push(reply);
             }
             let taken = self.running.len() + self.ready.len();
@@ -222,6 +229,7 @@ impl Serving<'_> {
                 self.hand_over();
                 return Poll::Ready(());
             }
+            let room = room && self.bytes < self.served.options.stream_bytes_max;
             let may_begin = room && begun < TURN_MAX && self.input == Input::Open;
             if !may_begin || !self.begin(cx) {
                 break;
@@ -254,7 +262,7 @@ impl Serving<'_> {
         let served = self.served;
         count(&served.counters.requests_received);
         served.local.hear_epoch(request.epoch);
-        let id = request.id;
+        let (id, bytes) = (request.id, request.encoded_len());
         let Some(body) = request.body.take().filter(|body| !matches!(body, Request::Hello(_)))
         else {
             self.ready.push(served.reply(id, Err(unknown())));
@@ -269,17 +277,20 @@ impl Serving<'_> {
             return true;
         }
         let class = &served.classes[self.partner.class as usize];
-        let Ok(place) = Arc::clone(class).try_acquire_owned() else {
+        let Some(place) = class.try_enter() else {
             count(&served.counters.requests_overloaded);
             let node = served.local.node().to_string();
             self.ready.push(served.reply(id, Err(PeerError::Overloaded { node })));
             return true;
         };
-        let answering = Arc::clone(served).answer(self.partner.node, request, body, place);
-        let mut answering: Answering = Box::pin(answering);
+        let answer = Arc::clone(served).answer(self.partner.node, request, body, place);
+        let mut answering: Answering = Box::pin(async move { (answer.await, bytes) });
         match answering.as_mut().poll(cx) {
-            Poll::Ready(reply) => self.ready.push(reply),
-            Poll::Pending => self.running.push(answering),
+            Poll::Ready((reply, _)) => self.ready.push(reply),
+            Poll::Pending => {
+                self.bytes += bytes;
+                self.running.push(answering);
+            }
         }
         true
     }

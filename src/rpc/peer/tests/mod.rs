@@ -169,7 +169,8 @@ impl World {
             options(),
             Arc::clone(&counters),
             Arc::new(SeededRandom::new(7)),
-        );
+        )
+        .expect("the settings are valid");
         client.listen_to(Arc::clone(&self.book) as _);
         let client = Arc::new(client);
         TestNode { node, address, local, handler, counters, service, client, serving }

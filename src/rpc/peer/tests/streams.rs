@@ -1,6 +1,7 @@
 //! Requests and answers, and what becomes of them when something breaks.
 
 use super::*;
+use crate::resilience::breaker::State;
 
 /// Two nodes, the first of which asks the second.
 async fn pair(world: &World) -> (TestNode, TestNode) {
@@ -260,4 +261,25 @@ async fn an_epoch_ahead_of_the_own_is_heard_of() {
     let asked = one.client.call(two.node, Class::Control, 12, request, LONG).await;
     assert!(asked.is_ok());
     assert_eq!(*two.local.epoch_heard().borrow(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_answer_is_left_alone_except_for_the_control_class() {
+    let (world, _) = World::in_memory();
+    let (one, two) = pair(&world).await;
+    for _ in 0..20 {
+        let late = one.ask_within(&two, "hold", Duration::from_millis(10)).await;
+        assert!(matches!(late, Err(PeerError::NoAnswer { .. })), "{late:?}");
+    }
+    assert_eq!(one.client.breaker(two.node), Some(State::Open));
+    let refused = one.ask(&two, "hello").await.expect_err("open");
+    assert!(!refused.may_have_run() && refused.to_string().contains("breaker"), "{refused}");
+    let request = Request::Raft(Bytes::from_static(b"vote"));
+    let voted = one.client.call(two.node, Class::Control, 1, request, LONG).await;
+    assert_eq!(voted, echoed("vote"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..3 {
+        assert_eq!(one.ask(&two, "hello").await, echoed("hello"));
+    }
+    assert_eq!(one.client.breaker(two.node), Some(State::Closed));
 }
