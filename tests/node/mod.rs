@@ -135,9 +135,14 @@ impl CliNode {
 
     /// SIGTERM.
     pub fn signal(&self) {
+        self.send(rustix::process::Signal::TERM);
+    }
+
+    /// Any signal.
+    pub fn send(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        rustix::process::kill_process(pid, signal).expect("it runs");
     }
 
     /// The exit code of a node that was told to stop.
