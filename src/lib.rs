@@ -10,6 +10,7 @@
 //! | [`store`] | rows in the engine: tenants, keys, limits, the node's identity |
 //! | [`proto`] | generated messages, services and clients |
 //! | [`cluster`] | who is there and who owns what |
+//! | [`replication`] | what must be where: coordinator, replicas, hints |
 //! | [`rpc`] | the gRPC services over the store |
 //! | [`client`] | the Rust client of the services |
 //! | [`ops`] | settings, metrics, health, the life of a node |
@@ -24,5 +25,6 @@ pub mod cluster;
 pub mod engine;
 pub mod ops;
 pub mod proto;
+pub mod replication;
 pub mod rpc;
 pub mod store;

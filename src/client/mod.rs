@@ -136,7 +136,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, key: Bytes) -> Result<proto::ReadResponse, Error> {
-        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, consistency: 0 };
+        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, ..Default::default() };
         self.call(message, Kind::Read, async |client, request| client.read(request).await).await
     }
 
@@ -149,7 +149,8 @@ impl Client {
         tenant: &str,
         keys: Vec<Bytes>,
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
-        let message = proto::BatchReadRequest { tenant: tenant.to_owned(), keys, consistency: 0 };
+        let message =
+            proto::BatchReadRequest { tenant: tenant.to_owned(), keys, ..Default::default() };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
         Ok(self.call(message, Kind::Read, call).await?.results)

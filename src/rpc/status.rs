@@ -132,7 +132,9 @@ fn row_of(error: &store::Error) -> (Code, Option<Duration>) {
         E::Overloaded { .. } => (Code::ResourceExhausted, SOON),
         E::DiskFull { .. } => (Code::ResourceExhausted, LATER),
         E::ReadOnly { .. } | E::Locked { .. } => (Code::Unavailable, NO),
-        E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => (Code::Unavailable, LATER),
+        E::Damaged { .. } | E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => {
+            (Code::Unavailable, LATER)
+        }
         E::Corruption { .. } => (Code::DataLoss, NO),
         E::Engine(_) => (Code::Internal, NO),
         // Why it is unknown says whether it may be tried again.

@@ -45,6 +45,8 @@ pub mod key;
 pub mod limits;
 pub mod merge;
 mod minter;
+mod prepared;
+mod raw;
 mod read;
 mod replicate;
 mod row;
@@ -78,6 +80,9 @@ pub use error::{Error, Outcome, Result};
 pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
+pub use prepared::{Prepared, ShippedRow};
+pub use raw::RawRow;
+pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
 pub use scan::{RowPage, ScanPage, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
@@ -132,6 +137,9 @@ pub struct StoreStats {
     pub tokens_evicted: u64,
     /// Times the actor was replaced because data was found damaged.
     pub actor_rotations: u64,
+    /// Versions that one replica had below the floors of two and another had not: somebody has
+    /// lost data without noticing. They were kept.
+    pub below_safe_point: u64,
     /// How far the hybrid clock runs ahead of the wall clock, in milliseconds.
     pub clock_ahead_ms: u64,
     /// The floor below which deletes are forgotten, on the hybrid logical clock.
@@ -146,6 +154,7 @@ pub struct StoreStats {
 struct Counters {
     tokens_evicted: AtomicU64,
     actor_rotations: AtomicU64,
+    below_safe_point: AtomicU64,
 }
 
 impl Counters {
@@ -371,6 +380,7 @@ impl Store {
             tenants: self.catalog.list().len() as u64,
             tokens_evicted: self.counters.tokens_evicted.load(Ordering::Relaxed),
             actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
+            below_safe_point: self.counters.below_safe_point.load(Ordering::Relaxed),
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
             disk_used: self.engine.disk_used(),
@@ -402,6 +412,16 @@ impl Store {
         }
         self.engine.close()?;
         self.identity.close()
+    }
+
+    /// What the store is run with.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// What may come in.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     fn now_ms(&self) -> u64 {

@@ -244,6 +244,11 @@ impl Tenant {
         EngineKey::of(self.id, self.delimiter(), key).encode()
     }
 
+    /// The place of `key` of this tenant on the ring.
+    pub fn token(&self, key: &[u8]) -> u64 {
+        EngineKey::of(self.id, self.delimiter(), key).token
+    }
+
     /// What ends the partition key within a key.
     pub fn delimiter(&self) -> Option<&[u8]> {
         self.partition_delimiter.as_deref()

@@ -103,7 +103,7 @@ pub fn write(key: &str, value: &str) -> proto::WriteRequest {
 
 pub fn read(key: &str) -> proto::ReadRequest {
     let key = Bytes::copy_from_slice(key.as_bytes());
-    proto::ReadRequest { tenant: "default".into(), key, consistency: 0 }
+    proto::ReadRequest { tenant: "default".into(), key, ..Default::default() }
 }
 
 pub fn delete(key: &str, context: Bytes) -> proto::DeleteRequest {

@@ -1,0 +1,34 @@
+//! What must be where: writes and reads over the replicas of a row, and what brings replicas back
+//! together.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`coordinator`] | a client's request on its way over the replicas |
+//! | [`replica`] | the answers to other nodes' requests |
+//! | [`hints`] | rows kept for a node that missed them |
+//! | [`fence`] | the layout's fence, as it is needed here |
+//! | [`level`], [`error`] | what a caller asks for and what it is told |
+//! | `lane`, `scores` | the way to one peer; how fast it is |
+//!
+//! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
+//! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
+
+mod convert;
+pub mod coordinator;
+pub mod error;
+pub mod fence;
+pub mod hints;
+mod lane;
+pub mod level;
+pub mod replica;
+mod scores;
+#[cfg(test)]
+mod tests;
+
+pub use coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions, WriteOptions};
+pub use error::{Error, Result};
+pub use fence::{Closed, Fence, Pass};
+pub use level::Level;
+pub use replica::Replica;
+
+use crate::cluster::layout::{Layout, Sets};
