@@ -5,7 +5,7 @@
 //!
 //! 1. One replica, the best, is asked for the row, the others for digests. Where they differ the
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
-//! 2. A replica that is slower than nearly all its answers were gets one more asked beside it, once.
+//! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
 
 use std::collections::BTreeMap;
