@@ -99,9 +99,10 @@ pub fn strip_expired(row: &mut Row<'_>, floor: u64) -> bool {
     any
 }
 
-/// The row without what replicas may lawfully differ in below `floor`: tokens whose version is gone,
-/// the bytes of expired values, what may be pruned; `None` if all of it may be purged. Two replicas
-/// with the same floor hold the same versions if and only if this is the same.
+/// The row without what replicas may lawfully differ in below `floor`: tokens whose version is
+/// gone, the bytes of expired values, what may be pruned; `None` if all of it may be purged.
+///
+/// Two replicas with the same floor hold the same versions if and only if this is the same.
 pub fn canonical<'a>(row: &Row<'a>, floor: u64, token_window_ms: u64) -> Option<Row<'a>> {
     if row.is_empty() || may_purge(row, floor, token_window_ms) {
         return None;

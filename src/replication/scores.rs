@@ -53,7 +53,7 @@ impl Scores {
             score.samples[score.next % SAMPLES] = took_us as u32;
         }
         score.next += 1;
-        if score.next % SAMPLES_BETWEEN == 0 {
+        if score.next.is_multiple_of(SAMPLES_BETWEEN) {
             let mut sorted = score.samples.clone();
             sorted.sort_unstable();
             score.p95_us = u64::from(sorted[sorted.len() * 95 / 100]);

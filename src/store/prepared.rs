@@ -88,9 +88,10 @@ impl Shipped {
 
 impl Store {
     /// Puts a batch into the log and the memtable, as [`Store::submit`] does, and returns before
-    /// it is durable, with the rows to send to other replicas.
+    /// it is durable, with the rows to send to other replicas. Like it, it refuses where a write
+    /// would have to wait for a flush or a compaction.
     pub fn prepare(&self, tenant: &str, batch: &[Mutation]) -> Prepared {
-        self.apply(tenant, batch, Shipped::all(), OnStall::Refuse)
+        self.apply(tenant, batch, OnStall::Refuse, Shipped::all())
     }
 
     /// Calls `done` once, when everything up to `position` is durable or the log has failed: on a

@@ -39,6 +39,21 @@ impl Store {
         self.catalog.by_id(id)
     }
 
+    /// Refuses where this replica has lost data of the key's partition: its word means nothing.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn check_undamaged(&self, tenant: &Tenant, key: &[u8]) -> Result<()> {
+        self.floor_of(&tenant.engine_key(key)).map(|_| ())
+    }
+
+    /// The floor of a key's partition.
+    fn floor_of(&self, engine_key: &[u8]) -> Result<u64> {
+        let partition = partition_of(engine_key, self.engine.options().partition_bits) as u32;
+        let point = self.engine.safe_point(partition)?;
+        if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
+    }
+
     /// The whole row under a key, with the floor of its partition.
     ///
     /// # Errors
@@ -48,14 +63,10 @@ impl Store {
         let tenant = self.catalog.by_id(tenant)?;
         self.limits.check_key(key)?;
         let engine_key = tenant.engine_key(key);
-        let partition = partition_of(&engine_key, self.engine.options().partition_bits) as u32;
         // The floor first: one that is installed meanwhile says less about the row, never more.
-        let point = self.engine.safe_point(partition)?;
-        if point.is_damaged() {
-            return Err(Error::Damaged { partition });
-        }
+        let floor = self.floor_of(&engine_key)?;
         let row = self.watch(self.engine.get(&engine_key).map_err(Into::into))?;
-        Ok(RawRow { row, floor: point.floor })
+        Ok(RawRow { row, floor })
     }
 
     /// The digest of a row under the floor of its partition; 0 for no row.

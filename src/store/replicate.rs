@@ -10,7 +10,7 @@ use super::row::causal_mode;
 use super::tenant::TenantId;
 use crate::causality::codec;
 use crate::engine::options::ROW_BYTES_MAX;
-use crate::engine::{self, Position};
+use crate::engine::{self, OnStall, Position};
 
 /// A row from another replica: its tenant, its key, its encoded state.
 pub type ForeignRow<B> = (TenantId, B, B);
@@ -21,7 +21,7 @@ pub type Joined = Box<dyn FnOnce(Vec<Result<()>>) + Send>;
 impl Store {
     /// Joins rows and waits until they are durable. Each has its own outcome.
     pub fn replicate<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>]) -> Vec<Result<()>> {
-        let (results, position) = self.join_rows(rows);
+        let (results, position) = self.join_rows(rows, OnStall::Wait);
         if position == Position::ZERO {
             return results;
         }
@@ -30,14 +30,19 @@ impl Store {
 
     /// Like [`Store::replicate`] for callers that must not block on the disk: the rows can be read
     /// on return, `done` is called once, when they are durable or have failed, on a thread of the
-    /// engine or on this one.
+    /// engine or on this one. Where the other would wait for a flush or a compaction, this one
+    /// refuses.
     pub fn submit_rows<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>], done: Joined) {
-        let (results, position) = self.join_rows(rows);
+        let (results, position) = self.join_rows(rows, OnStall::Refuse);
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
     /// Puts rows into the log and the memtable.
-    fn join_rows<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>]) -> (Vec<Result<()>>, Position) {
+    fn join_rows<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        on_stall: OnStall,
+    ) -> (Vec<Result<()>>, Position) {
         let placed: Vec<Result<Vec<u8>>> = rows
             .iter()
             .map(|(tenant, key, row)| self.place(*tenant, key.as_ref(), row.as_ref()))
@@ -47,7 +52,7 @@ impl Store {
             .zip(rows)
             .filter_map(|(place, row)| Some((place.as_deref().ok()?, row.2.as_ref())))
             .collect();
-        let (joined, position) = self.join_records(&records);
+        let (joined, position) = self.join_records(&records, on_stall);
         let mut joined = joined.into_iter();
         let results = placed
             .into_iter()
@@ -84,11 +89,15 @@ impl Store {
 
     /// One outcome for each record, and what to wait for. One that is too old for its partition
     /// does not keep the others out.
-    fn join_records(&self, records: &[(&[u8], &[u8])]) -> (Vec<Result<()>>, Position) {
+    fn join_records(
+        &self,
+        records: &[(&[u8], &[u8])],
+        on_stall: OnStall,
+    ) -> (Vec<Result<()>>, Position) {
         if records.is_empty() {
             return (Vec::new(), Position::ZERO);
         }
-        match self.engine.apply(records) {
+        match self.engine.apply_with(records, on_stall) {
             Ok(position) => {
                 self.mark_written(records);
                 (vec![Ok(()); records.len()], position)
@@ -97,7 +106,7 @@ impl Store {
                 let mut results = Vec::with_capacity(records.len());
                 let mut end = Position::ZERO;
                 for record in records {
-                    let (result, position) = self.join_records(&[*record]);
+                    let (result, position) = self.join_records(&[*record], on_stall);
                     results.extend(result);
                     end = end.max(position);
                 }

@@ -7,6 +7,7 @@ mod faults;
 mod idempotent;
 mod model;
 mod pages;
+mod raw;
 mod refused;
 mod safe;
 mod writes;

@@ -94,8 +94,8 @@ impl Store {
     /// Writes a batch and waits until it is durable. The items are independent: each has its own
     /// outcome, in the order of the batch, and none waits for another.
     pub fn write_batch(&self, tenant: &str, batch: Vec<Mutation>) -> Vec<Result<Written>> {
-        let (shipped, on_stall) = (Shipped::nothing(), OnStall::Wait);
-        let Prepared { results, position, .. } = self.apply(tenant, &batch, shipped, on_stall);
+        let Prepared { results, position, .. } =
+            self.apply(tenant, &batch, OnStall::Wait, Shipped::nothing());
         if position == Position::ZERO {
             return results;
         }
@@ -107,8 +107,8 @@ impl Store {
     /// once, when the batch is durable or has failed, on a thread of the engine or on this one.
     /// Where the other would wait for a flush or a compaction, this one refuses.
     pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
-        let (shipped, on_stall) = (Shipped::nothing(), OnStall::Refuse);
-        let Prepared { results, position, .. } = self.apply(tenant, &batch, shipped, on_stall);
+        let Prepared { results, position, .. } =
+            self.apply(tenant, &batch, OnStall::Refuse, Shipped::nothing());
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
@@ -117,8 +117,8 @@ impl Store {
         &self,
         tenant: &str,
         batch: &[Mutation],
-        mut shipped: Shipped,
         on_stall: OnStall,
+        mut shipped: Shipped,
     ) -> Prepared {
         let bytes = batch.iter().map(Mutation::bytes).sum();
         let tenant = self.limits.check_batch(batch.len(), bytes).and_then(|()| {
@@ -149,9 +149,9 @@ impl Store {
             // Every item that was put aside gets its outcome below.
             results.push(Err(Error::Closed));
         }
-        let blind = self.apply_blind(&blind, &mut results, &mut shipped, on_stall);
+        let blind = self.apply_blind(&blind, &mut results, on_stall, &mut shipped);
         let rewritten =
-            self.apply_rewrites(&tenant, &rewrites, &mut results, &mut shipped, on_stall);
+            self.apply_rewrites(&tenant, &rewrites, &mut results, on_stall, &mut shipped);
         let rows = shipped.of(&tenant, batch, &results);
         Prepared { results, rows, position: blind.max(rewritten) }
     }
@@ -217,14 +217,14 @@ impl Store {
         &self,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
-        shipped: &mut Shipped,
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         for _ in 0..FENCE_RETRIES {
-            match self.try_blind(items, results, shipped, on_stall) {
+            match self.try_blind(items, results, on_stall, shipped) {
                 Ok(position) => return position,
                 Err(Error::BelowSafePoint) => {}
                 Err(error) => {
@@ -241,8 +241,8 @@ impl Store {
         &self,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
-        shipped: &mut Shipped,
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Result<Position> {
         let actor = self.actor();
         let mut rows = Vec::with_capacity(items.len());
@@ -282,8 +282,8 @@ impl Store {
         tenant: &Tenant,
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
-        shipped: &mut Shipped,
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;

@@ -5,7 +5,7 @@
 //!
 //! 1. One replica, the best, is asked for the row, the others for digests. Where they differ the
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
-//! 2. A replica that is slower than nearly all its answers were gets one more asked beside it, once.
+//! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
 
 use std::collections::BTreeMap;
@@ -96,6 +96,7 @@ impl Coordinator {
             if !sets.current.contains(&self.node) {
                 return None;
             }
+            self.store.check_undamaged(&tenant, &read.key).ok()?;
         } else if read.min_context.is_some() {
             return None;
         }

@@ -2,3 +2,5 @@
 
 mod cluster;
 mod directed;
+mod epochs;
+mod histories;
