@@ -90,7 +90,7 @@ impl Nodes {
 
     pub fn restart(&mut self, at: usize) {
         let settings = settings(&self.peer_ports, at, self.peer_ports.len());
-        self.nodes[at].restart(&borrowed(&settings));
+        self.nodes[at].restart_with(&borrowed(&settings));
     }
 
     pub fn pause(&self, at: usize) {
