@@ -5,6 +5,8 @@
 //! | [`node_id`] | the name of a node for as long as its directory lives |
 //! | [`local`] | this node, as it presents itself, and whom it will not listen to any more |
 //! | [`net`] | connections, handed in, so that a simulation can be the network |
+//! | [`incoming`] | connections as they come, whatever becomes of single ones |
+//! | [`work`] | where work that waits for the disk is run, handed in too |
 //! | [`peer`] | requests to other nodes, and the answers to theirs |
 //! | [`view`] | what is known of the others from hearsay: who is up and where |
 //! | [`gossip`] | that hearsay, spread by chitchat |
@@ -13,11 +15,13 @@
 //! It knows nothing of rows beyond where they belong.
 
 pub mod gossip;
+pub mod incoming;
 pub mod layout;
 pub mod local;
 pub mod net;
 pub mod node_id;
 pub mod peer;
 pub mod view;
+pub mod work;
 
 pub use node_id::NodeId;

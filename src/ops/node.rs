@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde::Serialize;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +25,10 @@ use super::config::{self, Config};
 use super::health::{Health, State};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
+use super::world::World;
 use super::{VERSION, open};
-use crate::cluster::net::TokioNet;
+use crate::cluster::incoming::Incoming;
+use crate::cluster::work::Work;
 use crate::engine;
 use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
 use crate::store::identity::uuid;
@@ -35,6 +36,12 @@ use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often an engine without threads is asked for background work.
+const STEP: Duration = Duration::from_millis(10);
+
+/// Pieces of background work done at one go.
+const STEPS_MAX: usize = 8;
 
 /// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
 const CALLS_SHARE: f64 = 0.7;
@@ -151,47 +158,58 @@ pub struct Node {
     server: Server,
     closing: CancellationToken,
     admin: JoinHandle<io::Result<()>>,
-    tick: JoinHandle<()>,
+    upkeep: Vec<JoinHandle<()>>,
+    work: Work,
 }
 
 /// All three listeners, bound.
 struct Bound {
     rpc: Listeners,
-    admin: TcpListener,
+    admin: Incoming,
     admin_addr: SocketAddr,
 }
 
 impl Bound {
-    async fn bind(config: &Config) -> Result<Self, Error> {
+    async fn bind(config: &Config, world: &World) -> Result<Self, Error> {
         let bind = |(address, source)| Error::Bind { address, source };
-        let listen = &config.listen;
-        let rpc = Listeners::bind(&TokioNet, listen.client, listen.peer).await.map_err(bind)?;
-        let admin = TcpListener::bind(listen.admin).await;
-        let admin = admin.map_err(|source| bind((listen.admin, source)))?;
+        let (listen, net) = (&config.listen, &*world.net);
+        let rpc = Listeners::bind(net, listen.client, listen.peer).await.map_err(bind)?;
+        let admin = net.bind(listen.admin).await;
+        let admin = Incoming::new(admin.map_err(|source| bind((listen.admin, source)))?);
         let admin_addr = admin.local_addr().map_err(|source| bind((listen.admin, source)))?;
         Ok(Self { rpc, admin, admin_addr })
     }
 }
 
 impl Node {
-    /// Starts a node; it serves when this returns.
+    /// Starts a node in the real world; it serves when this returns.
     ///
     /// # Errors
     /// See [`Error`]. Nothing is left running.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_in(config, World::real()).await
+    }
+
+    /// Starts a node in a world of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_in(config: Config, world: World) -> Result<Self, Error> {
         config.validate()?;
-        let bound = Bound::bind(&config).await?;
+        let work = world.work;
+        let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
         let closing = CancellationToken::new();
         let pages = Pages {
             health: health.clone(),
             exposition: Arc::new(OnceLock::new()),
             node_id: Arc::new(OnceLock::new()),
+            work,
         };
         let admin = admin_http::serve(bound.admin, pages.clone(), closing.clone());
         let admin = tokio::spawn(admin);
         let started =
-            Self::start_services(config, bound.rpc, bound.admin_addr, &health, &pages).await;
+            Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;
         let (config, store, server, ready) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -201,20 +219,25 @@ impl Node {
         };
         health.set(State::Serving);
         server.set_serving(true).await;
-        let tick = tokio::spawn(tick(Arc::clone(&store), health.clone(), closing.clone()));
-        let node = Self { ready, config, health, store, server, closing, admin, tick };
+        let mut upkeep =
+            vec![tokio::spawn(tick(Arc::clone(&store), health.clone(), work, closing.clone()))];
+        if work == Work::Inline {
+            upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
+        }
+        let node = Self { ready, config, health, store, server, closing, admin, upkeep, work };
         node.write_ready_file()?;
         Ok(node)
     }
 
     async fn start_services(
         config: Config,
+        world: World,
         listeners: Listeners,
         admin_addr: SocketAddr,
-        health: &Health,
         pages: &Pages,
     ) -> Result<(Config, Arc<Store>, Server, Ready), Error> {
-        let (config, store) = blocking(move || open_all(config)).await??;
+        let (work, health) = (world.work, &pages.health);
+        let (config, store) = blocking(work, move || open_all(config, &world)).await??;
         let store = Arc::new(store);
         let node_id = uuid::to_text(store.identity().node_id);
         let registry = Registry::new();
@@ -225,7 +248,7 @@ impl Node {
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
         let options = config.rpc_options();
         let server =
-            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, None)
+            Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts, None, work)
                 .await
                 .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
         // Set once: `pages` is of this start alone.
@@ -296,9 +319,12 @@ impl Node {
         self.closing.cancel();
         let store = self.store;
         let closing = async {
-            let _ = self.tick.await;
+            for task in self.upkeep {
+                // One that panicked has said so.
+                let _ = task.await;
+            }
             let _ = tokio::time::timeout(TICK, self.admin).await;
-            blocking(move || store.close()).await?.map_err(Error::Close)
+            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
         };
         // Without the flush nothing acknowledged is lost either: the next start replays the log.
         tokio::select! {
@@ -312,17 +338,18 @@ impl Node {
 }
 
 /// Opens the store, and makes the directories beside it.
-fn open_all(config: Config) -> Result<(Config, Store), Error> {
+fn open_all(config: Config, world: &World) -> Result<(Config, Store), Error> {
     let dir = config.node.data_dir.clone();
+    let vfs = &*world.environment.vfs;
     let system = |what: &str, path: &Path| {
         let what = format!("{what} {}", path.display());
         move |source| Error::System { what, source }
     };
-    std::fs::create_dir_all(&dir).map_err(system("create", &dir))?;
+    vfs.create_dir_all(&dir).map_err(system("create", &dir))?;
     // The store first: in a directory that it refuses nothing is made.
-    let store = open::open_store(&config)?;
+    let store = open::open_store(&config, world)?;
     let checkpoints = dir.join("checkpoints");
-    std::fs::create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
+    vfs.create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
     Ok((config, store))
 }
 
@@ -346,16 +373,17 @@ fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> N
 
 /// Runs work that waits for the disk.
 async fn blocking<T: Send + 'static>(
+    place: Work,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::System {
+    place.run(work).await.map_err(|error| Error::System {
         what: "run a task".to_owned(),
         source: io::Error::other(error),
     })
 }
 
 /// Looks after the store every so often.
-async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
+async fn tick(store: Arc<Store>, health: Health, work: Work, closing: CancellationToken) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -364,9 +392,45 @@ async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
             () = closing.cancelled() => return,
         }
         let (store, health) = (Arc::clone(&store), health.clone());
-        if let Err(error) = tokio::task::spawn_blocking(move || look_after(&store, &health)).await {
+        if let Err(error) = work.run(move || look_after(&store, &health)).await {
             tracing::error!(%error, "looking after the store panicked");
         }
+    }
+}
+
+/// Does the background work of an engine without threads. What fails here has failed for good, as
+/// it would on a thread, except for want of space or on a damaged table, which is left alone later.
+async fn step(store: Arc<Store>, closing: CancellationToken) {
+    let mut interval = tokio::time::interval(STEP);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        for _ in 0..STEPS_MAX {
+            match store.step() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if passes(&error) => {
+                    tracing::warn!(%error, "background work failed");
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "background work failed, and is not tried again");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Whether background work that failed so may succeed later.
+fn passes(error: &store::Error) -> bool {
+    match error {
+        store::Error::Corruption { .. } | store::Error::DiskFull { .. } => true,
+        store::Error::Engine(error) => error.is_storage_full(),
+        _ => false,
     }
 }
 

@@ -4,8 +4,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::{Code, Status, body::Body};
 use tower::Layer;

@@ -1,107 +1,84 @@
-//! The connections of a listener, as tonic takes them.
-//!
-//! 1. A failure to accept never ends the listener. It may last, with no file descriptor left for
-//!    one: after each there is a pause, so that it does not take a core with it.
+//! Connections of any network, as the gRPC library takes them.
 
-use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::cluster::net::{Listener, Stream};
+use crate::cluster::{incoming, net};
 
-/// After a connection that could not be accepted.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// See the module.
-pub(super) struct Incoming {
-    listener: Box<dyn Listener>,
-    pause: Option<Pin<Box<Sleep>>>,
-}
+/// The connections of a listener, without an end.
+pub(super) struct Incoming(incoming::Incoming);
 
 impl Incoming {
-    pub fn new(listener: Box<dyn Listener>) -> Self {
-        Self { listener, pause: None }
+    /// Those of `listener`.
+    pub fn new(listener: Box<dyn net::Listener>) -> Self {
+        Self(incoming::Incoming::new(listener))
     }
 }
 
 impl tokio_stream::Stream for Incoming {
     type Item = io::Result<Connection>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(pause) = &mut self.pause {
-                ready!(pause.as_mut().poll(cx));
-                self.pause = None;
-            }
-            match ready!(self.listener.poll_accept(cx)) {
-                Ok((stream, from)) => {
-                    let local = self.listener.local_addr().ok();
-                    return Poll::Ready(Some(Ok(Connection { stream, from, local })));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    self.pause = Some(Box::pin(tokio::time::sleep(PAUSE)));
-                }
-            }
-        }
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let local_addr = self.0.local_addr().ok();
+        self.0
+            .poll_accept(context)
+            .map(|(stream, from)| Some(Ok(Connection { stream, local_addr, remote_addr: from })))
     }
 }
 
-/// An accepted connection.
+/// A connection that knows its two ends.
 pub(super) struct Connection {
-    stream: Box<dyn Stream>,
-    from: SocketAddr,
-    local: Option<SocketAddr>,
+    stream: Box<dyn net::Stream>,
+    local_addr: Option<SocketAddr>,
+    remote_addr: SocketAddr,
 }
 
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo { local_addr: self.local, remote_addr: Some(self.from) }
+        TcpConnectInfo { local_addr: self.local_addr, remote_addr: Some(self.remote_addr) }
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(context, into)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
+        context: &mut Context<'_>,
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {

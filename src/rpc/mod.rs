@@ -9,10 +9,10 @@
 //! | [`deadline`] | `grpc-timeout` and the server's cap |
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
+//! | `incoming` | connections of a `cluster::net::Net`, as the server takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
 //! | [`peer`] | the streams between nodes, both sides |
-//! | `incoming` | connections of a `cluster::net::Net`, as the server takes them |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!

@@ -7,9 +7,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Router;
@@ -28,6 +29,7 @@ use super::peer::PeerService;
 use super::replica::ReplicaService;
 use super::status::Problem;
 use crate::cluster::net::{Listener, Net};
+use crate::cluster::work::Work;
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::admin_server::AdminServer;
 use crate::proto::key_value_server::KeyValueServer;
@@ -150,7 +152,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds both addresses of `net`. Port 0 takes any free port.
+    /// Binds both addresses in `net`. Port 0 takes any free port.
     ///
     /// # Errors
     /// The address that cannot be bound, and why.
@@ -191,10 +193,12 @@ impl Server {
         metrics: Arc<Metrics>,
         facts: NodeFacts,
         peers: Option<PeerService>,
+        work: Work,
     ) -> io::Result<Self> {
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
         let wait = options.queue_wait_max;
+        let scans = Gate::new("scans", options.scan_threads, options.queue_max, wait);
         let core = Arc::new(Core {
             store,
             metrics,
@@ -202,8 +206,8 @@ impl Server {
             started: Instant::now(),
             admission: Admission { delay_max: options.delay_max },
             pipelines: Gate::new("pipelines", options.pipelines_max, 0, wait),
-            blocking: Blocking::new("scans", options.scan_threads, options.queue_max, wait),
-            upkeep: Blocking::new("upkeep", 1, 16, Duration::from_secs(3600)),
+            blocking: Blocking::new(scans, work),
+            upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             options,
@@ -212,9 +216,8 @@ impl Server {
         let (client_health, client) = client_router(&core).await;
         let (peer_health, peer) = peer_router(&core, peers.clone()).await;
         let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: Box<dyn Listener>| {
-            let incoming = Incoming::new(listener);
             let closed = closing.clone().cancelled_owned();
-            tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed))
+            tokio::spawn(router.serve_with_incoming_shutdown(Incoming::new(listener), closed))
         };
         let tasks = vec![serve(client, listeners.client), serve(peer, listeners.peer)];
         let health = vec![client_health, peer_health];

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pairdb::cluster::net::TokioNet;
+use pairdb::cluster::work::Work;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::proto::key_value_client::KeyValueClient;
@@ -107,7 +108,8 @@ impl Stalling {
             state: Box::new(|| "serving".to_owned()),
             figures: Box::new(Vec::new),
         };
-        let server = Server::start(listeners, Arc::new(store), rpc, metrics, facts, None);
+        let server =
+            Server::start(listeners, Arc::new(store), rpc, metrics, facts, None, Work::Threads);
         let server = server.await.expect("serves");
         let client = KeyValueClient::new(connect(&server.client_addr.to_string()).await);
         Self { gate: OpenAtEnd(gate), syncs, disk, registry, server, client }
