@@ -14,6 +14,7 @@
 //! | [`rpc`] | the gRPC services over the store |
 //! | [`client`] | the Rust client of the services |
 //! | [`ops`] | settings, metrics, health, the life of a node |
+//! | [`verify`] | records what clients see of a cluster, and checks it |
 //! | [`cli`] | the commands of the binary |
 //!
 //! [`engine`] is usable by itself as an embedded library; see its module page.
@@ -28,3 +29,4 @@ pub mod proto;
 pub mod resilience;
 pub mod rpc;
 pub mod store;
+pub mod verify;

@@ -11,17 +11,21 @@
 mod error;
 mod retry;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 pub use error::{Error, Outcome};
 
+use crate::cluster::net::Net;
 use crate::proto;
 use crate::proto::admin_client::AdminClient;
 use crate::proto::key_value_client::KeyValueClient;
@@ -87,6 +91,31 @@ impl Client {
     /// # Errors
     /// [`Error::Endpoint`] if an endpoint is not a URI or none is given.
     pub fn new(options: Options) -> Result<Self, Error> {
+        Self::with_connections(options, |endpoint| endpoint.connect_lazy())
+    }
+
+    /// The same over a network of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn over(net: &Arc<dyn Net>, options: Options) -> Result<Self, Error> {
+        let connect = |endpoint: Endpoint| {
+            let net = Arc::clone(net);
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let net = Arc::clone(&net);
+                async move {
+                    let address = uri.authority().map_or("", |authority| authority.as_str());
+                    net.connect(address).await.map(TokioIo::new)
+                }
+            }))
+        };
+        Self::with_connections(options, connect)
+    }
+
+    fn with_connections(
+        options: Options,
+        connect: impl Fn(Endpoint) -> Channel,
+    ) -> Result<Self, Error> {
         let mut channels = Vec::new();
         for _ in 0..options.channels.max(1) {
             for uri in &options.endpoints {
@@ -105,7 +134,7 @@ impl Client {
                     .http2_keep_alive_interval(Duration::from_secs(30))
                     .keep_alive_timeout(Duration::from_secs(10))
                     .tcp_nodelay(true);
-                channels.push(endpoint.connect_lazy());
+                channels.push(connect(endpoint));
             }
         }
         if channels.is_empty() {
@@ -136,7 +165,15 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, key: Bytes) -> Result<proto::ReadResponse, Error> {
-        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, consistency: 0 };
+        let tenant = tenant.to_owned();
+        self.read_as(proto::ReadRequest { tenant, key, ..proto::ReadRequest::default() }).await
+    }
+
+    /// Reads a row as the message says.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_as(&self, message: proto::ReadRequest) -> Result<proto::ReadResponse, Error> {
         self.call(message, Kind::Read, async |client, request| client.read(request).await).await
     }
 
