@@ -87,13 +87,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 impl Connect {
     /// A client whose calls end within the timeout, or `default` if none is given.
     pub fn client(&self, default: Duration) -> Result<Client, Failure> {
+        Ok(Client::new(self.options(default)?)?)
+    }
+
+    /// The options of such a client.
+    pub fn options(&self, default: Duration) -> Result<Options, Failure> {
         let timeout = self.timeout.unwrap_or(default);
         if timeout.is_zero() {
             return Err(Failure::usage("--timeout must be more than 0"));
         }
         let endpoints = self.endpoint.split(',').map(|uri| uri.trim().to_owned()).collect();
-        let options = Options { endpoints, timeout, ..Options::default() };
-        Ok(Client::new(options)?)
+        Ok(Options { endpoints, timeout, ..Options::default() })
     }
 
     /// A client for reads and writes.
