@@ -122,13 +122,17 @@ impl Connect {
 
     /// A client whose calls end within the timeout, or `default` if none is given.
     fn client(&self, default: Duration, consistency: ConsistencyLevel) -> Result<Client, Failure> {
+        Ok(Client::new(Options { consistency, ..self.options(default)? })?)
+    }
+
+    /// The options of such a client.
+    pub fn options(&self, default: Duration) -> Result<Options, Failure> {
         let timeout = self.timeout.unwrap_or(default);
         if timeout.is_zero() {
             return Err(Failure::usage("--timeout must be more than 0"));
         }
         let endpoints = self.endpoint.split(',').map(|uri| uri.trim().to_owned()).collect();
-        let options = Options { endpoints, timeout, consistency, ..Options::default() };
-        Ok(Client::new(options)?)
+        Ok(Options { endpoints, timeout, ..Options::default() })
     }
 
     /// A client for questions to the node.

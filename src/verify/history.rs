@@ -38,6 +38,21 @@ pub enum Event {
         /// What.
         what: String,
     },
+    /// What a node's disk was found to hold, where somebody could look.
+    Row {
+        /// Its name in the history.
+        id: u64,
+        /// When, in microseconds.
+        at_us: u64,
+        /// The node.
+        node: String,
+        /// The tenant.
+        tenant: String,
+        /// The key.
+        key: String,
+        /// The live versions.
+        versions: Vec<Version>,
+    },
     /// A client's operation.
     Op(Op),
 }

@@ -8,8 +8,8 @@
 //! | [`checker`] | finds what should not have happened |
 //! | [`dice`] | chance with a seed |
 //!
-//! A live cluster is verified by `pairdb verify run`; simulations run the same workload and the same
-//! checks.
+//! A live cluster is verified by `pairdb verify run`; simulations run the same workload and the
+//! same checks.
 
 pub mod checker;
 pub mod dice;

@@ -137,6 +137,23 @@ impl Worker {
         }
     }
 
+    /// Deletes every key. What cannot be deleted stays, under the prefix of the run.
+    pub async fn remove_all(&mut self) {
+        for tenant in 0..self.plan.tenants.len() {
+            for key in 0..self.plan.keys {
+                let action = Action::Delete { token: None };
+                let step = Step { tenant, key, level: Level::All, action, context: Bytes::new() };
+                let (tenant, key) = self.names(&step);
+                let _ = call(&self.targets[0].client, &tenant, &key, &step).await;
+            }
+        }
+    }
+
+    fn names(&self, step: &Step) -> (String, String) {
+        let (tenant, _) = &self.plan.tenants[step.tenant];
+        (tenant.clone(), format!("{}k{}", self.plan.prefix, step.key))
+    }
+
     fn choose(&mut self) -> Step {
         let tenant = self.dice.below(self.plan.tenants.len() as u64) as usize;
         let key = self.dice.below(self.plan.keys);
@@ -171,8 +188,7 @@ impl Worker {
     /// Sends an operation and writes down what became of it.
     async fn send(&mut self, target: usize, step: &Step) -> Outcome {
         let id = self.recorder.next_op();
-        let (tenant, _) = self.plan.tenants[step.tenant].clone();
-        let key = format!("{}k{}", self.plan.prefix, step.key);
+        let (tenant, key) = self.names(step);
         let invoked_us = self.recorder.now_us();
         let answer = call(&self.targets[target].client, &tenant, &key, step).await;
         let (outcome, reason, answer) = match answer {

@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use pairdb::cluster::work::Work;
+use pairdb::engine::SyncMode;
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::config::{self, Config, Size};
 use pairdb::ops::node::Node;
 use pairdb::ops::world::World;
 use pairdb::store::environment::SeededRandom;
 use pairdb::store::{Environment, MonotonicClock, WallClock};
+use pairdb::verify::recorder::Recorder;
 use parking_lot::Mutex;
 
+use crate::autopsy;
 use crate::net::SimNet;
 
 /// The time of day when a simulation begins: in 2026.
@@ -100,6 +103,12 @@ impl Machine {
         *disk = disk.crash_clone(seed);
     }
 
+    /// Writes down what the next process would find.
+    pub fn autopsy(&self, recorder: &Recorder, at_us: u64) {
+        let now_ms = BEGIN_MS + self.clock.time.ms();
+        autopsy::record(&self.disk.lock(), &self.config, now_ms, recorder, at_us);
+    }
+
     /// Makes the time of day wrong by this much.
     pub fn set_clock_wrong(&self, ms: i64) {
         self.clock.wrong_ms.store(ms, Ordering::Relaxed);
@@ -107,7 +116,7 @@ impl Machine {
 }
 
 /// The settings of a simulated node: small, so that flushes and compactions happen.
-pub fn small(number: usize, nodes: usize) -> Config {
+pub fn small(number: usize, nodes: usize, sync_mode: SyncMode) -> Config {
     let any = |port| format!("0.0.0.0:{port}").parse().expect("an address");
     let mut config = Config {
         listen: config::Listen { client: any(8080), peer: any(7946), admin: any(9091) },
@@ -122,6 +131,7 @@ pub fn small(number: usize, nodes: usize) -> Config {
         let seeds = (0..nodes).map(|number| format!("n{number}:7946")).collect::<Vec<_>>();
         config.cluster.seeds = config::Value::parse(&seeds.join(",")).expect("a list");
     }
+    config.engine.sync_mode = sync_mode;
     config.engine.memtable_bytes = Size(16 << 10);
     config.engine.log_segment_bytes = Size(64 << 10);
     config.engine.row_cache_bytes = Size(64 << 10);

@@ -26,7 +26,7 @@ pub enum Fault {
     Latency(String, String, Duration),
     /// A node's time of day is wrong by so many milliseconds.
     Clock(usize, i64),
-    /// Each message of the network breaks its link for a while, with a chance of so many per 10,000.
+    /// Each message breaks its link for a while, with a chance of so many per 10,000.
     Loss(u32),
 }
 

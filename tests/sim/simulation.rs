@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pairdb::client::{Client, Options};
 use pairdb::cluster::net::Net;
+use pairdb::engine::SyncMode;
 use pairdb::proto;
 use pairdb::verify::dice::Dice;
 use pairdb::verify::history::{Event, Level, Mode};
@@ -33,6 +34,7 @@ pub struct Simulation {
     pub clients: usize,
     /// How long things go wrong.
     pub faults_for: Duration,
+    pub sync_mode: SyncMode,
 }
 
 /// What came of it.
@@ -69,7 +71,7 @@ impl Simulation {
         let dice = Dice::new(self.seed, 0);
         let machines: Vec<_> = (0..self.nodes)
             .map(|number| {
-                let config = small(number, self.nodes);
+                let config = small(number, self.nodes, self.sync_mode);
                 Arc::new(Machine::new(config.node.name.clone(), config, dice.next(), time.clone()))
             })
             .collect();
@@ -162,15 +164,21 @@ impl Simulation {
                 let at_us = sim.elapsed().as_micros() as u64;
                 recorder.event(Event::Fault { at_us, what: fault.to_string() });
                 apply(sim, machines, &fault);
+                if let Fault::Kill(node) | Fault::PowerLoss(node, _) = fault {
+                    machines[node].autopsy(recorder, at_us);
+                }
             }
             let over = since.saturating_sub(self.faults_for);
             phase.rest.store((AFTERMATH..RECOVERY).contains(&over), Ordering::Relaxed);
             phase.enough.store(over > RECOVERY + ENCORE, Ordering::Relaxed);
             match sim.step() {
-                Ok(true) => return,
+                Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => panic!("a node ended by itself: {error}"),
             }
+        }
+        for machine in machines {
+            machine.autopsy(recorder, sim.elapsed().as_micros() as u64);
         }
     }
 }

@@ -6,14 +6,14 @@
 //! | `rules` | the invariants, each a function over one key |
 //! | [`shrink`] | the smallest history that still shows a violation |
 //!
-//! The checker knows what clients know. Contexts are opaque, so what one covers is inferred: a read's
-//! covers what the read returned, a write's covers what the context given with it did, and what a
-//! context covers it covers with all that was covered by that. This is a lower bound, good to accuse
-//! a version that should be gone, and since whatever else a context may cover was covered by some
-//! write before it, also good to look for an excuse for one that is gone.
+//! The checker knows what clients know. Contexts are opaque, so what one covers is inferred: a
+//! read's covers what the read returned, a write's covers what the context given with it did, and
+//! what a context covers it covers with all that was covered by that. This is a lower bound, good
+//! to accuse a version that should be gone, and since whatever else a context may cover was covered
+//! by some write before it, also good to look for an excuse for one that is gone.
 //!
-//! Not checked here: I12 to I14 (drain, layout, movement of data), which no client sees; of I15, the
-//! part about latency.
+//! Not checked here: I12 to I14 (drain, layout, movement of data), which no client sees; of I15,
+//! the part about latency.
 
 mod changes;
 mod rules;
@@ -103,7 +103,7 @@ pub struct Violation {
     pub place: (String, String),
     /// The value that should or should not be there; empty if it is not about one.
     pub value: String,
-    /// The operation that shows it.
+    /// The operation, or the row on a disk, that shows it.
     pub op: u64,
     /// For people.
     pub what: String,
@@ -140,7 +140,7 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
             Event::Tenant { name, mode, replicas } => {
                 terms.insert(name.as_str(), Terms { mode: *mode, replicas: *replicas });
             }
-            Event::Fault { .. } => {}
+            Event::Fault { .. } | Event::Row { .. } => {}
             Event::Op(op) => keys.entry((&op.tenant, &op.key)).or_default().push(op),
         }
     }

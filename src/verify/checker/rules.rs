@@ -1,11 +1,11 @@
-//! The invariants, each a function over one key. A read "shows" a write when it returns its value or
-//! when something that had seen it may have replaced it before the read ended.
+//! The invariants, each a function over one key. A read "shows" a write when it returns its value
+//! or when something that had seen it may have replaced it before the read ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::changes::KeyHistory;
 use super::{Invariant, Violation};
-use crate::verify::history::{Action, Event, Level, Mode, Op, Outcome};
+use crate::verify::history::{Action, Event, Level, Mode, Op, Outcome, Version};
 
 /// How long after the last fault a cluster may take to be whole again, in microseconds.
 const RECOVERY_US: u64 = 60_000_000;
@@ -222,7 +222,36 @@ fn returned(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
     }
 }
 
-/// What is wrong across keys: I9, I15 and I16.
+/// Versions that somebody saw at a place: a client, or who looked at a disk.
+struct Sighting<'h> {
+    id: u64,
+    tenant: &'h str,
+    key: &'h str,
+    versions: &'h [Version],
+    on_disk: bool,
+}
+
+impl Sighting<'_> {
+    fn violation(&self, invariant: Invariant, value: &str, what: String) -> Violation {
+        let place = (self.tenant.to_owned(), self.key.to_owned());
+        Violation { invariant, place, value: value.to_owned(), op: self.id, what }
+    }
+}
+
+fn sightings(events: &[Event]) -> Vec<Sighting<'_>> {
+    let sighting = |event| match event {
+        &Event::Op(Op { id, ref tenant, ref key, seen: ref versions, .. }) => {
+            Some(Sighting { id, tenant, key, versions, on_disk: false })
+        }
+        &Event::Row { id, ref tenant, ref key, ref versions, .. } => {
+            Some(Sighting { id, tenant, key, versions, on_disk: true })
+        }
+        Event::Tenant { .. } | Event::Fault { .. } => None,
+    };
+    events.iter().filter_map(sighting).collect()
+}
+
+/// What is wrong across keys, or visible without their histories: I9, I15, I16, and I11 on disks.
 pub fn of_all(events: &[Event]) -> Vec<Violation> {
     let ops: Vec<&Op> = events
         .iter()
@@ -231,45 +260,54 @@ pub fn of_all(events: &[Event]) -> Vec<Violation> {
             _ => None,
         })
         .collect();
+    let sightings = sightings(events);
     let mut found = Vec::new();
-    dots(&ops, &mut found);
-    isolation(&ops, &mut found);
+    dots(&sightings, &mut found);
+    written(&ops, &sightings, &mut found);
     liveness(events, &ops, &mut found);
     found
 }
 
-fn at_op(invariant: Invariant, value: &str, op: &Op, what: String) -> Violation {
-    let place = (op.tenant.clone(), op.key.clone());
-    Violation { invariant, place, value: value.to_owned(), op: op.id, what }
-}
-
 /// I9.
-fn dots(ops: &[&Op], found: &mut Vec<Violation>) {
+fn dots(sightings: &[Sighting<'_>], found: &mut Vec<Violation>) {
     let mut values: BTreeMap<(&str, &str, &str), &str> = BTreeMap::new();
-    for op in ops {
-        for version in &op.seen {
+    for seen in sightings {
+        for version in seen.versions {
             let Some(dot) = &version.dot else { continue };
-            let first = values.entry((&op.tenant, &op.key, dot)).or_insert(&version.value);
+            let first = values.entry((seen.tenant, seen.key, dot)).or_insert(&version.value);
             if *first != version.value {
                 let what =
-                    format!("the dot {dot} is {first}, and {} (op {})", version.value, op.id);
-                found.push(at_op(Invariant::DotUniqueness, &version.value, op, what));
+                    format!("the dot {dot} is {first}, and {} (op {})", version.value, seen.id);
+                found.push(seen.violation(Invariant::DotUniqueness, &version.value, what));
             }
         }
     }
 }
 
-/// I15.
-fn isolation(ops: &[&Op], found: &mut Vec<Violation>) {
-    let written: BTreeSet<(&str, &str, &str)> = ops
-        .iter()
-        .filter_map(|op| op.value().map(|value| (op.tenant.as_str(), op.key.as_str(), value)))
-        .collect();
+/// I15, and I11 on disks: a value that is there was written there, and not refused.
+fn written(ops: &[&Op], sightings: &[Sighting<'_>], found: &mut Vec<Violation>) {
+    let mut outcomes: BTreeMap<(&str, &str, &str), bool> = BTreeMap::new();
     for op in ops {
-        for version in &op.seen {
-            if !written.contains(&(&op.tenant, &op.key, &version.value)) {
-                let what = format!("nobody wrote {} there (op {})", version.value, op.id);
-                found.push(at_op(Invariant::TenantIsolation, &version.value, op, what));
+        let Some(value) = op.value() else { continue };
+        let refused = outcomes.entry((&op.tenant, &op.key, value)).or_insert(true);
+        *refused &= op.outcome == Outcome::NotApplied;
+    }
+    for seen in sightings {
+        for version in seen.versions {
+            let value = version.value.as_str();
+            match outcomes.get(&(seen.tenant, seen.key, value)) {
+                None => {
+                    let what = format!("nobody wrote {value} there (op {})", seen.id);
+                    found.push(seen.violation(Invariant::TenantIsolation, value, what));
+                }
+                Some(true) if seen.on_disk => {
+                    let what = format!(
+                        "{value} was answered not_applied, and lies on a disk (op {})",
+                        seen.id
+                    );
+                    found.push(seen.violation(Invariant::OutcomeHonesty, value, what));
+                }
+                Some(_) => {}
             }
         }
     }
@@ -291,7 +329,9 @@ fn liveness(events: &[Event], ops: &[&Op], found: &mut Vec<Violation>) {
                 op.reason,
                 op.id
             );
-            found.push(at_op(Invariant::Liveness, "", op, what));
+            let place = (op.tenant.clone(), op.key.clone());
+            let invariant = Invariant::Liveness;
+            found.push(Violation { invariant, place, value: String::new(), op: op.id, what });
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The smallest history that still shows a violation: delta debugging (Zeller, Hildebrandt 2002).
 //!
-//! An operation that is left out could be what excused another. So it is not enough that the smaller
-//! history shows some violation: it must show the very one that the whole history shows, which no
-//! operation of the whole one excuses.
+//! An operation that is left out could be what excused another. So it is not enough that the
+//! smaller history shows some violation: it must show the very one that the whole history shows,
+//! which no operation of the whole one excuses.
 
 use super::{Violation, check};
 use crate::verify::history::Event;
@@ -11,8 +11,11 @@ use crate::verify::history::Event;
 /// answer.
 pub fn smallest(events: &[Event], violation: &Violation) -> Vec<Event> {
     let shows = |events: &[Event]| check(events).iter().any(|found| found.is(violation));
+    let is_there =
+        |tenant: &str, key: &str| (tenant, key) == (&*violation.place.0, &*violation.place.1);
     let of_key = |event: &&Event| match event {
-        Event::Op(op) => (&op.tenant, &op.key) == (&violation.place.0, &violation.place.1),
+        Event::Op(op) => is_there(&op.tenant, &op.key),
+        Event::Row { tenant, key, .. } => is_there(tenant, key),
         _ => true,
     };
     let mut kept: Vec<Event> = events.iter().filter(of_key).cloned().collect();

@@ -269,6 +269,29 @@ fn i9_a_dot_of_two_values_is_found() {
 }
 
 #[test]
+fn i9_and_i11_are_seen_on_a_disk_too() {
+    for (invariant, outcome) in
+        [(Invariant::DotUniqueness, Outcome::Ok), (Invariant::OutcomeHonesty, Outcome::NotApplied)]
+    {
+        let mut story = siblings();
+        story.write("a", None).outcome = outcome;
+        story.write("b", None).outcome = outcome;
+        for (id, value) in [(50, "a"), (51, "b")] {
+            let dot = Some("7.1".to_owned());
+            story.events.push(Event::Row {
+                id,
+                at_us: 9_000_000,
+                node: "n0".to_owned(),
+                tenant: "t".to_owned(),
+                key: "k".to_owned(),
+                versions: vec![Version { value: value.to_owned(), hlc: 1, dot }],
+            });
+        }
+        assert!(story.found().contains(&invariant));
+    }
+}
+
+#[test]
 fn i10_a_write_that_is_there_twice_is_found() {
     let mut story = siblings();
     let tokened = || Action::Write { value: "a".into(), token: Some("x".into()), ttl_ms: None };
