@@ -20,9 +20,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let text: Vec<String> = told
         .hints
         .iter()
-        .map(|one| {
-            format!("{}  {} rows, {} bytes", one.node_id, one.pending, one.bytes)
-        })
+        .map(|one| format!("{}  {} rows, {} bytes", one.node_id, one.pending, one.bytes))
         .collect();
     let json: Vec<Value> = told
         .hints

@@ -36,9 +36,9 @@ use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
+use crate::rpc::Cluster;
 use crate::rpc::peer::{Counters, Options as PeerOptions, PeerClient, PeerService};
 use crate::rpc::status::Problem;
-use crate::rpc::Cluster;
 use crate::store::{self, Store};
 
 /// How often the node's figures are gossiped.
@@ -163,7 +163,8 @@ pub(super) async fn start(
         ..Facts::default()
     };
     let options = gossip::Options::new(advertise, seeds.clone());
-    let gossip = Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
+    let gossip =
+        Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
     let view: Arc<dyn View> = Arc::new(gossip.view().clone());
     peers.listen_to(Arc::new(gossip.view().clone()));
     for (id, member) in &fence.document().members {
@@ -199,7 +200,8 @@ pub(super) async fn start(
         node,
         member,
         FormationOptions {
-            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect).unwrap_or(usize::MAX),
+            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
+                .unwrap_or(usize::MAX),
             seeds,
             cluster_id: config.cluster.id.0.map(NodeId),
             poll: POLL,
@@ -365,7 +367,8 @@ impl Joined {
             }
             let partition_bits = self.store.partition_bits();
             let now_ms = self.store.now_ms();
-            let formed = self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
+            let formed =
+                self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
             formed.await.map_err(|e| refused(&e))?;
         }
         let mut layout = self.fence.watch();

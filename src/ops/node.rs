@@ -268,8 +268,7 @@ impl Node {
         let exposition =
             Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
-        let unreadable =
-            |source| Error::System { what: "read a bound address".to_owned(), source };
+        let unreadable = |source| Error::System { what: "read a bound address".to_owned(), source };
         let (client_addr, peer_addr) = listeners.addresses().map_err(unreadable)?;
         let addresses = Addresses {
             client: client_addr.to_string(),

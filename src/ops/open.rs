@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::config::Config;
-use super::node::Error;
 use super::member::{ByConsensusOnly, Opened};
+use super::node::Error;
 use super::world::World;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::LayoutCatalog;

@@ -205,8 +205,7 @@ impl Transfer {
                 bytes_max: self.settings.page_bytes,
             });
             let timeout = self.settings.timeout;
-            let call =
-                self.peers.call(source, Class::Background, layout.epoch(), request, timeout);
+            let call = self.peers.call(source, Class::Background, layout.epoch(), request, timeout);
             let Reply::Page(page) = call.await? else {
                 let why = format!("{source} answered something else");
                 return Err(PeerError::NoAnswer { why }.into());

@@ -30,11 +30,7 @@ impl AdminService {
     }
 
     /// Changes a tenant in the layout; this node knows it on return.
-    async fn change_tenant(
-        &self,
-        command: Command,
-        deadline: Deadline,
-    ) -> Result<Tenant, Problem> {
+    async fn change_tenant(&self, command: Command, deadline: Deadline) -> Result<Tenant, Problem> {
         let end = self.0.instant(deadline);
         match self.0.cluster.propose(command, end).await? {
             Answer::Tenant(tenant) => {

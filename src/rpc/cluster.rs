@@ -229,10 +229,9 @@ impl Cluster {
         match call.await {
             Ok(Reply::ReadRows(reply)) => match reply.answers.into_iter().next() {
                 Some(proto::RowAnswer { failure: Some(failure), .. }) => Err(failure.message),
-                Some(answer) => Ok(RawRow {
-                    row: answer.row.map(|row| row.to_vec()),
-                    floor: answer.floor,
-                }),
+                Some(answer) => {
+                    Ok(RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor })
+                }
                 None => Err("it answered nothing".to_owned()),
             },
             Ok(_) => Err("it answered something else".to_owned()),
@@ -282,8 +281,7 @@ impl Cluster {
             entry.dots.push(format!("{dot} {what}"));
         }
         let clocks = row.clock_entries().iter();
-        entry.clock =
-            clocks.map(|(actor, time)| format!("{actor}@{time:016x}")).collect();
+        entry.clock = clocks.map(|(actor, time)| format!("{actor}@{time:016x}")).collect();
         Ok(())
     }
 

@@ -22,9 +22,7 @@ use super::server::Core;
 use super::status::Problem;
 use crate::proto;
 use crate::proto::key_value_server::KeyValue;
-use crate::replication::{
-    self, Coordinator, KeyRead, Level, ReadOptions, WriteOptions,
-};
+use crate::replication::{self, Coordinator, KeyRead, Level, ReadOptions, WriteOptions};
 use crate::store::{self, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.
@@ -140,10 +138,8 @@ pub(super) async fn read_one(
     if let Some(row) = read_here(core, &request) {
         return row;
     }
-    let options = ReadOptions {
-        level: Level::of(request.consistency),
-        deadline: core.instant(deadline),
-    };
+    let options =
+        ReadOptions { level: Level::of(request.consistency), deadline: core.instant(deadline) };
     let read = key_read(request.key.to_vec(), &request.min_context);
     let rows = core.cluster.coordinator.read(&request.tenant, vec![read], options).await;
     let row = rows.into_iter().next().unwrap_or_else(|| Err(store::Error::Closed.into()));

@@ -43,6 +43,6 @@ mod scan;
 pub mod server;
 pub mod status;
 
-pub use metrics::Metrics;
 pub use cluster::Cluster;
+pub use metrics::Metrics;
 pub use server::{Listeners, NodeFacts, Options, Parts, Server};

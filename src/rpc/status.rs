@@ -235,7 +235,8 @@ impl From<proto::Failure> for Problem {
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
-        let mut details = ErrorDetails::with_error_info(&*problem.reason, DOMAIN, problem.figures());
+        let mut details =
+            ErrorDetails::with_error_info(&*problem.reason, DOMAIN, problem.figures());
         if problem.retry_after.is_some() {
             details.set_retry_info(problem.retry_after);
         }

@@ -214,7 +214,7 @@ fn upkeep_and_status_answer() {
     let path = node.ok(&["checkpoint", "one"]);
     assert!(std::path::Path::new(path.trim()).is_dir(), "{path}");
     assert_eq!(node.ok(&["health"]).trim(), "serving");
-    let status = node.json(&["status", "--output", "json"]);
+    let status = node.json(&["status", "--node", "--output", "json"]);
     assert_eq!(status["node_id"].as_str(), Some(node.ready["node_id"].as_str().expect("an id")));
     assert_eq!(node.ok(&["tenant", "list"]).trim(), "default");
     node.ok(&["tenant", "create", "t", "--mode", "last-write-wins", "--default-ttl", "1h"]);

@@ -28,7 +28,10 @@ fn any_one_of_three_nodes_may_be_killed_and_comes_back_equal() {
         for other in &others {
             written.extend(nodes.write_keys(&format!("without-{victim}-{other}"), 20, *other));
             let key = &written[0];
-            assert_eq!(values(&nodes.json(*other, &["get", key, "--output", "json"])), [key.as_str()]);
+            assert_eq!(
+                values(&nodes.json(*other, &["get", key, "--output", "json"])),
+                [key.as_str()]
+            );
         }
         nodes.restart(victim);
         nodes.wait_until_equal(&written, victim, CONVERGED_WITHIN);

@@ -61,11 +61,7 @@ impl Trees {
         Ok(class[leaves.start as usize..leaves.end as usize].to_vec())
     }
 
-    fn refresh(
-        &self,
-        hashes: &mut BTreeMap<u8, Box<[u64]>>,
-        leaves: Range<u32>,
-    ) -> Result<()> {
+    fn refresh(&self, hashes: &mut BTreeMap<u8, Box<[u64]>>, leaves: Range<u32>) -> Result<()> {
         let marks = self.store.dirty_leaves();
         let mut leaf = leaves.start;
         while leaf < leaves.end {

@@ -20,12 +20,12 @@ use tonic::async_trait;
 use self::net::MemNet;
 use super::{Counters, Options, PeerClient, PeerService};
 use crate::cluster::NodeId;
+use crate::cluster::incoming::Incoming;
 use crate::cluster::local::Local;
 use crate::cluster::net::{Net, TokioNet};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::proto::peer_server::PeerServer;
-use crate::cluster::incoming::Incoming;
 use crate::rpc::connection::Connections;
 use crate::store::environment::{ManualClock, SeededRandom};
 
