@@ -6,9 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::config::{Log, LogFormat};
 
-/// Libraries that tell what is of interest to their authors: openraft logs every failed heartbeat as
-/// an error, and this node says itself who is up and who leads. Directives of the setting
-/// that name them come later, and count.
+/// Libraries that tell what is of interest to their authors: openraft calls every heartbeat that
+/// failed an error, and who is up this node says itself. Directives of the setting that name them
+/// come later, and count.
 const QUIET: &str = "openraft=off,chitchat=warn";
 
 /// Sends log lines to standard error as the settings say. The first call in a process counts.

@@ -465,8 +465,8 @@ async fn step(store: Arc<Store>, closing: CancellationToken) {
     }
 }
 
-/// Advances the safe points, where no other replica has to agree; notices when the store has stopped
-/// to take writes, and when the disk fills up.
+/// Advances the safe points, where no other replica has to agree; notices when the store has
+/// stopped to take writes, and when the disk fills up.
 fn look_after(store: &Store, health: &Health, is_alone: bool) {
     let checked = match is_alone {
         true => store.advance_safe_points().map(|_| ()),

@@ -372,7 +372,7 @@ fn verdict_of(replicas: &[proto::ReplicaEntry]) -> String {
         (1, Some(&"")) => format!("no row on any of {} replicas that answer", answered.len()),
         (1, _) => format!("{} of {all} replicas hold the same row", answered.len()),
         _ => format!(
-            "{} replicas hold {} different rows: a read at QUORUM or the next comparison joins them",
+            "{} replicas hold {} different rows: a QUORUM read or the next comparison joins them",
             answered.len(),
             digests.len()
         ),

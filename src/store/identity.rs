@@ -12,8 +12,8 @@
 //! 4. Starting takes the clean mark away before it returns; the mark comes back last of all.
 //! 5. The generation grows with every start, whatever the clock says.
 //! 6. A damaged or missing file beside others is corruption, never a first start.
-//! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it is
-//!    given one once, durably, by [`IdentityFile::assign_cluster`].
+//! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it
+//!    is given one once, durably, by [`IdentityFile::assign_cluster`].
 //! 8. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
 //!
 //! The caller holds the lock of the directory. In a new one it writes the catalog, begins, and then

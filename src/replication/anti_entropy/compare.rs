@@ -309,8 +309,8 @@ impl AntiEntropy {
         Ok(repaired)
     }
 
-    /// Counts rows that one of the sides did not give or take. They keep no other row from being repaired;
-    /// as long as they differ, no safe point moves.
+    /// Counts rows that one of the sides did not give or take. They keep no other row from being
+    /// repaired; as long as they differ, no safe point moves.
     fn refused<E: std::fmt::Display>(&self, peer: NodeId, errors: impl Iterator<Item = E>) {
         for error in errors {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
