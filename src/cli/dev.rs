@@ -4,6 +4,7 @@
 //! what a cluster does about it.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -104,6 +105,13 @@ fn start_all(args: &Args) -> Result<Nodes, Failure> {
             return Err(failed("remove", &ready_file)(error));
         }
         let mut command = Command::new(&program);
+        // Ctrl-C is for this process; it tells the nodes.
+        command.process_group(0);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PAIRDB") {
+                command.env_remove(name);
+            }
+        }
         command.arg("serve").stdin(Stdio::null()).stdout(log).stderr(err);
         command.arg("--data-dir").arg(args.data_dir.join(&name));
         command.arg("--ready-file").arg(&ready_file);

@@ -17,8 +17,8 @@
 //! about it is the caller's.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use std::time::Duration;
 
@@ -61,6 +61,15 @@ pub enum StampError {
     },
 }
 
+/// See [`Fence::before_shown`].
+struct BeforeShown(Box<dyn Fn(&Document) + Send + Sync>);
+
+impl std::fmt::Debug for BeforeShown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BeforeShown")
+    }
+}
+
 /// The adopted document.
 #[derive(Debug)]
 pub struct Fence {
@@ -72,6 +81,8 @@ pub struct Fence {
     /// The same, behind the lock that everything done with rows passes.
     gate: RwLock<u64>,
     published: watch::Sender<Arc<Layout>>,
+    /// Called with each document before the watchers see it.
+    before_shown: OnceLock<BeforeShown>,
     /// Held while a document is adopted: why none is any more, if so.
     adopting: Mutex<Option<Error>>,
 }
@@ -93,6 +104,7 @@ impl Fence {
             epoch: AtomicU64::new(layout.epoch()),
             gate: RwLock::new(layout.epoch()),
             published: watch::Sender::new(Arc::new(layout)),
+            before_shown: OnceLock::new(),
             adopting: Mutex::new(None),
         })
     }
@@ -110,6 +122,12 @@ impl Fence {
     /// The adopted document.
     pub fn document(&self) -> Arc<Document> {
         Arc::clone(self.published.borrow().document())
+    }
+
+    /// Has `tell` called with each document that is adopted from now on, before the watchers see it.
+    /// The first call counts.
+    pub fn before_shown(&self, tell: impl Fn(&Document) + Send + Sync + 'static) {
+        let _ = self.before_shown.set(BeforeShown(Box::new(tell)));
     }
 
     /// Tells of every document that is adopted; some may be skipped.
@@ -152,6 +170,25 @@ impl Fence {
         if self.epoch() >= epoch {
             return Ok(());
         }
+        self.refresh(peers, from, timeout).await?;
+        if self.epoch() < epoch {
+            let reason = "STALE_LAYOUT".to_owned();
+            let message = format!("{from} knows no document of epoch {epoch}");
+            return Err(PeerError::Refused { reason, message });
+        }
+        Ok(())
+    }
+
+    /// Fetches the document that `from` has, and adopts it if it is later than this node's.
+    ///
+    /// # Errors
+    /// As [`Fence::learn`].
+    pub async fn refresh(
+        &self,
+        peers: &dyn Peers,
+        from: NodeId,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
         let request = Request::Document(DocumentRequest {});
         let reply = peers.call(from, Class::Control, self.epoch(), request, timeout).await?;
         let refused = |reason: &str, message: String| PeerError::Refused {
@@ -163,13 +200,7 @@ impl Fence {
         };
         let document: Document = serde_json::from_slice(&reply.document)
             .map_err(|error| refused("INVALID_ARGUMENT", error.to_string()))?;
-        self.adopt(&Arc::new(document))
-            .map_err(|error| refused(error.reason(), error.to_string()))?;
-        if self.epoch() < epoch {
-            let message = format!("{from} knows no document of epoch {epoch}");
-            return Err(refused("STALE_LAYOUT", message));
-        }
-        Ok(())
+        self.adopt(&Arc::new(document)).map_err(|error| refused(error.reason(), error.to_string()))
     }
 
     /// Answers [`Request::Document`].
@@ -202,6 +233,9 @@ impl Fence {
         }
         *self.gate.write() = document.epoch;
         self.epoch.store(document.epoch, Ordering::Release);
+        if let Some(tell) = self.before_shown.get() {
+            (tell.0)(document);
+        }
         self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
         Ok(())
     }

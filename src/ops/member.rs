@@ -32,6 +32,7 @@ use crate::cluster::layout::{
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::{PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::{Addresses, Facts, RunState, View};
+use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
 use crate::replication::transfer::{self, Report, Transfer};
@@ -47,6 +48,8 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(500);
 /// How long one attempt to change the layout may take.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one node may take to give its document.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
 
@@ -162,7 +165,14 @@ pub(super) async fn start(
         protocols: PROTOCOLS,
         ..Facts::default()
     };
-    let options = gossip::Options::new(advertise, seeds.clone());
+    // The members known from before too: seeds may be gone for good.
+    let mut gossip_seeds = seeds.clone();
+    let known = fence.document();
+    let others = known.members.iter().filter(|(id, _)| **id != node);
+    gossip_seeds.extend(others.map(|(_, member)| member.address.clone()));
+    gossip_seeds.sort_unstable();
+    gossip_seeds.dedup();
+    let options = gossip::Options::new(advertise, gossip_seeds);
     let gossip =
         Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
     let view: Arc<dyn View> = Arc::new(gossip.view().clone());
@@ -213,6 +223,8 @@ pub(super) async fn start(
     let layout_fence: Arc<dyn crate::replication::Fence> =
         Arc::new(LayoutFence { fence: Arc::clone(&fence), peers: Arc::clone(&others) });
     let liveness = Arc::new(gossip.view().clone());
+    let shown = Arc::clone(&catalog);
+    fence.before_shown(move |document| shown.adopt(document));
     let (hints, hint_sender) = Hints::start(
         &dir.join("hints"),
         HintParts {
@@ -255,6 +267,13 @@ pub(super) async fn start(
     });
     let closing = CancellationToken::new();
     let tasks = TaskTracker::new();
+    tasks.spawn(catch_up(
+        Arc::clone(&fence),
+        Arc::clone(&local),
+        Arc::clone(&others),
+        Arc::clone(&view),
+        closing.clone(),
+    ));
     let transfer = Arc::new(Transfer {
         node,
         store: Arc::clone(&store),
@@ -301,7 +320,8 @@ pub(super) async fn start(
         Arc::clone(&gossip),
         closing.clone(),
     ));
-    tasks.spawn(tell(Arc::clone(&gossip), Arc::clone(&store), hints, closing.clone()));
+    let telling = tell(Arc::clone(&gossip), Arc::clone(&store), hints, world.work, closing.clone());
+    tasks.spawn(telling);
     Ok(Running {
         cluster,
         service,
@@ -340,6 +360,11 @@ impl Running {
 }
 
 impl Joined {
+    /// Becomes true when another process acts as this node.
+    pub fn superseded(&self) -> watch::Receiver<bool> {
+        self.local.superseded()
+    }
+
     /// The layout the node acts under.
     pub fn layout(&self) -> watch::Receiver<Arc<Layout>> {
         self.fence.watch()
@@ -439,11 +464,43 @@ async fn follow(
     }
 }
 
+/// Fetches the document when others are heard to act under a later one: consensus may not reach this
+/// node.
+async fn catch_up(
+    fence: Arc<Fence>,
+    local: Arc<Local>,
+    peers: Arc<dyn Peers>,
+    view: Arc<dyn View>,
+    closing: CancellationToken,
+) {
+    let mut heard = local.epoch_heard();
+    let mut interval = tokio::time::interval(TELL_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let epoch = *heard.borrow_and_update();
+        if epoch > fence.epoch() {
+            let nodes = view.nodes();
+            let ahead = |facts: &&Facts| facts.is_up && facts.epoch > fence.epoch();
+            for facts in nodes.values().filter(ahead) {
+                let learnt = fence.learn(&*peers, facts.node, epoch, LEARN_TIMEOUT).await;
+                if learnt.is_ok() {
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
 /// Tells the others how the node fares.
 async fn tell(
     gossip: Arc<Gossip>,
     store: Arc<Store>,
     hints: Arc<Hints>,
+    work: Work,
     closing: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(TELL_INTERVAL);
@@ -453,7 +510,9 @@ async fn tell(
             _ = interval.tick() => {}
             () = closing.cancelled() => return,
         }
-        let stats = store.stats();
+        let of = Arc::clone(&store);
+        // It asks the file system for its room.
+        let Ok(stats) = work.run(move || of.stats()).await else { continue };
         let load_bytes = stats.engine.levels.iter().map(|level| level.bytes).sum();
         gossip.tell(|facts| {
             facts.load = store.pressure();
@@ -478,6 +537,12 @@ struct Handler {
 }
 
 impl Handler {
+    /// Whether this node is known by an address that means every machine to itself.
+    fn is_nowhere(&self) -> bool {
+        let address = self.local.address().parse::<SocketAddr>();
+        address.is_ok_and(|address| address.ip().is_unspecified())
+    }
+
     /// The rule of stamps for what is not a replica's own business.
     async fn pass(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
         if let Err(StampError::MustFetch { .. }) = self.fence.check(epoch) {
@@ -508,6 +573,12 @@ impl PeerHandler for Handler {
                 Ok(Reply::Propose(self.consensus.handle_propose(&command, timeout).await?.into()))
             }
             Request::Document(_) => Ok(Reply::Document(self.fence.handle_document())),
+            Request::Join(_) if self.is_nowhere() => {
+                let reason = "INVALID_MEMBER".to_owned();
+                let message =
+                    "others cannot reach this seed: it needs cluster.advertise".to_owned();
+                Err(PeerError::Refused { reason, message })
+            }
             Request::Join(join) if self.local.cluster().is_some() => {
                 Ok(Reply::Join(self.admission.handle_join(from, &join, timeout).await?))
             }

@@ -29,6 +29,7 @@ use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
 use super::world::World;
 use super::{VERSION, open};
+use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
 use crate::cluster::layout::Layout;
 use crate::cluster::view::Addresses;
@@ -75,6 +76,9 @@ pub enum Error {
     /// The store could not be closed cleanly. What was acknowledged is in the log.
     #[error("cannot close the store: {0}")]
     Close(store::Error),
+    /// Another process acts as this node: a copy of its directory was started later.
+    #[error("another process acts as this node: its directory was copied, or started twice")]
+    Superseded,
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {
@@ -103,6 +107,7 @@ impl Error {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
+            Self::Superseded => 72,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }
@@ -231,7 +236,7 @@ impl Node {
                 return Err(error);
             }
         };
-        let solo = joined.layout();
+        let solo = (NodeId(store.identity().node_id), joined.layout());
         let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
         let mut upkeep = vec![tokio::spawn(tick)];
         if work == Work::Inline {
@@ -317,8 +322,19 @@ impl Node {
     /// # Errors
     /// The store could not be closed cleanly.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        shutdown.graceful.cancelled().await;
-        self.stop(&shutdown.fast).await
+        let mut superseded = self.joined.superseded();
+        let is_over = tokio::select! {
+            () = shutdown.graceful.cancelled() => false,
+            _ = superseded.wait_for(|over| *over) => true,
+        };
+        if !is_over {
+            return self.stop(&shutdown.fast).await;
+        }
+        tracing::error!("another process acts as this node, with a later start: stopping at once");
+        // Without the mark of a clean stop: the actor is never used again.
+        shutdown.fast.cancel();
+        self.stop(&shutdown.fast).await?;
+        Err(Error::Superseded)
     }
 
     /// Stops; `fast` cuts the waiting short.
@@ -420,7 +436,7 @@ async fn tick(
     store: Arc<Store>,
     health: Health,
     work: Work,
-    layout: watch::Receiver<Arc<Layout>>,
+    (node, layout): (NodeId, watch::Receiver<Arc<Layout>>),
     closing: CancellationToken,
 ) {
     let mut interval = tokio::time::interval(TICK);
@@ -431,7 +447,12 @@ async fn tick(
             () = closing.cancelled() => return,
         }
         let (store, health) = (Arc::clone(&store), health.clone());
-        let is_alone = layout.borrow().document().owners.len() == 1;
+        let is_alone = {
+            let layout = layout.borrow();
+            let owners = &layout.document().owners;
+            let owns_all = owners.len() == 1 && owners.contains_key(&node);
+            owns_all && layout.safe_points_may_move()
+        };
         if let Err(error) = work.run(move || look_after(&store, &health, is_alone)).await {
             tracing::error!(%error, "looking after the store panicked");
         }

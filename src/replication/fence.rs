@@ -82,6 +82,12 @@ pub trait Fence: Send + Sync + 'static {
     /// # Errors
     /// It could not be had within `timeout`.
     async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError>;
+
+    /// Fetches what `from` knows of the layout, also where only tenants have changed.
+    ///
+    /// # Errors
+    /// As [`Fence::learn`].
+    async fn refresh(&self, from: NodeId, timeout: Duration) -> Result<(), PeerError>;
 }
 
 /// The fence that consensus keeps, and how a document is fetched for it.
@@ -103,5 +109,9 @@ impl Fence for LayoutFence {
 
     async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
         self.fence.learn(&*self.peers, from, epoch, timeout).await
+    }
+
+    async fn refresh(&self, from: NodeId, timeout: Duration) -> Result<(), PeerError> {
+        self.fence.refresh(&*self.peers, from, timeout).await
     }
 }

@@ -108,6 +108,20 @@ impl Replica {
         }
     }
 
+    /// Whether the tenants of all rows of a request are known here.
+    fn knows_tenants(&self, request: &Request) -> bool {
+        let is_known = |id: u32| self.store.tenant_by_id(TenantId(id)).is_ok();
+        match request {
+            Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
+            Request::ReadRows(request) => request.keys.iter().all(|key| is_known(key.tenant_id)),
+            Request::ForwardWrite(request) => {
+                let name = request.request.as_ref().map(|request| request.tenant.as_str());
+                name.is_none_or(|name| self.store.tenant(name).is_ok())
+            }
+            _ => true,
+        }
+    }
+
     fn is_member(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> store::Result<bool> {
         let tenant = self.store.tenant_by_id(tenant)?;
         let partition = layout.partition_of(tenant.token(key));
@@ -309,6 +323,10 @@ impl PeerHandler for Replica {
     ) -> Result<Reply, PeerError> {
         let deadline = Instant::now() + timeout;
         let layout = self.layout_of(from, epoch, deadline).await?;
+        if !self.knows_tenants(&request) {
+            // A tenant that was just created: the sender knows it. Without it the rows are refused.
+            let _ = self.fence.refresh(from, timeout).await;
+        }
         match request {
             Request::WriteRows(request) => self.write_rows(&layout, request, deadline).await,
             Request::ReadRows(request) => self.read_rows(&layout, &request),

@@ -8,7 +8,7 @@ use tonic::{Code, Request, Response, Status};
 use super::deadline::Deadline;
 use super::server::Core;
 use super::status::Problem;
-use crate::cluster::layout::{Answer, Command};
+use crate::cluster::layout::{Answer, Command, error_of};
 use crate::proto;
 use crate::proto::admin_server::Admin;
 use crate::store::{self, Store, Tenant, TenantChange, TenantSpec};
@@ -32,7 +32,15 @@ impl AdminService {
     /// Changes a tenant in the layout; this node knows it on return.
     async fn change_tenant(&self, command: Command, deadline: Deadline) -> Result<Tenant, Problem> {
         let end = self.0.instant(deadline);
+        let name = match &command {
+            Command::CreateTenant { spec, .. } => spec.name.clone(),
+            Command::AlterTenant { name, .. } => name.clone(),
+            _ => String::new(),
+        };
         match self.0.cluster.propose(command, end).await? {
+            Answer::Refused { reason, message } => {
+                Err(Problem::from(&error_of(&name, &reason, message)))
+            }
             Answer::Tenant(tenant) => {
                 self.0.cluster.wait_for_tenant(&tenant, end).await;
                 Ok(*tenant)

@@ -55,10 +55,10 @@ impl Cluster {
         Arc::clone(&self.layout.borrow())
     }
 
-    /// Changes the layout, and waits until this node acts under the change.
+    /// Changes the layout.
     ///
     /// # Errors
-    /// It was refused, or its outcome is unknown.
+    /// It was not answered: it did not happen, or its outcome is unknown.
     pub async fn propose(&self, command: Command, deadline: Instant) -> Result<Answer, Problem> {
         let answer = self.consensus.propose(command, deadline).await.map_err(|error| {
             let code = match error {
@@ -73,13 +73,7 @@ impl Cluster {
             };
             Problem::new(code, reason, error.to_string()).of_write(error.outcome())
         })?;
-        match answer {
-            Answer::Refused { reason, message } => {
-                Err(Problem::new(Code::FailedPrecondition, reason, message)
-                    .of_write(Outcome::NotApplied))
-            }
-            answer => Ok(answer),
-        }
+        Ok(answer)
     }
 
     /// Waits until this node knows the tenant as it was answered.
@@ -92,6 +86,42 @@ impl Cluster {
         if let Ok(Ok(layout)) = tokio::time::timeout_at(deadline, known).await {
             self.catalog.adopt(layout.document());
         }
+    }
+
+    /// Refuses what passes the rules of a layout by, where there are others that keep them.
+    ///
+    /// # Errors
+    /// The node is not the only owner.
+    pub fn check_alone(&self) -> Result<(), Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let owns_all = document.owners.len() == 1 && document.owners.contains_key(&self.node);
+        if owns_all && !document.is_joint() {
+            return Ok(());
+        }
+        let message = "rows of a cluster travel on the peer stream, under its layout";
+        Err(Problem::new(Code::FailedPrecondition, "NOT_ALONE", message)
+            .of_write(Outcome::NotApplied))
+    }
+
+    /// Whether this node holds every partition of a tenant; the epoch in which it does.
+    ///
+    /// # Errors
+    /// It does not; the tenant is not known.
+    pub fn check_whole(&self, tenant: &str) -> Result<u64, Problem> {
+        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
+        let layout = self.layout();
+        let document = layout.document();
+        let holds_all = || {
+            let sets = |partition| layout.sets(partition, tenant.replication_factor);
+            (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
+        };
+        let few = document.owners.len() <= usize::from(tenant.replication_factor);
+        if (few && document.owners.contains_key(&self.node)) || holds_all() {
+            return Ok(layout.epoch());
+        }
+        let message = "this node does not hold all partitions of the tenant";
+        Err(Problem::new(Code::FailedPrecondition, "SCAN_INCOMPLETE", message))
     }
 
     /// The cluster as this node knows it.
@@ -135,10 +165,14 @@ impl Cluster {
             proto::NodeEntry { state, ..entry_of(*id, facts.clone()) }
         }));
         nodes.sort_by(|one, other| (&one.name, &one.node_id).cmp(&(&other.name, &other.node_id)));
-        let agreed = nodes
-            .iter()
-            .filter(|node| node.up && matches!(node.state.as_str(), "normal" | "joining"))
-            .all(|node| node.epoch == layout.epoch() || node.node_id == self.node.to_string());
+        let agrees = |id: &NodeId| {
+            let facts = heard.get(id);
+            let agrees = |facts: &Facts| !facts.is_up || facts.epoch == layout.epoch();
+            *id == self.node || facts.is_none_or(agrees)
+        };
+        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
+        let mut members = document.members.iter().filter(|(_, member)| !gone(member.state));
+        let agreed = layout.epoch() > 0 && members.all(|(id, _)| agrees(id));
         let cluster_id = match document.epoch {
             0 => String::new(),
             _ => document.cluster_id.to_string(),

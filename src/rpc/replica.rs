@@ -33,6 +33,7 @@ impl Replica for ReplicaService {
         request: Request<proto::ReplicateRequest>,
     ) -> Result<Response<proto::ReplicateResponse>, Status> {
         let deadline = Deadline::of(&request);
+        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_replicated.inc_by(joined(&results));
         Ok(Response::new(proto::ReplicateResponse { results }))
@@ -43,6 +44,7 @@ impl Replica for ReplicaService {
         request: Request<proto::RepairRequest>,
     ) -> Result<Response<proto::RepairResponse>, Status> {
         let deadline = Deadline::of(&request);
+        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_repaired.inc_by(joined(&results));
         Ok(Response::new(proto::RepairResponse { results }))

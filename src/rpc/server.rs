@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -149,6 +150,8 @@ pub(super) struct Core {
     pub upkeep: Blocking,
     /// Cancelled when the node stops: streams end by themselves.
     pub stopping: CancellationToken,
+    /// Whether clients are served.
+    pub serving: Arc<AtomicBool>,
     /// Producers of streams.
     pub tasks: TaskTracker,
 }
@@ -238,6 +241,7 @@ impl Server {
             blocking: Blocking::new(scans, work),
             upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
             stopping: CancellationToken::new(),
+            serving: Arc::default(),
             tasks: TaskTracker::new(),
             options,
         });
@@ -255,6 +259,10 @@ impl Server {
 
     /// Says in `grpc.health.v1` whether the node serves.
     pub async fn set_serving(&self, serving: bool) {
+        if serving {
+            // Never taken back: calls that come while the node stops are finished.
+            self.core.serving.store(true, Ordering::Release);
+        }
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for reporter in &self.health {
             set_all(reporter, status).await;
@@ -292,7 +300,7 @@ async fn set_all(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
-fn front(core: &Core) -> FrontLayer {
+fn front(core: &Core, serving: Arc<AtomicBool>) -> FrontLayer {
     let options = &core.options;
     FrontLayer(Arc::new(Front {
         gate: Gate::new(
@@ -304,18 +312,22 @@ fn front(core: &Core) -> FrontLayer {
         metrics: Arc::clone(&core.metrics),
         deadline_max: options.deadline_max,
         slow: options.slow,
+        serving,
     }))
 }
 
 /// Windows large enough for a batch in one flight; keep-alive finds dead peers within 40 s.
-fn builder(core: &Core) -> tonic::transport::Server<Stack<FrontLayer, Identity>> {
+fn builder(
+    core: &Core,
+    serving: Arc<AtomicBool>,
+) -> tonic::transport::Server<Stack<FrontLayer, Identity>> {
     tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .max_concurrent_streams(core.options.streams_per_connection_max)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .layer(front(core))
+        .layer(front(core, serving))
 }
 
 async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
@@ -330,7 +342,7 @@ async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontL
         (v1, alpha)
     });
     let (v1, alpha) = reflection.unzip();
-    let router = builder(core)
+    let router = builder(core, Arc::clone(&core.serving))
         .add_service(key_value.max_decoding_message_size(limit))
         .add_service(admin.max_decoding_message_size(limit))
         .add_service(health)
@@ -357,5 +369,11 @@ async fn peer_router(
     let limit = peers.message_bytes_max();
     let peers =
         PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit);
-    (reporter, builder(core).add_service(replica).add_service(peers).add_service(health))
+    (
+        reporter,
+        builder(core, Arc::new(AtomicBool::new(true)))
+            .add_service(replica)
+            .add_service(peers)
+            .add_service(health),
+    )
 }

@@ -6,7 +6,7 @@
 //!
 //! Marks live in memory only: after a start all leaves are marked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// A leaf is the tokens that share so many top bits.
 pub const LEAF_BITS: u32 = 18;
@@ -49,8 +49,9 @@ impl DirtyLeaves {
     /// Marks a leaf.
     pub fn mark_leaf(&self, leaf: u32) {
         let (word, bit) = self.at(leaf);
-        // Mostly set already under load: a read costs less than a write to a shared line. The order
-        // is that of the write before, which whoever takes the mark must be able to read.
+        // Who takes the mark after this must be able to read the write before it.
+        fence(Ordering::SeqCst);
+        // Mostly set already under load: a read costs less than a write to a shared line.
         if word.load(Ordering::SeqCst) & bit == 0 {
             word.fetch_or(bit, Ordering::SeqCst);
         }
@@ -59,7 +60,10 @@ impl DirtyLeaves {
     /// Takes the mark of a leaf; whether there was one. Read the leaf after, not before.
     pub fn take(&self, leaf: u32) -> bool {
         let (word, bit) = self.at(leaf);
-        word.load(Ordering::SeqCst) & bit != 0 && word.fetch_and(!bit, Ordering::SeqCst) & bit != 0
+        let had = word.load(Ordering::SeqCst) & bit != 0
+            && word.fetch_and(!bit, Ordering::SeqCst) & bit != 0;
+        fence(Ordering::SeqCst);
+        had
     }
 
     fn at(&self, leaf: u32) -> (&AtomicU64, u64) {

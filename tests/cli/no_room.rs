@@ -82,7 +82,8 @@ fn a_file_system_without_room_or_for_reading_only_is_refused() {
     let binary = env!("CARGO_BIN_EXE_pairdb");
     let dir = &node.data_dir;
     let serve = format!(
-        "exec timeout 60 {binary} serve --data-dir {dir} --listen 127.0.0.1:0 --peer-listen 127.0.0.1:0 \
+        "exec timeout 60 {binary} serve --data-dir {dir} \
+         --listen 127.0.0.1:0 --peer-listen 127.0.0.1:0 \
          --admin-listen 127.0.0.1:0"
     );
     let no_room = format!("mount -t tmpfs -o size=64k tmpfs {dir}; {serve}");

@@ -75,9 +75,9 @@ impl Stalling {
         let gate = Arc::new(Gate::default());
         let (told, syncs) = mpsc::unbounded_channel();
         let disk = FaultVfs::new(Arc::new(MemVfs::new()));
-        disk.on_call({
+        disk.hold_calls({
             let gate = Arc::clone(&gate);
-            move |_, call| {
+            move |call| {
                 let is_log = call.path.extension().is_some_and(|end| end == "log");
                 if call.operation == Operation::SyncData && is_log {
                     // The test may be over.

@@ -37,6 +37,7 @@ impl GossipView {
                 continue;
             }
             if cluster == own.cluster {
+                self.local.hear_epoch(entry.facts.epoch);
                 // An older one is known already where this fails.
                 let _ = self.local.hear_generation(node, generation);
             }

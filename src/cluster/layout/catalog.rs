@@ -125,8 +125,8 @@ fn tenants_of(document: &Document) -> Tenants {
     Tenants::new(document.version, document.tenant_id_next, document.tenants.values().cloned())
 }
 
-/// The error a refusal was made from, as far as its reason says.
-fn error_of(name: &str, found: &str, message: String) -> Error {
+/// The error that a refusal of a tenant's change was made from, as far as its reason says.
+pub fn error_of(name: &str, found: &str, message: String) -> Error {
     let name = name.to_owned();
     let limit = TENANTS_MAX as u64;
     match found {

@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use super::NodeId;
 use crate::store::{Tenant, TenantChange, TenantId, TenantSpec};
 
-pub use catalog::{LayoutCatalog, Proposer};
+pub use catalog::{LayoutCatalog, Proposer, error_of};
 pub use refusal::reason;
 pub use sets::{Layout, Sets, ToSync};
 

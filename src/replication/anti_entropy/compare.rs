@@ -79,6 +79,10 @@ impl AntiEntropy {
             }
             let room = self.settings.leaves_max.saturating_sub(summary.leaves_left as usize);
             summary.leaves_left += leaves.len().saturating_sub(room) as u64;
+            // Not the same ones every time, if there are too many.
+            let turn = self.counters.comparisons.load(Ordering::Relaxed) as usize;
+            let begin = turn.wrapping_mul(self.settings.leaves_max) % leaves.len();
+            leaves.rotate_left(begin);
             leaves.truncate(room);
             tokio::time::sleep(self.settings.settle).await;
             for leaf in leaves {

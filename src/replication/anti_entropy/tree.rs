@@ -90,7 +90,11 @@ impl Trees {
         let range = KeyRange::of_tokens(tokens_of(leaves.start).0, tokens_of(leaves.end - 1).1);
         self.each_row(range, |key, digest| {
             let at = EngineKey::decode(key)?;
-            let Some(replicas) = self.replicas_of(&at) else { return Ok(true) };
+            let Some(replicas) = self.replicas_of(&at) else {
+                // Looked at again when its tenant is known.
+                self.store.dirty_leaves().mark_leaf(leaf_of(at.token));
+                return Ok(true);
+            };
             piece.clear();
             piece.extend_from_slice(key);
             piece.extend_from_slice(&digest.to_le_bytes());

@@ -233,6 +233,12 @@ impl Fence for TestFence {
         self.adopt(&latest);
         Ok(())
     }
+
+    async fn refresh(&self, _from: NodeId, _: Duration) -> Result<(), PeerError> {
+        let latest = Arc::clone(&self.world.layout.borrow());
+        self.adopt(&latest);
+        Ok(())
+    }
 }
 
 pub struct Node {
