@@ -124,8 +124,8 @@ impl Fence {
         Arc::clone(self.published.borrow().document())
     }
 
-    /// Has `tell` called with each document that is adopted from now on, before the watchers see it.
-    /// The first call counts.
+    /// Has `tell` called with each document that is adopted from now on, before the watchers see
+    /// it. The first call counts.
     pub fn before_shown(&self, tell: impl Fn(&Document) + Send + Sync + 'static) {
         let _ = self.before_shown.set(BeforeShown(Box::new(tell)));
     }

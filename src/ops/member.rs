@@ -20,17 +20,18 @@ use tonic::async_trait;
 
 use super::config::Config;
 use super::node::Error;
+use super::peer_handler::Handler;
 use super::world::World;
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ConsensusOptions};
-use crate::cluster::fence::{Fence, StampError};
+use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
 use crate::cluster::layout::{
     Answer, Command, Layout, LayoutCatalog, Member, MemberState, Proposer,
 };
 use crate::cluster::local::{Local, PROTOCOLS};
-use crate::cluster::peer::{PeerError, PeerHandler, Peers, Reply, Request};
+use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
@@ -464,8 +465,8 @@ async fn follow(
     }
 }
 
-/// Fetches the document when others are heard to act under a later one: consensus may not reach this
-/// node.
+/// Fetches the document when others are heard to act under a later one: consensus may not reach
+/// this node.
 async fn catch_up(
     fence: Arc<Fence>,
     local: Arc<Local>,
@@ -520,90 +521,5 @@ async fn tell(
             facts.disk = stats.disk_used;
             facts.hints = hints.stats().pending;
         });
-    }
-}
-
-/// Answers the other nodes: each request goes to the part it is for.
-struct Handler {
-    fence: Arc<Fence>,
-    gossip: Arc<Gossip>,
-    consensus: Arc<Consensus>,
-    admission: Admission,
-    formation: Arc<Formation>,
-    replica: Replica,
-    anti_entropy: Arc<AntiEntropy>,
-    peers: Arc<dyn Peers>,
-    local: Arc<Local>,
-}
-
-impl Handler {
-    /// Whether this node is known by an address that means every machine to itself.
-    fn is_nowhere(&self) -> bool {
-        let address = self.local.address().parse::<SocketAddr>();
-        address.is_ok_and(|address| address.ip().is_unspecified())
-    }
-
-    /// The rule of stamps for what is not a replica's own business.
-    async fn pass(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
-        if let Err(StampError::MustFetch { .. }) = self.fence.check(epoch) {
-            self.fence.learn(&*self.peers, from, epoch, timeout).await?;
-        }
-        self.fence.check(epoch).map_err(|error| match error {
-            StampError::StaleLayout { epoch, .. } | StampError::MustFetch { epoch, .. } => {
-                PeerError::StaleLayout { epoch }
-            }
-        })
-    }
-}
-
-#[async_trait]
-impl PeerHandler for Handler {
-    async fn handle(
-        &self,
-        from: NodeId,
-        epoch: u64,
-        request: Request,
-        timeout: Duration,
-    ) -> Result<Reply, PeerError> {
-        match request {
-            Request::Raft(message) => {
-                Ok(Reply::Raft(self.consensus.handle(from, &message).await?.into()))
-            }
-            Request::Propose(command) => {
-                Ok(Reply::Propose(self.consensus.handle_propose(&command, timeout).await?.into()))
-            }
-            Request::Document(_) => Ok(Reply::Document(self.fence.handle_document())),
-            Request::Join(_) if self.is_nowhere() => {
-                let reason = "INVALID_MEMBER".to_owned();
-                let message =
-                    "others cannot reach this seed: it needs cluster.advertise".to_owned();
-                Err(PeerError::Refused { reason, message })
-            }
-            Request::Join(join) if self.local.cluster().is_some() => {
-                Ok(Reply::Join(self.admission.handle_join(from, &join, timeout).await?))
-            }
-            Request::Join(join) => Ok(Reply::Join(self.formation.handle_join(from, &join)?)),
-            Request::Form(form) => Ok(Reply::Form(self.formation.handle_form(from, &form)?)),
-            request if Replica::is_for(&request) => {
-                self.replica.handle(from, epoch, request, timeout).await
-            }
-            request => {
-                self.pass(from, epoch, timeout).await?;
-                match self.anti_entropy.answer(&request).await {
-                    Some(answer) => answer,
-                    None => {
-                        let reason = "UNKNOWN_REQUEST".to_owned();
-                        let message = "this node does not know the request".to_owned();
-                        Err(PeerError::Refused { reason, message })
-                    }
-                }
-            }
-        }
-    }
-
-    fn take_post(&self, _from: NodeId, request: Request) {
-        if let Request::Gossip(message) = request {
-            self.gossip.receive(message);
-        }
     }
 }

@@ -19,6 +19,7 @@ mod member;
 pub mod metrics;
 pub mod node;
 mod open;
+mod peer_handler;
 pub mod shutdown;
 pub mod world;
 

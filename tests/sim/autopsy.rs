@@ -4,12 +4,24 @@ use std::sync::Arc;
 
 use pairdb::causality::Payload;
 use pairdb::causality::codec;
+use pairdb::cluster::fence::Fence;
+use pairdb::cluster::layout::{Answer, Command, LayoutCatalog, Proposer};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::config::Config;
 use pairdb::store::environment::ManualClock;
 use pairdb::store::{EngineKey, Environment, Store, StoreOptions, TokenRange};
 use pairdb::verify::history::{Event, Version};
 use pairdb::verify::recorder::Recorder;
+
+/// Proposes nothing: the dead change no layout.
+#[derive(Debug)]
+struct Nobody;
+
+impl Proposer for Nobody {
+    fn propose(&self, _command: Command) -> pairdb::store::Result<Answer> {
+        Err(pairdb::store::Error::Closed)
+    }
+}
 
 /// Writes into the history which versions the disk holds, with their dots.
 pub fn record(disk: &MemVfs, config: &Config, now_ms: u64, recorder: &Recorder, at_us: u64) {
@@ -19,7 +31,11 @@ pub fn record(disk: &MemVfs, config: &Config, now_ms: u64, recorder: &Recorder, 
     };
     options.engine.compaction_threads = 0;
     let copy = Arc::new(disk.crash_clone_kill());
-    let environment = Environment::simulated(copy, &ManualClock::new(now_ms), now_ms);
+    let clock = ManualClock::new(now_ms);
+    let environment = Environment::simulated(Arc::clone(&copy) as _, &clock, now_ms);
+    let fence = Fence::open(copy, &config.node.data_dir).expect("so can the document");
+    let tenants = LayoutCatalog::new(&fence.document(), Arc::new(Nobody), Arc::new(clock));
+    options.catalog = Some(Arc::new(tenants));
     let store = Store::open_in(&config.node.data_dir, options, environment)
         .expect("whatever a crash leaves can be opened");
     let whole = TokenRange { start: 0, end_inclusive: u64::MAX };

@@ -51,8 +51,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// Leaves that are repaired in one comparison; the rest waits for the next.
     pub leaves_max: usize,
-    /// How often safe points are moved; `None`: never, and no delete is forgotten. The default, for a
-    /// repair does not pass the guard of a round yet: what a replica missed for longer than
+    /// How often safe points are moved; `None`: never, and no delete is forgotten. The default, for
+    /// a repair does not pass the guard of a round yet: what a replica missed for longer than
     /// `round_margin` could not be given to it any more.
     pub round_interval: Option<Duration>,
     /// How far behind the clock they are set: longer than hints live, so that little is refused.

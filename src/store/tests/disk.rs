@@ -71,7 +71,7 @@ fn a_disk_that_fills_up_refuses_step_by_step() {
 
             node.store().write(tenant, delete("small10")).expect("deletes make room");
             assert!(node.values(tenant, "small10").is_empty());
-            node.store().replicate(&[copy.clone()]).remove(0).expect("repair goes on");
+            node.store().replicate(std::slice::from_ref(&copy)).remove(0).expect("repair goes on");
             node.store().flush().expect("upkeep goes on");
             node.store().compact().expect("upkeep goes on");
         }
