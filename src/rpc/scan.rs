@@ -1,7 +1,7 @@
 //! `Scan` and `GetKeyRange`: pages of the store, read on the blocking pool.
 //!
-//! It reads the rows of this node: at ONE, and only on a node that holds all partitions of the tenant;
-//! another one refuses, for what it would show is not all.
+//! It reads the rows of this node: at ONE, and only on a node that holds all partitions of the
+//! tenant. Another one refuses, for what it would show is not all.
 //!
 //! A scan holds no thread and no snapshot between two pages: the next page is read only when the
 //! client has taken the one before the last. It is not a snapshot of one moment: each row is whole,
