@@ -11,13 +11,16 @@ PEER     ?= 127.0.0.1:7946
 ADMIN    ?= 127.0.0.1:9091
 RUNS     ?= 20
 SEED     ?=
+SEEDS    ?= 20
+MINUTES  ?= 10
+NODES    ?= 1
 ARGS     ?=
 BUF      := target/buf/bin/buf
 BUF_VERSION := 1.75.0
 
 PEERS    := benches/peers/target/release/pairdb-peers
 
-.PHONY: help run build test demo bench bench-peers bench-peers-full peers crash ci fmt fmt-check lint docs deny proto-lint
+.PHONY: help run build test demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +68,11 @@ peers:
 
 crash: ## Kill a real node RUNS=20 times and compare (SEED= repeats a run)
 	RUNS=$(RUNS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --locked --test crash -- --nocapture
+
+sim: ## Simulate SEEDS=20 nodes and their faults (FIRST=, MINUTES=10); SEED= repeats one
+	$(if $(SEED),SEED=$(SEED),SEEDS=$(SEEDS)) $(if $(FIRST),FIRST=$(FIRST)) MINUTES=$(MINUTES) \
+		NODES=$(NODES) $(if $(HISTORY),HISTORY=$(HISTORY)) $(CARGO) test --locked --test sim -- \
+		--exact $(if $(SEED),one_seed --ignored,no_seed_breaks_a_promise) --nocapture
 
 ci: fmt-check lint docs test ## All that must be green before a merge
 

@@ -99,6 +99,21 @@ pub fn strip_expired(row: &mut Row<'_>, floor: u64) -> bool {
     any
 }
 
+/// The row without what replicas may lawfully differ in below `floor`: tokens whose version is
+/// gone, the bytes of expired values, what may be pruned; `None` if all of it may be purged.
+///
+/// Two replicas with the same floor hold the same versions if and only if this is the same.
+pub fn canonical<'a>(row: &Row<'a>, floor: u64, token_window_ms: u64) -> Option<Row<'a>> {
+    if row.is_empty() || may_purge(row, floor, token_window_ms) {
+        return None;
+    }
+    let mut canonical = row.clone();
+    strip_expired(&mut canonical, floor);
+    prune(&mut canonical, floor, token_window_ms);
+    canonical.tokens.retain(|&(token, _)| row.version_of_token(token).is_some());
+    Some(canonical)
+}
+
 /// Whether a token first written at `time` is refused everywhere once the floor has passed.
 fn is_window_over(time: u64, floor: u64, token_window_ms: u64) -> bool {
     time.saturating_add(time_of_ms(token_window_ms)) <= floor

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use super::failure::Failure;
 use crate::client::{Client, Options};
 use crate::ops::config::Value as _;
+use crate::proto::ConsistencyLevel;
 
 /// How answers are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,12 +41,36 @@ pub(super) struct Connect {
     pub output: Output,
 }
 
-/// Whose data.
+/// Whose data, and how many replicas are to vouch for it.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Tenant {
     /// The tenant
     #[arg(long, env = "PAIRDB_TENANT", default_value = "default")]
     pub tenant: String,
+    /// How many of a key's replicas must take part
+    #[arg(long, value_enum, env = "PAIRDB_CONSISTENCY", default_value = "quorum")]
+    consistency: Consistency,
+}
+
+/// How many replicas take part in a read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Consistency {
+    /// One.
+    One,
+    /// A majority.
+    Quorum,
+    /// Every one.
+    All,
+}
+
+impl From<Consistency> for ConsistencyLevel {
+    fn from(level: Consistency) -> Self {
+        match level {
+            Consistency::One => Self::One,
+            Consistency::Quorum => Self::Quorum,
+            Consistency::All => Self::All,
+        }
+    }
 }
 
 /// A key on the command line.
@@ -85,25 +110,39 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Connect {
+    /// A client of the tenant's rows.
+    pub fn rows_client(&self, tenant: &Tenant) -> Result<Client, Failure> {
+        self.client(Duration::from_secs(10), tenant.consistency.into())
+    }
+
+    /// A client of the tenant's rows, with time for large batches.
+    pub fn import_client(&self, tenant: &Tenant) -> Result<Client, Failure> {
+        self.client(Duration::from_secs(60), tenant.consistency.into())
+    }
+
     /// A client whose calls end within the timeout, or `default` if none is given.
-    pub fn client(&self, default: Duration) -> Result<Client, Failure> {
+    fn client(&self, default: Duration, consistency: ConsistencyLevel) -> Result<Client, Failure> {
+        Ok(Client::new(Options { consistency, ..self.options(default)? })?)
+    }
+
+    /// The options of such a client.
+    pub fn options(&self, default: Duration) -> Result<Options, Failure> {
         let timeout = self.timeout.unwrap_or(default);
         if timeout.is_zero() {
             return Err(Failure::usage("--timeout must be more than 0"));
         }
         let endpoints = self.endpoint.split(',').map(|uri| uri.trim().to_owned()).collect();
-        let options = Options { endpoints, timeout, ..Options::default() };
-        Ok(Client::new(options)?)
+        Ok(Options { endpoints, timeout, ..Options::default() })
     }
 
-    /// A client for reads and writes.
-    pub fn data_client(&self) -> Result<Client, Failure> {
-        self.client(Duration::from_secs(10))
+    /// A client for questions to the node.
+    pub fn admin_client(&self) -> Result<Client, Failure> {
+        self.client(Duration::from_secs(10), ConsistencyLevel::Unspecified)
     }
 
     /// A client for flush, compaction and the like.
     pub fn upkeep_client(&self) -> Result<Client, Failure> {
-        self.client(Duration::from_secs(3600))
+        self.client(Duration::from_secs(3600), ConsistencyLevel::Unspecified)
     }
 
     /// Writes an answer: `text` as it is, or the JSON document.

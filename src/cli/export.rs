@@ -76,7 +76,7 @@ impl<W: Write> Write for Counted<W> {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.rows_client(&args.tenant)?;
     let stdout = args.file.to_str() == Some("-");
     let format = args.format.unwrap_or_else(|| Format::of_name(&args.file));
     let mut request = args.range.request(args.tenant.tenant);

@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.rows_client(&args.tenant)?;
     let row = client.read(&args.tenant.tenant, args.key.bytes()?).await?;
     if args.connect.output == Output::Json {
         args.connect.print("", &to_json(&row))?;

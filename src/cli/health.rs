@@ -15,7 +15,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.admin_client()?;
     let call = async |admin: &mut Admin, request| admin.node_status(request).await;
     let status = client.admin_call(NodeStatusRequest {}, call).await?;
     let json = json!({ "state": status.state, "node_id": status.node_id });

@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.rows_client(&args.tenant)?;
     let scan = args.range.request(args.tenant.tenant);
     let mut left = if scan.limit == 0 { u64::MAX } else { scan.limit };
     let mut request = proto::GetKeyRangeRequest {

@@ -9,6 +9,7 @@
 //! | 3 | the key was not found |
 //! | 4 | the outcome of the write is unknown: it may have happened |
 //! | 5 | the write was not applied, or the node is unavailable |
+//! | 6 | `verify` found a promise that was broken |
 //! | 70-78 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
 
 mod args;
@@ -17,21 +18,27 @@ mod compact;
 mod completions;
 mod config;
 mod delete;
+mod dev;
+mod explain;
 mod export;
 mod failure;
 mod flush;
 mod get;
 mod health;
+mod hints;
 mod import;
 mod keys;
 mod progress;
 mod put;
 mod record;
+mod repair;
+mod ring;
 mod scan;
 mod scrub;
 mod serve;
 mod status;
 mod tenant;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -50,9 +57,9 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
-5 not applied or unavailable; serve: 70 corrupt data, 71 address in use, 72 data directory in use, \
-73 data directory not writable or full, 74 I/O error, 75 data of a newer version, 76 data of \
-another cluster, 78 configuration.";
+5 not applied or unavailable, 6 verify found a broken promise; serve: 70 corrupt data, 71 address \
+in use, 72 data directory in use, 73 data directory not writable or full, 74 I/O error, 75 data \
+of a newer version, 76 data of another cluster, 78 configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -70,7 +77,13 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Scrub(scrub::Args),
     Status(status::Args),
+    Ring(ring::Args),
+    Explain(explain::Args),
+    Hints(hints::Args),
+    Repair(repair::Args),
+    Dev(dev::Args),
     Health(health::Args),
+    Verify(verify::Args),
     Config(config::Args),
     Completions(completions::Args),
 }
@@ -110,6 +123,12 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Checkpoint(args) => client_runtime()?.block_on(checkpoint::run(args)),
         Command::Scrub(args) => client_runtime()?.block_on(scrub::run(args)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args)),
+        Command::Ring(args) => client_runtime()?.block_on(ring::run(args)),
+        Command::Explain(args) => client_runtime()?.block_on(explain::run(args)),
+        Command::Hints(args) => client_runtime()?.block_on(hints::run(args)),
+        Command::Repair(args) => client_runtime()?.block_on(repair::run(args)),
+        Command::Dev(args) => dev::run(&args),
+        Command::Verify(args) => client_runtime()?.block_on(verify::run(args)),
         Command::Health(args) => client_runtime()?.block_on(health::run(args)),
     }
 }

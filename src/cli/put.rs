@@ -47,7 +47,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.rows_client(&args.tenant)?;
     let key = args.key.bytes()?;
     let tenant = args.tenant.tenant;
     let value = match (args.value, &args.file) {

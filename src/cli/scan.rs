@@ -59,7 +59,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.rows_client(&args.tenant)?;
     let mut pages = client.scan(args.range.request(args.tenant.tenant)).await?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     loop {

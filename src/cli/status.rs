@@ -6,18 +6,91 @@ use serde_json::{Map, Value, json};
 
 use super::args::Connect;
 use super::failure::Failure;
-use crate::client::Admin;
-use crate::proto::NodeStatusRequest;
+use crate::client::{Admin, Client};
+use crate::proto::{ClusterStatusRequest, NodeEntry, NodeStatusRequest};
 
-/// Show the node and its figures
+/// Show the cluster; with --node, the node and its figures
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Show the node that is asked, with all its figures
+    #[arg(long)]
+    node: bool,
     #[command(flatten)]
     connect: Connect,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = args.connect.data_client()?;
+    let client = args.connect.admin_client()?;
+    let (text, json) = match args.node {
+        true => node(&client).await?,
+        false => cluster(&client).await?,
+    };
+    args.connect.print(&text, &json)
+}
+
+async fn cluster(client: &Client) -> Result<(String, Value), Failure> {
+    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+    let status = client.admin_call(ClusterStatusRequest {}, call).await?;
+    let layout = status.layout.unwrap_or_default();
+    let width = status.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0).max(4);
+    let mut text = format!(
+        "{:<width$}  {:<9}  {:<4}  {:<8}  {:<21}  {:>12}  {:>5}  {}\n",
+        "name", "state", "up", "zone", "address", "load", "hints", "node id"
+    );
+    for node in &status.nodes {
+        let up = if node.up { "up" } else { "down" };
+        let _ = writeln!(
+            text,
+            "{:<width$}  {:<9}  {up:<4}  {:<8}  {:<21}  {:>12}  {:>5}  {}",
+            node.name,
+            node.state,
+            node.zone,
+            node.address,
+            node.load_bytes,
+            node.hints_pending,
+            node.node_id
+        );
+    }
+    let agreed = if layout.agreed { "agreed" } else { "not agreed by all that are up" };
+    let _ = write!(text, "\nlayout {}, {agreed}", layout.version);
+    if !layout.transition.is_empty() {
+        let _ = write!(text, ", {}", layout.transition);
+    }
+    let json = json!({
+        "cluster_id": status.cluster_id,
+        "nodes": status.nodes.iter().map(to_json).collect::<Vec<_>>(),
+        "layout": {
+            "version": layout.version,
+            "agreed": layout.agreed,
+            "transition": layout.transition,
+            "leader": layout.leader,
+        },
+    });
+    Ok((text, json))
+}
+
+fn to_json(node: &NodeEntry) -> Value {
+    json!({
+        "name": node.name,
+        "node_id": node.node_id,
+        "state": node.state,
+        "up": node.up,
+        "zone": node.zone,
+        "address": node.address,
+        "client_address": node.client_address,
+        "load_bytes": node.load_bytes,
+        "hints_pending": node.hints_pending,
+        "generation": node.generation,
+        "epoch": node.epoch,
+        "version": node.version,
+        "disk_used": node.disk_used,
+        "partitions": node.partitions,
+        "voter": node.voter,
+        "run_state": node.run_state,
+    })
+}
+
+async fn node(client: &Client) -> Result<(String, Value), Failure> {
     let call = async |admin: &mut Admin, request| admin.node_status(request).await;
     let status = client.admin_call(NodeStatusRequest {}, call).await?;
     let mut figures: Vec<_> = status.figures.iter().collect();
@@ -48,5 +121,5 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         "pressure": status.pressure,
         "figures": figures,
     });
-    args.connect.print(&text, &json)
+    Ok((text, json))
 }

@@ -101,13 +101,13 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             };
             let call = async |admin: &mut Admin, request| admin.create_tenant(request).await;
             let request = proto::CreateTenantRequest { tenant: Some(tenant) };
-            let made = connect.data_client()?.admin_call(request, call).await?;
+            let made = connect.admin_client()?.admin_call(request, call).await?;
             show(&connect, made.tenant)
         }
         Verb::List { connect } => {
             let call = async |admin: &mut Admin, request| admin.list_tenants(request).await;
             let request = proto::ListTenantsRequest {};
-            let tenants = connect.data_client()?.admin_call(request, call).await?.tenants;
+            let tenants = connect.admin_client()?.admin_call(request, call).await?.tenants;
             let text: Vec<&str> = tenants.iter().map(|tenant| tenant.name.as_str()).collect();
             let json: Vec<Value> = tenants.iter().map(to_json).collect();
             connect.print(&text.join("\n"), &json.into())
@@ -115,7 +115,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Verb::Show { name, connect } => {
             let call = async |admin: &mut Admin, request| admin.get_tenant(request).await;
             let request = proto::GetTenantRequest { name };
-            let found = connect.data_client()?.admin_call(request, call).await?;
+            let found = connect.admin_client()?.admin_call(request, call).await?;
             show(&connect, found.tenant)
         }
         Verb::Set { name, settings, connect } => {
@@ -126,7 +126,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 max_ttl_ms: settings.max_ttl.map(millis),
                 replication_factor: settings.replication_factor,
             };
-            let set = connect.data_client()?.admin_call(request, call).await?;
+            let set = connect.admin_client()?.admin_call(request, call).await?;
             show(&connect, set.tenant)
         }
     }

@@ -11,22 +11,26 @@
 mod error;
 mod retry;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 pub use error::{Error, Outcome};
 
+use crate::cluster::net::Net;
 use crate::proto;
 use crate::proto::admin_client::AdminClient;
 use crate::proto::key_value_client::KeyValueClient;
-use retry::{Backoff, Budget};
+use crate::resilience::deadline::Deadline;
+use crate::resilience::retry::{Budget, Retry};
 
 /// The raw client of the `Admin` service.
 pub type Admin = AdminClient<Channel>;
@@ -46,6 +50,8 @@ pub struct Options {
     pub retries_max: u32,
     /// Largest answer taken, in bytes. A row may be larger than a value.
     pub message_bytes_max: usize,
+    /// How many replicas take part in calls that do not say it themselves.
+    pub consistency: proto::ConsistencyLevel,
 }
 
 impl Default for Options {
@@ -57,6 +63,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(3),
             retries_max: 4,
             message_bytes_max: 64 << 20,
+            consistency: proto::ConsistencyLevel::Unspecified,
         }
     }
 }
@@ -87,6 +94,31 @@ impl Client {
     /// # Errors
     /// [`Error::Endpoint`] if an endpoint is not a URI or none is given.
     pub fn new(options: Options) -> Result<Self, Error> {
+        Self::with_connections(options, |endpoint| endpoint.connect_lazy())
+    }
+
+    /// The same over a network of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn over(net: &Arc<dyn Net>, options: Options) -> Result<Self, Error> {
+        let connect = |endpoint: Endpoint| {
+            let net = Arc::clone(net);
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let net = Arc::clone(&net);
+                async move {
+                    let address = uri.authority().map_or("", |authority| authority.as_str());
+                    net.connect(address).await.map(TokioIo::new)
+                }
+            }))
+        };
+        Self::with_connections(options, connect)
+    }
+
+    fn with_connections(
+        options: Options,
+        connect: impl Fn(Endpoint) -> Channel,
+    ) -> Result<Self, Error> {
         let mut channels = Vec::new();
         for _ in 0..options.channels.max(1) {
             for uri in &options.endpoints {
@@ -105,14 +137,14 @@ impl Client {
                     .http2_keep_alive_interval(Duration::from_secs(30))
                     .keep_alive_timeout(Duration::from_secs(10))
                     .tcp_nodelay(true);
-                channels.push(endpoint.connect_lazy());
+                channels.push(connect(endpoint));
             }
         }
         if channels.is_empty() {
             let why = "none is given".to_owned();
             return Err(Error::Endpoint { uri: String::new(), why });
         }
-        Ok(Self { channels, next: AtomicUsize::new(0), options, budget: Budget::default() })
+        Ok(Self { channels, next: AtomicUsize::new(0), options, budget: retry::budget() })
     }
 
     fn channel(&self) -> Channel {
@@ -136,7 +168,17 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn read(&self, tenant: &str, key: Bytes) -> Result<proto::ReadResponse, Error> {
-        let message = proto::ReadRequest { tenant: tenant.to_owned(), key, consistency: 0 };
+        let consistency = self.options.consistency.into();
+        let tenant = tenant.to_owned();
+        let message = proto::ReadRequest { tenant, key, consistency, ..Default::default() };
+        self.read_as(message).await
+    }
+
+    /// Reads a row as the message says.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn read_as(&self, message: proto::ReadRequest) -> Result<proto::ReadResponse, Error> {
         self.call(message, Kind::Read, async |client, request| client.read(request).await).await
     }
 
@@ -149,7 +191,8 @@ impl Client {
         tenant: &str,
         keys: Vec<Bytes>,
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
-        let message = proto::BatchReadRequest { tenant: tenant.to_owned(), keys, consistency: 0 };
+        let (tenant, consistency) = (tenant.to_owned(), self.options.consistency.into());
+        let message = proto::BatchReadRequest { tenant, keys, consistency, ..Default::default() };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
         Ok(self.call(message, Kind::Read, call).await?.results)
@@ -164,6 +207,7 @@ impl Client {
         mut message: proto::WriteRequest,
     ) -> Result<proto::WriteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
+        self.level(&mut message.consistency);
         self.call(message, Kind::Write, async |client, request| client.write(request).await).await
     }
 
@@ -176,6 +220,7 @@ impl Client {
         mut message: proto::DeleteRequest,
     ) -> Result<proto::DeleteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
+        self.level(&mut message.consistency);
         self.call(message, Kind::Write, async |client, request| client.delete(request).await).await
     }
 
@@ -192,7 +237,8 @@ impl Client {
             self.name_write(&mut mutation.idempotency_key);
         }
         let tenant = tenant.to_owned();
-        let message = proto::BatchWriteRequest { tenant, mutations, consistency: 0 };
+        let consistency = self.options.consistency.into();
+        let message = proto::BatchWriteRequest { tenant, mutations, consistency };
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_write(request).await;
         Ok(self.call(message, Kind::Write, call).await?.results)
@@ -260,6 +306,13 @@ impl Client {
         }
     }
 
+    /// Gives a call the client's level, if it names none.
+    fn level(&self, consistency: &mut i32) {
+        if *consistency == i32::from(proto::ConsistencyLevel::Unspecified) {
+            *consistency = self.options.consistency.into();
+        }
+    }
+
     /// Calls with retries, each with the time that is left.
     async fn call<M: Clone, T>(
         &self,
@@ -270,15 +323,15 @@ impl Client {
             Request<M>,
         ) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, Error> {
-        let end = Instant::now() + self.options.timeout;
-        let mut backoff = Backoff::default();
+        let deadline = Deadline::after(self.options.timeout);
+        let mut retry = Retry::new(retry::WAITS, self.options.retries_max, deadline, &self.budget);
         let mut unknown = false;
         loop {
             let mut request = Request::new(message.clone());
-            request.set_timeout(end.saturating_duration_since(Instant::now()));
+            request.set_timeout(deadline.remaining().unwrap_or(self.options.timeout));
             let error = match call(&mut self.key_value(), request).await {
                 Ok(response) => {
-                    self.budget.earn();
+                    retry.succeeded();
                     return Ok(response.into_inner());
                 }
                 Err(status) => Error::of(&status, kind == Kind::Write),
@@ -286,12 +339,11 @@ impl Client {
             // Once an attempt may have been applied, a later refusal says nothing about it.
             unknown |= error.outcome() == Some(Outcome::Unknown);
             let error = if unknown { error.with_outcome(Outcome::Unknown) } else { error };
-            let wait = backoff.next(error.retry_after());
-            let tried = backoff.tried() > self.options.retries_max;
-            if tried || !error.may_retry() || Instant::now() + wait >= end || !self.budget.spend() {
-                return Err(error);
+            let least = error.may_retry().then(|| error.retry_after().unwrap_or_default());
+            match retry.failed(least, retry::random()) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(error),
             }
-            tokio::time::sleep(wait).await;
         }
     }
 }

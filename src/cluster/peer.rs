@@ -121,6 +121,9 @@ pub trait PeerHandler: Send + Sync + 'static {
     /// Answers one request of `from`, which acts under the layout of `epoch` and waits for
     /// `timeout`. [`PeerError::Unreachable`] and [`PeerError::NoAnswer`] are not for it to give.
     ///
+    /// The future is dropped when the time is over or the asker has gone: what must not stop half
+    /// way runs elsewhere.
+    ///
     /// # Errors
     /// See [`PeerError`].
     async fn handle(
@@ -130,4 +133,17 @@ pub trait PeerHandler: Send + Sync + 'static {
         request: Request,
         timeout: Duration,
     ) -> Result<Reply, PeerError>;
+
+    /// Takes a message that is not answered: gossip. It must not wait; what it cannot take at once
+    /// is lost. By default everything is.
+    fn take_post(&self, from: NodeId, request: Request) {
+        let _ = (from, request);
+    }
+}
+
+/// Sends what is not answered.
+pub trait Post: Send + Sync + 'static {
+    /// Sends `request` to whoever is at `address` (`host:port`), on [`Class::Control`], if there is
+    /// a way to. Never waits; of what cannot be sent soon enough the oldest is lost.
+    fn post(&self, address: &str, request: Request);
 }

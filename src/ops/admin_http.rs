@@ -1,5 +1,6 @@
 //! HTTP for operators: `/metrics`, `/health`, `/health/live`, `/health/ready`, `/ready`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,12 +8,14 @@ use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::VERSION;
 use super::health::{Health, Report};
 use super::metrics::{self, Exposition};
+use crate::cluster::incoming::Incoming;
+use crate::cluster::net::Stream;
+use crate::cluster::work::Work;
 
 /// What the pages show.
 #[derive(Clone)]
@@ -23,6 +26,24 @@ pub struct Pages {
     pub exposition: Arc<std::sync::OnceLock<Exposition>>,
     /// The node's id, once known.
     pub node_id: Arc<std::sync::OnceLock<String>>,
+    /// Where figures are gathered.
+    pub work: Work,
+}
+
+/// [`Incoming`] as the HTTP library takes it.
+struct Listener(Incoming);
+
+impl axum::serve::Listener for Listener {
+    type Io = Box<dyn Stream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        std::future::poll_fn(|context| self.0.poll_accept(context)).await
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
 }
 
 /// Serves the pages until `closing`.
@@ -30,11 +51,12 @@ pub struct Pages {
 /// # Errors
 /// The listener failed.
 pub async fn serve(
-    listener: TcpListener,
+    incoming: Incoming,
     pages: Pages,
     closing: CancellationToken,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(pages)).with_graceful_shutdown(closing.cancelled_owned()).await
+    let serving = axum::serve(Listener(incoming), router(pages));
+    serving.with_graceful_shutdown(closing.cancelled_owned()).await
 }
 
 fn router(pages: Pages) -> Router {
@@ -52,7 +74,7 @@ async fn show_metrics(Shared(pages): Shared<Pages>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "the node is starting\n").into_response();
     };
     // Gathering reads statistics of the store and of the disk: off the async worker.
-    match tokio::task::spawn_blocking(move || exposition.text()).await {
+    match pages.work.run(move || exposition.text()).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Ok(Err(error)) => {
             tracing::error!(%error, "cannot write the metrics");

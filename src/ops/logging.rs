@@ -6,12 +6,18 @@ use tracing_subscriber::EnvFilter;
 
 use super::config::{Log, LogFormat};
 
+/// Libraries that tell what is of interest to their authors: openraft calls every heartbeat that
+/// failed an error, and who is up this node says itself. Directives of the setting that name them
+/// come later, and count.
+const QUIET: &str = "openraft=off,chitchat=warn";
+
 /// Sends log lines to standard error as the settings say. The first call in a process counts.
 ///
 /// # Errors
 /// The level is neither a level nor a list of directives.
 pub fn init(log: &Log) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&log.level)
+    let level = format!("{QUIET},{}", log.level);
+    let filter = EnvFilter::try_new(level)
         .map_err(|error| format!("log.level = {:?}: {error}", log.level))?;
     let pretty = match log.format {
         LogFormat::Pretty => true,

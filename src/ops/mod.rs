@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
+//! | [`world`] | the network, the files and the time it lives in |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
@@ -14,10 +15,13 @@ pub mod admin_http;
 pub mod config;
 pub mod health;
 pub mod logging;
+mod member;
 pub mod metrics;
 pub mod node;
 mod open;
+mod peer_handler;
 pub mod shutdown;
+pub mod world;
 
 /// The program's version and the commit it was built from.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("PAIRDB_COMMIT"), ")");

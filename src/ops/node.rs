@@ -17,23 +17,36 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
+use super::member::{self, Joined, Opened};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
+use super::world::World;
 use super::{VERSION, open};
+use crate::cluster::NodeId;
+use crate::cluster::incoming::Incoming;
+use crate::cluster::layout::Layout;
+use crate::cluster::view::Addresses;
+use crate::cluster::work::Work;
 use crate::engine;
-use crate::rpc::{Listeners, Metrics, NodeFacts, Server};
+use crate::rpc::{Listeners, Metrics, NodeFacts, Parts, Server};
 use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How often an engine without threads is asked for background work.
+const STEP: Duration = Duration::from_millis(10);
+
+/// Pieces of background work done at one go.
+const STEPS_MAX: usize = 8;
 
 /// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
 const CALLS_SHARE: f64 = 0.7;
@@ -63,6 +76,9 @@ pub enum Error {
     /// The store could not be closed cleanly. What was acknowledged is in the log.
     #[error("cannot close the store: {0}")]
     Close(store::Error),
+    /// Another process acts as this node: a copy of its directory was started later.
+    #[error("another process acts as this node: its directory was copied, or started twice")]
+    Superseded,
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {
@@ -91,6 +107,7 @@ impl Error {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
+            Self::Superseded => 72,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }
@@ -148,73 +165,107 @@ pub struct Node {
     health: Health,
     store: Arc<Store>,
     server: Server,
+    joined: Joined,
     closing: CancellationToken,
     admin: JoinHandle<io::Result<()>>,
-    tick: JoinHandle<()>,
+    upkeep: Vec<JoinHandle<()>>,
+    work: Work,
+}
+
+/// What runs once the services are served.
+struct Started {
+    config: Config,
+    store: Arc<Store>,
+    server: Server,
+    joined: Joined,
+    ready: Ready,
 }
 
 /// All three listeners, bound.
 struct Bound {
     rpc: Listeners,
-    admin: TcpListener,
+    admin: Incoming,
     admin_addr: SocketAddr,
 }
 
 impl Bound {
-    async fn bind(config: &Config) -> Result<Self, Error> {
+    async fn bind(config: &Config, world: &World) -> Result<Self, Error> {
         let bind = |(address, source)| Error::Bind { address, source };
-        let listen = &config.listen;
-        let rpc = Listeners::bind(listen.client, listen.peer).await.map_err(bind)?;
-        let admin = TcpListener::bind(listen.admin).await;
-        let admin = admin.map_err(|source| bind((listen.admin, source)))?;
+        let (listen, net) = (&config.listen, &*world.net);
+        let rpc = Listeners::bind(net, listen.client, listen.peer).await.map_err(bind)?;
+        let admin = net.bind(listen.admin).await;
+        let admin = Incoming::new(admin.map_err(|source| bind((listen.admin, source)))?);
         let admin_addr = admin.local_addr().map_err(|source| bind((listen.admin, source)))?;
         Ok(Self { rpc, admin, admin_addr })
     }
 }
 
 impl Node {
-    /// Starts a node; it serves when this returns.
+    /// Starts a node in the real world; it serves when this returns.
     ///
     /// # Errors
     /// See [`Error`]. Nothing is left running.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_in(config, World::real()).await
+    }
+
+    /// Starts a node in a world of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_in(config: Config, world: World) -> Result<Self, Error> {
         config.validate()?;
-        let bound = Bound::bind(&config).await?;
+        let work = world.work;
+        let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
         let closing = CancellationToken::new();
         let pages = Pages {
             health: health.clone(),
             exposition: Arc::new(OnceLock::new()),
             node_id: Arc::new(OnceLock::new()),
+            work,
         };
         let admin = admin_http::serve(bound.admin, pages.clone(), closing.clone());
         let admin = tokio::spawn(admin);
         let started =
-            Self::start_services(config, bound.rpc, bound.admin_addr, &health, &pages).await;
-        let (config, store, server, ready) = match started {
+            Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;
+        let Started { config, store, server, joined, ready } = match started {
             Ok(started) => started,
             Err(error) => {
                 closing.cancel();
                 return Err(error);
             }
         };
-        health.set(State::Serving);
-        server.set_serving(true).await;
-        let tick = tokio::spawn(tick(Arc::clone(&store), health.clone(), closing.clone()));
-        let node = Self { ready, config, health, store, server, closing, admin, tick };
+        let solo = (NodeId(store.identity().node_id), joined.layout());
+        let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
+        let mut upkeep = vec![tokio::spawn(tick)];
+        if work == Work::Inline {
+            upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
+        }
+        let node =
+            Self { ready, config, health, store, server, joined, closing, admin, upkeep, work };
+        // Peers are answered from here on: who forms a cluster needs the others' answers.
+        if let Err(error) = node.joined.enter(&node.config).await {
+            node.stop(&CancellationToken::new()).await?;
+            return Err(error);
+        }
+        node.health.set(State::Serving);
+        node.server.set_serving(true).await;
         node.write_ready_file()?;
         Ok(node)
     }
 
     async fn start_services(
         config: Config,
+        world: World,
         listeners: Listeners,
         admin_addr: SocketAddr,
-        health: &Health,
         pages: &Pages,
-    ) -> Result<(Config, Arc<Store>, Server, Ready), Error> {
-        let (config, store) = blocking(move || open_all(config)).await??;
-        let store = Arc::new(store);
+    ) -> Result<Started, Error> {
+        let (work, health) = (world.work, &pages.health);
+        let around = world.clone();
+        let (config, opened) = blocking(work, move || open_all(config, &around)).await??;
+        let store = Arc::clone(&opened.store);
         let node_id = uuid::to_text(store.identity().node_id);
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
@@ -222,10 +273,20 @@ impl Node {
         let exposition =
             Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
         let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
+        let unreadable = |source| Error::System { what: "read a bound address".to_owned(), source };
+        let (client_addr, peer_addr) = listeners.addresses().map_err(unreadable)?;
+        let addresses = Addresses {
+            client: client_addr.to_string(),
+            admin: admin_addr.to_string(),
+            ..Addresses::default()
+        };
+        let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
+        let (cluster, peers, joined) = running.split();
         let options = config.rpc_options();
-        let server = Server::start(listeners, Arc::clone(&store), options, rpc_metrics, facts)
-            .await
-            .map_err(|source| Error::System { what: "read a bound address".into(), source })?;
+        let metrics = rpc_metrics;
+        let parts =
+            Parts { store: Arc::clone(&store), cluster, options, metrics, facts, peers, work };
+        let server = Server::start(listeners, parts).await.map_err(unreadable)?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
         let _ = pages.node_id.set(node_id.clone());
@@ -235,7 +296,7 @@ impl Node {
             admin_listen: admin_addr.to_string(),
             node_id,
         };
-        Ok((config, store, server, ready))
+        Ok(Started { config, store, server, joined, ready })
     }
 
     /// Written aside and renamed: who sees the file sees all of it.
@@ -261,8 +322,19 @@ impl Node {
     /// # Errors
     /// The store could not be closed cleanly.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        shutdown.graceful.cancelled().await;
-        self.stop(&shutdown.fast).await
+        let mut superseded = self.joined.superseded();
+        let is_over = tokio::select! {
+            () = shutdown.graceful.cancelled() => false,
+            _ = superseded.wait_for(|over| *over) => true,
+        };
+        if !is_over {
+            return self.stop(&shutdown.fast).await;
+        }
+        tracing::error!("another process acts as this node, with a later start: stopping at once");
+        // Without the mark of a clean stop: the actor is never used again.
+        shutdown.fast.cancel();
+        self.stop(&shutdown.fast).await?;
+        Err(Error::Superseded)
     }
 
     /// Stops; `fast` cuts the waiting short.
@@ -293,10 +365,15 @@ impl Node {
         }
         self.closing.cancel();
         let store = self.store;
+        let joined = self.joined;
         let closing = async {
-            let _ = self.tick.await;
+            joined.stop().await;
+            for task in self.upkeep {
+                // One that panicked has said so.
+                let _ = task.await;
+            }
             let _ = tokio::time::timeout(TICK, self.admin).await;
-            blocking(move || store.close()).await?.map_err(Error::Close)
+            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
         };
         // Without the flush nothing acknowledged is lost either: the next start replays the log.
         tokio::select! {
@@ -310,18 +387,19 @@ impl Node {
 }
 
 /// Opens the store, and makes the directories beside it.
-fn open_all(config: Config) -> Result<(Config, Store), Error> {
+fn open_all(config: Config, world: &World) -> Result<(Config, Opened), Error> {
     let dir = config.node.data_dir.clone();
+    let vfs = &*world.environment.vfs;
     let system = |what: &str, path: &Path| {
         let what = format!("{what} {}", path.display());
         move |source| Error::System { what, source }
     };
-    std::fs::create_dir_all(&dir).map_err(system("create", &dir))?;
+    vfs.create_dir_all(&dir).map_err(system("create", &dir))?;
     // The store first: in a directory that it refuses nothing is made.
-    let store = open::open_store(&config)?;
+    let opened = open::open_store(&config, world)?;
     let checkpoints = dir.join("checkpoints");
-    std::fs::create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
-    Ok((config, store))
+    vfs.create_dir_all(&checkpoints).map_err(system("create", &checkpoints))?;
+    Ok((config, opened))
 }
 
 fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> NodeFacts {
@@ -344,16 +422,23 @@ fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> N
 
 /// Runs work that waits for the disk.
 async fn blocking<T: Send + 'static>(
+    place: Work,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Error::System {
+    place.run(work).await.map_err(|error| Error::System {
         what: "run a task".to_owned(),
         source: io::Error::other(error),
     })
 }
 
 /// Looks after the store every so often.
-async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
+async fn tick(
+    store: Arc<Store>,
+    health: Health,
+    work: Work,
+    (node, layout): (NodeId, watch::Receiver<Arc<Layout>>),
+    closing: CancellationToken,
+) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -362,17 +447,54 @@ async fn tick(store: Arc<Store>, health: Health, closing: CancellationToken) {
             () = closing.cancelled() => return,
         }
         let (store, health) = (Arc::clone(&store), health.clone());
-        if let Err(error) = tokio::task::spawn_blocking(move || look_after(&store, &health)).await {
+        let is_alone = {
+            let layout = layout.borrow();
+            let owners = &layout.document().owners;
+            let owns_all = owners.len() == 1 && owners.contains_key(&node);
+            owns_all && layout.safe_points_may_move()
+        };
+        if let Err(error) = work.run(move || look_after(&store, &health, is_alone)).await {
             tracing::error!(%error, "looking after the store panicked");
         }
     }
 }
 
-/// Advances the safe points; notices when the store has stopped to take writes, and when the disk
-/// fills up.
-fn look_after(store: &Store, health: &Health) {
-    match store.advance_safe_points() {
-        Ok(_) => {}
+/// Does the background work of an engine without threads. What fails here has failed for good, as
+/// it would on a thread, except for want of space or on a damaged table, which is left alone later.
+async fn step(store: Arc<Store>, closing: CancellationToken) {
+    let mut interval = tokio::time::interval(STEP);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        for _ in 0..STEPS_MAX {
+            match store.step() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error @ (store::Error::Corruption { .. } | store::Error::DiskFull { .. })) => {
+                    tracing::warn!(%error, "background work failed");
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "background work failed, and is not tried again");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Advances the safe points, where no other replica has to agree; notices when the store has
+/// stopped to take writes, and when the disk fills up.
+fn look_after(store: &Store, health: &Health, is_alone: bool) {
+    let checked = match is_alone {
+        true => store.advance_safe_points().map(|_| ()),
+        false => store.check_writable(),
+    };
+    match checked {
+        Ok(()) => {}
         Err(error @ store::Error::ReadOnly { .. }) => {
             if health.state() == State::Serving {
                 tracing::error!(%error, "the store takes no more writes");

@@ -1,17 +1,42 @@
 //! Opens the store as the settings say.
 
+use std::sync::Arc;
+
 use super::config::Config;
+use super::member::{ByConsensusOnly, Opened};
 use super::node::Error;
+use super::world::World;
+use crate::cluster::fence::Fence;
+use crate::cluster::layout::LayoutCatalog;
+use crate::cluster::work::Work;
 use crate::store::{IdentityOptions, Store, StoreOptions};
 
-/// Opens the store in the data directory.
-pub(super) fn open_store(config: &Config) -> Result<Store, Error> {
+/// Opens the store in the data directory, under the layout that is kept there.
+pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error> {
     let dir = config.node.data_dir.clone();
-    let options = StoreOptions {
-        engine: config.engine_options()?,
-        limits: config.store_limits(),
-        identity: IdentityOptions { cluster_id: config.cluster.id.0, rotate: false },
-        ..StoreOptions::default()
+    let mut engine = config.engine_options()?;
+    if world.work == Work::Inline {
+        engine.compaction_threads = 0;
+    }
+    let open = || {
+        let environment = &world.environment;
+        let fence = Arc::new(Fence::open(Arc::clone(&environment.vfs), &dir)?);
+        let (proposer, clock) = (Arc::new(ByConsensusOnly), Arc::clone(&environment.clock));
+        let catalog = Arc::new(LayoutCatalog::new(&fence.document(), proposer, clock));
+        let options = StoreOptions {
+            engine,
+            limits: config.store_limits(),
+            identity: IdentityOptions {
+                cluster_id: config.cluster.id.0,
+                // It is formed or joined, also by a node that is alone.
+                cluster_later: true,
+                ..IdentityOptions::default()
+            },
+            catalog: Some(Arc::clone(&catalog) as _),
+            ..StoreOptions::default()
+        };
+        let store = Arc::new(Store::open_in(&dir, options, environment.clone())?);
+        Ok(Opened { store, fence, catalog })
     };
-    Store::open(&dir, options).map_err(|source| Error::Open { dir, source })
+    open().map_err(|source| Error::Open { dir: dir.clone(), source })
 }

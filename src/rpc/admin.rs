@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
 use super::server::Core;
 use super::status::Problem;
+use crate::cluster::layout::{Answer, Command, error_of};
 use crate::proto;
 use crate::proto::admin_server::Admin;
-use crate::store::{self, Store, TenantChange, TenantSpec};
+use crate::store::{self, Store, Tenant, TenantChange, TenantSpec};
 
 /// The service.
 #[derive(Clone)]
@@ -27,6 +28,26 @@ impl AdminService {
         let done = self.0.upkeep.run(deadline, move || work(&store)).await?;
         done.map_err(|error| Problem::from(&error))
     }
+
+    /// Changes a tenant in the layout; this node knows it on return.
+    async fn change_tenant(&self, command: Command, deadline: Deadline) -> Result<Tenant, Problem> {
+        let end = self.0.instant(deadline);
+        let name = match &command {
+            Command::CreateTenant { spec, .. } => spec.name.clone(),
+            Command::AlterTenant { name, .. } => name.clone(),
+            _ => String::new(),
+        };
+        match self.0.cluster.propose(command, end).await? {
+            Answer::Refused { reason, message } => {
+                Err(Problem::from(&error_of(&name, &reason, message)))
+            }
+            Answer::Tenant(tenant) => {
+                self.0.cluster.wait_for_tenant(&tenant, end).await;
+                Ok(*tenant)
+            }
+            other => Err(Problem::new(Code::Internal, "INTERNAL", format!("{other:?}"))),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -39,9 +60,10 @@ impl Admin for AdminService {
         let tenant = request.into_inner().tenant;
         let tenant = tenant.ok_or_else(|| Problem::invalid("tenant", "is not given"))?;
         let spec = TenantSpec::try_from(tenant)?;
-        let tenant = self.run(deadline, move |store| store.create_tenant(spec)).await?;
+        let now_ms = self.0.store.now_ms();
+        let tenant = self.change_tenant(Command::CreateTenant { spec, now_ms }, deadline).await?;
         tracing::info!(tenant = tenant.name, id = tenant.id.0, "created a tenant");
-        Ok(Response::new(proto::CreateTenantResponse { tenant: Some((&*tenant).into()) }))
+        Ok(Response::new(proto::CreateTenantResponse { tenant: Some((&tenant).into()) }))
     }
 
     async fn get_tenant(
@@ -70,10 +92,10 @@ impl Admin for AdminService {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
         let change = TenantChange::try_from(&request)?;
-        let altered = self.run(deadline, move |store| store.alter_tenant(&request.name, change));
-        let tenant = altered.await?;
+        let command = Command::AlterTenant { name: request.name, change };
+        let tenant = self.change_tenant(command, deadline).await?;
         tracing::info!(tenant = tenant.name, "changed a tenant");
-        Ok(Response::new(proto::SetTenantResponse { tenant: Some((&*tenant).into()) }))
+        Ok(Response::new(proto::SetTenantResponse { tenant: Some((&tenant).into()) }))
     }
 
     async fn flush(
@@ -139,6 +161,44 @@ impl Admin for AdminService {
             pressure: core.store.pressure(),
             figures: (facts.figures)().into_iter().collect(),
         }))
+    }
+
+    async fn cluster_status(
+        &self,
+        _request: Request<proto::ClusterStatusRequest>,
+    ) -> Result<Response<proto::ClusterStatusResponse>, Status> {
+        Ok(Response::new(self.0.cluster.status()))
+    }
+
+    async fn ring(
+        &self,
+        request: Request<proto::RingRequest>,
+    ) -> Result<Response<proto::RingResponse>, Status> {
+        Ok(Response::new(self.0.cluster.ring(request.get_ref())?))
+    }
+
+    async fn explain_key(
+        &self,
+        request: Request<proto::ExplainKeyRequest>,
+    ) -> Result<Response<proto::ExplainKeyResponse>, Status> {
+        Ok(Response::new(self.0.cluster.explain(request.get_ref()).await?))
+    }
+
+    async fn list_hints(
+        &self,
+        _request: Request<proto::ListHintsRequest>,
+    ) -> Result<Response<proto::ListHintsResponse>, Status> {
+        Ok(Response::new(self.0.cluster.hints()))
+    }
+
+    async fn repair_partitions(
+        &self,
+        request: Request<proto::RepairPartitionsRequest>,
+    ) -> Result<Response<proto::RepairPartitionsResponse>, Status> {
+        let deadline = Deadline::of(&request);
+        let repair = self.0.cluster.repair(request.get_ref());
+        let late = || Problem::deadline("the comparison did not end in time");
+        Ok(Response::new(deadline.limit(repair).await.ok_or_else(late)??))
     }
 }
 

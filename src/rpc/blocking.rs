@@ -1,23 +1,25 @@
 //! A small bounded pool for work that reads a lot or waits for the disk: pages of scans and
 //! streams, rows from peers, flush, compaction, scrub.
 
-use std::time::Duration;
-
 use super::deadline::Deadline;
 use super::limits::Gate;
 use super::status::Problem;
+use crate::cluster::work::Work;
 
-/// The pool: threads of the runtime's blocking pool behind a [`Gate`].
+/// The pool: a place for [`Work`] behind a [`Gate`].
 #[derive(Debug)]
-pub struct Blocking(Gate);
+pub struct Blocking {
+    gate: Gate,
+    work: Work,
+}
 
 impl Blocking {
-    /// A pool of `threads`, with `queue_max` pieces of work waiting for at most `wait_max`.
-    pub fn new(name: &'static str, threads: usize, queue_max: usize, wait_max: Duration) -> Self {
-        Self(Gate::new(name, threads, queue_max, wait_max))
+    /// Runs in `work` as many pieces at once as `gate` lets through.
+    pub fn new(gate: Gate, work: Work) -> Self {
+        Self { gate, work }
     }
 
-    /// Runs `work` on a thread of the pool. When the deadline passes or the caller goes away, the
+    /// Runs `work`. When the deadline passes or the caller goes away, the
     /// work runs on to its end and keeps its place until then.
     ///
     /// # Errors
@@ -27,8 +29,8 @@ impl Blocking {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        let place = self.0.enter(deadline).await?;
-        let running = tokio::task::spawn_blocking(move || {
+        let place = self.gate.enter(deadline).await?;
+        let running = self.work.run(move || {
             let result = work();
             drop(place);
             result

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::status::Problem;
 use crate::proto;
 use crate::store::{
-    Mode, Mutation, ReadRow, ScanRequest, Sibling, Tenant, TenantChange, TenantSpec, Written,
+    Mode, Mutation, ReadRow, ScanRequest, Tenant, TenantChange, TenantSpec, Written,
 };
 
 /// Absent and empty are the same for contexts, cursors and idempotency keys.
@@ -66,18 +66,6 @@ impl TryFrom<proto::Mutation> for Mutation {
     }
 }
 
-impl From<Written> for proto::WriteResponse {
-    fn from(written: Written) -> Self {
-        Self {
-            context: written.context.into(),
-            siblings: written.siblings,
-            sibling_warning: written.sibling_warning,
-            duplicate: written.duplicate,
-            hlc: written.hlc,
-        }
-    }
-}
-
 impl From<Written> for proto::DeleteResponse {
     fn from(written: Written) -> Self {
         Self {
@@ -86,28 +74,6 @@ impl From<Written> for proto::DeleteResponse {
             sibling_warning: written.sibling_warning,
             duplicate: written.duplicate,
             hlc: written.hlc,
-        }
-    }
-}
-
-impl From<Sibling> for proto::Sibling {
-    fn from(sibling: Sibling) -> Self {
-        Self {
-            value: sibling.value.into(),
-            content_type: sibling.content_type,
-            expires_at_ms: sibling.expires_at_ms,
-            hlc: sibling.hlc,
-        }
-    }
-}
-
-impl From<ReadRow> for proto::ReadResponse {
-    fn from(row: ReadRow) -> Self {
-        Self {
-            found: !row.siblings.is_empty(),
-            siblings: row.siblings.into_iter().map(Into::into).collect(),
-            context: row.context.into(),
-            deleted_concurrently: row.deleted_concurrently,
         }
     }
 }

@@ -5,30 +5,17 @@
 //! submitted and is not yet durable answers DEADLINE_EXCEEDED with outcome `unknown`, one that was
 //! still waiting its turn answers `not_applied`.
 
-use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
 use tonic::codegen::http::HeaderMap;
 
 use super::status::Problem;
+pub use crate::resilience::deadline::Deadline;
 
 /// The header, as gRPC names it.
 const HEADER: &str = "grpc-timeout";
 
-/// The end of a call's time; none for a stream whose client set no limit.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline(Option<Instant>);
-
 impl Deadline {
-    /// No end.
-    pub const NEVER: Self = Self(None);
-
-    /// The end `after` now.
-    pub fn after(after: Duration) -> Self {
-        Self(Instant::now().checked_add(after))
-    }
-
     /// The deadline that the headers ask for, or `cap` if that is earlier or they ask for none.
     ///
     /// # Errors
@@ -50,38 +37,6 @@ impl Deadline {
     /// The deadline that the layer put on a request.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get().copied().unwrap_or(Self::NEVER)
-    }
-
-    /// Whether it has passed.
-    pub fn passed(self) -> bool {
-        self.0.is_some_and(|at| Instant::now() >= at)
-    }
-
-    /// Time left; none if there is no end.
-    pub fn remaining(self) -> Option<Duration> {
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    /// The earlier of this and `after` now.
-    #[must_use]
-    pub fn within(self, after: Duration) -> Self {
-        let other = Instant::now() + after;
-        Self(Some(self.0.map_or(other, |at| at.min(other))))
-    }
-
-    /// The same, `later`.
-    #[must_use]
-    pub fn plus(self, later: Duration) -> Self {
-        Self(self.0.map(|at| at + later))
-    }
-
-    /// The output of `work`, or `None` if the deadline passes first. A future that is ready at once
-    /// costs no timer.
-    pub async fn limit<F: Future>(self, work: F) -> Option<F::Output> {
-        match self.0 {
-            None => Some(work.await),
-            Some(at) => timeout_at(at, work).await.ok(),
-        }
     }
 }
 
@@ -130,13 +85,5 @@ mod tests {
         headers.insert(HEADER, "soon".parse().expect("ASCII"));
         let refused = Deadline::from_headers(&headers, None).expect_err("not a timeout");
         assert_eq!(refused.reason, "INVALID_ARGUMENT");
-    }
-
-    #[tokio::test]
-    async fn a_passed_deadline_still_takes_what_is_ready() {
-        // The value is polled before the timer: an outcome that is known is never thrown away.
-        let past = Deadline::after(Duration::ZERO);
-        assert_eq!(past.limit(async { 7 }).await, Some(7));
-        assert_eq!(past.limit(std::future::pending::<()>()).await, None);
     }
 }

@@ -3,9 +3,11 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::{Code, Status, body::Body};
 use tower::Layer;
@@ -33,6 +35,8 @@ pub struct Front {
     pub deadline_max: Duration,
     /// Calls that take longer are logged.
     pub slow: Duration,
+    /// Reads and writes are refused until it is set; for peers it is set from the start.
+    pub serving: Arc<AtomicBool>,
 }
 
 /// Puts [`Front`] before a service.
@@ -106,6 +110,12 @@ impl Front {
         S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     {
         let class = method.class();
+        let is_upkeep = matches!(class, Class::Admin | Class::Other);
+        if !is_upkeep && !self.serving.load(Ordering::Acquire) {
+            let message = "the node starts: it has no cluster yet";
+            let problem = Problem::new(Code::Unavailable, "STARTING", message);
+            return Err(Problem { retry_after: Some(Duration::from_secs(1)), ..problem });
+        }
         let cap = matches!(class, Class::Read | Class::Write).then_some(self.deadline_max);
         let deadline = Deadline::from_headers(request.headers(), cap)?;
         let _place = match class {

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -21,6 +22,7 @@ use super::server::Core;
 use super::status::Problem;
 use crate::proto;
 use crate::proto::key_value_server::KeyValue;
+use crate::replication::{self, Coordinator, KeyRead, Level, ReadOptions, WriteOptions};
 use crate::store::{self, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.
@@ -42,7 +44,8 @@ impl KeyValue for KeyValueService {
         let deadline = Deadline::of(&request);
         let mut request = request.into_inner();
         let tenant = std::mem::take(&mut request.tenant);
-        let written = write_one(&self.0, deadline, tenant, request.into()).await?;
+        let level = Level::of(request.consistency);
+        let written = write_one(&self.0, deadline, level, tenant, request.into()).await?;
         Ok(Response::new(written.into()))
     }
 
@@ -53,7 +56,8 @@ impl KeyValue for KeyValueService {
         let deadline = Deadline::of(&request);
         let mut request = request.into_inner();
         let tenant = std::mem::take(&mut request.tenant);
-        let written = write_one(&self.0, deadline, tenant, request.into()).await?;
+        let level = Level::of(request.consistency);
+        let written = write_one(&self.0, deadline, level, tenant, request.into()).await?;
         Ok(Response::new(written.into()))
     }
 
@@ -61,7 +65,8 @@ impl KeyValue for KeyValueService {
         &self,
         request: Request<proto::ReadRequest>,
     ) -> Result<Response<proto::ReadResponse>, Status> {
-        Ok(Response::new(read_one(&self.0, request.get_ref())?))
+        let deadline = Deadline::of(&request);
+        Ok(Response::new(read_one(&self.0, deadline, request.into_inner()).await?))
     }
 
     async fn batch_write(
@@ -82,20 +87,7 @@ impl KeyValue for KeyValueService {
         request: Request<proto::BatchReadRequest>,
     ) -> Result<Response<proto::BatchReadResponse>, Status> {
         let deadline = Deadline::of(&request);
-        let request = request.into_inner();
-        let core = &self.0;
-        core.check_batch(request.keys.len())?;
-        core.store.tenant(&request.tenant).map_err(|error| Problem::of_read(&error))?;
-        let mut results = Vec::with_capacity(request.keys.len());
-        for keys in request.keys.chunks(READ_CHUNK) {
-            if deadline.passed() {
-                return Err(Problem::deadline("the batch is not read to its end").into());
-            }
-            for row in core.store.read_batch(&request.tenant, keys) {
-                results.push(proto::BatchReadResult { result: Some(batch_row(core, row)) });
-            }
-            tokio::task::yield_now().await;
-        }
+        let results = batch_read(&self.0, deadline, request.into_inner()).await?;
         Ok(Response::new(proto::BatchReadResponse { results }))
     }
 
@@ -137,19 +129,101 @@ impl KeyValue for KeyValueService {
     }
 }
 
-/// Reads a row, on this thread.
-pub(super) fn read_one(
+/// Reads a row.
+pub(super) async fn read_one(
+    core: &Core,
+    deadline: Deadline,
+    request: proto::ReadRequest,
+) -> Result<proto::ReadResponse, Problem> {
+    if let Some(row) = read_here(core, &request) {
+        return row;
+    }
+    let options =
+        ReadOptions { level: Level::of(request.consistency), deadline: core.instant(deadline) };
+    let read = key_read(request.key.to_vec(), &request.min_context);
+    let rows = core.cluster.coordinator.read(&request.tenant, vec![read], options).await;
+    let row = rows.into_iter().next().unwrap_or_else(|| Err(store::Error::Closed.into()));
+    answer_of(core, request.key.len(), row)
+}
+
+/// Reads a row on this thread, where that is all it takes.
+pub(super) fn read_here(
     core: &Core,
     request: &proto::ReadRequest,
+) -> Option<Result<proto::ReadResponse, Problem>> {
+    let read = key_read(request.key.to_vec(), &request.min_context);
+    let level = Level::of(request.consistency);
+    let row = core.cluster.coordinator.read_here(&request.tenant, &read, level)?;
+    Some(answer_of(core, request.key.len(), row))
+}
+
+fn answer_of(
+    core: &Core,
+    key_bytes: usize,
+    row: replication::Result<store::ReadRow>,
 ) -> Result<proto::ReadResponse, Problem> {
-    let row = core.store.read(&request.tenant, &request.key);
     let row = row.map_err(|error| Problem::of_read(&error))?;
-    core.metrics.bytes_received.inc_by(request.key.len() as u64);
+    core.metrics.bytes_received.inc_by(key_bytes as u64);
     core.metrics.bytes_sent.inc_by(bytes_of(&row));
     Ok(row.into())
 }
 
-fn batch_row(core: &Core, row: store::Result<store::ReadRow>) -> proto::batch_read_result::Result {
+fn key_read(key: Vec<u8>, min_context: &[u8]) -> KeyRead {
+    let min_context = (!min_context.is_empty()).then(|| min_context.to_vec());
+    KeyRead { key, min_context }
+}
+
+async fn batch_read(
+    core: &Core,
+    deadline: Deadline,
+    request: proto::BatchReadRequest,
+) -> Result<Vec<proto::BatchReadResult>, Problem> {
+    core.check_batch(request.keys.len())?;
+    core.store.tenant(&request.tenant).map_err(|error| Problem::of_read(&error))?;
+    if !request.min_contexts.is_empty() && request.min_contexts.len() != request.keys.len() {
+        return Err(Problem::invalid("min_contexts", "must be none, or one for each key"));
+    }
+    let level = Level::of(request.consistency);
+    let options = ReadOptions { level, deadline: core.instant(deadline) };
+    let coordinator = &core.cluster.coordinator;
+    let no_context = Bytes::new();
+    let reads = request.keys.iter().enumerate().map(|(at, key)| {
+        key_read(key.to_vec(), request.min_contexts.get(at).unwrap_or(&no_context))
+    });
+    let mut reads: Vec<KeyRead> = reads.collect();
+    let mut results = Vec::with_capacity(reads.len());
+    while !reads.is_empty() {
+        if deadline.passed() {
+            return Err(Problem::deadline("the batch is not read to its end"));
+        }
+        let rest = reads.split_off(reads.len().min(READ_CHUNK));
+        let some = std::mem::replace(&mut reads, rest);
+        for row in read_chunk(coordinator, &request.tenant, some, options).await {
+            results.push(proto::BatchReadResult { result: Some(batch_row(core, row)) });
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(results)
+}
+
+async fn read_chunk(
+    coordinator: &Arc<Coordinator>,
+    tenant: &str,
+    reads: Vec<KeyRead>,
+    options: ReadOptions,
+) -> Vec<replication::Result<store::ReadRow>> {
+    let here: Option<Vec<_>> =
+        reads.iter().map(|read| coordinator.read_here(tenant, read, options.level)).collect();
+    match here {
+        Some(rows) => rows,
+        None => coordinator.read(tenant, reads, options).await,
+    }
+}
+
+fn batch_row(
+    core: &Core,
+    row: replication::Result<store::ReadRow>,
+) -> proto::batch_read_result::Result {
     use proto::batch_read_result::Result as Item;
     match row {
         Ok(row) => {
@@ -164,10 +238,11 @@ fn batch_row(core: &Core, row: store::Result<store::ReadRow>) -> proto::batch_re
 async fn write_one(
     core: &Arc<Core>,
     deadline: Deadline,
+    level: Level,
     tenant: String,
     mutation: Mutation,
 ) -> Result<Written, Problem> {
-    let mut results = submit(core, deadline, &tenant, vec![mutation]).await?;
+    let mut results = submit(core, deadline, level, &tenant, vec![mutation]).await?;
     results.pop().unwrap_or_else(|| Err(lost()))
 }
 
@@ -177,6 +252,7 @@ async fn write_one(
 async fn submit(
     core: &Arc<Core>,
     deadline: Deadline,
+    level: Level,
     tenant: &str,
     mutations: Vec<Mutation>,
 ) -> Result<Vec<Result<Written, Problem>>, Problem> {
@@ -184,9 +260,10 @@ async fn submit(
     let (answer, durable) = oneshot::channel();
     let metrics = Arc::clone(&core.metrics);
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
-    core.store.submit(
+    core.cluster.coordinator.submit(
         tenant,
         mutations,
+        WriteOptions { level, deadline: core.instant(deadline) },
         Box::new(move |results| {
             let results = results.into_iter().map(|result| count(&metrics, result)).collect();
             // Nobody may be there any more; the outcome is counted all the same.
@@ -214,8 +291,11 @@ pub(super) async fn admit(core: &Core, deadline: Deadline) -> Result<(), Problem
 }
 
 /// Counts a write's outcome and turns its error into a problem.
-pub(super) fn count(metrics: &Metrics, result: store::Result<Written>) -> Result<Written, Problem> {
-    metrics.written(result.as_ref().err().map(store::Error::outcome));
+pub(super) fn count(
+    metrics: &Metrics,
+    result: replication::Result<Written>,
+) -> Result<Written, Problem> {
+    metrics.written(result.as_ref().err().map(replication::Error::outcome));
     result.map_err(|error| Problem::from(&error))
 }
 
@@ -258,7 +338,10 @@ async fn batch_write(
     }
     let mut results = match mutations.is_empty() {
         true => Vec::new(),
-        false => submit(core, deadline, &request.tenant, mutations).await?,
+        false => {
+            let level = Level::of(request.consistency);
+            submit(core, deadline, level, &request.tenant, mutations).await?
+        }
     }
     .into_iter();
     let fill = |item: Option<Item>| {

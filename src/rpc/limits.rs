@@ -5,87 +5,44 @@
 //!    at once. Nobody waits longer than the queue's limit or the own deadline.
 //! 2. A refusal here means that nothing was done.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::deadline::Deadline;
 use super::status::Problem;
+use crate::resilience::bulkhead::{Bulkhead, Full, Place};
 
 /// Pressure from which writes are delayed.
 const DELAY_FROM: f64 = 0.5;
 /// Pressure at which writes are refused.
 pub(super) const REFUSE_AT: f64 = 1.0;
 
-/// A bound on concurrency with a bounded queue before it.
+/// A bulkhead whose refusals are answers to a client.
 #[derive(Debug)]
 pub struct Gate {
-    // Constant after creation.
     name: &'static str,
-    queue_max: usize,
-    wait_max: Duration,
-    // Fair: first come, first served.
-    open: Arc<Semaphore>,
-    // Relaxed: a bound, not a lock; it guards no other data.
-    waiting: AtomicUsize,
+    places: Bulkhead,
 }
 
 impl Gate {
     /// A gate for `open` callers and `queue_max` waiting ones, each for at most `wait_max`. `name`
     /// stands in the message of a refusal.
     pub fn new(name: &'static str, open: usize, queue_max: usize, wait_max: Duration) -> Self {
-        Self {
-            name,
-            queue_max,
-            wait_max,
-            open: Arc::new(Semaphore::new(open)),
-            waiting: AtomicUsize::new(0),
-        }
+        Self { name, places: Bulkhead::new(open, queue_max, wait_max) }
     }
 
-    /// Waits for a place. The place is free again when the permit is dropped.
+    /// Waits for a place. The place is free again when it is dropped.
     ///
     /// # Errors
     /// TOO_MANY_REQUESTS if the queue is full or the wait is over, DEADLINE_EXCEEDED if the
     /// deadline came first.
-    pub async fn enter(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Problem> {
-        if let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() {
-            return Ok(permit);
-        }
-        let _place = Waiting::join(self)?;
-        match deadline.within(self.wait_max).limit(Arc::clone(&self.open).acquire_owned()).await {
-            Some(permit) => Ok(permit.expect("the semaphore is never closed")),
-            None if deadline.passed() => {
-                Err(Problem::deadline(format!("still queued for {}", self.name)))
+    pub async fn enter(&self, deadline: Deadline) -> Result<Place, Problem> {
+        self.places.enter(deadline).await.map_err(|full| match full {
+            Full::Deadline => Problem::deadline(format!("still queued for {}", self.name)),
+            Full::Queue | Full::Wait => {
+                let message = format!("too many requests at once for {}: {full}", self.name);
+                Problem::overloaded("TOO_MANY_REQUESTS", message)
             }
-            None => Err(self.full("queued for too long")),
-        }
-    }
-
-    fn full(&self, why: &str) -> Problem {
-        let message = format!("too many requests at once for {}: {why}", self.name);
-        Problem::overloaded("TOO_MANY_REQUESTS", message)
-    }
-}
-
-/// A place in the queue, given back when dropped: also when the caller goes away while it waits.
-struct Waiting<'a>(&'a Gate);
-
-impl<'a> Waiting<'a> {
-    fn join(gate: &'a Gate) -> Result<Self, Problem> {
-        let place = Self(gate);
-        if gate.waiting.fetch_add(1, Ordering::Relaxed) >= gate.queue_max {
-            return Err(gate.full("the queue is full"));
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        })
     }
 }
 
@@ -132,31 +89,18 @@ impl Admission {
 mod tests {
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
-
     #[tokio::test]
-    async fn a_full_queue_refuses_at_once_and_a_left_place_is_free_again() {
-        let gate = Gate::new("tests", 1, 1, LONG);
+    async fn a_client_is_told_why_there_was_no_place() {
+        let gate = Gate::new("tests", 1, 0, Duration::from_secs(60));
         let inside = gate.enter(Deadline::NEVER).await.expect("open");
-        {
-            let mut waiting = Box::pin(gate.enter(Deadline::NEVER));
-            assert!(Deadline::after(Duration::ZERO).limit(&mut waiting).await.is_none());
-            let refused = gate.enter(Deadline::NEVER).await.expect_err("the queue is full");
-            assert_eq!(refused.reason, "TOO_MANY_REQUESTS");
-            assert!(refused.retry_after.is_some());
-        }
-        // The one that waited went away: its place in the queue is free.
-        let late = gate.enter(Deadline::after(Duration::ZERO)).await.expect_err("still closed");
-        assert_eq!(late.reason, "DEADLINE_EXCEEDED");
+        let refused = gate.enter(Deadline::NEVER).await.expect_err("there is no queue");
+        assert_eq!(refused.reason, "TOO_MANY_REQUESTS");
+        assert!(refused.retry_after.is_some());
         drop(inside);
         drop(gate.enter(Deadline::NEVER).await.expect("open again"));
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_longer_than_the_queue_allows() {
-        let gate = Gate::new("tests", 0, 1, Duration::from_millis(1));
-        let refused = gate.enter(Deadline::NEVER).await.expect_err("never opens");
-        assert_eq!(refused.reason, "TOO_MANY_REQUESTS");
+        let closed = Gate::new("tests", 0, 1, Duration::from_secs(60));
+        let late = closed.enter(Deadline::after(Duration::ZERO)).await.expect_err("closed");
+        assert_eq!(late.reason, "DEADLINE_EXCEEDED");
     }
 
     #[test]

@@ -78,6 +78,11 @@ methods! {
     Checkpoint "Admin" "Checkpoint" Admin,
     Scrub "Admin" "Scrub" Admin,
     NodeStatus "Admin" "NodeStatus" Admin,
+    ClusterStatus "Admin" "ClusterStatus" Admin,
+    Ring "Admin" "Ring" Admin,
+    ExplainKey "Admin" "ExplainKey" Admin,
+    ListHints "Admin" "ListHints" Admin,
+    RepairPartitions "Admin" "RepairPartitions" Admin,
 }
 
 #[cfg(test)]

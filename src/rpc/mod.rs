@@ -9,8 +9,11 @@
 //! | [`deadline`] | `grpc-timeout` and the server's cap |
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
+//! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | [`peer`] | the streams between nodes, both sides |
+//! | [`cluster`] | the cluster as the services see it, and the questions about it |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
@@ -23,6 +26,8 @@
 
 mod admin;
 mod blocking;
+pub mod cluster;
+mod connection;
 mod convert;
 pub mod deadline;
 mod front;
@@ -30,6 +35,7 @@ mod key_value;
 pub mod limits;
 mod method;
 pub mod metrics;
+pub mod peer;
 mod pipeline;
 mod replica;
 pub mod request_id;
@@ -37,5 +43,6 @@ mod scan;
 pub mod server;
 pub mod status;
 
+pub use cluster::Cluster;
 pub use metrics::Metrics;
-pub use server::{Listeners, NodeFacts, Options, Server};
+pub use server::{Listeners, NodeFacts, Options, Parts, Server};

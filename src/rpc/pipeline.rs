@@ -18,12 +18,13 @@ use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
 use super::deadline::Deadline;
-use super::key_value::{admit, bytes_in, count, lost, read_one};
+use super::key_value::{admit, bytes_in, count, lost, read_here, read_one};
 use super::server::Core;
 use super::status::Problem;
 use crate::proto::pipeline_request::Operation;
 use crate::proto::pipeline_response::Result as Answered;
-use crate::proto::{PipelineRequest, PipelineResponse};
+use crate::proto::{self, PipelineRequest, PipelineResponse};
+use crate::replication::{Level, WriteOptions};
 use crate::store::{Mutation, Outcome, Written};
 
 /// Writes submitted together at most; never more than a batch may hold.
@@ -60,10 +61,11 @@ struct Waiting {
     permit: OwnedSemaphorePermit,
 }
 
-/// The writes of one tenant that arrived together.
+/// The writes of one tenant, at one level, that arrived together.
 #[derive(Default)]
 struct Group {
     tenant: String,
+    level: Level,
     waiting: Vec<Waiting>,
     mutations: Vec<Mutation>,
     bytes: usize,
@@ -144,22 +146,20 @@ async fn take(
 ) {
     core.metrics.pipeline_operations.inc();
     let tag = request.tag;
-    let (tenant, mutation, is_delete) = match request.operation {
+    let (tenant, level, mutation, is_delete) = match request.operation {
         Some(Operation::Read(read)) => {
             if group.mutations.iter().any(|mutation| mutation.key == read.key) {
                 submit(core, deadline, group, answers).await;
             }
-            let result = match read_one(core, &read) {
-                Ok(row) => Answered::Read(row),
-                Err(problem) => Answered::Failure(problem.into()),
-            };
-            return answer(answers, tag, result, permit);
+            return read_and_answer(core, deadline, tag, read, permit, answers);
         }
         Some(Operation::Write(mut write)) => {
-            (std::mem::take(&mut write.tenant), Mutation::from(write), false)
+            let tenant = std::mem::take(&mut write.tenant);
+            (tenant, Level::of(write.consistency), Mutation::from(write), false)
         }
         Some(Operation::Delete(mut delete)) => {
-            (std::mem::take(&mut delete.tenant), Mutation::from(delete), true)
+            let tenant = std::mem::take(&mut delete.tenant);
+            (tenant, Level::of(delete.consistency), Mutation::from(delete), true)
         }
         None => {
             let problem = Problem::invalid("operation", "none is given");
@@ -167,13 +167,39 @@ async fn take(
         }
     };
     let bytes = mutation.bytes();
-    if group.tenant != tenant || group.bytes + bytes > GROUP_BYTES_MAX {
+    let is_other = group.tenant != tenant || group.level != level;
+    if is_other || group.bytes + bytes > GROUP_BYTES_MAX {
         submit(core, deadline, group, answers).await;
-        group.tenant = tenant;
+        (group.tenant, group.level) = (tenant, level);
     }
     group.bytes += bytes;
     group.waiting.push(Waiting { tag, is_delete, permit });
     group.mutations.push(mutation);
+}
+
+/// Answers a read right here where that is all it takes; else it goes on by itself, and others of
+/// the stream with it.
+fn read_and_answer(
+    core: &Arc<Core>,
+    deadline: Deadline,
+    tag: u64,
+    read: proto::ReadRequest,
+    permit: OwnedSemaphorePermit,
+    answers: &mpsc::Sender<Answer>,
+) {
+    let to_answer = |row: Result<proto::ReadResponse, Problem>| match row {
+        Ok(row) => Answered::Read(row),
+        Err(problem) => Answered::Failure(problem.into()),
+    };
+    if let Some(row) = read_here(core, &read) {
+        return answer(answers, tag, to_answer(row), permit);
+    }
+    let (core, answers) = (Arc::clone(core), answers.clone());
+    let tasks = core.tasks.clone();
+    tasks.spawn(async move {
+        let row = read_one(&core, deadline, read).await;
+        answer(&answers, tag, to_answer(row), permit);
+    });
 }
 
 /// Submits the group; its answers come when it is durable.
@@ -199,9 +225,10 @@ async fn submit(
     }
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
     let (metrics, answers) = (Arc::clone(&core.metrics), answers.clone());
-    core.store.submit(
+    core.cluster.coordinator.submit(
         &group.tenant,
         mutations,
+        WriteOptions { level: group.level, deadline: core.instant(deadline) },
         Box::new(move |results| {
             let mut results = results.into_iter().map(|result| count(&metrics, result));
             for one in waiting {

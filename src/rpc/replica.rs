@@ -33,6 +33,7 @@ impl Replica for ReplicaService {
         request: Request<proto::ReplicateRequest>,
     ) -> Result<Response<proto::ReplicateResponse>, Status> {
         let deadline = Deadline::of(&request);
+        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_replicated.inc_by(joined(&results));
         Ok(Response::new(proto::ReplicateResponse { results }))
@@ -43,6 +44,7 @@ impl Replica for ReplicaService {
         request: Request<proto::RepairRequest>,
     ) -> Result<Response<proto::RepairResponse>, Status> {
         let deadline = Deadline::of(&request);
+        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_repaired.inc_by(joined(&results));
         Ok(Response::new(proto::RepairResponse { results }))
@@ -97,13 +99,12 @@ async fn join(
     let refused = |problem: Problem| problem.of_write(Outcome::NotApplied);
     core.check_batch(rows.len()).map_err(refused)?;
     let sent = rows.len();
-    let rows =
-        rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key.to_vec(), row.row.to_vec()));
-    let rows: Vec<_> = rows.collect();
+    let rows: Vec<_> =
+        rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
     let store = Arc::clone(&core.store);
     // The rows may be taken before an error of the wait: it is unknown, and harmless to repeat.
-    let results = core.blocking.run(deadline, move || store.replicate(rows)).await;
-    let results = results.map_err(|problem| match problem.reason {
+    let results = core.blocking.run(deadline, move || store.replicate(&rows)).await;
+    let results = results.map_err(|problem| match &*problem.reason {
         "TOO_MANY_REQUESTS" => refused(problem),
         _ => problem.of_write(Outcome::Unknown),
     })?;

@@ -1,5 +1,8 @@
 //! `Scan` and `GetKeyRange`: pages of the store, read on the blocking pool.
 //!
+//! It reads the rows of this node: at ONE, and only on a node that holds all partitions of the
+//! tenant. Another one refuses, for what it would show is not all.
+//!
 //! A scan holds no thread and no snapshot between two pages: the next page is read only when the
 //! client has taken the one before the last. It is not a snapshot of one moment: each row is whole,
 //! and rows written behind the cursor meanwhile are not seen.
@@ -111,7 +114,11 @@ async fn read(
     scan: ScanRequest,
     deadline: Deadline,
 ) -> Result<ScanPage, Problem> {
+    let epoch = core.cluster.check_whole(tenant)?;
     let (store, tenant) = (Arc::clone(&core.store), tenant.to_owned());
     let page = core.blocking.run(deadline, move || store.scan(&tenant, scan)).await?;
+    if core.cluster.layout.borrow().epoch() != epoch {
+        return Err(Problem::new(Code::Unavailable, "STALE_LAYOUT", "the layout has changed"));
+    }
     page.map_err(|error| Problem::of_read(&error))
 }

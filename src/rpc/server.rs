@@ -7,33 +7,43 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tower::layer::util::{Identity, Stack};
 
 use super::admin::AdminService;
 use super::blocking::Blocking;
+use super::cluster::Cluster;
+use super::connection::Connections;
+use super::deadline::Deadline;
 use super::front::{Front, FrontLayer};
 use super::key_value::KeyValueService;
 use super::limits::{Admission, Gate};
 use super::metrics::Metrics;
+use super::peer::PeerService;
 use super::replica::ReplicaService;
 use super::status::Problem;
+use crate::cluster::incoming::Incoming;
+use crate::cluster::net::Net;
+use crate::cluster::work::Work;
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::admin_server::AdminServer;
 use crate::proto::key_value_server::KeyValueServer;
+use crate::proto::peer_server::PeerServer;
 use crate::proto::replica_server::ReplicaServer;
 use crate::store::Store;
 
 /// The names that health is asked for; "" is the node.
-const SERVICES: [&str; 4] = ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica"];
+const SERVICES: [&str; 5] =
+    ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica", "pairdb.v1.Peer"];
 
 /// What can be set. Sizes in bytes.
 #[derive(Clone, Debug)]
@@ -108,9 +118,28 @@ pub struct NodeFacts {
     pub figures: Ask<Vec<(String, f64)>>,
 }
 
+/// What is served.
+pub struct Parts {
+    /// The rows.
+    pub store: Arc<Store>,
+    /// The cluster the node is part of.
+    pub cluster: Cluster,
+    /// What can be set.
+    pub options: Options,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Of the node.
+    pub facts: NodeFacts,
+    /// The service for the other nodes.
+    pub peers: PeerService,
+    /// Where work that waits for the disk is run.
+    pub work: Work,
+}
+
 /// What the services share.
 pub(super) struct Core {
     pub store: Arc<Store>,
+    pub cluster: Cluster,
     pub options: Options,
     pub metrics: Arc<Metrics>,
     pub facts: NodeFacts,
@@ -121,11 +150,18 @@ pub(super) struct Core {
     pub upkeep: Blocking,
     /// Cancelled when the node stops: streams end by themselves.
     pub stopping: CancellationToken,
+    /// Whether clients are served.
+    pub serving: Arc<AtomicBool>,
     /// Producers of streams.
     pub tasks: TaskTracker,
 }
 
 impl Core {
+    /// When a call must be answered; streams without an end ask anew for each operation.
+    pub fn instant(&self, deadline: Deadline) -> tokio::time::Instant {
+        deadline.instant_within(self.options.deadline_max)
+    }
+
     /// Refuses a batch of more than the node's limit.
     pub fn check_batch(&self, found: usize) -> Result<(), Problem> {
         let limit = self.options.batch_max;
@@ -140,24 +176,32 @@ impl Core {
 }
 
 /// The listeners, bound and not yet served.
-#[derive(Debug)]
 pub struct Listeners {
-    client: TcpListener,
-    peer: TcpListener,
+    client: Incoming,
+    peer: Incoming,
 }
 
 impl Listeners {
-    /// Binds both addresses. Port 0 takes any free port.
+    /// Binds both addresses in `net`. Port 0 takes any free port.
     ///
     /// # Errors
     /// The address that cannot be bound, and why.
     pub async fn bind(
+        net: &dyn Net,
         client: SocketAddr,
         peer: SocketAddr,
     ) -> Result<Self, (SocketAddr, io::Error)> {
-        let client = TcpListener::bind(client).await.map_err(|error| (client, error))?;
-        let peer = TcpListener::bind(peer).await.map_err(|error| (peer, error))?;
-        Ok(Self { client, peer })
+        let client = net.bind(client).await.map_err(|error| (client, error))?;
+        let peer = net.bind(peer).await.map_err(|error| (peer, error))?;
+        Ok(Self { client: Incoming::new(client), peer: Incoming::new(peer) })
+    }
+
+    /// Where clients and peers are listened to.
+    ///
+    /// # Errors
+    /// The addresses cannot be read.
+    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.client.local_addr()?, self.peer.local_addr()?))
     }
 }
 
@@ -170,52 +214,55 @@ pub struct Server {
     core: Arc<Core>,
     health: Vec<HealthReporter>,
     closing: CancellationToken,
+    peers: PeerService,
     listeners: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
 impl Server {
-    /// Serves `store` on the listeners. Health says NOT_SERVING until [`Server::set_serving`].
+    /// Serves `store` on the listeners, and `peers` on the peer port if the node has any. Health
+    /// says NOT_SERVING until [`Server::set_serving`].
     ///
     /// # Errors
     /// The bound addresses cannot be read.
-    pub async fn start(
-        listeners: Listeners,
-        store: Arc<Store>,
-        options: Options,
-        metrics: Arc<Metrics>,
-        facts: NodeFacts,
-    ) -> io::Result<Self> {
+    pub async fn start(listeners: Listeners, parts: Parts) -> io::Result<Self> {
+        let Parts { store, cluster, options, metrics, facts, peers, work } = parts;
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
         let wait = options.queue_wait_max;
+        let scans = Gate::new("scans", options.scan_threads, options.queue_max, wait);
         let core = Arc::new(Core {
             store,
+            cluster,
             metrics,
             facts,
             started: Instant::now(),
             admission: Admission { delay_max: options.delay_max },
             pipelines: Gate::new("pipelines", options.pipelines_max, 0, wait),
-            blocking: Blocking::new("scans", options.scan_threads, options.queue_max, wait),
-            upkeep: Blocking::new("upkeep", 1, 16, Duration::from_secs(3600)),
+            blocking: Blocking::new(scans, work),
+            upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
             stopping: CancellationToken::new(),
+            serving: Arc::default(),
             tasks: TaskTracker::new(),
             options,
         });
         let closing = CancellationToken::new();
         let (client_health, client) = client_router(&core).await;
-        let (peer_health, peer) = peer_router(&core).await;
-        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: TcpListener| {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (peer_health, peer) = peer_router(&core, peers.clone()).await;
+        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: Incoming| {
             let closed = closing.clone().cancelled_owned();
-            tokio::spawn(router.serve_with_incoming_shutdown(incoming, closed))
+            tokio::spawn(router.serve_with_incoming_shutdown(Connections(listener), closed))
         };
         let tasks = vec![serve(client, listeners.client), serve(peer, listeners.peer)];
         let health = vec![client_health, peer_health];
-        Ok(Self { client_addr, peer_addr, core, health, closing, listeners: tasks })
+        Ok(Self { client_addr, peer_addr, core, health, closing, peers, listeners: tasks })
     }
 
     /// Says in `grpc.health.v1` whether the node serves.
     pub async fn set_serving(&self, serving: bool) {
+        if serving {
+            // Never taken back: calls that come while the node stops are finished.
+            self.core.serving.store(true, Ordering::Release);
+        }
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for reporter in &self.health {
             set_all(reporter, status).await;
@@ -228,6 +275,7 @@ impl Server {
         self.set_serving(false).await;
         self.core.stopping.cancel();
         self.core.tasks.close();
+        self.peers.stop();
         self.closing.cancel();
         let aborts: Vec<_> = self.listeners.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
@@ -236,6 +284,7 @@ impl Server {
                 let _ = listener.await;
             }
             self.core.tasks.wait().await;
+            self.peers.stopped().await;
         };
         let finished = tokio::time::timeout(timeout, all).await.is_ok();
         if !finished {
@@ -251,7 +300,7 @@ async fn set_all(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
-fn front(core: &Core) -> FrontLayer {
+fn front(core: &Core, serving: Arc<AtomicBool>) -> FrontLayer {
     let options = &core.options;
     FrontLayer(Arc::new(Front {
         gate: Gate::new(
@@ -263,18 +312,22 @@ fn front(core: &Core) -> FrontLayer {
         metrics: Arc::clone(&core.metrics),
         deadline_max: options.deadline_max,
         slow: options.slow,
+        serving,
     }))
 }
 
 /// Windows large enough for a batch in one flight; keep-alive finds dead peers within 40 s.
-fn builder(core: &Core) -> tonic::transport::Server<Stack<FrontLayer, Identity>> {
+fn builder(
+    core: &Core,
+    serving: Arc<AtomicBool>,
+) -> tonic::transport::Server<Stack<FrontLayer, Identity>> {
     tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .max_concurrent_streams(core.options.streams_per_connection_max)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .layer(front(core))
+        .layer(front(core, serving))
 }
 
 async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
@@ -289,7 +342,7 @@ async fn client_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontL
         (v1, alpha)
     });
     let (v1, alpha) = reflection.unzip();
-    let router = builder(core)
+    let router = builder(core, Arc::clone(&core.serving))
         .add_service(key_value.max_decoding_message_size(limit))
         .add_service(admin.max_decoding_message_size(limit))
         .add_service(health)
@@ -304,11 +357,23 @@ fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-async fn peer_router(core: &Arc<Core>) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
+async fn peer_router(
+    core: &Arc<Core>,
+    peers: PeerService,
+) -> (HealthReporter, Router<Stack<FrontLayer, Identity>>) {
     let (reporter, health) = health_reporter();
     set_all(&reporter, ServingStatus::NotServing).await;
     let replica = ReplicaServer::new(ReplicaService(Arc::clone(core)))
         // A batch may hold rows at their cap.
         .max_decoding_message_size(core.options.message_bytes_max.max(16 << 20));
-    (reporter, builder(core).add_service(replica).add_service(health))
+    let limit = peers.message_bytes_max();
+    let peers =
+        PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit);
+    (
+        reporter,
+        builder(core, Arc::new(AtomicBool::new(true)))
+            .add_service(replica)
+            .add_service(peers)
+            .add_service(health),
+    )
 }

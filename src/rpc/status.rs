@@ -8,6 +8,7 @@
 //! 3. `RetryInfo` is there only where the same request may succeed later.
 //! 4. Details stay far below the 8 KiB that many peers allow for headers, and hold no value.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::proto;
+use crate::replication;
 use crate::store::{self, Outcome};
 
 /// The domain of every `ErrorInfo`.
@@ -29,7 +31,7 @@ pub struct Problem {
     /// The gRPC code.
     pub code: Code,
     /// `UPPER_SNAKE`, stable.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// For people.
     pub message: String,
     /// When a retry may succeed.
@@ -37,7 +39,7 @@ pub struct Problem {
     /// What became of it, if it was a write.
     pub outcome: Option<Outcome>,
     /// The figures of the message.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
 }
 
 const SOON: Option<Duration> = Some(Duration::from_millis(100));
@@ -46,10 +48,14 @@ const NO: Option<Duration> = None;
 
 impl Problem {
     /// A problem without figures, outcome or retry.
-    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(
+        code: Code,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) -> Self {
         Self {
             code,
-            reason,
+            reason: reason.into(),
             message: message.into(),
             retry_after: None,
             outcome: None,
@@ -76,7 +82,7 @@ impl Problem {
     /// Adds a figure.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.metadata.push((name, value.to_string()));
+        self.metadata.push((name.into(), value.to_string()));
         self
     }
 
@@ -88,13 +94,16 @@ impl Problem {
     }
 
     /// The problem of a read: the error without an outcome.
-    pub fn of_read(error: &store::Error) -> Self {
+    pub fn of_read<'e, E>(error: &'e E) -> Self
+    where
+        Self: From<&'e E>,
+    {
         Self { outcome: None, ..Self::from(error) }
     }
 
     fn figures(&self) -> HashMap<String, String> {
         let mut figures: HashMap<String, String> =
-            self.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            self.metadata.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
         if let Some(outcome) = self.outcome {
             figures.insert("outcome".to_owned(), outcome.as_str().to_owned());
         }
@@ -126,12 +135,15 @@ fn row_of(error: &store::Error) -> (Code, Option<Duration>) {
         | E::IdempotencyConflict
         | E::TokenExpired { .. }
         | E::BelowSafePoint
+        | E::Refused { .. }
         | E::FormatTooNew { .. }
         | E::WrongCluster { .. } => (Code::FailedPrecondition, NO),
         E::Overloaded { .. } => (Code::ResourceExhausted, SOON),
         E::DiskFull { .. } => (Code::ResourceExhausted, LATER),
         E::ReadOnly { .. } | E::Locked { .. } => (Code::Unavailable, NO),
-        E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => (Code::Unavailable, LATER),
+        E::Damaged { .. } | E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => {
+            (Code::Unavailable, LATER)
+        }
         E::Corruption { .. } => (Code::DataLoss, NO),
         E::Engine(_) => (Code::Internal, NO),
         // Why it is unknown says whether it may be tried again.
@@ -171,15 +183,60 @@ impl From<&store::Error> for Problem {
         Self {
             retry_after,
             outcome: Some(error.outcome()),
-            metadata: figures_of(error),
+            metadata: figures_of(error)
+                .into_iter()
+                .map(|(name, value)| (name.into(), value))
+                .collect(),
             ..Self::new(code, error.reason(), error.to_string())
+        }
+    }
+}
+
+/// What a coordinator could not do. A write's outcome is told; [`Problem::of_read`] has none.
+impl From<&replication::Error> for Problem {
+    fn from(error: &replication::Error) -> Self {
+        use replication::Error as E;
+        let (code, retry_after) = match error {
+            E::Store(error) => return Self::from(error),
+            E::Forwarded(failure) => return Self::from((**failure).clone()),
+            E::Unavailable { .. } | E::TooFewAcks { .. } | E::TooFewAnswers { .. } => {
+                (Code::Unavailable, SOON)
+            }
+            E::LayoutUnknown | E::NotForwarded { .. } | E::Lost { .. } => (Code::Unavailable, SOON),
+            E::WriteTimeout { .. } | E::ReadTimeout { .. } => (Code::DeadlineExceeded, SOON),
+            E::Stale => (Code::FailedPrecondition, LATER),
+        };
+        let problem = Self::new(code, error.reason().to_owned(), error.to_string());
+        Self { retry_after, outcome: Some(error.outcome()), ..problem }
+    }
+}
+
+/// What another node said, passed on as it is.
+impl From<proto::Failure> for Problem {
+    fn from(failure: proto::Failure) -> Self {
+        let outcome = match failure.outcome() {
+            proto::Outcome::Unspecified => None,
+            proto::Outcome::NotApplied => Some(Outcome::NotApplied),
+            proto::Outcome::Unknown => Some(Outcome::Unknown),
+        };
+        let wait = failure.retry_after_ms;
+        let mut metadata: Vec<_> =
+            failure.metadata.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        metadata.retain(|(name, _): &(Cow<'_, str>, String)| name != "outcome");
+        metadata.sort();
+        Self {
+            retry_after: (wait > 0).then(|| Duration::from_millis(wait)),
+            outcome,
+            metadata,
+            ..Self::new(Code::from_i32(failure.code), failure.reason, failure.message)
         }
     }
 }
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
-        let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, problem.figures());
+        let mut details =
+            ErrorDetails::with_error_info(&*problem.reason, DOMAIN, problem.figures());
         if problem.retry_after.is_some() {
             details.set_retry_info(problem.retry_after);
         }
@@ -196,7 +253,7 @@ impl From<Problem> for proto::Failure {
         };
         Self {
             code: problem.code as i32,
-            reason: problem.reason.to_owned(),
+            reason: problem.reason.to_string(),
             outcome: outcome.into(),
             retry_after_ms: problem.retry_after.map_or(0, |wait| wait.as_millis() as u64),
             metadata: problem.figures(),

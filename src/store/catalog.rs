@@ -11,7 +11,6 @@
 //! 4. After a change whose outcome is unknown no other change is taken until the next start: it
 //!    could give the same id away again.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,13 +18,15 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::vfs::Vfs;
+
 use super::document::Document;
 use super::environment::Environment;
 use super::error::{Error, Outcome, Result};
-use super::tenant::{DEFAULT_TENANT, Tenant, TenantChange, TenantId, TenantSpec, validate_name};
+use super::tenant::{DEFAULT_TENANT, Tenant, TenantChange, TenantId, TenantSpec};
 
-/// Most tenants of one catalog: every change writes them all.
-pub const TENANTS_MAX: usize = 10_000;
+pub use super::tenants::TENANTS_MAX;
+pub(crate) use super::tenants::Tenants;
 
 const NAME: &str = "TENANTS";
 const FORMAT: u32 = 1;
@@ -60,15 +61,6 @@ struct Contents {
     tenants: Vec<Tenant>,
 }
 
-/// One version of the catalog, never changed.
-#[derive(Clone, Debug, Default)]
-struct Snapshot {
-    version: u64,
-    next_id: u32,
-    by_name: BTreeMap<String, Arc<Tenant>>,
-    by_id: HashMap<TenantId, Arc<Tenant>>,
-}
-
 /// The tenants of a node that is its own cluster.
 #[derive(Debug)]
 pub struct LocalCatalog {
@@ -76,7 +68,7 @@ pub struct LocalCatalog {
     environment: Environment,
     document: Document,
     // Replaced as a whole, under the lock.
-    snapshot: ArcSwap<Snapshot>,
+    snapshot: ArcSwap<Tenants>,
     /// Held while a change is written; why changes are refused, if they are.
     change: Mutex<Option<String>>,
 }
@@ -89,7 +81,7 @@ impl LocalCatalog {
         let Some(contents) = document.read::<Contents>(&*environment.vfs)? else {
             return Err(document.missing());
         };
-        let snapshot = Snapshot::check(contents).map_err(|why| document.invalid(0, why))?;
+        let snapshot = contents.check().map_err(|why| document.invalid(0, why))?;
         Ok(Self {
             environment: environment.clone(),
             document,
@@ -103,21 +95,25 @@ impl LocalCatalog {
     /// ([`IdentityFile::exists`](super::identity::IdentityFile::exists) says no).
     pub fn open_or_create(environment: &Environment, dir: &Path) -> Result<Self> {
         let document = Document::new(dir, NAME, FORMAT);
-        let path = document.path();
-        let exists = environment.vfs.exists(path);
-        if !exists.map_err(crate::engine::Error::io("look for", path))? {
+        if !Self::exists(&*environment.vfs, dir)? {
             let first = TenantId(1);
             let now_ms = environment.clock.now_ms();
             let tenant = Tenant::create(first, now_ms, TenantSpec::new(DEFAULT_TENANT))?;
-            let snapshot = Snapshot { next_id: first.0, ..Snapshot::default() };
-            let contents = snapshot.with(tenant, first.0 + 1).contents();
-            document.replace(&*environment.vfs, &contents)?;
+            let tenants = Tenants::new(1, first.0 + 1, [tenant]);
+            document.replace(&*environment.vfs, &Contents::of(&tenants))?;
         }
         Self::open(environment, dir)
     }
 
+    /// Whether `dir` has a catalog of its own.
+    pub(super) fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+        let document = Document::new(dir, NAME, FORMAT);
+        let path = document.path();
+        Ok(vfs.exists(path).map_err(crate::engine::Error::io("look for", path))?)
+    }
+
     /// Writes what `edit` makes of the current snapshot, then shows it.
-    fn change(&self, edit: impl FnOnce(&Snapshot) -> Result<(Tenant, u32)>) -> Result<Arc<Tenant>> {
+    fn change(&self, edit: impl FnOnce(&Tenants) -> Result<(Tenant, u32)>) -> Result<Arc<Tenant>> {
         let mut refused = self.change.lock();
         if let Some(cause) = &*refused {
             return Err(Error::ReadOnly { cause: cause.clone() });
@@ -126,16 +122,15 @@ impl LocalCatalog {
         let (tenant, next_id) = edit(&current)?;
         let id = tenant.id;
         let next = current.with(tenant, next_id);
-        let written = self.document.replace(&*self.environment.vfs, &next.contents());
+        let written = self.document.replace(&*self.environment.vfs, &Contents::of(&next));
         if let Err(error) = written {
             if error.outcome() == Outcome::Unknown {
                 *refused = Some(error.to_string());
             }
             return Err(error);
         }
-        let tenant = Arc::clone(&next.by_id[&id]);
         self.snapshot.store(Arc::new(next));
-        Ok(tenant)
+        self.by_id(id)
     }
 }
 
@@ -145,88 +140,58 @@ impl TenantCatalog for LocalCatalog {
     }
 
     fn by_id(&self, id: TenantId) -> Result<Arc<Tenant>> {
-        let found = self.snapshot.load().by_id.get(&id).cloned();
-        found.ok_or(Error::UnknownTenantId { id: id.0 })
+        self.snapshot.load().by_id(id).cloned()
     }
 
     fn list(&self) -> Vec<Arc<Tenant>> {
-        self.snapshot.load().by_name.values().cloned().collect()
+        self.snapshot.load().list()
     }
 
     fn create(&self, spec: TenantSpec) -> Result<Arc<Tenant>> {
         let now_ms = self.environment.clock.now_ms();
         self.change(|current| {
-            let tenant = Tenant::create(TenantId(current.next_id), now_ms, spec)?;
-            if current.by_name.contains_key(&tenant.name) {
-                return Err(Error::TenantExists { name: tenant.name });
-            }
-            let (found, limit) = (current.by_name.len() as u64 + 1, TENANTS_MAX as u64);
-            match current.next_id.checked_add(1) {
-                Some(next_id) if found <= limit => Ok((tenant, next_id)),
-                _ => Err(Error::TooManyTenants { found, limit }),
-            }
+            let taken = |name: &str| current.has_name(name);
+            Tenant::create_next(current.next_id(), now_ms, spec, current.len(), taken)
         })
     }
 
     fn alter(&self, name: &str, change: TenantChange) -> Result<Arc<Tenant>> {
         self.change(|current| {
             let tenant = current.get(name)?.altered(change)?;
-            Ok((tenant, current.next_id))
+            Ok((tenant, current.next_id()))
         })
     }
 
     fn version(&self) -> u64 {
-        self.snapshot.load().version
+        self.snapshot.load().version()
     }
 }
 
-impl Snapshot {
-    fn get(&self, name: &str) -> Result<&Arc<Tenant>> {
-        if let Some(tenant) = self.by_name.get(name) {
-            return Ok(tenant);
-        }
-        validate_name(name)?;
-        Err(Error::UnknownTenant { name: name.to_owned() })
-    }
-
-    /// The next version, with `tenant` added or in the place of its former self.
-    fn with(&self, tenant: Tenant, next_id: u32) -> Self {
-        let mut next = self.clone();
-        next.version += 1;
-        next.next_id = next_id;
-        next.insert(Arc::new(tenant));
-        next
-    }
-
-    fn insert(&mut self, tenant: Arc<Tenant>) {
-        self.by_id.insert(tenant.id, Arc::clone(&tenant));
-        self.by_name.insert(tenant.name.clone(), tenant);
-    }
-
-    fn contents(&self) -> Contents {
-        let tenants = self.by_name.values().map(|tenant| (**tenant).clone()).collect();
-        Contents { version: self.version, next_id: self.next_id, tenants }
+impl Contents {
+    fn of(tenants: &Tenants) -> Self {
+        let list = tenants.list().iter().map(|tenant| Tenant::clone(tenant)).collect();
+        Self { version: tenants.version(), next_id: tenants.next_id(), tenants: list }
     }
 
     /// Holds what was read to the rules of what is written; says which is broken.
-    fn check(contents: Contents) -> Result<Self, String> {
-        let Contents { version, next_id, tenants } = contents;
-        let mut snapshot = Self { version, next_id, ..Self::default() };
+    fn check(self) -> Result<Tenants, String> {
+        let Self { version, next_id, tenants } = self;
         if version == 0 || version == u64::MAX {
             return Err(format!("version {version}"));
         }
+        let mut checked = Tenants::new(version, next_id, []);
         for tenant in tenants {
             let (id, name) = (tenant.id, &tenant.name);
             tenant.validate().map_err(|error| format!("tenant {id}: {error}"))?;
             if id.0 >= next_id {
                 return Err(format!("tenant {id} has an id that is still to be given"));
             }
-            if snapshot.by_name.contains_key(name) || snapshot.by_id.contains_key(&id) {
+            if checked.has_name(name) || checked.by_id(id).is_ok() {
                 return Err(format!("tenant {id} ({name}) stands there twice"));
             }
-            snapshot.insert(Arc::new(tenant));
+            checked.insert(Arc::new(tenant));
         }
-        Ok(snapshot)
+        Ok(checked)
     }
 }
 

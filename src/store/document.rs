@@ -27,11 +27,11 @@ use crate::engine::vfs::Vfs;
 use super::error::{Error, Result};
 
 /// Longer is damage, not a document; keeps a broken length from taking all memory.
-pub(super) const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const DOCUMENT_BYTES_MAX: u64 = 64 << 20;
 
 /// Where a document is and what it is called.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
+pub(crate) struct Document {
     path: PathBuf,
     name: &'static str,
     /// Written, and the newest that is read.
@@ -39,16 +39,16 @@ pub(super) struct Document {
 }
 
 impl Document {
-    pub(super) fn new(dir: &Path, name: &'static str, format: u32) -> Self {
+    pub(crate) fn new(dir: &Path, name: &'static str, format: u32) -> Self {
         Self { path: dir.join(name), name, format }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The document, or `None` if there is no such file.
-    pub(super) fn read<T: DeserializeOwned>(&self, vfs: &dyn Vfs) -> Result<Option<T>> {
+    pub(crate) fn read<T: DeserializeOwned>(&self, vfs: &dyn Vfs) -> Result<Option<T>> {
         match read_file(vfs, &self.path, DOCUMENT_BYTES_MAX)? {
             Some(bytes) => self.decode(&bytes).map(Some),
             None => Ok(None),
@@ -56,7 +56,7 @@ impl Document {
     }
 
     /// Puts `content` in the place of what was there.
-    pub(super) fn replace<T: Serialize>(&self, vfs: &dyn Vfs, content: &T) -> Result<()> {
+    pub(crate) fn replace<T: Serialize>(&self, vfs: &dyn Vfs, content: &T) -> Result<()> {
         replace_file(vfs, &self.path, &self.encode(content)?)
     }
 
@@ -97,12 +97,12 @@ impl Document {
     }
 
     /// The content is what was written but breaks a rule of its own.
-    pub(super) fn invalid(&self, offset: u64, why: impl std::fmt::Display) -> Error {
+    pub(crate) fn invalid(&self, offset: u64, why: impl std::fmt::Display) -> Error {
         self.corrupt(offset, &format!("its content is invalid: {why}"))
     }
 
     /// The file should exist and does not.
-    pub(super) fn missing(&self) -> Error {
+    pub(crate) fn missing(&self) -> Error {
         self.corrupt(0, "it is missing, though other files say that it was there")
     }
 
@@ -116,7 +116,7 @@ fn body_offset(header: &[u8]) -> u64 {
 }
 
 /// The whole of a small file, or `None` if there is none. Over `bytes_max` is corruption.
-pub(super) fn read_file(vfs: &dyn Vfs, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_file(vfs: &dyn Vfs, path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     if !vfs.exists(path).map_err(engine::Error::io("look for", path))? {
         return Ok(None);
     }
@@ -134,7 +134,7 @@ pub(super) fn read_file(vfs: &dyn Vfs, path: &Path, bytes_max: u64) -> Result<Op
 
 /// Puts `bytes` in the place of the file at `path`, durably and as a whole; see the module page
 /// for what an error means.
-pub(super) fn replace_file(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_file(vfs: &dyn Vfs, path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temp = path.to_path_buf();
     temp.as_mut_os_string().push(".tmp");
     if vfs.exists(&temp).map_err(engine::Error::io("look for", &temp))? {

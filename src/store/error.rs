@@ -127,6 +127,10 @@ pub enum Error {
     /// Bytes on disk are not what was written there.
     #[error("{} is corrupt at byte {offset}: {what}", file.display())]
     Corruption { file: PathBuf, offset: u64, what: String },
+    /// This replica has lost data of the partition and waits for the others to give it back: its
+    /// absence of a row means nothing.
+    #[error("partition {partition} has lost data here and is being repaired")]
+    Damaged { partition: u32 },
     /// The file was written by a newer version of the program.
     #[error(
         "{} has format version {found}; this program reads up to {supported}", file.display()
@@ -141,6 +145,9 @@ pub enum Error {
     /// The engine failed in a way a client can do nothing about.
     #[error(transparent)]
     Engine(Arc<engine::Error>),
+    /// The cluster refused a change. `reason` is for programs, in `UPPER_SNAKE`, and never changes.
+    #[error("{message}")]
+    Refused { reason: &'static str, message: String },
     /// The store is closing or closed.
     #[error("the store is closed")]
     Closed,
@@ -196,10 +203,12 @@ impl Error {
             Self::ClockUnsafe { .. } => "CLOCK_UNSAFE",
             Self::NoRandomness { .. } => "NO_RANDOMNESS",
             Self::Corruption { .. } => "CORRUPTION",
+            Self::Damaged { .. } => "DAMAGED",
             Self::FormatTooNew { .. } => "FORMAT_TOO_NEW",
             Self::Locked { .. } => "LOCKED",
             Self::WrongCluster { .. } => "WRONG_CLUSTER",
             Self::Engine(_) => "ENGINE",
+            Self::Refused { reason, .. } => reason,
             Self::Closed => "CLOSED",
             Self::Unknown { source } => source.reason(),
         }

@@ -12,7 +12,9 @@
 //! 4. Starting takes the clean mark away before it returns; the mark comes back last of all.
 //! 5. The generation grows with every start, whatever the clock says.
 //! 6. A damaged or missing file beside others is corruption, never a first start.
-//! 7. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
+//! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it
+//!    is given one once, durably, by [`IdentityFile::assign_cluster`].
+//! 8. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
 //!
 //! The caller holds the lock of the directory. In a new one it writes the catalog, begins, and then
 //! makes the engine's directory: only so is a directory without `IDENTITY` a new one. In any other
@@ -46,8 +48,8 @@ const FIRST_START_FILES: [&str; 6] =
 /// Who a node is, in this life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster; a UUID.
-    pub cluster_id: u128,
+    /// The cluster, a UUID; `None` until the node has formed or joined one.
+    pub cluster_id: Option<u128>,
     /// The node, for as long as its directory lives; a UUID.
     pub node_id: u128,
     /// Grows with every start: at least the milliseconds since 1970.
@@ -73,8 +75,11 @@ pub enum Start {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct IdentityOptions {
     /// The cluster the node must belong to: a new directory is given to it, one of another cluster
-    /// is refused. `None`: a new directory founds a cluster, an old one keeps its own.
+    /// is refused. `None`: a directory without one founds a cluster, others keep their own.
     pub cluster_id: Option<u128>,
+    /// Founds none: the node will form or join a cluster with others, and has none until
+    /// [`IdentityFile::assign_cluster`].
+    pub cluster_later: bool,
     /// Mints a new actor in any case: after a restore or replacement. Ask until a start succeeds.
     pub rotate: bool,
 }
@@ -83,7 +88,7 @@ pub struct IdentityOptions {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
-    cluster_id: String,
+    cluster_id: Option<String>,
     node_id: String,
     generation: u64,
     actor: String,
@@ -205,6 +210,30 @@ impl IdentityFile {
         rotated.map(|identity| identity.actor)
     }
 
+    /// Gives the node the cluster it is of from now on, durable when it returns. The same one again
+    /// is fine. After an error that may have written, nothing is written until the next start.
+    ///
+    /// # Errors
+    /// [`Error::WrongCluster`] if it has another one; I/O.
+    pub fn assign_cluster(&self, cluster_id: u128) -> Result<()> {
+        let mut state = self.state.lock();
+        if let Some(found) = state.identity.cluster_id {
+            return check_cluster(&self.document, cluster_id, found);
+        }
+        if let Some(refused) = &state.refused {
+            return Err(refused.clone());
+        }
+        let identity = Identity { cluster_id: Some(cluster_id), ..state.identity };
+        match self.write(&identity, None) {
+            Ok(()) => state.identity = identity,
+            Err(ref error) => {
+                state.refused = Some(Error::ReadOnly { cause: error.to_string() });
+                return Err(error.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// Marks the stop as clean. Only when everything written is durable and nothing will be minted
     /// any more; the lease is closed by it. After an error the next start may be unclean.
     pub fn close(&self) -> Result<()> {
@@ -219,7 +248,7 @@ impl IdentityFile {
 
     fn write(&self, identity: &Identity, clean: Option<u64>) -> Result<()> {
         let contents = Contents {
-            cluster_id: uuid::to_text(identity.cluster_id),
+            cluster_id: identity.cluster_id.map(uuid::to_text),
             node_id: uuid::to_text(identity.node_id),
             generation: identity.generation,
             actor: format!("{:016x}", identity.actor),
@@ -244,7 +273,7 @@ fn first_start(
     // One that is there is of a first start that was cut short, and whole: it was renamed in.
     let lease = Lease::open(vfs, dir)?;
     let identity = Identity {
-        cluster_id: options.cluster_id.map_or_else(|| uuid::mint(random), Ok)?,
+        cluster_id: first_cluster(random, options)?,
         node_id: uuid::mint(random)?,
         generation: environment.clock.now_ms().max(1),
         actor: mint_actor(random, 0)?,
@@ -260,6 +289,26 @@ fn first_start(
     })
 }
 
+/// The cluster of a directory that has none.
+fn first_cluster(random: &dyn Random, options: IdentityOptions) -> Result<Option<u128>> {
+    match options.cluster_id {
+        _ if options.cluster_later => Ok(None),
+        None => uuid::mint(random).map(Some),
+        given => Ok(given),
+    }
+}
+
+fn check_cluster(document: &Document, expected: u128, found: u128) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::WrongCluster {
+        file: document.path().to_path_buf(),
+        expected: uuid::to_text(expected),
+        found: uuid::to_text(found),
+    })
+}
+
 fn restart(
     environment: &Environment,
     dir: &Path,
@@ -269,12 +318,10 @@ fn restart(
 ) -> Result<Starting> {
     let clean = contents.clean;
     let mut identity = contents.parse().map_err(|why| document.invalid(0, why))?;
-    if let Some(expected) = options.cluster_id.filter(|id| *id != identity.cluster_id) {
-        return Err(Error::WrongCluster {
-            file: document.path().to_path_buf(),
-            expected: uuid::to_text(expected),
-            found: uuid::to_text(identity.cluster_id),
-        });
+    match (identity.cluster_id, options.cluster_id) {
+        (Some(found), Some(expected)) => check_cluster(&document, expected, found)?,
+        (Some(_), None) => {}
+        (None, _) => identity.cluster_id = first_cluster(&*environment.random, options)?,
     }
     let lease = Lease::open(&*environment.vfs, dir)?.ok_or_else(|| lease::missing(dir))?;
     let start = match clean {
@@ -300,6 +347,11 @@ fn restart(
 }
 
 impl Contents {
+    fn cluster(&self) -> Result<Option<u128>, &'static str> {
+        let parse = |text| uuid::from_text(text).ok_or("the cluster id is no UUID");
+        self.cluster_id.as_deref().map(parse).transpose()
+    }
+
     /// What the text says, or which part of it says nothing.
     fn parse(&self) -> Result<Identity, &'static str> {
         let actor = Some(&self.actor)
@@ -307,7 +359,7 @@ impl Contents {
             .and_then(|text| u64::from_str_radix(text, 16).ok())
             .filter(|actor| *actor != 0);
         Ok(Identity {
-            cluster_id: uuid::from_text(&self.cluster_id).ok_or("the cluster id is no UUID")?,
+            cluster_id: self.cluster()?,
             node_id: uuid::from_text(&self.node_id).ok_or("the node id is no UUID")?,
             generation: self.generation,
             actor: actor.ok_or("the actor is not 16 hex digits other than 0")?,

@@ -36,21 +36,25 @@
 
 pub mod catalog;
 pub mod disk;
-mod document;
+pub(crate) mod document;
 pub mod environment;
 pub mod error;
 mod idempotency;
 pub mod identity;
 pub mod key;
+pub mod leaves;
 pub mod limits;
 pub mod merge;
 mod minter;
+mod prepared;
+mod raw;
 mod read;
 mod replicate;
 mod row;
 mod safe_point;
 mod scan;
 pub mod tenant;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -77,6 +81,9 @@ pub use error::{Error, Outcome, Result};
 pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
+pub use prepared::{Prepared, ShippedRow};
+pub use raw::RawRow;
+pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
 pub use scan::{RowPage, ScanPage, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
@@ -98,6 +105,8 @@ pub struct StoreOptions {
     pub safe_points: SafePoints,
     /// Which cluster the node belongs to, and whether it takes a new actor.
     pub identity: IdentityOptions,
+    /// Where the tenants are, if not in the store's own directory: then the cluster keeps them.
+    pub catalog: Option<Arc<dyn TenantCatalog>>,
 }
 
 /// How a node that is its own cluster sets its safe points. All in milliseconds.
@@ -129,6 +138,9 @@ pub struct StoreStats {
     pub tokens_evicted: u64,
     /// Times the actor was replaced because data was found damaged.
     pub actor_rotations: u64,
+    /// Versions that one replica had below the floors of two and another had not: somebody has
+    /// lost data without noticing. They were kept.
+    pub below_safe_point: u64,
     /// How far the hybrid clock runs ahead of the wall clock, in milliseconds.
     pub clock_ahead_ms: u64,
     /// The floor below which deletes are forgotten, on the hybrid logical clock.
@@ -143,6 +155,7 @@ pub struct StoreStats {
 struct Counters {
     tokens_evicted: AtomicU64,
     actor_rotations: AtomicU64,
+    below_safe_point: AtomicU64,
 }
 
 impl Counters {
@@ -164,12 +177,13 @@ pub struct Store {
     environment: Environment,
     limits: Limits,
     safe_points: SafePoints,
-    /// Keys contexts and cursors to the cluster.
-    cluster_hash: u64,
 
     // Each with its own synchronisation.
+    /// Keys contexts and cursors to the cluster. Changes once, when the node gets one, before it
+    /// serves.
+    cluster_hash: AtomicU64,
     engine: Engine,
-    catalog: Box<dyn TenantCatalog>,
+    catalog: Arc<dyn TenantCatalog>,
     identity: IdentityFile,
     /// The identity's, where every write finds it without a lock.
     actor: AtomicU64,
@@ -181,6 +195,8 @@ pub struct Store {
     /// Damaged places met so far.
     damage: Mutex<HashSet<(PathBuf, u64)>>,
     floor_state: Mutex<safe_point::FloorState>,
+    /// Leaves written to since they were last looked at.
+    dirty: leaves::DirtyLeaves,
 
     /// Held, not used: keeps other processes out of the directory. The last to be dropped.
     _lock: Box<dyn engine::vfs::FileLock>,
@@ -237,10 +253,10 @@ impl Store {
         // In this order a start that is refused has changed nothing; see `identity`.
         let (catalog, identity, engine) = if starting.is_first() {
             refuse_rows(vfs, &engine_dir)?;
-            let catalog = LocalCatalog::open_or_create(&environment, dir)?;
+            let catalog = open_catalog(&environment, dir, options.catalog, true)?;
             (catalog, starting.begin()?, open_engine()?)
         } else {
-            let catalog = LocalCatalog::open(&environment, dir)?;
+            let catalog = open_catalog(&environment, dir, options.catalog, false)?;
             let engine = open_engine()?;
             (catalog, starting.begin()?, engine)
         };
@@ -248,13 +264,13 @@ impl Store {
         let began = environment.monotonic.elapsed();
         Ok(Self {
             dir: dir.to_path_buf(),
-            cluster_hash: xxh3_64(&identity.identity().cluster_id.to_be_bytes()),
+            cluster_hash: AtomicU64::new(cluster_hash(identity.identity().cluster_id)),
             actor: AtomicU64::new(identity.identity().actor),
             environment,
             limits,
             safe_points: options.safe_points,
             engine,
-            catalog: Box::new(catalog),
+            catalog,
             identity,
             minter,
             counters: Counters::default(),
@@ -262,6 +278,7 @@ impl Store {
             read_only: std::sync::OnceLock::new(),
             damage: Mutex::default(),
             floor_state: Mutex::new(safe_point::FloorState::new(began)),
+            dirty: leaves::DirtyLeaves::all(),
             _lock: lock,
         })
     }
@@ -368,10 +385,28 @@ impl Store {
             tenants: self.catalog.list().len() as u64,
             tokens_evicted: self.counters.tokens_evicted.load(Ordering::Relaxed),
             actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
+            below_safe_point: self.counters.below_safe_point.load(Ordering::Relaxed),
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
             disk_used: self.engine.disk_used(),
             disk_state: self.disk_state(),
+        }
+    }
+
+    /// There are `2^partition_bits` partitions.
+    pub fn partition_bits(&self) -> u32 {
+        self.engine.options().partition_bits
+    }
+
+    /// Which leaves of the token space were written to.
+    pub fn dirty_leaves(&self) -> &leaves::DirtyLeaves {
+        &self.dirty
+    }
+
+    /// Marks the leaves of records that can be read by now.
+    fn mark_written(&self, records: &[(&[u8], &[u8])]) {
+        for (key, _) in records {
+            self.dirty.mark_key(key);
         }
     }
 
@@ -401,7 +436,18 @@ impl Store {
         self.identity.close()
     }
 
-    fn now_ms(&self) -> u64 {
+    /// What the store is run with.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// What may come in.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Milliseconds since 1970 by the node's clock.
+    pub fn now_ms(&self) -> u64 {
         self.environment.clock.now_ms()
     }
 
@@ -413,6 +459,17 @@ impl Store {
         self.minter.mint(above)
     }
 
+    /// Gives the node its cluster; see [`IdentityFile::assign_cluster`]. What clients were given
+    /// before is of no use after.
+    ///
+    /// # Errors
+    /// [`Error::WrongCluster`] if it has another one; I/O.
+    pub fn assign_cluster(&self, cluster_id: u128) -> Result<()> {
+        self.identity.assign_cluster(cluster_id)?;
+        self.cluster_hash.store(cluster_hash(Some(cluster_id)), Ordering::Release);
+        Ok(())
+    }
+
     fn raise_clock_to(&self, time: u64) -> Result<()> {
         self.minter.raise_to(time)
     }
@@ -422,7 +479,7 @@ impl Store {
     }
 
     fn context_key(&self, engine_key: &[u8]) -> ContextKey {
-        ContextKey::new(self.cluster_hash, engine_key)
+        ContextKey::new(self.cluster_hash.load(Ordering::Acquire), engine_key)
     }
 
     /// Whether the store takes writes, as far as that does not depend on load or space.
@@ -483,6 +540,31 @@ fn create_dir(vfs: &dyn engine::vfs::Vfs, dir: &Path) -> Result<()> {
         vfs.sync_dir(parent).map_err(engine::Error::io("sync", parent))?;
     }
     Ok(())
+}
+
+/// What contexts and cursors are keyed with.
+fn cluster_hash(cluster_id: Option<u128>) -> u64 {
+    xxh3_64(&cluster_id.unwrap_or_default().to_be_bytes())
+}
+
+/// The catalog that was handed in; or that of the directory, which is written anew only where no
+/// store ever ran.
+fn open_catalog(
+    environment: &Environment,
+    dir: &Path,
+    elsewhere: Option<Arc<dyn TenantCatalog>>,
+    is_first: bool,
+) -> Result<Arc<dyn TenantCatalog>> {
+    if let Some(catalog) = elsewhere {
+        if LocalCatalog::exists(&*environment.vfs, dir)? {
+            // The cluster would give the ids of its tenants, and so their rows, to others.
+            let why = format!("{} has tenants of its own: it was no cluster's", dir.display());
+            return Err(Error::InvalidArgument { what: "data directory", why });
+        }
+        return Ok(catalog);
+    }
+    let open = if is_first { LocalCatalog::open_or_create } else { LocalCatalog::open };
+    Ok(Arc::new(open(environment, dir)?))
 }
 
 /// A directory with rows is not a new one.

@@ -9,27 +9,55 @@ use super::limits::KEY_BYTES_CEILING;
 use super::row::causal_mode;
 use super::tenant::TenantId;
 use crate::causality::codec;
-use crate::engine;
+use crate::engine::options::ROW_BYTES_MAX;
+use crate::engine::{self, OnStall, Position};
+
+/// A row from another replica: its tenant, its key, its encoded state.
+pub type ForeignRow<B> = (TenantId, B, B);
+
+/// What is called when rows are durable, with one outcome for each of them.
+pub type Joined = Box<dyn FnOnce(Vec<Result<()>>) + Send>;
 
 impl Store {
-    /// Joins rows and waits until they are durable. Each is the row's tenant, key and state; each
-    /// has its own outcome.
-    pub fn replicate(&self, rows: Vec<(TenantId, Vec<u8>, Vec<u8>)>) -> Vec<Result<()>> {
-        let placed: Vec<Result<Vec<u8>>> =
-            rows.iter().map(|(tenant, key, row)| self.place(*tenant, key, row)).collect();
+    /// Joins rows and waits until they are durable. Each has its own outcome.
+    pub fn replicate<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>]) -> Vec<Result<()>> {
+        let (results, position) = self.join_rows(rows, OnStall::Wait);
+        if position == Position::ZERO {
+            return results;
+        }
+        settle(results, self.engine.wait_durable(position))
+    }
+
+    /// Like [`Store::replicate`] for callers that must not block on the disk: the rows can be read
+    /// on return, `done` is called once, when they are durable or have failed, on a thread of the
+    /// engine or on this one. Where the other would wait for a flush or a compaction, this one
+    /// refuses.
+    pub fn submit_rows<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>], done: Joined) {
+        let (results, position) = self.join_rows(rows, OnStall::Refuse);
+        self.on_durable(position, move |durable| done(settle(results, durable)));
+    }
+
+    /// Puts rows into the log and the memtable.
+    fn join_rows<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        on_stall: OnStall,
+    ) -> (Vec<Result<()>>, Position) {
+        let placed: Vec<Result<Vec<u8>>> = rows
+            .iter()
+            .map(|(tenant, key, row)| self.place(*tenant, key.as_ref(), row.as_ref()))
+            .collect();
         let records: Vec<(&[u8], &[u8])> = placed
             .iter()
-            .zip(&rows)
-            .filter_map(|(place, (_, _, row))| Some((place.as_deref().ok()?, &row[..])))
+            .zip(rows)
+            .filter_map(|(place, row)| Some((place.as_deref().ok()?, row.2.as_ref())))
             .collect();
-        let mut joined = self.join_durably(&records).into_iter();
-        placed
-            .iter()
-            .map(|place| match place {
-                Ok(_) => joined.next().unwrap_or(Err(Error::Closed)),
-                Err(error) => Err(error.clone()),
-            })
-            .collect()
+        let (joined, position) = self.join_records(&records, on_stall);
+        let mut joined = joined.into_iter();
+        let results = placed
+            .into_iter()
+            .map(|place| place.and_then(|_| joined.next().unwrap_or(Err(Error::Closed))));
+        (results.collect(), position)
     }
 
     /// The engine key of a row that may be joined here.
@@ -43,6 +71,10 @@ impl Store {
             let (found, limit) = (key.len() as u64, KEY_BYTES_CEILING as u64);
             return Err(Error::KeyTooLong { found, limit });
         }
+        if row.len() > ROW_BYTES_MAX {
+            let (found, limit) = (row.len() as u64, ROW_BYTES_MAX as u64);
+            return Err(Error::RowTooLarge { found, limit });
+        }
         let invalid = |why: String| Error::InvalidArgument { what: "row", why };
         let decoded = codec::decode(row).map_err(|error| invalid(error.to_string()))?;
         if decoded.mode() != causal_mode(tenant.mode) {
@@ -55,24 +87,39 @@ impl Store {
         Ok(tenant.engine_key(key))
     }
 
-    /// One outcome for each record. One that is too old for its partition does not keep the others
-    /// out.
-    fn join_durably(&self, records: &[(&[u8], &[u8])]) -> Vec<Result<()>> {
+    /// One outcome for each record, and what to wait for. One that is too old for its partition
+    /// does not keep the others out.
+    fn join_records(
+        &self,
+        records: &[(&[u8], &[u8])],
+        on_stall: OnStall,
+    ) -> (Vec<Result<()>>, Position) {
         if records.is_empty() {
-            return Vec::new();
+            return (Vec::new(), Position::ZERO);
         }
-        match self.engine.apply(records) {
+        match self.engine.apply_with(records, on_stall) {
             Ok(position) => {
-                let durable = self.engine.wait_durable(position).map_err(Error::unknown);
-                records.iter().map(|_| durable.clone()).collect()
+                self.mark_written(records);
+                (vec![Ok(()); records.len()], position)
             }
             Err(engine::Error::BelowSafePoint) if records.len() > 1 => {
-                records.iter().flat_map(|record| self.join_durably(&[*record])).collect()
+                let mut results = Vec::with_capacity(records.len());
+                let mut end = Position::ZERO;
+                for record in records {
+                    let (result, position) = self.join_records(&[*record], on_stall);
+                    results.extend(result);
+                    end = end.max(position);
+                }
+                (results, end)
             }
-            Err(error) => {
-                let error = self.failed(error);
-                records.iter().map(|_| Err(error.clone())).collect()
-            }
+            Err(error) => (vec![Err(self.failed(error)); records.len()], Position::ZERO),
         }
     }
+}
+
+/// The outcomes of rows once the log has answered.
+fn settle(results: Vec<Result<()>>, durable: engine::Result<()>) -> Vec<Result<()>> {
+    let Err(error) = durable else { return results };
+    let error = Error::unknown(error);
+    results.into_iter().map(|result| result.and(Err(error.clone()))).collect()
 }

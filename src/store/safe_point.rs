@@ -1,4 +1,5 @@
-//! Safe points of a node that is its own cluster.
+//! Safe points: the steps of a round among replicas, which `replication` conducts, and the whole of
+//! it for a node that is its own cluster.
 //!
 //! A round among one replica: choose `M`, fence at it, sync, declare it the floor. Nothing has to
 //! be compared, for nobody else has written. `M` lies a margin behind the clock so that no write
@@ -11,10 +12,11 @@
 //!    written, what it waits for is flushed: deletes are forgotten on a node that goes idle too.
 //! 2. A floor that counts stays for `safe_point_interval_ms`, so that compactions meet it.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::Store;
-use super::error::Result;
+use super::error::{Error, Result};
+use super::{Store, leaves};
 use crate::causality::clock;
 
 /// Since when the floor has been as it is.
@@ -31,6 +33,53 @@ impl FloorState {
 }
 
 impl Store {
+    /// The floor of the partition that a token lies in.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]: the partition vouches for nothing.
+    pub fn floor_at(&self, token: u64) -> Result<u64> {
+        let bits = self.engine.options().partition_bits;
+        let partition = token.checked_shr(u64::BITS - bits).unwrap_or(0) as u32;
+        let point = self.engine.safe_point(partition)?;
+        if point.is_damaged() {
+            return Err(Error::Damaged { partition });
+        }
+        Ok(point.floor)
+    }
+
+    /// Takes part in a safe-point round: from here on this node mints above `time` in these
+    /// partitions and takes nothing new at or below it; durable. Waits for writes that began
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]; `time` is ahead of the clock; I/O.
+    pub fn fence(&self, partitions: RangeInclusive<u32>, time: u64) -> Result<()> {
+        self.check_writable()?;
+        for partition in partitions.clone() {
+            if self.engine.safe_point(partition)?.is_damaged() {
+                return Err(Error::Damaged { partition });
+            }
+        }
+        self.minter.check_ahead(time)?;
+        self.raise_clock_to(time)?;
+        Ok(self.engine.fence(partitions, time)?)
+    }
+
+    /// Ends a safe-point round that was proven: what is at or below `time` and not live in these
+    /// partitions is dead. Durable, with all that was compared.
+    ///
+    /// # Errors
+    /// As [`Store::fence`]; the partitions were not fenced at `time`.
+    pub fn install_floor(&self, partitions: RangeInclusive<u32>, time: u64) -> Result<()> {
+        self.check_writable()?;
+        self.engine.set_floor(partitions.clone(), time)?;
+        // Digests leave out what the floor covers.
+        let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
+        let (first, last) = (*partitions.start(), *partitions.end());
+        (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));
+        Ok(())
+    }
+
     /// Moves guard and floor of all partitions up to shortly before now, so that compaction may
     /// forget what was deleted or has expired by then; or leaves them where they are for a while,
     /// as the module page says. Returns the floor. To be called every second or so.

@@ -18,6 +18,8 @@
 //! | 8 | checksum of the rest, keyed by cluster and request, little endian |
 //! | rest | the first engine key of the next page, or bytes between two keys |
 
+use std::sync::atomic::Ordering;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::Store;
@@ -129,6 +131,15 @@ impl Store {
         Ok(RowPage { cursor, ..page })
     }
 
+    /// A page of stored rows between two engine keys. Its cursor is the engine key to go on from,
+    /// as it is: for use within this node.
+    ///
+    /// # Errors
+    /// A source that cannot be read.
+    pub fn rows_within(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
+        self.watch(self.row_page(range, self.limits.scan_bytes(bytes_max)))
+    }
+
     /// The cursor is still the plain key here.
     fn row_page(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
         let mut page = RowPage::default();
@@ -188,7 +199,7 @@ impl Store {
 
     /// Keys the checksum of cursors of a request.
     fn cursor_seed(&self, scope: u64) -> u64 {
-        xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash)
+        xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash.load(Ordering::Acquire))
     }
 }
 

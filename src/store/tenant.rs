@@ -108,13 +108,51 @@ pub struct Tenant {
 #[serde(deny_unknown_fields)]
 pub struct TenantChange {
     /// See [`TenantSpec::default_ttl_ms`].
+    #[serde(with = "limit_change")]
     pub default_ttl_ms: Option<Option<u64>>,
     /// See [`TenantSpec::max_ttl_ms`]. Versions written before keep their time.
+    #[serde(with = "limit_change")]
     pub max_ttl_ms: Option<Option<u64>>,
     /// See [`TenantSpec::replication_factor`].
     pub replication_factor: Option<u8>,
     /// See [`TenantSpec::retention`]; replaced as a whole.
     pub retention: Option<Retention>,
+}
+
+/// How a change to a limit is stored: as `"keep"`, `"remove"` or `{"set": 5}`. An option in an
+/// option would read back as "keep" what was written as "remove".
+mod limit_change {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Stored {
+        Keep,
+        Remove,
+        Set(u64),
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        change: &Option<Option<u64>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let stored = match *change {
+            None => Stored::Keep,
+            Some(None) => Stored::Remove,
+            Some(Some(limit)) => Stored::Set(limit),
+        };
+        stored.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Option<u64>>, D::Error> {
+        Ok(match Stored::deserialize(deserializer)? {
+            Stored::Keep => None,
+            Stored::Remove => Some(None),
+            Stored::Set(limit) => Some(Some(limit)),
+        })
+    }
 }
 
 impl TenantSpec {
@@ -134,7 +172,7 @@ impl TenantSpec {
 
 impl Tenant {
     /// The tenant `spec` describes, if it may be.
-    pub(super) fn create(id: TenantId, created_at_ms: u64, spec: TenantSpec) -> Result<Self> {
+    pub(crate) fn create(id: TenantId, created_at_ms: u64, spec: TenantSpec) -> Result<Self> {
         let TenantSpec {
             name,
             mode,
@@ -160,7 +198,7 @@ impl Tenant {
     }
 
     /// The tenant after `change`, if it may be so.
-    pub(super) fn altered(&self, change: TenantChange) -> Result<Self> {
+    pub(crate) fn altered(&self, change: TenantChange) -> Result<Self> {
         let tenant = Self {
             default_ttl_ms: change.default_ttl_ms.unwrap_or(self.default_ttl_ms),
             max_ttl_ms: change.max_ttl_ms.unwrap_or(self.max_ttl_ms),
@@ -173,7 +211,7 @@ impl Tenant {
     }
 
     /// Whether all rules of this file hold; also for what was read from a disk.
-    pub(super) fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         validate_name(&self.name)?;
         if let Some(delimiter) = &self.partition_delimiter {
             between("partition_delimiter", delimiter.len() as u64, DELIMITER_BYTES_MAX as u64)?;
@@ -204,6 +242,11 @@ impl Tenant {
     /// The bytes the engine stores `key` of this tenant under.
     pub fn engine_key(&self, key: &[u8]) -> Vec<u8> {
         EngineKey::of(self.id, self.delimiter(), key).encode()
+    }
+
+    /// The place of `key` of this tenant on the ring.
+    pub fn token(&self, key: &[u8]) -> u64 {
+        EngineKey::of(self.id, self.delimiter(), key).token
     }
 
     /// What ends the partition key within a key.
@@ -321,6 +364,28 @@ mod tests {
         let both = both.unwrap();
         assert_eq!(both.ttl_ms(None, &limits).unwrap(), Some(1000), "the node's limit cuts it");
         assert_eq!(both.ttl_ms(None, &Limits::default()).unwrap(), Some(5000));
+    }
+
+    /// A change is agreed upon as bytes; "take the limit away" read back as "leave it" would be
+    /// lost, and differently on the node that proposed it.
+    #[test]
+    fn a_change_means_the_same_after_it_was_stored() {
+        for ttl_ms in [None, Some(None), Some(Some(0)), Some(Some(u64::MAX))] {
+            let change = TenantChange {
+                default_ttl_ms: ttl_ms,
+                max_ttl_ms: Some(None),
+                retention: Some(Retention::default()),
+                ..TenantChange::default()
+            };
+            let json = serde_json::to_string(&change).unwrap();
+            assert_eq!(serde_json::from_str::<TenantChange>(&json).unwrap(), change, "{json}");
+        }
+        let stored = serde_json::to_string(&TenantChange::default()).unwrap();
+        let expected = concat!(
+            r#"{"default_ttl_ms":"keep","max_ttl_ms":"keep","#,
+            r#""replication_factor":null,"retention":null}"#
+        );
+        assert_eq!(stored, expected);
     }
 
     /// An alteration is judged by what comes out of it, not by its own parts.

@@ -2,10 +2,12 @@
 
 mod damage;
 mod disk;
+mod elsewhere;
 mod faults;
 mod idempotent;
 mod model;
 mod pages;
+mod raw;
 mod refused;
 mod safe;
 mod writes;

@@ -23,6 +23,7 @@
 use super::Store;
 use super::error::{Error, Result};
 use super::idempotency;
+use super::prepared::{Prepared, Shipped};
 use super::row::{View, causal_mode, unreadable, values_at};
 use super::tenant::{Mode, Tenant};
 use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
@@ -80,12 +81,6 @@ struct Checked<'m> {
     now_ms: u64,
 }
 
-/// A batch that lies in the log.
-struct Applied {
-    results: Vec<Result<Written>>,
-    position: Position,
-}
-
 impl Store {
     /// Writes one key and waits until the write is durable.
     ///
@@ -99,7 +94,8 @@ impl Store {
     /// Writes a batch and waits until it is durable. The items are independent: each has its own
     /// outcome, in the order of the batch, and none waits for another.
     pub fn write_batch(&self, tenant: &str, batch: Vec<Mutation>) -> Vec<Result<Written>> {
-        let Applied { results, position } = self.apply(tenant, &batch, OnStall::Wait);
+        let Prepared { results, position, .. } =
+            self.apply(tenant, &batch, OnStall::Wait, Shipped::nothing());
         if position == Position::ZERO {
             return results;
         }
@@ -111,16 +107,19 @@ impl Store {
     /// once, when the batch is durable or has failed, on a thread of the engine or on this one.
     /// Where the other would wait for a flush or a compaction, this one refuses.
     pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
-        let Applied { results, position } = self.apply(tenant, &batch, OnStall::Refuse);
-        if position == Position::ZERO {
-            return done(results);
-        }
-        let settled = Box::new(move |durable| done(settle(results, durable)));
-        self.engine.on_durable(position, settled);
+        let Prepared { results, position, .. } =
+            self.apply(tenant, &batch, OnStall::Refuse, Shipped::nothing());
+        self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
-    /// Puts a batch into the log and the memtable.
-    fn apply(&self, tenant: &str, batch: &[Mutation], on_stall: OnStall) -> Applied {
+    /// Puts a batch into the log and the memtable. [`Shipped`] says whether anybody wants the rows.
+    pub(super) fn apply(
+        &self,
+        tenant: &str,
+        batch: &[Mutation],
+        on_stall: OnStall,
+        mut shipped: Shipped,
+    ) -> Prepared {
         let bytes = batch.iter().map(Mutation::bytes).sum();
         let tenant = self.limits.check_batch(batch.len(), bytes).and_then(|()| {
             self.check_open()?;
@@ -130,7 +129,7 @@ impl Store {
             Ok(tenant) => tenant,
             Err(error) => {
                 let results = batch.iter().map(|_| Err(error.clone())).collect();
-                return Applied { results, position: Position::ZERO };
+                return Prepared { results, rows: Vec::new(), position: Position::ZERO };
             }
         };
         let now_ms = self.now_ms();
@@ -150,9 +149,11 @@ impl Store {
             // Every item that was put aside gets its outcome below.
             results.push(Err(Error::Closed));
         }
-        let blind = self.apply_blind(&blind, &mut results, on_stall);
-        let rewritten = self.apply_rewrites(&tenant, &rewrites, &mut results, on_stall);
-        Applied { results, position: blind.max(rewritten) }
+        let blind = self.apply_blind(&blind, &mut results, on_stall, &mut shipped);
+        let rewritten =
+            self.apply_rewrites(&tenant, &rewrites, &mut results, on_stall, &mut shipped);
+        let rows = shipped.of(&tenant, batch, &results);
+        Prepared { results, rows, position: blind.max(rewritten) }
     }
 
     fn check<'m>(
@@ -196,7 +197,12 @@ impl Store {
         Ok(Checked { engine_key, context, new, now_ms })
     }
 
-    fn context_from(&self, bytes: &[u8], engine_key: &[u8], now_ms: u64) -> Result<Context> {
+    pub(super) fn context_from(
+        &self,
+        bytes: &[u8],
+        engine_key: &[u8],
+        now_ms: u64,
+    ) -> Result<Context> {
         self.limits.check_context(bytes)?;
         // After an unclean start this node's own clock runs ahead of the wall clock.
         let latest = clock::time_of_ms(now_ms.saturating_add(self.limits.clock_skew_ms_max));
@@ -212,12 +218,13 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
         }
         for _ in 0..FENCE_RETRIES {
-            match self.try_blind(items, results, on_stall) {
+            match self.try_blind(items, results, on_stall, shipped) {
                 Ok(position) => return position,
                 Err(Error::BelowSafePoint) => {}
                 Err(error) => {
@@ -235,6 +242,7 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Result<Position> {
         let actor = self.actor();
         let mut rows = Vec::with_capacity(items.len());
@@ -259,7 +267,13 @@ impl Store {
             .zip(&rows)
             .map(|((_, item), row)| (&item.engine_key[..], &row[..]))
             .collect();
-        self.engine.apply_with(&records, on_stall).map_err(|error| self.failed(error))
+        let position =
+            self.engine.apply_with(&records, on_stall).map_err(|error| self.failed(error))?;
+        self.mark_written(&records);
+        for ((index, _), row) in items.iter().zip(rows) {
+            shipped.take(*index, row);
+        }
+        Ok(position)
     }
 
     /// Reads, changes and puts back rows under their stripe locks.
@@ -269,6 +283,7 @@ impl Store {
         items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         on_stall: OnStall,
+        shipped: &mut Shipped,
     ) -> Position {
         if items.is_empty() {
             return Position::ZERO;
@@ -279,6 +294,7 @@ impl Store {
             match self.rewrite(tenant, item, row, guard) {
                 Ok((row, written)) => {
                     results[*index] = Ok(written);
+                    shipped.copy(*index, &row);
                     Ok(Some(row))
                 }
                 // The item is refused, not the batch.
@@ -289,6 +305,7 @@ impl Store {
             }
         };
         let updated = self.engine.update_with(&keys, make, on_stall);
+        keys.iter().for_each(|key| self.dirty.mark_key(key));
         updated.unwrap_or_else(|error: engine::Error| {
             let error = self.failed(error);
             items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
@@ -427,7 +444,10 @@ fn seen_after(row: &Row<'_>, seen: Context, dot: Dot, time: u64) -> Context {
 }
 
 /// The outcomes of a batch once the log has answered.
-fn settle(results: Vec<Result<Written>>, durable: engine::Result<()>) -> Vec<Result<Written>> {
+pub(super) fn settle(
+    results: Vec<Result<Written>>,
+    durable: engine::Result<()>,
+) -> Vec<Result<Written>> {
     let Err(error) = durable else { return results };
     let error = Error::unknown(error);
     results.into_iter().map(|result| result.and(Err(error.clone()))).collect()

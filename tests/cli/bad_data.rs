@@ -94,7 +94,7 @@ fn flip(at: usize) -> impl FnOnce(&mut Vec<u8>) {
 fn a_damaged_file_is_named_and_the_node_does_not_start() {
     let mut node = stopped();
     let data = PathBuf::from(&node.data_dir);
-    for name in ["IDENTITY", "TENANTS"] {
+    for name in ["IDENTITY", "LAYOUT"] {
         refuses(&node, &data.join(name), "a flipped bit", 70, flip(60));
         refuses(&node, &data.join(name), "a cut", 70, |bytes| bytes.truncate(20));
         refuses(&node, &data.join(name), "nothing", 70, Vec::clear);
@@ -110,7 +110,7 @@ fn a_damaged_file_is_named_and_the_node_does_not_start() {
     refuses(&node, &table, "a cut", 70, |bytes| bytes.truncate(footer));
 
     // A table or a document that is gone is damage, never a first start.
-    for path in [table, data.join("IDENTITY"), data.join("TENANTS")] {
+    for path in [table, data.join("IDENTITY")] {
         let aside = node.path("aside");
         fs::rename(&path, &aside).expect("renamed");
         let done = refused(&node.data_dir, &[]);

@@ -176,6 +176,34 @@ fn an_import_lists_what_was_acknowledged_and_nothing_else() {
     assert_eq!(listed(&fs::read_to_string(&acked).expect("there")), listed(&node.ok(&["keys"])));
 }
 
+/// The clients of `verify run` meet on few keys; what they saw is checked, and checked again from
+/// the file. A version that nobody wrote, planted into the file, is found.
+#[test]
+fn a_real_node_keeps_its_promises_and_a_forged_history_is_convicted() {
+    let node = CliNode::start();
+    node.ok(&["tenant", "create", "latest", "--mode", "last-write-wins"]);
+    let file = node.path("history.jsonl");
+    let run = ["verify", "run", "--duration", "1s", "--settle", "0s", "--keys", "4"];
+    let json = ["--tenants", "default,latest", "--history", &file, "--output", "json"];
+    let report = node.json(&[&run[..], &json[..]].concat());
+    assert_eq!(report["violations"], 0, "{report}");
+    assert!(report["outcomes"]["ok"].as_u64() > Some(20), "{report}");
+    assert_eq!(node.ok(&["keys"]), "", "the run takes its keys away");
+
+    assert!(node.ok(&["verify", "check", &file]).contains(" 0 violations"));
+    let forged = fs::read_to_string(&file).expect("written").replacen(
+        "\"seen\":[{\"value\":\"",
+        "\"seen\":[{\"value\":\"forged ",
+        1,
+    );
+    fs::write(&file, forged).expect("written");
+    let convicted = node.run(&["verify", "check", &file]);
+    assert_eq!(convicted.code, 6, "{}", convicted.stdout);
+    assert!(convicted.stdout.contains("I15 tenant"), "{}", convicted.stdout);
+    assert!(convicted.stderr.contains("broken"), "{}", convicted.stderr);
+    assert_eq!(node.run(&["verify", "check", "nowhere"]).code, 1);
+}
+
 #[test]
 fn upkeep_and_status_answer() {
     let node = CliNode::start();
@@ -186,7 +214,7 @@ fn upkeep_and_status_answer() {
     let path = node.ok(&["checkpoint", "one"]);
     assert!(std::path::Path::new(path.trim()).is_dir(), "{path}");
     assert_eq!(node.ok(&["health"]).trim(), "serving");
-    let status = node.json(&["status", "--output", "json"]);
+    let status = node.json(&["status", "--node", "--output", "json"]);
     assert_eq!(status["node_id"].as_str(), Some(node.ready["node_id"].as_str().expect("an id")));
     assert_eq!(node.ok(&["tenant", "list"]).trim(), "default");
     node.ok(&["tenant", "create", "t", "--mode", "last-write-wins", "--default-ttl", "1h"]);

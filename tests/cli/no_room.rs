@@ -82,10 +82,11 @@ fn a_file_system_without_room_or_for_reading_only_is_refused() {
     let binary = env!("CARGO_BIN_EXE_pairdb");
     let dir = &node.data_dir;
     let serve = format!(
-        "exec {binary} serve --data-dir {dir} --listen 127.0.0.1:0 --peer-listen 127.0.0.1:0 \
+        "exec timeout 60 {binary} serve --data-dir {dir} \
+         --listen 127.0.0.1:0 --peer-listen 127.0.0.1:0 \
          --admin-listen 127.0.0.1:0"
     );
-    let no_room = format!("mount -t tmpfs -o size=1m tmpfs {dir}; {serve}");
+    let no_room = format!("mount -t tmpfs -o size=8k tmpfs {dir}; {serve}");
     let read_only = format!("mount --bind {dir} {dir}; mount -o remount,bind,ro {dir}; {serve}");
     for (script, text) in [(no_room, "No space left on device"), (read_only, "Read-only")] {
         let Some(mut command) = with_own_mounts(&script) else { return };

@@ -135,9 +135,14 @@ impl CliNode {
 
     /// SIGTERM.
     pub fn signal(&self) {
+        self.send(rustix::process::Signal::TERM);
+    }
+
+    /// Any signal.
+    pub fn send(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        rustix::process::kill_process(pid, signal).expect("it runs");
     }
 
     /// The exit code of a node that was told to stop.
@@ -179,8 +184,9 @@ impl Drop for CliNode {
 fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child, Value) {
     let mut child = command()
         .args(["serve", "--data-dir", data_dir, "--ready-file", ready_file])
-        .args(["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"])
-        .args(["--admin-listen", "127.0.0.1:0"])
+        .env("PAIRDB__LISTEN__CLIENT", "127.0.0.1:0")
+        .env("PAIRDB__LISTEN__PEER", "127.0.0.1:0")
+        .env("PAIRDB__LISTEN__ADMIN", "127.0.0.1:0")
         .env("PAIRDB__ENGINE__LOG_SEGMENT_BYTES", "4MiB")
         .env("PAIRDB__LOG__LEVEL", "warn")
         .envs(settings.iter().copied())
@@ -193,7 +199,10 @@ fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child,
         if let Some(status) = child.try_wait().expect("it can be asked") {
             panic!("the node ended before it served: {status}");
         }
-        assert!(Instant::now() < patience, "the node does not serve");
+        if Instant::now() >= patience {
+            child.kill().expect("it runs");
+            panic!("the node does not serve");
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     // Renamed into place: it is whole.

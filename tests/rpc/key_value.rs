@@ -226,7 +226,7 @@ async fn each_item_of_a_batch_has_its_own_result_in_its_own_place() {
     assert_eq!(reasons, ["ok", "EMPTY_KEY", "INVALID_ARGUMENT", "ok", "ok"]);
 
     let keys = ["a", "old", "", "b"].map(Bytes::from).to_vec();
-    let request = proto::BatchReadRequest { tenant: "default".into(), keys, consistency: 0 };
+    let request = proto::BatchReadRequest { tenant: "default".into(), keys, ..Default::default() };
     let results = client.batch_read(request).await.expect("answered").into_inner().results;
     let found: Vec<String> = results
         .iter()
@@ -345,7 +345,7 @@ async fn every_call_refuses_what_a_write_refuses() {
         let status = client.read(proto::ReadRequest { tenant: tenant(), ..read("k") }).await;
         assert_eq!(refusal(&status.expect_err(expected)).1, expected);
         let keys = vec![Bytes::from("k")];
-        let request = proto::BatchReadRequest { tenant: tenant(), keys, consistency: 0 };
+        let request = proto::BatchReadRequest { tenant: tenant(), keys, ..Default::default() };
         let status = client.batch_read(request).await.expect_err(expected);
         assert_eq!(refusal(&status).1, expected);
         let request = proto::ScanRequest { tenant: tenant(), ..Default::default() };
@@ -355,7 +355,7 @@ async fn every_call_refuses_what_a_write_refuses() {
         assert_eq!(refusal(&status).1, expected);
     }
     let keys = vec![Bytes::from("k"); 4];
-    let request = proto::BatchReadRequest { tenant: "default".into(), keys, consistency: 0 };
+    let request = proto::BatchReadRequest { tenant: "default".into(), keys, ..Default::default() };
     let status = client.batch_read(request).await.expect_err("too many");
     assert_eq!(refusal(&status).1, "BATCH_TOO_LARGE");
     assert_eq!(node.rows().await, before);

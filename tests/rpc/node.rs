@@ -20,7 +20,7 @@ pub struct TestNode {
 }
 
 /// Settings for a test: free ports, a directory of its own.
-fn config(dir: &std::path::Path, settings: &[(&str, &str)]) -> Config {
+pub fn config(dir: &std::path::Path, settings: &[(&str, &str)]) -> Config {
     let own = [
         ("node.data_dir", dir.to_str().expect("a UTF-8 path")),
         ("listen.client", "127.0.0.1:0"),
@@ -103,7 +103,7 @@ pub fn write(key: &str, value: &str) -> proto::WriteRequest {
 
 pub fn read(key: &str) -> proto::ReadRequest {
     let key = Bytes::copy_from_slice(key.as_bytes());
-    proto::ReadRequest { tenant: "default".into(), key, consistency: 0 }
+    proto::ReadRequest { tenant: "default".into(), key, ..Default::default() }
 }
 
 pub fn delete(key: &str, context: Bytes) -> proto::DeleteRequest {

@@ -1,21 +1,24 @@
 //! A disk that hangs: what writers are told while their write is on its way to it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use pairdb::cluster::net::TokioNet;
+use pairdb::cluster::work::Work;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
+use pairdb::ops::node::Node;
+use pairdb::ops::world::World;
 use pairdb::proto::key_value_client::KeyValueClient;
-use pairdb::rpc::{Listeners, Metrics, NodeFacts, Options, Server};
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
-use pairdb::store::{Store, StoreOptions};
 use parking_lot::{Condvar, Mutex};
-use prometheus::{Encoder as _, Registry, TextEncoder};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::node::{connect, read, refusal, values, write};
+use crate::node::{config, connect, read, refusal, values, write};
 
 /// Syncs of the commit log wait while it is closed.
 #[derive(Default)]
@@ -53,29 +56,28 @@ impl std::ops::Deref for OpenAtEnd {
     }
 }
 
-/// The services on a disk in memory that hangs when it is told to.
+/// A node on a disk in memory that hangs when it is told to.
 struct Stalling {
     gate: OpenAtEnd,
     /// A message for every sync of the log that begins.
     syncs: mpsc::UnboundedReceiver<()>,
     disk: FaultVfs,
-    registry: Registry,
-    server: Server,
+    node: Node,
     client: KeyValueClient<Channel>,
 }
 
 impl Stalling {
     async fn start() -> Self {
-        Self::start_with(Options::default()).await
+        Self::with(&[]).await
     }
 
-    async fn start_with(rpc: Options) -> Self {
+    async fn with(settings: &[(&str, &str)]) -> Self {
         let gate = Arc::new(Gate::default());
         let (told, syncs) = mpsc::unbounded_channel();
         let disk = FaultVfs::new(Arc::new(MemVfs::new()));
-        disk.on_call({
+        disk.hold_calls({
             let gate = Arc::clone(&gate);
-            move |_, call| {
+            move |call| {
                 let is_log = call.path.extension().is_some_and(|end| end == "log");
                 if call.operation == Operation::SyncData && is_log {
                     // The test may be over.
@@ -91,25 +93,11 @@ impl Stalling {
             monotonic: clock,
             random: Arc::new(SeededRandom::new(1)),
         };
-        let mut options = StoreOptions::default();
-        options.engine.log_segment_bytes = 1 << 20;
-        let store = Store::open_in("/node".as_ref(), options, environment).expect("opens");
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let listeners = Listeners::bind(any, any).await.expect("bound");
-        let registry = Registry::new();
-        let metrics = Arc::new(Metrics::register(&registry).expect("once"));
-        let facts = NodeFacts {
-            node_id: String::new(),
-            node_name: String::new(),
-            zone: String::new(),
-            version: String::new(),
-            state: Box::new(|| "serving".to_owned()),
-            figures: Box::new(Vec::new),
-        };
-        let server = Server::start(listeners, Arc::new(store), rpc, metrics, facts);
-        let server = server.await.expect("serves");
-        let client = KeyValueClient::new(connect(&server.client_addr.to_string()).await);
-        Self { gate: OpenAtEnd(gate), syncs, disk, registry, server, client }
+        let world = World { net: Arc::new(TokioNet), environment, work: Work::Threads };
+        let node = Node::start_in(config("/node".as_ref(), settings), world).await;
+        let node = node.expect("starts");
+        let client = KeyValueClient::new(connect(&node.ready.listen).await);
+        Self { gate: OpenAtEnd(gate), syncs, disk, node, client }
     }
 
     /// Returns when the next sync hangs at the closed gate.
@@ -124,13 +112,19 @@ impl Stalling {
     }
 
     /// Writes whose outcome was counted as `outcome`.
-    fn counted(&self, outcome: &str) -> u64 {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("text");
-        let text = String::from_utf8(text).expect("UTF-8");
+    async fn counted(&self, outcome: &str) -> u64 {
+        let mut stream = TcpStream::connect(&self.node.ready.admin_listen).await.expect("listens");
+        let request = b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer in UTF-8");
         let name = format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&name));
         line.map_or(0, |value| value.parse().expect("a number"))
+    }
+
+    async fn stop(self) {
+        self.node.stop(&CancellationToken::new()).await.expect("stops cleanly");
     }
 }
 
@@ -140,19 +134,18 @@ impl Stalling {
 async fn a_deadline_that_passes_after_the_submission_leaves_the_outcome_unknown() {
     // The server's own limit: a client's would end the call on both sides at once, and who is first
     // is chance. Long enough for the writes that do not hang.
-    let deadline_max = Duration::from_secs(2);
-    let mut node = Stalling::start_with(Options { deadline_max, ..Options::default() }).await;
+    let mut node = Stalling::with(&[("limits.deadline_max", "2s")]).await;
     node.client.write(write("before", "v")).await.expect("written");
     node.close_gate();
     let status = node.client.write(write("late", "v")).await.expect_err("the disk hangs");
     let expected = (Code::DeadlineExceeded, "DEADLINE_EXCEEDED".to_owned(), Some("unknown".into()));
     assert_eq!(refusal(&status), expected);
-    assert_eq!(node.counted("ok"), 1, "nobody knows yet what becomes of it");
+    assert_eq!(node.counted("ok").await, 1, "nobody knows yet what becomes of it");
     node.gate.set(false);
     node.client.write(write("after", "v")).await.expect("the disk is back");
     assert_eq!(values(&node.client.read(read("late")).await.expect("read").into_inner()), ["v"]);
-    assert_eq!(node.counted("ok"), 3);
-    assert!(node.server.stop(Duration::from_secs(10)).await);
+    assert_eq!(node.counted("ok").await, 3);
+    node.stop().await;
 }
 
 /// A caller that goes away takes nothing back and nothing with it.
@@ -169,19 +162,20 @@ async fn a_call_that_is_dropped_loses_nothing() {
     node.client.write(write("after", "v")).await.expect("the disk is back");
     let row = node.client.read(read("dropped")).await.expect("read").into_inner();
     assert_eq!(values(&row), ["v"]);
-    assert_eq!(node.counted("ok"), 2);
-    assert!(node.server.stop(Duration::from_secs(10)).await);
+    assert_eq!(node.counted("ok").await, 2);
+    node.stop().await;
 }
 
 /// A stop is bounded although a write hangs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_does_not_wait_for_a_disk_that_hangs() {
-    let mut node = Stalling::start().await;
+    let mut node = Stalling::with(&[("node.shutdown_timeout", "300ms")]).await;
     node.close_gate();
     let mut client = node.client.clone();
     let call = tokio::spawn(async move { client.write(write("k", "v")).await });
     node.hang().await;
-    assert!(!node.server.stop(Duration::from_millis(200)).await, "a call was cut");
+    // It would wait for ever: the gate is closed until the node has stopped.
+    node.node.stop(&CancellationToken::new()).await.expect("stops without a flush");
     node.gate.set(false);
     // Answered after all, or cut: the connection ends some time after the listener.
     let _ = call.await.expect("no panic");
@@ -206,7 +200,8 @@ async fn a_store_whose_log_failed_says_so_and_not_that_it_is_busy() {
         assert_eq!(refusal(&status), expected);
     }
     assert_eq!(values(&node.client.read(read("before")).await.expect("read").into_inner()), ["v"]);
-    assert_eq!((node.counted("ok"), node.counted("unknown")), (1, 1));
-    assert_eq!(node.counted("not_applied"), 2);
-    assert!(node.server.stop(Duration::from_secs(10)).await);
+    assert_eq!((node.counted("ok").await, node.counted("unknown").await), (1, 1));
+    assert_eq!(node.counted("not_applied").await, 2);
+    let closed = node.node.stop(&CancellationToken::new()).await;
+    closed.expect_err("what the log lost cannot be flushed");
 }

@@ -157,7 +157,7 @@ struct Import {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = Arc::new(args.connect.client(Duration::from_secs(60))?);
+    let client = Arc::new(args.connect.import_client(&args.tenant)?);
     // A node that is not there or a tenant that does not exist is found before anything is read.
     let probe = proto::GetTenantRequest { name: args.tenant.tenant.clone() };
     let ask = async |admin: &mut crate::client::Admin, request| admin.get_tenant(request).await;

@@ -1,6 +1,39 @@
 //! The document that decides: members, tenants, who owns which partition.
 //!
-//! Consensus puts [`Command`]s in order.
+//! | file | what |
+//! |---|---|
+//! | here | the document and the commands that change it, as they are stored and sent |
+//! | [`rules`] | the arithmetic of transitions |
+//! | `apply` | [`Document::apply`]: the state machine that consensus drives |
+//! | `change` | what a change of owners asks for, and whether it may be |
+//! | `check` | [`Document::check`]: what every document obeys, for those from outside |
+//! | `sets` | [`Layout`], [`Sets`]: a document made ready for look-ups |
+//! | `catalog` | [`LayoutCatalog`]: the tenants of the document, as the store wants them |
+//! | `refusal` | why a command changes nothing |
+//!
+//! It is pure: no file, no clock, no network. A document is *Stable* (one set of owners) or *Joint*
+//! (two: reads and writes need their quorum in both); a change of owners is Stable, Joint, Stable.
+//!
+//! 1. A document is a function of the commands before it: equal commands in equal order give equal
+//!    documents on every node, of every version of the program.
+//! 2. Every precondition is judged when the command is applied, whatever its proposer knew.
+//! 3. The epoch grows by one with each document that owns differently: Joint, finish, abort. It is
+//!    the stamp of every message between nodes. The version grows with every change.
+//! 4. Whether a transition ends is decided here, by facts in the document; nobody's liveness is.
+//! 5. A node's or a tenant's id is never given twice.
+//! 6. A refused command changes nothing. Sizes and counts are bounded.
+
+mod apply;
+mod catalog;
+mod change;
+mod check;
+#[cfg(test)]
+mod model;
+mod refusal;
+pub mod rules;
+mod sets;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +41,17 @@ use serde::{Deserialize, Serialize};
 
 use super::NodeId;
 use crate::store::{Tenant, TenantChange, TenantId, TenantSpec};
+
+pub use catalog::{LayoutCatalog, Proposer, error_of};
+pub use refusal::reason;
+pub use sets::{Layout, Sets, ToSync};
+
+/// Most owners at a time, and so most members that are not retired.
+pub const OWNERS_MAX: usize = 256;
+/// Most members, with those that left or were removed: their ids are remembered for ever.
+pub const MEMBERS_MAX: usize = 4096;
+/// Longest name, zone or address of a member, in bytes.
+pub const MEMBER_TEXT_BYTES_MAX: usize = 255;
 
 /// What a member is to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,10 +122,32 @@ pub struct Document {
     pub fenced: BTreeSet<NodeId>,
     /// Who holds, durably, all it will own. Of this epoch only.
     pub synced: BTreeSet<NodeId>,
+    /// Who must be in `synced` before the transition can end. Of this epoch only.
+    pub syncers: BTreeSet<NodeId>,
+    /// Who may hold rows that it does not own, and the epoch of the Stable document since which.
+    /// Deletes are not forgotten before none of them does.
+    pub departed: BTreeMap<NodeId, u64>,
+    /// Digests of the certificates of those who left.
+    pub certificates: BTreeMap<NodeId, String>,
     /// The tenants.
     pub tenants: BTreeMap<TenantId, Tenant>,
     /// The id of the next one.
     pub tenant_id_next: u32,
+}
+
+/// A change of owners: any number of each.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Change {
+    /// Who joins.
+    pub joins: BTreeMap<NodeId, Member>,
+    /// Who hands over all it has and leaves.
+    pub leaves: BTreeSet<NodeId>,
+    /// Who is taken out without its help: dead, or as good as. One that owns nothing is removed at
+    /// once, others when the transition ends.
+    pub removes: BTreeSet<NodeId>,
+    /// New weights.
+    pub weights: BTreeMap<NodeId, u32>,
 }
 
 /// A change to the document.
@@ -120,6 +186,13 @@ pub enum Command {
         /// Those who join.
         members: BTreeMap<NodeId, Member>,
     },
+    /// Stable to Joint: owners change in any way.
+    Change {
+        /// The epoch of the document this was planned on.
+        epoch: u64,
+        /// What changes.
+        change: Change,
+    },
     /// A node has made the epoch durable and refuses lower stamps.
     Fenced {
         /// Which.
@@ -138,6 +211,28 @@ pub enum Command {
     Abort {
         /// The epoch of the Joint document.
         epoch: u64,
+    },
+    /// A node that leaves is dead: the transition under way goes on without its help. Rows that
+    /// only it held are lost.
+    GiveUp {
+        /// Which.
+        node: NodeId,
+        /// The epoch of the Joint document.
+        epoch: u64,
+    },
+    /// A node holds no row any more that it does not own.
+    Cleared {
+        /// Which.
+        node: NodeId,
+        /// The epoch of the Stable document it acted under.
+        epoch: u64,
+    },
+    /// A node that leaves has handed over all it had.
+    Left {
+        /// Which.
+        node: NodeId,
+        /// The digest of its certificate.
+        digest: String,
     },
 }
 

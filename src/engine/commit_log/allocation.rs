@@ -89,7 +89,8 @@ pub(super) fn adopt_spares(
         let path = segment::spare_path(directory, number);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
         let len = file.len().map_err(Error::io("read the length of", &path))?;
-        let fits = len <= options.segment_bytes.into() && prefers_written_blocks(options.sync_mode);
+        let fits =
+            len <= u64::from(options.segment_bytes) && prefers_written_blocks(options.sync_mode);
         if fits && spares.len() < SPARES_MAX {
             spares.push(Segment { number, file });
         } else {

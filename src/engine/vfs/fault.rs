@@ -110,6 +110,8 @@ impl Default for Fault {
 }
 
 type Hook = Box<dyn FnMut(u64, &Call) + Send>;
+/// Called before every call, by several threads at a time.
+type Gate = Arc<dyn Fn(&Call) + Send + Sync>;
 
 #[derive(Default)]
 struct Plan {
@@ -120,6 +122,7 @@ struct Plan {
 struct Shared {
     plan: Mutex<Plan>,
     hook: Mutex<Option<Hook>>,
+    gate: Mutex<Option<Gate>>,
 }
 
 impl fmt::Debug for Shared {
@@ -146,7 +149,8 @@ struct FaultFile {
 impl FaultVfs {
     /// Wraps `inner`; nothing fails yet.
     pub fn new(inner: Arc<dyn Vfs>) -> Self {
-        let shared = Shared { plan: Mutex::default(), hook: Mutex::new(None) };
+        let shared =
+            Shared { plan: Mutex::default(), hook: Mutex::new(None), gate: Mutex::new(None) };
         Self { inner, shared: Arc::new(shared) }
     }
 
@@ -178,6 +182,12 @@ impl FaultVfs {
         *self.shared.hook.lock() = Some(Box::new(hook));
     }
 
+    /// Has every call pass `gate` first, several at a time. It may wait: so a disk hangs for some
+    /// calls and not for others.
+    pub fn hold_calls(&self, gate: impl Fn(&Call) + Send + Sync + 'static) {
+        *self.shared.gate.lock() = Some(Arc::new(gate));
+    }
+
     fn before(&self, operation: Operation, path: &Path) -> Result<Option<Effect>> {
         self.shared.before(operation, path, 0, 0)
     }
@@ -198,6 +208,10 @@ impl Shared {
         len: u64,
     ) -> Result<Option<Effect>> {
         let call = Call { operation, path: path.to_path_buf(), offset, len };
+        let gate = self.gate.lock().clone();
+        if let Some(gate) = gate {
+            gate(&call);
+        }
         let mut hook = self.hook.lock();
         let (number, effect) = self.plan.lock().next(&call);
         if let Some(hook) = hook.as_mut() {

@@ -189,6 +189,10 @@ settings! {
         seeds: List = "",
         /// Nodes that form a new cluster together.
         bootstrap_expect: u64 = "1",
+        /// Where other nodes reach this one's peer port, ip:port; empty for where it listens.
+        advertise: String = "",
+        /// How long to look for the cluster before giving up.
+        join_timeout: Duration = "10m",
     }
     /// Bounds on what clients may ask. More is refused, by name.
     limits: Limits {

@@ -112,7 +112,7 @@ fn every_error_has_its_row_and_doubt_changes_only_the_outcome() {
     let mut reasons = HashSet::new();
     for (error, code, reason, retry) in table() {
         let problem = Problem::from(&error);
-        assert_eq!((problem.code, problem.reason), (code, reason));
+        assert_eq!((problem.code, &*problem.reason), (code, reason));
         assert_eq!(problem.retry_after.is_some(), retry, "{reason}");
         assert_eq!(problem.outcome, Some(Outcome::NotApplied), "{reason}");
         assert!(reasons.insert(reason), "{reason} stands twice");
@@ -123,7 +123,7 @@ fn every_error_has_its_row_and_doubt_changes_only_the_outcome() {
         assert!(status.details().len() < 4096, "{reason}");
 
         let doubt = Problem::from(&store::Error::unknown(error));
-        assert_eq!((doubt.code, doubt.reason), (code, reason));
+        assert_eq!((doubt.code, &*doubt.reason), (code, reason));
         assert_eq!(doubt.outcome, Some(Outcome::Unknown), "{reason}");
     }
 }

@@ -60,7 +60,7 @@ fn an_empty_directory_becomes_a_node_and_a_clean_stop_keeps_it_whole() {
     let born = first.identity();
     assert_eq!((first.start(), first.lease().bound()), (Start::First, 0));
     assert_eq!(born.generation, NOW_MS);
-    assert!(born.actor != 0 && born.node_id != born.cluster_id);
+    assert!(born.actor != 0 && Some(born.node_id) != born.cluster_id);
     first.lease().extend(77).unwrap();
     first.close().unwrap();
 
@@ -111,9 +111,9 @@ fn the_generation_grows_though_the_clock_goes_back() {
 fn a_directory_of_another_cluster_is_refused_and_left_as_it_is() {
     let below = empty();
     let vfs = shared(&below);
-    let of = |cluster_id| IdentityOptions { cluster_id: Some(cluster_id), rotate: true };
+    let of = |cluster_id| IdentityOptions { cluster_id: Some(cluster_id), ..rotate() };
     let first = start(&vfs, 1, of(7)).unwrap();
-    assert_eq!(first.identity().cluster_id, 7);
+    assert_eq!(first.identity().cluster_id, Some(7));
     first.close().unwrap();
     let error = start(&vfs, 2, of(8)).unwrap_err();
     let text = error.to_string();
@@ -151,6 +151,48 @@ fn damage_is_refused_by_file_and_is_no_first_start() {
     assert_eq!(refused(wiped), "LEASE");
 }
 
+/// A node that is to form or join a cluster has none until it did, and then that one for ever.
+#[test]
+fn a_cluster_is_assigned_once_and_survives_restarts() {
+    let vfs = shared(&empty());
+    let later = IdentityOptions { cluster_later: true, ..plain() };
+    assert_eq!(start(&vfs, 1, later).unwrap().identity().cluster_id, None);
+    let node = start(&vfs, 2, later).unwrap();
+    assert_eq!(node.identity().cluster_id, None, "a restart founds nothing");
+    node.assign_cluster(7).unwrap();
+    node.assign_cluster(7).unwrap();
+    assert_eq!(node.assign_cluster(8).unwrap_err().reason(), "WRONG_CLUSTER");
+    assert_eq!(node.identity().cluster_id, Some(7));
+    for options in [later, plain(), IdentityOptions { cluster_id: Some(7), ..plain() }] {
+        assert_eq!(start(&vfs, 3, options).unwrap().identity().cluster_id, Some(7));
+    }
+    let other = IdentityOptions { cluster_id: Some(8), ..later };
+    assert_eq!(start(&vfs, 4, other).unwrap_err().reason(), "WRONG_CLUSTER");
+}
+
+/// A node that said it is of a cluster must know it after a crash: it may have voted there.
+#[test]
+fn a_cluster_that_was_assigned_is_durable_whichever_file_call_is_the_last() {
+    let later = IdentityOptions { cluster_later: true, ..plain() };
+    for failing in 1.. {
+        let below = empty();
+        let faults = FaultVfs::new(shared(&below));
+        let node = start(&(Arc::new(faults.clone()) as SharedVfs), 1, later).unwrap();
+        faults.fail_call(faults.calls() + failing, ErrorKind::Other);
+        let assigned = node.assign_cluster(7);
+        for seed in 0..4 {
+            let after = start(&shared(&below.crash_clone(seed)), 2, later).unwrap().identity();
+            let found = after.cluster_id;
+            assert!(found == Some(7) || found.is_none() && assigned.is_err(), "call {failing}");
+        }
+        if assigned.is_ok() {
+            assert!(failing > 5, "{failing}");
+            break;
+        }
+        assert_eq!(node.identity().cluster_id, None);
+    }
+}
+
 #[test]
 fn ids_that_are_none_are_refused() {
     let vfs = empty();
@@ -164,7 +206,7 @@ fn ids_that_are_none_are_refused() {
     ];
     for (cluster_id, node_id, actor) in broken {
         let contents = Contents {
-            cluster_id: cluster_id.to_owned(),
+            cluster_id: Some(cluster_id.to_owned()),
             node_id: node_id.to_owned(),
             generation: 1,
             actor: actor.to_owned(),
@@ -240,7 +282,7 @@ struct Ledger {
     /// A node that may mint was running.
     running: bool,
     generation: u64,
-    ids: Option<(u128, u128)>,
+    ids: Option<(Option<u128>, u128)>,
 }
 
 type SharedLedger = Arc<Mutex<Ledger>>;

@@ -71,7 +71,7 @@ fn a_disk_that_fills_up_refuses_step_by_step() {
 
             node.store().write(tenant, delete("small10")).expect("deletes make room");
             assert!(node.values(tenant, "small10").is_empty());
-            node.store().replicate(vec![copy.clone()]).remove(0).expect("repair goes on");
+            node.store().replicate(std::slice::from_ref(&copy)).remove(0).expect("repair goes on");
             node.store().flush().expect("upkeep goes on");
             node.store().compact().expect("upkeep goes on");
         }
@@ -121,7 +121,7 @@ fn deletes_and_repair_may_have_the_reserve() {
         assert_eq!(reason(node.store().write(tenant, put("small", "w"))), "DISK_FULL");
         node.store().write(tenant, delete("first")).expect("deletes make room");
         assert!(node.values(tenant, "first").is_empty());
-        for copy in node.store().replicate(copies.clone()) {
+        for copy in node.store().replicate(&copies) {
             copy.expect("repair goes on");
         }
         assert_eq!(node.values(tenant, "theirs"), ["v"]);
@@ -132,7 +132,7 @@ fn deletes_and_repair_may_have_the_reserve() {
         assert_eq!(refusal.reason(), "DISK_FULL", "{refusal}");
         let refused = node.store().write(tenant, delete("second")).unwrap_err();
         assert_eq!((refused.reason(), refused.outcome()), ("DISK_FULL", Outcome::NotApplied));
-        for copy in node.store().replicate(copies.clone()) {
+        for copy in node.store().replicate(&copies) {
             assert_eq!(copy.unwrap_err().reason(), "DISK_FULL");
         }
         assert_eq!(node.values(tenant, "second"), ["v"], "refused means not there");

@@ -161,7 +161,7 @@ fn rows_stream_from_one_replica_to_another() {
             let place = EngineKey::decode(engine_key).unwrap();
             (place.tenant, place.key.to_vec(), row.clone())
         });
-        for joined in to.store().replicate(rows.collect()) {
+        for joined in to.store().replicate(&rows.collect::<Vec<_>>()) {
             joined.unwrap();
         }
         cursor = page.cursor;
@@ -194,7 +194,7 @@ fn a_bad_row_of_a_peer_is_refused_alone() {
     let (lww, default) =
         (node.store().tenant("lww").unwrap().id, node.store().tenant("default").unwrap().id);
     let now = clock::time_of_ms(T0_MS);
-    let results = node.store().replicate(vec![
+    let results = node.store().replicate(&[
         (lww, b"a".to_vec(), row(now)),
         (default, b"b".to_vec(), row(now)),
         (TenantId(99), b"c".to_vec(), row(now)),

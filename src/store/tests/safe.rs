@@ -79,7 +79,7 @@ fn a_late_copy_of_a_forgotten_version_is_refused() {
     codec::encode_lww_version(Actor::new(7), &Version::new(payload, 0, time), &mut row);
     let tenant = node.store().tenant("lww").unwrap().id;
     let copy = || (tenant, b"k".to_vec(), row.clone());
-    node.store().replicate(vec![copy()]).remove(0).unwrap();
+    node.store().replicate(&[copy()]).remove(0).unwrap();
     node.store().write("lww", delete("k")).unwrap();
     forget(&node);
     assert_eq!(rows(&node), 0);
@@ -89,7 +89,7 @@ fn a_late_copy_of_a_forgotten_version_is_refused() {
         (tenant, key.as_bytes().to_vec(), row)
     };
     let now = clock::time_of_ms(T0_MS + HOUR_MS);
-    let results = node.store().replicate(vec![copy(), fresh("new", now)]);
+    let results = node.store().replicate(&[copy(), fresh("new", now)]);
     assert_eq!(results[0].as_ref().unwrap_err().reason(), "BELOW_SAFE_POINT");
     assert!(results[1].is_ok(), "the others of the message are taken");
     assert!(node.values("lww", "k").is_empty());

@@ -137,7 +137,7 @@ fn a_last_write_never_loses_to_what_its_client_has_seen() {
     let payload = Payload::Value { value: b"ahead", content_type: "" };
     codec::encode_lww_version(Actor::new(77), &Version::new(payload, 0, ahead), &mut row);
     let tenant = node.store().tenant("lww").unwrap().id;
-    node.store().replicate(vec![(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
+    node.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
     assert_eq!(node.values("lww", "k"), ["ahead"]);
     let context = Some(node.context("lww", "k"));
     node.store().write("lww", Mutation { context, ..put("k", "mine") }).unwrap();

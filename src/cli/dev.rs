@@ -1,0 +1,191 @@
+//! `pairdb dev`
+//!
+//! Each node is a process of its own, as in production: killing one of them is a good way to see
+//! what a cluster does about it.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::failure::Failure;
+use crate::ops::shutdown::Shutdown;
+
+/// How long a node may take to serve, and later to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Run a cluster on this machine, until Ctrl-C
+///
+/// Every node is a process of its own, in a zone of its own, with its data and log below the data
+/// directory. Node n listens on the ports given plus n - 1. Started again, it goes on with the data
+/// that is there.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Where the nodes keep their data
+    #[arg(long, default_value = "pairdb-dev", value_name = "PATH")]
+    data_dir: PathBuf,
+    /// Port for clients of the first node
+    #[arg(long, default_value_t = 8080)]
+    client_port: u16,
+    /// Port for peers of the first node
+    #[arg(long, default_value_t = 7946)]
+    peer_port: u16,
+    /// Port for metrics and health of the first node
+    #[arg(long, default_value_t = 9091)]
+    admin_port: u16,
+}
+
+/// A node that was started.
+struct Started {
+    name: String,
+    child: Child,
+    ready_file: PathBuf,
+    log: PathBuf,
+}
+
+/// Ends the nodes however the command ends.
+struct Nodes(Vec<Started>);
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for node in &mut self.0 {
+            // Those that have stopped are past killing.
+            let _ = node.child.kill();
+            let _ = node.child.wait();
+        }
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let runtime = super::client_runtime()?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::on_signals()
+            .map_err(|error| Failure::error(format!("cannot handle signals: {error}")))?;
+        let mut nodes = start_all(args)?;
+        wait_until_ready(&mut nodes, &shutdown).await?;
+        println!("{} nodes serve; Ctrl-C stops them. Try:", nodes.0.len());
+        println!("  pairdb status --endpoint http://127.0.0.1:{}", args.client_port);
+        shutdown.graceful.cancelled().await;
+        stop_all(&mut nodes, &shutdown).await
+    })
+}
+
+fn start_all(args: &Args) -> Result<Nodes, Failure> {
+    let failed = |what: &str, path: &Path| {
+        let what = format!("cannot {what} {}", path.display());
+        move |error: std::io::Error| Failure::error(format!("{what}: {error}"))
+    };
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::error(format!("cannot find this program: {error}")))?;
+    fs::create_dir_all(&args.data_dir).map_err(failed("create", &args.data_dir))?;
+    let port = |base: u16, n: u16| {
+        let port = base.checked_add(n);
+        port.ok_or_else(|| Failure::usage(format!("port {base} leaves no room for the nodes")))
+    };
+    let mut nodes = Nodes(Vec::new());
+    for n in 0..args.nodes {
+        let name = format!("node-{}", n + 1);
+        let log_path = args.data_dir.join(format!("{name}.log"));
+        let log = File::options().create(true).append(true).open(&log_path);
+        let log = log.map_err(failed("open", &log_path))?;
+        let err = log.try_clone().map_err(failed("open", &log_path))?;
+        let ready_file = args.data_dir.join(format!("{name}.ready"));
+        if let Err(error) = fs::remove_file(&ready_file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(failed("remove", &ready_file)(error));
+        }
+        let mut command = Command::new(&program);
+        // Ctrl-C is for this process; it tells the nodes.
+        command.process_group(0);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PAIRDB") {
+                command.env_remove(name);
+            }
+        }
+        command.arg("serve").stdin(Stdio::null()).stdout(log).stderr(err);
+        command.arg("--data-dir").arg(args.data_dir.join(&name));
+        command.arg("--ready-file").arg(&ready_file);
+        command.args(["--node-name", &name, "--zone", &format!("zone-{}", n + 1)]);
+        command.args(["--bootstrap-expect", &args.nodes.to_string()]);
+        command.args(["--listen", &format!("127.0.0.1:{}", port(args.client_port, n)?)]);
+        command.args(["--peer-listen", &format!("127.0.0.1:{}", port(args.peer_port, n)?)]);
+        command.args(["--admin-listen", &format!("127.0.0.1:{}", port(args.admin_port, n)?)]);
+        for seed in (0..args.nodes).filter(|seed| *seed != n) {
+            command.args(["--seed", &format!("127.0.0.1:{}", port(args.peer_port, seed)?)]);
+        }
+        let child = command.spawn().map_err(failed("run", &program))?;
+        nodes.0.push(Started { name, child, ready_file, log: log_path });
+    }
+    Ok(nodes)
+}
+
+/// Waits until every node serves, and says where.
+async fn wait_until_ready(nodes: &mut Nodes, shutdown: &Shutdown) -> Result<(), Failure> {
+    let end = Instant::now() + PATIENCE;
+    let mut look = tokio::time::interval(LOOK);
+    for node in &mut nodes.0 {
+        let ready = loop {
+            if let Some(ready) = read_ready(&node.ready_file) {
+                break ready;
+            }
+            let log = node.log.display();
+            if let Ok(Some(status)) = node.child.try_wait() {
+                return Err(Failure::error(format!("{} ended: {status}; see {log}", node.name)));
+            }
+            if Instant::now() >= end {
+                return Err(Failure::error(format!("{} does not serve; see {log}", node.name)));
+            }
+            tokio::select! {
+                _ = look.tick() => {}
+                () = shutdown.graceful.cancelled() => {
+                    return Err(Failure::error("stopped before all nodes served"));
+                }
+            }
+        };
+        let at = |name: &str| ready[name].as_str().unwrap_or("?").to_owned();
+        let (listen, admin) = (at("listen"), at("admin_listen"));
+        let (name, pid) = (&node.name, node.child.id());
+        println!("{name}  http://{listen}  admin http://{admin}  process {pid}");
+    }
+    Ok(())
+}
+
+/// The ready file is renamed into place: what is there is whole.
+fn read_ready(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Asks all to stop, and waits; a second signal cuts that short.
+async fn stop_all(nodes: &mut Nodes, shutdown: &Shutdown) -> Result<(), Failure> {
+    for node in &nodes.0 {
+        let pid = i32::try_from(node.child.id()).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended: the wait below sees that.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+    let end = Instant::now() + PATIENCE;
+    let mut look = tokio::time::interval(LOOK);
+    for node in &mut nodes.0 {
+        while let Ok(None) = node.child.try_wait() {
+            if Instant::now() >= end {
+                return Err(Failure::error(format!("{} did not stop in time", node.name)));
+            }
+            tokio::select! {
+                _ = look.tick() => {}
+                () = shutdown.fast.cancelled() => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}

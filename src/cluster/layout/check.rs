@@ -1,0 +1,97 @@
+//! What every document obeys: for those that come from a disk or from another node.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use crate::cluster::placement::{PARTITION_BITS_MAX, WEIGHT_MAX};
+use crate::store::catalog::TENANTS_MAX;
+
+use super::change::check_text;
+use super::{Document, MEMBERS_MAX, Member, MemberState, OWNERS_MAX, Owners};
+
+/// No cluster lives to see so many changes; beyond it is damage, and counting on would overflow.
+const COUNT_MAX: u64 = 1 << 62;
+
+impl Document {
+    /// Holds the document to its rules; says which is broken. [`Document::apply`] keeps them, so
+    /// one that breaks them was not made by it.
+    ///
+    /// # Errors
+    /// The rule, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.is_formed() {
+            return holds(*self == Self::empty(), "it has contents but no epoch");
+        }
+        holds(
+            self.epoch < COUNT_MAX && self.version < COUNT_MAX,
+            "its epoch or version is damage",
+        )?;
+        holds(self.epoch <= self.version, "its epoch is above its version")?;
+        holds(self.partition_bits <= PARTITION_BITS_MAX, "it has too many partitions")?;
+        holds(self.members.len() <= MEMBERS_MAX, "it has too many members")?;
+        for (node, member) in &self.members {
+            member.check().map_err(|_| format!("member {node} is out of bounds"))?;
+            let owns = self.owners.contains_key(node);
+            let state = member.state;
+            let fits = match (owns, self.next_owners.as_ref()) {
+                (true, None) => state == MemberState::Normal,
+                (false, None) => !matches!(state, MemberState::Normal | MemberState::Removing),
+                (true, Some(next)) if next.contains_key(node) => state == MemberState::Normal,
+                (true, Some(_)) => matches!(state, MemberState::Leaving | MemberState::Removing),
+                (false, Some(next)) if next.contains_key(node) => state == MemberState::Joining,
+                (false, Some(_)) => !matches!(state, MemberState::Normal | MemberState::Removing),
+            };
+            holds(fits, format_args!("member {node} is {state:?}, not by what it owns"))?;
+        }
+        self.check_owners(&self.owners)?;
+        self.next_owners.iter().try_for_each(|next| self.check_owners(next))?;
+        self.check_facts()?;
+        self.check_tenants()
+    }
+
+    fn check_owners(&self, owners: &Owners) -> Result<(), String> {
+        holds((1..=OWNERS_MAX).contains(&owners.len()), "it has no owners, or too many")?;
+        owners.iter().try_for_each(|(node, owner)| {
+            holds(self.members.contains_key(node), format_args!("owner {node} is no member"))?;
+            let weight = (1..=WEIGHT_MAX).contains(&owner.weight);
+            holds(weight, format_args!("owner {node} has no possible weight"))
+        })
+    }
+
+    fn check_facts(&self) -> Result<(), String> {
+        let next = self.next_owners.as_ref();
+        let concerned: BTreeSet<_> =
+            next.into_iter().flat_map(|next| next.keys().chain(self.owners.keys())).collect();
+        for facts in [&self.fenced, &self.synced, &self.syncers] {
+            let known = facts.iter().all(|node| concerned.contains(node));
+            holds(known, "it has facts about nodes that no transition concerns")?;
+        }
+        holds(self.synced.is_subset(&self.syncers), "nodes are synced that need not be")?;
+        for (node, since) in &self.departed {
+            let state = self.members.get(node).map(|member| member.state);
+            let gone = matches!(state, None | Some(MemberState::Left | MemberState::Removed));
+            holds(!gone && *since <= self.epoch, format_args!("{node} cannot have departed"))?;
+        }
+        self.certificates.iter().try_for_each(|(node, digest)| {
+            let left = |member: &Member| member.state == MemberState::Left;
+            let left = self.members.get(node).is_some_and(left);
+            let short = check_text("certificate digest", digest).is_ok();
+            holds(left && short, format_args!("the certificate of {node} is out of place"))
+        })
+    }
+
+    fn check_tenants(&self) -> Result<(), String> {
+        holds(self.tenants.len() <= TENANTS_MAX, "it has too many tenants")?;
+        let mut names = BTreeSet::new();
+        self.tenants.iter().try_for_each(|(id, tenant)| {
+            tenant.validate().map_err(|error| format!("tenant {id}: {error}"))?;
+            holds(*id == tenant.id, format_args!("tenant {} stands under {id}", tenant.id))?;
+            holds(id.0 < self.tenant_id_next, format_args!("tenant {id} is still to come"))?;
+            holds(names.insert(&tenant.name), format_args!("{} stands there twice", tenant.name))
+        })
+    }
+}
+
+fn holds(rule: bool, broken: impl Display) -> Result<(), String> {
+    if rule { Ok(()) } else { Err(broken.to_string()) }
+}

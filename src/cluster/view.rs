@@ -1,0 +1,149 @@
+//! What a node knows of the others from hearsay: who is up, where it is reached, how it fares.
+//!
+//! Hearsay decides nothing. Ownership, tenants and membership come from the layout document; this
+//! says whom to ask first, where to dial and what to show. `cluster::gossip` fills it.
+//!
+//! 1. There is one entry for each node id: that of the highest generation heard of. An older
+//!    incarnation is dead from the moment a newer one is heard of.
+//! 2. Nodes without a cluster are listed too: the first nodes must find each other before there is
+//!    a cluster. Whoever looks for members asks the layout document.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::NodeId;
+
+/// Who is up, and where it is reached.
+pub trait Liveness: Send + Sync + 'static {
+    /// Whether the node was heard of lately. A node itself is always up in its own view.
+    fn is_up(&self, node: NodeId) -> bool;
+
+    /// `host:port` of its peer port, as it was last heard of, up or not.
+    fn address(&self, node: NodeId) -> Option<String>;
+}
+
+/// All nodes heard of.
+pub type Nodes = BTreeMap<NodeId, Facts>;
+
+/// Everything heard of, and a watch of its changes.
+pub trait View: Liveness {
+    /// The nodes, this one included. The receiver is notified of every change.
+    fn watch(&self) -> watch::Receiver<Arc<Nodes>>;
+
+    /// The nodes now.
+    fn nodes(&self) -> Arc<Nodes> {
+        self.watch().borrow().clone()
+    }
+}
+
+/// What a node does, as it says itself. What it is to the cluster stands in the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum RunState {
+    /// It is on its way up, or has no cluster yet.
+    #[default]
+    Starting,
+    /// It takes over what it will own.
+    Syncing,
+    /// It serves.
+    Serving,
+    /// It hands over what it owns, or stops.
+    Draining,
+    /// It was told that another one acts under its id, or that it was removed.
+    Fenced,
+    /// It said that it stops.
+    Down,
+}
+
+impl RunState {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Starting, Self::Syncing, Self::Serving, Self::Draining, Self::Fenced, Self::Down];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Syncing => "syncing",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Fenced => "fenced",
+            Self::Down => "down",
+        }
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for RunState {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let state = Self::ALL.into_iter().find(|state| state.name() == text);
+        state.ok_or_else(|| format!("{text:?} is no run state"))
+    }
+}
+
+/// Where a node is reached, each `host:port`; empty where it did not say.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Addresses {
+    /// Peers.
+    pub peer: String,
+    /// Clients and operators.
+    pub client: String,
+    /// Metrics and health over HTTP.
+    pub admin: String,
+}
+
+/// What is known of a node, by its own word except for `is_up`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Facts {
+    /// The node.
+    pub node: NodeId,
+    /// Grows with every start of the node.
+    pub generation: u64,
+    /// Whether it was heard of lately.
+    pub is_up: bool,
+    /// Its cluster; none while it looks for one.
+    pub cluster: Option<NodeId>,
+    /// Its name, for people.
+    pub name: String,
+    /// Its failure zone.
+    pub zone: String,
+    /// Where it is reached.
+    pub addresses: Addresses,
+    /// What it does.
+    pub run_state: RunState,
+    /// Oldest and newest version of the peer protocol it speaks.
+    pub protocols: (u32, u32),
+    /// The layout epoch it knows.
+    pub epoch: u64,
+    /// The pressure of its store, 0 to 1.
+    pub load: f64,
+    /// Bytes of its tables.
+    pub load_bytes: u64,
+    /// The used share of its disk, 0 to 1.
+    pub disk: f64,
+    /// Hints it keeps for others.
+    pub hints: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_state_is_read_as_it_is_written() {
+        for state in RunState::ALL {
+            assert_eq!(state.to_string().parse(), Ok(state));
+        }
+        assert!("Serving".parse::<RunState>().is_err());
+    }
+}

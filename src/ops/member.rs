@@ -1,0 +1,525 @@
+//! What makes a node a member of a cluster, put together.
+//!
+//! ```text
+//! open      fence (the document acted under), tenants of it, store
+//! join in   peer streams, gossip, consensus, hints, coordinator, replica, anti-entropy, transfer
+//! enter     form a cluster, or join one; then wait for a document this node stands in
+//! ```
+//!
+//! A node that is alone is a cluster of one, by the same way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::async_trait;
+
+use super::config::Config;
+use super::node::Error;
+use super::peer_handler::Handler;
+use super::world::World;
+use crate::cluster::NodeId;
+use crate::cluster::consensus::{Consensus, ConsensusOptions};
+use crate::cluster::fence::Fence;
+use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
+use crate::cluster::gossip::{self, Gossip};
+use crate::cluster::layout::{
+    Answer, Command, Layout, LayoutCatalog, Member, MemberState, Proposer,
+};
+use crate::cluster::local::{Local, PROTOCOLS};
+use crate::cluster::peer::Peers;
+use crate::cluster::view::{Addresses, Facts, RunState, View};
+use crate::cluster::work::Work;
+use crate::replication::anti_entropy::{self, AntiEntropy};
+use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::transfer::{self, Report, Transfer};
+use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
+use crate::rpc::Cluster;
+use crate::rpc::peer::{Counters, Options as PeerOptions, PeerClient, PeerService};
+use crate::rpc::status::Problem;
+use crate::store::{self, Store};
+
+/// How often the node's figures are gossiped.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the cluster's nodes without one are asked.
+const POLL: Duration = Duration::from_millis(500);
+/// How long one attempt to change the layout may take.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one node may take to give its document.
+const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Writes that are answered and still wait for slow replicas.
+const LINGERING_MAX: usize = 4096;
+
+/// The store and what it is opened under.
+pub(super) struct Opened {
+    pub store: Arc<Store>,
+    pub fence: Arc<Fence>,
+    pub catalog: Arc<LayoutCatalog>,
+}
+
+/// Tenants of a node are changed through consensus, by the admin service; nobody asks the store.
+#[derive(Debug)]
+pub(super) struct ByConsensusOnly;
+
+impl Proposer for ByConsensusOnly {
+    fn propose(&self, _command: Command) -> store::Result<Answer> {
+        let why = "tenants of a node are changed through its admin service".to_owned();
+        Err(store::Error::InvalidArgument { what: "tenant", why })
+    }
+}
+
+/// Whether the node forms a cluster of one, at once.
+fn is_alone(config: &Config) -> bool {
+    config.cluster.seeds.0.is_empty() && config.cluster.bootstrap_expect <= 1
+}
+
+/// The running parts.
+pub(super) struct Running {
+    pub cluster: Cluster,
+    pub service: PeerService,
+    local: Arc<Local>,
+    fence: Arc<Fence>,
+    gossip: Arc<Gossip>,
+    consensus: Arc<Consensus>,
+    formation: Arc<Formation>,
+    peers: Arc<PeerClient>,
+    store: Arc<Store>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What is left of it once the services have their parts.
+pub(super) struct Joined {
+    local: Arc<Local>,
+    fence: Arc<Fence>,
+    gossip: Arc<Gossip>,
+    consensus: Arc<Consensus>,
+    formation: Arc<Formation>,
+    peers: Arc<PeerClient>,
+    store: Arc<Store>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Where the others reach this node.
+fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
+    let text = &config.cluster.advertise;
+    if !text.is_empty() {
+        return text.parse().map_err(|_| {
+            let what = format!("cluster.advertise is {text:?}, it must be ip:port");
+            Error::Config(super::config::Error::Invalid(what))
+        });
+    }
+    if bound.ip().is_unspecified() && !is_alone(config) {
+        let what = format!("listen.peer is {bound}: others need cluster.advertise to reach it");
+        return Err(Error::Config(super::config::Error::Invalid(what)));
+    }
+    Ok(bound)
+}
+
+/// Starts the parts of a member. It answers its peers as soon as its service is served.
+pub(super) async fn start(
+    config: &Config,
+    world: &World,
+    opened: Opened,
+    addresses: Addresses,
+    peer_addr: SocketAddr,
+) -> Result<Running, Error> {
+    let Opened { store, fence, catalog } = opened;
+    let dir = &config.node.data_dir;
+    let failed = |source: store::Error| Error::Open { dir: dir.clone(), source };
+    let advertise = advertised(config, peer_addr)?;
+    let identity = store.identity();
+    let node = NodeId(identity.node_id);
+    let environment = &world.environment;
+    let local = Arc::new(Local::new(
+        node,
+        identity.generation,
+        identity.cluster_id.map(NodeId),
+        advertise.to_string(),
+        Arc::clone(&environment.clock),
+    ));
+    let counters = Arc::new(Counters::default());
+    let peers = PeerClient::new(
+        Arc::clone(&local),
+        Arc::clone(&world.net),
+        PeerOptions::default(),
+        Arc::clone(&counters),
+        Arc::clone(&environment.random),
+    );
+    let peers = Arc::new(peers.expect("the default settings are in their bounds"));
+    let name = match config.node.name.as_str() {
+        "" => node.to_string(),
+        name => name.to_owned(),
+    };
+    let seeds = config.cluster.seeds.0.clone();
+    let facts = Facts {
+        node,
+        name: name.clone(),
+        zone: config.node.zone.clone(),
+        addresses: Addresses { peer: advertise.to_string(), ..addresses },
+        run_state: RunState::Starting,
+        protocols: PROTOCOLS,
+        ..Facts::default()
+    };
+    // The members known from before too: seeds may be gone for good.
+    let mut gossip_seeds = seeds.clone();
+    let known = fence.document();
+    let others = known.members.iter().filter(|(id, _)| **id != node);
+    gossip_seeds.extend(others.map(|(_, member)| member.address.clone()));
+    gossip_seeds.sort_unstable();
+    gossip_seeds.dedup();
+    let options = gossip::Options::new(advertise, gossip_seeds);
+    let gossip =
+        Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
+    let view: Arc<dyn View> = Arc::new(gossip.view().clone());
+    peers.listen_to(Arc::new(gossip.view().clone()));
+    for (id, member) in &fence.document().members {
+        peers.hint(*id, member.address.clone());
+    }
+    let others: Arc<dyn Peers> = Arc::clone(&peers) as _;
+    let consensus = Consensus::start(
+        ConsensusOptions::default(),
+        environment,
+        dir,
+        node,
+        Arc::clone(&others),
+        Arc::clone(&fence),
+    );
+    let consensus = consensus.await.map_err(|error| match error {
+        crate::cluster::consensus::ConsensusError::Store(error) => failed(error),
+        error => Error::System {
+            what: "start the layout group".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        },
+    })?;
+    let consensus = Arc::new(consensus);
+    let member = Member {
+        name,
+        zone: config.node.zone.clone(),
+        weight: 1,
+        state: MemberState::Joining,
+        address: advertise.to_string(),
+    };
+    let formation = Formation::open(
+        environment,
+        dir,
+        node,
+        member,
+        FormationOptions {
+            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
+                .unwrap_or(usize::MAX),
+            seeds,
+            cluster_id: config.cluster.id.0.map(NodeId),
+            poll: POLL,
+        },
+        Arc::clone(&store) as _,
+        Arc::clone(&fence),
+    );
+    let formation = Arc::new(formation.map_err(failed)?);
+    let layout_fence: Arc<dyn crate::replication::Fence> =
+        Arc::new(LayoutFence { fence: Arc::clone(&fence), peers: Arc::clone(&others) });
+    let liveness = Arc::new(gossip.view().clone());
+    let shown = Arc::clone(&catalog);
+    fence.before_shown(move |document| shown.adopt(document));
+    let (hints, hint_sender) = Hints::start(
+        &dir.join("hints"),
+        HintParts {
+            node,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&others),
+            layout: fence.watch(),
+            fence: Arc::clone(&layout_fence),
+            liveness: Arc::clone(&liveness) as _,
+        },
+        HintOptions::default(),
+    )
+    .map_err(|error| failed(error.into()))?;
+    let coordinator = Coordinator::new(CoordinatorOptions {
+        node,
+        store: Arc::clone(&store),
+        peers: Arc::clone(&others),
+        layout: fence.watch(),
+        fence: Arc::clone(&layout_fence),
+        liveness: Arc::clone(&liveness) as _,
+        hints: Some(hint_sender),
+        lingering_max: LINGERING_MAX,
+    });
+    let replica = Replica::new(
+        node,
+        Arc::clone(&store),
+        Arc::clone(&coordinator),
+        layout_fence,
+        fence.watch(),
+        |error| Problem::from(error).into(),
+    );
+    let anti_entropy = AntiEntropy::new(anti_entropy::Parts {
+        node,
+        store: Arc::clone(&store),
+        peers: Arc::clone(&others),
+        layout: fence.watch(),
+        liveness: Arc::clone(&liveness) as _,
+        work: world.work,
+        settings: anti_entropy::Settings::default(),
+    });
+    let closing = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(catch_up(
+        Arc::clone(&fence),
+        Arc::clone(&local),
+        Arc::clone(&others),
+        Arc::clone(&view),
+        closing.clone(),
+    ));
+    let transfer = Arc::new(Transfer {
+        node,
+        store: Arc::clone(&store),
+        peers: Arc::clone(&others),
+        liveness: Arc::clone(&liveness) as _,
+        layout: fence.watch(),
+        report: Arc::new(Proposals(Arc::clone(&consensus))),
+        work: world.work,
+        settings: transfer::Settings::default(),
+        progress: transfer::Progress::default(),
+    });
+    tasks.spawn(transfer.run(closing.clone()));
+    tasks.spawn(Arc::clone(&anti_entropy).run(closing.clone()));
+    let handler = Handler {
+        fence: Arc::clone(&fence),
+        gossip: Arc::clone(&gossip),
+        consensus: Arc::clone(&consensus),
+        admission: Admission::new(Arc::clone(&formation), Arc::clone(&consensus)),
+        formation: Arc::clone(&formation),
+        replica,
+        anti_entropy: Arc::clone(&anti_entropy),
+        peers: Arc::clone(&others),
+        local: Arc::clone(&local),
+    };
+    let service =
+        PeerService::new(Arc::clone(&local), Arc::new(handler), PeerOptions::default(), counters);
+    let cluster = Cluster {
+        node,
+        store: Arc::clone(&store),
+        coordinator,
+        consensus: Arc::clone(&consensus),
+        layout: fence.watch(),
+        catalog: Arc::clone(&catalog),
+        view,
+        peers: others,
+        hints: Arc::clone(&hints),
+        anti_entropy,
+    };
+    tasks.spawn(follow(
+        fence.watch(),
+        catalog,
+        Arc::clone(&local),
+        Arc::clone(&peers),
+        Arc::clone(&gossip),
+        closing.clone(),
+    ));
+    let telling = tell(Arc::clone(&gossip), Arc::clone(&store), hints, world.work, closing.clone());
+    tasks.spawn(telling);
+    Ok(Running {
+        cluster,
+        service,
+        local,
+        fence,
+        gossip,
+        consensus,
+        formation,
+        peers,
+        store,
+        closing,
+        tasks,
+    })
+}
+
+impl Running {
+    /// Takes apart what the services get and what stays.
+    pub fn split(self) -> (Cluster, PeerService, Joined) {
+        let Self {
+            cluster,
+            service,
+            local,
+            fence,
+            gossip,
+            consensus,
+            formation,
+            peers,
+            store,
+            closing,
+            tasks,
+        } = self;
+        let joined =
+            Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
+        (cluster, service, joined)
+    }
+}
+
+impl Joined {
+    /// Becomes true when another process acts as this node.
+    pub fn superseded(&self) -> watch::Receiver<bool> {
+        self.local.superseded()
+    }
+
+    /// The layout the node acts under.
+    pub fn layout(&self) -> watch::Receiver<Arc<Layout>> {
+        self.fence.watch()
+    }
+
+    /// Waits until the node stands in a document it acts under.
+    ///
+    /// # Errors
+    /// It was refused, or no cluster was found in time.
+    pub async fn enter(&self, config: &Config) -> Result<(), Error> {
+        let deadline = Instant::now() + config.cluster.join_timeout;
+        let refused = |error: &dyn std::fmt::Display| Error::System {
+            what: "become a member of a cluster".to_owned(),
+            source: std::io::Error::other(error.to_string()),
+        };
+        let peers: Arc<dyn Peers> = Arc::clone(&self.peers) as _;
+        let entered = self.formation.run(&peers, deadline).await.map_err(|e| refused(&e))?;
+        let cluster_id = match &entered {
+            Entered::Member { cluster_id } | Entered::Founder { cluster_id, .. } => *cluster_id,
+        };
+        self.local.enter(cluster_id);
+        if let Entered::Founder { cluster_id, members } = entered {
+            for (node, member) in &members {
+                self.peers.hint(*node, member.address.clone());
+            }
+            let partition_bits = self.store.partition_bits();
+            let now_ms = self.store.now_ms();
+            let formed =
+                self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
+            formed.await.map_err(|e| refused(&e))?;
+        }
+        let mut layout = self.fence.watch();
+        let formed = layout.wait_for(|layout| layout.epoch() > 0);
+        match tokio::time::timeout_at(deadline, formed).await {
+            Ok(Ok(_)) => {}
+            _ => return Err(refused(&"the layout document did not come in time")),
+        }
+        self.gossip.tell(|facts| {
+            facts.cluster = Some(cluster_id);
+            facts.run_state = RunState::Serving;
+        });
+        Ok(())
+    }
+
+    /// Says farewell, and ends what runs.
+    pub async fn stop(self) {
+        if self.gossip.view().nodes().len() > 1 {
+            // Nobody listens to a node that is alone.
+            self.gossip.leave().await;
+        }
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.consensus.shutdown().await;
+        self.peers.close().await;
+    }
+}
+
+/// Puts facts of this node into the document.
+struct Proposals(Arc<Consensus>);
+
+#[async_trait]
+impl Report for Proposals {
+    async fn report(&self, command: Command) -> bool {
+        match self.0.propose(command, Instant::now() + PROPOSE_TIMEOUT).await {
+            // A fact of another epoch is refused: it means nothing any more.
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%error, "a fact is not in the layout yet");
+                false
+            }
+        }
+    }
+}
+
+/// Passes on every document that is adopted.
+async fn follow(
+    mut layout: watch::Receiver<Arc<Layout>>,
+    catalog: Arc<LayoutCatalog>,
+    local: Arc<Local>,
+    peers: Arc<PeerClient>,
+    gossip: Arc<Gossip>,
+    closing: CancellationToken,
+) {
+    loop {
+        let document = Arc::clone(layout.borrow_and_update().document());
+        catalog.adopt(&document);
+        local.set_epoch(document.epoch);
+        for (node, member) in &document.members {
+            peers.hint(*node, member.address.clone());
+        }
+        gossip.tell(|facts| facts.epoch = document.epoch);
+        tokio::select! {
+            changed = layout.changed() => if changed.is_err() { return },
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// Fetches the document when others are heard to act under a later one: consensus may not reach
+/// this node.
+async fn catch_up(
+    fence: Arc<Fence>,
+    local: Arc<Local>,
+    peers: Arc<dyn Peers>,
+    view: Arc<dyn View>,
+    closing: CancellationToken,
+) {
+    let mut heard = local.epoch_heard();
+    let mut interval = tokio::time::interval(TELL_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let epoch = *heard.borrow_and_update();
+        if epoch > fence.epoch() {
+            let nodes = view.nodes();
+            let ahead = |facts: &&Facts| facts.is_up && facts.epoch > fence.epoch();
+            for facts in nodes.values().filter(ahead) {
+                let learnt = fence.learn(&*peers, facts.node, epoch, LEARN_TIMEOUT).await;
+                if learnt.is_ok() {
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// Tells the others how the node fares.
+async fn tell(
+    gossip: Arc<Gossip>,
+    store: Arc<Store>,
+    hints: Arc<Hints>,
+    work: Work,
+    closing: CancellationToken,
+) {
+    let mut interval = tokio::time::interval(TELL_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        let of = Arc::clone(&store);
+        // It asks the file system for its room.
+        let Ok(stats) = work.run(move || of.stats()).await else { continue };
+        let load_bytes = stats.engine.levels.iter().map(|level| level.bytes).sum();
+        gossip.tell(|facts| {
+            facts.load = store.pressure();
+            facts.load_bytes = load_bytes;
+            facts.disk = stats.disk_used;
+            facts.hints = hints.stats().pending;
+        });
+    }
+}

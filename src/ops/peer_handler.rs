@@ -1,0 +1,102 @@
+//! The answers of a node to the others: each request goes to the part it is for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::async_trait;
+
+use crate::cluster::NodeId;
+use crate::cluster::consensus::Consensus;
+use crate::cluster::fence::{Fence, StampError};
+use crate::cluster::formation::{Admission, Formation};
+use crate::cluster::gossip::Gossip;
+use crate::cluster::local::Local;
+use crate::cluster::peer::{PeerError, PeerHandler, Peers, Reply, Request};
+use crate::replication::Replica;
+use crate::replication::anti_entropy::AntiEntropy;
+
+/// Answers the other nodes: each request goes to the part it is for.
+pub(super) struct Handler {
+    pub fence: Arc<Fence>,
+    pub gossip: Arc<Gossip>,
+    pub consensus: Arc<Consensus>,
+    pub admission: Admission,
+    pub formation: Arc<Formation>,
+    pub replica: Replica,
+    pub anti_entropy: Arc<AntiEntropy>,
+    pub peers: Arc<dyn Peers>,
+    pub local: Arc<Local>,
+}
+
+impl Handler {
+    /// Whether this node is known by an address that means every machine to itself.
+    fn is_nowhere(&self) -> bool {
+        let address = self.local.address().parse::<SocketAddr>();
+        address.is_ok_and(|address| address.ip().is_unspecified())
+    }
+
+    /// The rule of stamps for what is not a replica's own business.
+    async fn pass(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
+        if let Err(StampError::MustFetch { .. }) = self.fence.check(epoch) {
+            self.fence.learn(&*self.peers, from, epoch, timeout).await?;
+        }
+        self.fence.check(epoch).map_err(|error| match error {
+            StampError::StaleLayout { epoch, .. } | StampError::MustFetch { epoch, .. } => {
+                PeerError::StaleLayout { epoch }
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl PeerHandler for Handler {
+    async fn handle(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError> {
+        match request {
+            Request::Raft(message) => {
+                Ok(Reply::Raft(self.consensus.handle(from, &message).await?.into()))
+            }
+            Request::Propose(command) => {
+                Ok(Reply::Propose(self.consensus.handle_propose(&command, timeout).await?.into()))
+            }
+            Request::Document(_) => Ok(Reply::Document(self.fence.handle_document())),
+            Request::Join(_) if self.is_nowhere() => {
+                let reason = "INVALID_MEMBER".to_owned();
+                let message =
+                    "others cannot reach this seed: it needs cluster.advertise".to_owned();
+                Err(PeerError::Refused { reason, message })
+            }
+            Request::Join(join) if self.local.cluster().is_some() => {
+                Ok(Reply::Join(self.admission.handle_join(from, &join, timeout).await?))
+            }
+            Request::Join(join) => Ok(Reply::Join(self.formation.handle_join(from, &join)?)),
+            Request::Form(form) => Ok(Reply::Form(self.formation.handle_form(from, &form)?)),
+            request if Replica::is_for(&request) => {
+                self.replica.handle(from, epoch, request, timeout).await
+            }
+            request => {
+                self.pass(from, epoch, timeout).await?;
+                match self.anti_entropy.answer(&request).await {
+                    Some(answer) => answer,
+                    None => {
+                        let reason = "UNKNOWN_REQUEST".to_owned();
+                        let message = "this node does not know the request".to_owned();
+                        Err(PeerError::Refused { reason, message })
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_post(&self, _from: NodeId, request: Request) {
+        if let Request::Gossip(message) = request {
+            self.gossip.receive(message);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What a node takes from around it, so that a simulation can be all of it.
+
+use std::sync::Arc;
+
+use crate::cluster::net::{Net, TokioNet};
+use crate::cluster::work::Work;
+use crate::store::Environment;
+
+/// Network, files, time, chance, and where work runs. Timers are tokio's, which a simulation drives
+/// with its runtime. Only the ready file is written past it: it speaks to scripts of this machine.
+#[derive(Clone)]
+pub struct World {
+    /// Connections.
+    pub net: Arc<dyn Net>,
+    /// Files, clocks, randomness.
+    pub environment: Environment,
+    /// Work that waits for the disk. [`Work::Inline`] also means an engine without threads: a task
+    /// does its background work step by step.
+    pub work: Work,
+}
+
+impl World {
+    /// The machine's.
+    pub fn real() -> Self {
+        Self { net: Arc::new(TokioNet), environment: Environment::system(), work: Work::Threads }
+    }
+}

@@ -1,0 +1,123 @@
+//! Writes of rows that this node does not hold: a replica coordinates them.
+//!
+//! 1. One hop: who gets a forwarded write coordinates it or refuses it.
+//! 2. It goes to a second replica only if the first has certainly done nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::write::{WriteDone, WriteOptions, refused};
+use super::{Coordinator, count};
+use crate::cluster::NodeId;
+use crate::cluster::peer::{Class, PeerError, Reply, Request};
+use crate::proto;
+use crate::replication::convert;
+use crate::replication::error::{Error, Result};
+use crate::store::{Mutation, Tenant, Written};
+
+impl Coordinator {
+    /// Has writes coordinated by replicas.
+    pub(super) fn forward(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        mutations: Vec<Mutation>,
+        options: WriteOptions,
+        done: WriteDone,
+    ) {
+        count(&self.counters.forwarded, mutations.len());
+        let (this, tenant) = (Arc::clone(self), Arc::clone(tenant));
+        tokio::spawn(async move {
+            let layout = this.layout();
+            let mut by_members: BTreeMap<Vec<NodeId>, Vec<usize>> = BTreeMap::new();
+            for (place, mutation) in mutations.iter().enumerate() {
+                let members = this.sets(&layout, &tenant, &mutation.key).1.members();
+                by_members.entry(members).or_default().push(place);
+            }
+            let epoch = layout.epoch();
+            let mut results = refused(mutations.len(), &Error::LayoutUnknown);
+            let mut mutations: Vec<Option<Mutation>> = mutations.into_iter().map(Some).collect();
+            let mut ways = JoinSet::new();
+            for (members, places) in by_members {
+                let group = places.iter().filter_map(|place| mutations[*place].take()).collect();
+                let (this, tenant) = (Arc::clone(&this), Arc::clone(&tenant));
+                ways.spawn(async move {
+                    (places, this.forward_group(&tenant, group, members, epoch, options).await)
+                });
+            }
+            while let Some(way) = ways.join_next().await {
+                let Ok((places, outcomes)) = way else { continue };
+                for (place, outcome) in places.into_iter().zip(outcomes) {
+                    results[place] = outcome;
+                }
+            }
+            done(results);
+        });
+    }
+
+    /// Tries the replicas one after the other, as long as nothing was done.
+    async fn forward_group(
+        self: &Arc<Self>,
+        tenant: &Arc<Tenant>,
+        group: Vec<Mutation>,
+        members: Vec<NodeId>,
+        epoch: u64,
+        options: WriteOptions,
+    ) -> Vec<Result<Written>> {
+        let mut members: Vec<NodeId> =
+            members.into_iter().filter(|node| self.is_up(*node)).collect();
+        members.sort_by_key(|node| self.scores.cost(*node));
+        let request = proto::BatchWriteRequest {
+            tenant: tenant.name.clone(),
+            mutations: group.iter().map(convert::forwarded).collect(),
+            consistency: options.level.to_proto(),
+        };
+        let mut why = "none is up".to_owned();
+        for node in members {
+            let forward = proto::ForwardWrite { request: Some(request.clone()) };
+            let began = Instant::now();
+            let timeout = options.deadline.saturating_duration_since(began);
+            let request = Request::ForwardWrite(forward);
+            let reply = self.peers.call(node, Class::Foreground, epoch, request, timeout).await;
+            match reply {
+                Ok(Reply::ForwardWrite(reply)) => return outcomes(reply, group.len()),
+                Ok(_) => {
+                    let why = "a reply to something else".to_owned();
+                    return refused(group.len(), &Error::Lost { why });
+                }
+                Err(PeerError::NoAnswer { why }) => {
+                    count(&self.counters.unknown, group.len());
+                    return refused(group.len(), &Error::Lost { why });
+                }
+                Err(PeerError::StaleLayout { .. } | PeerError::NotAReplica) => {
+                    // Placed anew: this node may even be a replica by then.
+                    if self.wait_for_layout(epoch, Some(node), options.deadline).await {
+                        count(&self.counters.restarts, group.len());
+                        return Box::pin(self.write(&tenant.name, group, options)).await;
+                    }
+                    return refused(group.len(), &Error::LayoutUnknown);
+                }
+                Err(error) => why = error.to_string(),
+            }
+        }
+        refused(group.len(), &Error::NotForwarded { why })
+    }
+}
+
+/// What the coordinating replica said of each write.
+fn outcomes(reply: proto::ForwardWriteReply, items: usize) -> Vec<Result<Written>> {
+    use proto::batch_write_result::Result as Item;
+    let results = reply.response.unwrap_or_default().results;
+    if results.len() != items {
+        let why = format!("{} outcomes for {items} writes", results.len());
+        return refused(items, &Error::Lost { why });
+    }
+    let outcome = |result: proto::BatchWriteResult| match result.result {
+        Some(Item::Written(written)) => Ok(written.into()),
+        Some(Item::Failure(failure)) => Err(Error::Forwarded(Box::new(failure))),
+        None => Err(Error::Lost { why: "no outcome".to_owned() }),
+    };
+    results.into_iter().map(outcome).collect()
+}

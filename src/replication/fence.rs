@@ -1,0 +1,117 @@
+//! The fence of the layout as replication needs it; consensus keeps it durable.
+//!
+//! 1. While a pass is held the fence is not raised. So whoever raises it and then looks at the
+//!    store sees everything that was taken under the epochs before.
+//! 2. The watch of the layout shows a document only after the fence has reached its epoch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{RwLock, RwLockReadGuard};
+use tonic::async_trait;
+
+use crate::cluster::fence::StampError;
+use crate::cluster::peer::{PeerError, Peers};
+use crate::cluster::{self, NodeId};
+
+/// Held while something is done under an epoch: briefly, and never while waiting for others.
+pub type Pass<'f> = RwLockReadGuard<'f, u64>;
+
+/// Why nothing may be done under an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The node acts under this later epoch already.
+    Stale {
+        /// Its own.
+        epoch: u64,
+    },
+    /// The node has not made the asked epoch durable yet: [`Fence::learn`] it first.
+    Behind {
+        /// Its own.
+        epoch: u64,
+    },
+}
+
+/// The epoch under which this node acts, behind a lock that everything done with rows passes.
+///
+/// Raise it when the document of the epoch is durable, and show the document to coordinators only
+/// then.
+#[derive(Debug, Default)]
+pub struct Gate {
+    epoch: RwLock<u64>,
+}
+
+impl Gate {
+    /// A gate at `epoch`.
+    pub fn new(epoch: u64) -> Self {
+        Self { epoch: RwLock::new(epoch) }
+    }
+
+    /// Goes in under `epoch`.
+    ///
+    /// # Errors
+    /// [`Closed`], if it is at another one.
+    pub fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
+        let own = self.epoch.read();
+        match (*own).cmp(&epoch) {
+            std::cmp::Ordering::Equal => Ok(own),
+            std::cmp::Ordering::Greater => Err(Closed::Stale { epoch: *own }),
+            std::cmp::Ordering::Less => Err(Closed::Behind { epoch: *own }),
+        }
+    }
+
+    /// Waits until nobody acts under an earlier epoch, and lets nobody do so from here on.
+    pub fn raise(&self, epoch: u64) {
+        let mut own = self.epoch.write();
+        *own = epoch.max(*own);
+    }
+}
+
+/// The highest layout epoch this node has made durable.
+#[async_trait]
+pub trait Fence: Send + Sync + 'static {
+    /// Goes in under `epoch`.
+    ///
+    /// # Errors
+    /// [`Closed`], if that is not the node's epoch.
+    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed>;
+
+    /// Fetches the document of `epoch` or a later one from `from`, makes the epoch durable and lets
+    /// the watch of the layout show it.
+    ///
+    /// # Errors
+    /// It could not be had within `timeout`.
+    async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError>;
+
+    /// Fetches what `from` knows of the layout, also where only tenants have changed.
+    ///
+    /// # Errors
+    /// As [`Fence::learn`].
+    async fn refresh(&self, from: NodeId, timeout: Duration) -> Result<(), PeerError>;
+}
+
+/// The fence that consensus keeps, and how a document is fetched for it.
+pub struct LayoutFence {
+    /// Durable.
+    pub fence: Arc<cluster::fence::Fence>,
+    /// Where documents are fetched.
+    pub peers: Arc<dyn Peers>,
+}
+
+#[async_trait]
+impl Fence for LayoutFence {
+    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
+        self.fence.enter(epoch).map_err(|error| match error {
+            StampError::StaleLayout { epoch, .. } => Closed::Stale { epoch },
+            StampError::MustFetch { epoch, .. } => Closed::Behind { epoch },
+        })
+    }
+
+    async fn learn(&self, from: NodeId, epoch: u64, timeout: Duration) -> Result<(), PeerError> {
+        self.fence.learn(&*self.peers, from, epoch, timeout).await
+    }
+
+    async fn refresh(&self, from: NodeId, timeout: Duration) -> Result<(), PeerError> {
+        self.fence.refresh(&*self.peers, from, timeout).await
+    }
+}

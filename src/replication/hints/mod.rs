@@ -1,0 +1,298 @@
+//! Rows kept for a node that missed them, and their delivery when it is back.
+//!
+//! Hints make a short absence cheap; they carry no promise. They never count as acknowledgements,
+//! and what is not kept, or lost, the comparison of replicas finds.
+//!
+//! ```text
+//! hints/<node id>-<number>.hints     segments for one node, numbers from 1
+//! ```
+//!
+//! Segment header, 36 bytes; numbers are little endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | `PDBH` |
+//! | 4 | format, 1 |
+//! | 16 | id of the node, as in messages (big endian) |
+//! | 8 | number of the segment |
+//! | 4 | CRC-32 of the bytes before |
+//!
+//! Frame, one for each row:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | CRC-32 of the segment's number (8), the frame's offset (8) and the rest of the frame |
+//! | 4 | length of the body, which follows |
+//! | 8 | when the row was missed, wall clock in milliseconds |
+//! | 4 | tenant |
+//! | 2 | length of the key |
+//! | n | key |
+//! | rest | row |
+//!
+//! # Invariants
+//! 1. Bounded: by age, by bytes for each node, by a share of the disk for all. What does not fit is
+//!    not kept, and counted.
+//! 2. Keeping never waits: a bounded queue leads to the one task that writes.
+//! 3. A node gets its hints only after it has been up for a while, by one stream, in requests whose
+//!    size grows while they are answered and is halved when one is not.
+//! 4. A row that its target does not hold any more goes to all its current replicas.
+
+mod frame;
+mod queue;
+mod replay;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::fence::Fence;
+use crate::cluster::NodeId;
+use crate::cluster::peer::Peers;
+use crate::cluster::view::Liveness;
+use crate::engine;
+use crate::proto;
+use crate::store::Store;
+
+use queue::Queue;
+
+/// Rows that wait to be written as hints at most.
+const WAITING_MAX: usize = 8192;
+
+/// The bounds of hints.
+#[derive(Clone, Debug)]
+pub struct HintOptions {
+    /// How long a hint is kept.
+    pub age_max: Duration,
+    /// Bytes for each node.
+    pub target_bytes_max: u64,
+    /// The share of the disk that all of them may take, in percent.
+    pub disk_percent_max: u64,
+    /// A segment is closed at this size, in bytes.
+    pub segment_bytes: u64,
+    /// How long a node must be up before it gets its hints.
+    pub calm: Duration,
+}
+
+impl Default for HintOptions {
+    fn default() -> Self {
+        Self {
+            age_max: Duration::from_secs(3 * 3600),
+            target_bytes_max: 1 << 30,
+            disk_percent_max: 5,
+            segment_bytes: 8 << 20,
+            calm: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What hints work with.
+pub struct HintParts {
+    /// This node.
+    pub node: NodeId,
+    /// Its rows; its files and clock are used too.
+    pub store: Arc<Store>,
+    /// The others.
+    pub peers: Arc<dyn Peers>,
+    /// Who owns what.
+    pub layout: tokio::sync::watch::Receiver<Arc<super::Layout>>,
+    /// Under which epoch this node acts.
+    pub fence: Arc<dyn Fence>,
+    /// Who is up.
+    pub liveness: Arc<dyn Liveness>,
+}
+
+/// Figures since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HintStats {
+    /// Bytes on disk now.
+    pub bytes: u64,
+    /// Nodes there are hints for now.
+    pub targets: u64,
+    /// Rows to deliver, as far as they were counted.
+    pub pending: u64,
+    /// Rows kept.
+    pub kept: u64,
+    /// Rows not kept: no room, or they could not be written.
+    pub refused: u64,
+    /// Rows delivered.
+    pub delivered: u64,
+    /// Rows dropped undelivered: too old, or their target has forgotten deletes since.
+    pub dropped: u64,
+    /// Bytes lost: too old as a whole segment, or not readable.
+    pub lost_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    kept: AtomicU64,
+    refused: AtomicU64,
+    delivered: AtomicU64,
+    dropped: AtomicU64,
+    lost_bytes: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, by: usize) {
+        counter.fetch_add(by as u64, Ordering::Relaxed);
+    }
+}
+
+/// A row that a node missed.
+#[derive(Clone, Debug)]
+struct Missed {
+    target: NodeId,
+    row: proto::RowState,
+}
+
+/// Takes hints without waiting. Clones lead to the same task.
+#[derive(Clone)]
+pub struct HintSender {
+    sender: mpsc::Sender<Missed>,
+    hints: Arc<Hints>,
+}
+
+impl HintSender {
+    /// Keeps a row for `target`, if there is room.
+    pub fn keep(&self, target: NodeId, row: proto::RowState) {
+        if self.sender.try_send(Missed { target, row }).is_err() {
+            Counters::add(&self.hints.counters.refused, 1);
+        }
+    }
+}
+
+/// All hints of a node.
+pub struct Hints {
+    // Constant after open.
+    parts: HintParts,
+    options: HintOptions,
+    dir: PathBuf,
+
+    // Each with its own synchronisation.
+    queues: Mutex<BTreeMap<NodeId, Queue>>,
+    counters: Counters,
+}
+
+impl Hints {
+    /// Opens the hints in `dir`, which is created if need be, and starts their task on the current
+    /// runtime. It ends when the last sender is gone.
+    ///
+    /// # Errors
+    /// The directory cannot be read or made.
+    pub fn start(
+        dir: &Path,
+        parts: HintParts,
+        options: HintOptions,
+    ) -> engine::Result<(Arc<Self>, HintSender)> {
+        let vfs = Arc::clone(&parts.store.environment().vfs);
+        engine::create_dir_durably(&*vfs, dir)?;
+        let now_ms = parts.store.environment().clock.now_ms();
+        let mut queues: BTreeMap<NodeId, Queue> = BTreeMap::new();
+        let mut counters = Counters::default();
+        let names = vfs.list(dir).map_err(engine::Error::io("list", dir))?;
+        let mut found: Vec<_> = names.iter().filter_map(|name| Queue::parse(name)).collect();
+        found.sort_unstable();
+        for (target, number) in found {
+            let queue = queues.entry(target).or_insert_with(|| Queue::new(&vfs, dir, target));
+            // One that cannot be opened is no reason to stay down.
+            if queue.found(number, now_ms).is_err() {
+                *counters.refused.get_mut() += 1;
+            }
+        }
+        let (sender, missed) = mpsc::channel(WAITING_MAX);
+        let dir = dir.to_path_buf();
+        let queues = Mutex::new(queues);
+        let hints = Arc::new(Self { parts, options, dir, queues, counters });
+        tokio::spawn(replay::run(Arc::clone(&hints), missed));
+        Ok((Arc::clone(&hints), HintSender { sender, hints }))
+    }
+
+    /// The figures now.
+    pub fn stats(&self) -> HintStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let queues = self.queues.lock();
+        HintStats {
+            bytes: queues.values().map(Queue::bytes).sum(),
+            targets: queues.values().filter(|queue| !queue.is_empty()).count() as u64,
+            pending: queues.values().map(Queue::rows).sum(),
+            kept: get(&self.counters.kept),
+            refused: get(&self.counters.refused),
+            delivered: get(&self.counters.delivered),
+            dropped: get(&self.counters.dropped),
+            lost_bytes: get(&self.counters.lost_bytes),
+        }
+    }
+
+    /// Rows and bytes that are kept for each node.
+    pub fn by_target(&self) -> BTreeMap<NodeId, (u64, u64)> {
+        let queues = self.queues.lock();
+        let kept = queues.iter().filter(|(_, queue)| !queue.is_empty());
+        kept.map(|(node, queue)| (*node, (queue.rows(), queue.bytes()))).collect()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.parts.store.environment().clock.now_ms()
+    }
+
+    /// Bytes that all hints may take, as the disk is now.
+    fn bytes_max(&self) -> u64 {
+        let space = self.parts.store.environment().vfs.disk_space(&self.dir);
+        space.map_or(0, |space| space.total / 100 * self.options.disk_percent_max)
+    }
+
+    /// Writes rows to the queues of their targets, as far as there is room.
+    fn write(&self, missed: Vec<Missed>) {
+        let bytes_max = self.bytes_max();
+        let mut by_target: BTreeMap<NodeId, Vec<proto::RowState>> = BTreeMap::new();
+        for Missed { target, row } in missed {
+            by_target.entry(target).or_default().push(row);
+        }
+        let now_ms = self.now_ms();
+        let mut queues = self.queues.lock();
+        let mut all: u64 = queues.values().map(Queue::bytes).sum();
+        for (target, rows) in by_target {
+            let vfs = &self.parts.store.environment().vfs;
+            let queue = queues.entry(target).or_insert_with(|| Queue::new(vfs, &self.dir, target));
+            let given = rows.len();
+            let mut own = queue.bytes();
+            let fits = |row: &proto::RowState| {
+                let bytes = frame::frame_bytes(row);
+                let fits = own + bytes <= self.options.target_bytes_max && all + bytes <= bytes_max;
+                own += if fits { bytes } else { 0 };
+                all += if fits { bytes } else { 0 };
+                fits
+            };
+            let rows: Vec<_> = rows.into_iter().filter(fits).collect();
+            let kept = rows.len();
+            let written = match kept {
+                0 => Ok(()),
+                _ => queue.append(rows, now_ms, self.options.segment_bytes),
+            };
+            let kept = if written.is_ok() { kept } else { 0 };
+            Counters::add(&self.counters.kept, kept);
+            Counters::add(&self.counters.refused, given - kept);
+        }
+    }
+
+    /// Drops what is too old.
+    fn expire(&self) {
+        let oldest_ms = self.now_ms().saturating_sub(self.options.age_max.as_millis() as u64);
+        for queue in self.queues.lock().values_mut() {
+            let lost = queue.expire(oldest_ms);
+            self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+
+    /// Nodes there are hints for.
+    fn targets(&self) -> Vec<NodeId> {
+        let queues = self.queues.lock();
+        queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(node, _)| *node).collect()
+    }
+}

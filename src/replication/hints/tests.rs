@@ -1,0 +1,123 @@
+//! Segments of hints on a disk that crashes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::queue::Queue;
+use crate::cluster::NodeId;
+use crate::engine::vfs::Vfs;
+use crate::engine::vfs::mem::MemVfs;
+use crate::proto;
+
+const DIR: &str = "/hints";
+const TARGET: NodeId = NodeId(9);
+const SEGMENT_BYTES: u64 = 400;
+
+fn row(n: u64) -> proto::RowState {
+    let key = format!("key {n}").into_bytes().into();
+    proto::RowState { tenant_id: 1, key, row: vec![n as u8; 100].into() }
+}
+
+fn open(vfs: &MemVfs) -> Queue {
+    let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    let mut queue = Queue::new(&vfs, Path::new(DIR), TARGET);
+    let names = vfs.list(Path::new(DIR)).expect("listed");
+    let mut found: Vec<_> = names.iter().filter_map(|name| Queue::parse(name)).collect();
+    found.sort_unstable();
+    for (target, number) in found {
+        assert_eq!(target, TARGET);
+        queue.found(number, 0).expect("opened");
+    }
+    queue
+}
+
+fn disk() -> MemVfs {
+    let vfs = MemVfs::new();
+    vfs.create_dir_all(Path::new(DIR)).expect("made");
+    vfs.sync_dir(Path::new("/")).expect("synced");
+    vfs
+}
+
+/// All that is in the queue, in its order.
+fn drain(queue: &mut Queue, bytes_max: u64) -> Vec<proto::RowState> {
+    let mut rows = Vec::new();
+    loop {
+        let (batch, _) = queue.head(bytes_max);
+        if batch.hints.is_empty() {
+            return rows;
+        }
+        rows.extend(batch.hints.iter().map(|hint| hint.row.clone()));
+        queue.delivered(&batch);
+    }
+}
+
+#[test]
+fn hints_come_out_in_their_order_over_segments_and_starts() {
+    let vfs = disk();
+    let mut queue = open(&vfs);
+    for n in 0..10 {
+        queue.append(vec![row(2 * n), row(2 * n + 1)], 1, SEGMENT_BYTES).expect("kept");
+    }
+    let (first, _) = queue.head(1);
+    assert_eq!(first.hints[0].row, row(0));
+    queue.delivered(&first);
+    let mut queue = open(&vfs);
+    queue.append(vec![row(20)], 1, SEGMENT_BYTES).expect("kept");
+    let all = drain(&mut queue, 300);
+    assert_eq!(all, (0..21).map(row).collect::<Vec<_>>(), "the delivered one again, harmlessly");
+    assert_eq!(queue.bytes(), 0);
+    assert!(vfs.list(Path::new(DIR)).expect("listed").is_empty());
+}
+
+/// Power goes at every number of hints, and the disk keeps any part of what was not synced.
+#[test]
+fn what_was_kept_survives_a_crash_and_nothing_else_comes_out() {
+    for seed in 0..40 {
+        let vfs = disk();
+        let mut queue = open(&vfs);
+        let kept = seed % 7;
+        for n in 0..kept {
+            queue.append(vec![row(n)], 1, SEGMENT_BYTES).expect("kept");
+        }
+        let after = vfs.crash_clone(seed);
+        let mut queue = open(&after);
+        assert_eq!(drain(&mut queue, 1), (0..kept).map(row).collect::<Vec<_>>(), "seed {seed}");
+    }
+}
+
+/// Whatever byte of a segment is damaged: what comes out was put in, up to the damage.
+#[test]
+fn damage_ends_a_segment_and_spares_the_next() {
+    let vfs = disk();
+    let mut queue = open(&vfs);
+    let rows: Vec<_> = (0..6).map(row).collect();
+    for row in &rows {
+        queue.append(vec![row.clone()], 1, SEGMENT_BYTES).expect("kept");
+    }
+    let names = vfs.list(Path::new(DIR)).expect("listed");
+    assert!(names.len() > 1);
+    let path = Path::new(DIR).join(&names[0]);
+    let length = vfs.open(&path).expect("there").len().expect("known");
+    for at in (0..length).step_by(7) {
+        let file = vfs.open(&path).expect("there");
+        let mut byte = [0];
+        file.read_at(at, &mut byte).expect("read");
+        let vfs = vfs.crash_clone(at);
+        let file = vfs.open(&path).expect("there");
+        file.write_at(at, &[byte[0] ^ 0x40]).expect("written");
+        let out = drain(&mut open(&vfs), 1);
+        assert!(out.iter().all(|row| rows.contains(row)), "byte {at}");
+        assert!(out.contains(&rows[5]), "the last segment is whole");
+        assert!(out.len() < rows.len());
+    }
+}
+
+#[test]
+fn old_segments_go_unread() {
+    let vfs = disk();
+    let mut queue = open(&vfs);
+    queue.append(vec![row(0), row(1), row(2)], 1000, SEGMENT_BYTES).expect("kept");
+    queue.append(vec![row(3)], 5000, SEGMENT_BYTES).expect("kept");
+    assert!(queue.expire(3000) > 0);
+    assert_eq!(drain(&mut queue, 1), [row(3)]);
+}

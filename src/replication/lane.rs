@@ -1,0 +1,230 @@
+//! The way to one peer: what is asked of it at the same time goes in one message.
+//!
+//! A lane is a bounded queue and a task. While fewer than [`CALLS_MAX`] calls are under way what
+//! comes is sent at once; while there are more it gathers, and goes together. So batching costs no
+//! wait, and the busier the peer the larger the batches.
+//!
+//! 1. Every parcel that was taken is answered once, by its deadline at the latest.
+//! 2. A parcel is sent at most once; a message is of one epoch and one kind.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::scores::Scores;
+use crate::cluster::NodeId;
+use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
+use crate::proto;
+
+/// Parcels that wait for a peer at most.
+const PARCELS_MAX: usize = 4096;
+/// Calls under way to a peer at most.
+const CALLS_MAX: usize = 8;
+/// A message is closed before it exceeds this: in bytes of keys and rows.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// A message is closed before it exceeds this: in rows or keys.
+const MESSAGE_ITEMS_MAX: usize = 1024;
+
+/// What is asked of a peer.
+#[derive(Clone, Debug)]
+pub(super) enum Load {
+    /// Join these.
+    Rows(Vec<proto::RowState>, proto::RowsCause),
+    /// Tell of these; `true`: digests only.
+    Keys(Vec<proto::RowKey>, bool),
+}
+
+/// What it answers: one for each row or key.
+#[derive(Clone, Debug)]
+pub(super) enum Answers {
+    Rows(Vec<proto::RowResult>),
+    Keys(Vec<proto::RowAnswer>),
+}
+
+/// Called with the answer to a parcel.
+pub(super) type Answered = Box<dyn FnOnce(Result<Answers, PeerError>) + Send>;
+
+/// One request on its way to the peer.
+pub(super) struct Parcel {
+    pub epoch: u64,
+    pub load: Load,
+    pub deadline: Instant,
+    pub answered: Answered,
+}
+
+/// The sender's end.
+#[derive(Clone)]
+pub(super) struct Lane(mpsc::Sender<Parcel>);
+
+/// Parcels that go together.
+struct Message {
+    epoch: u64,
+    load: Load,
+    bytes: usize,
+    deadline: Instant,
+    parts: Vec<(usize, Answered)>,
+}
+
+impl Load {
+    fn items(&self) -> usize {
+        match self {
+            Self::Rows(rows, _) => rows.len(),
+            Self::Keys(keys, _) => keys.len(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Rows(rows, _) => rows.iter().map(|row| row.key.len() + row.row.len()).sum(),
+            Self::Keys(keys, _) => keys.iter().map(|key| key.key.len()).sum(),
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Rows(_, a), Self::Rows(_, b)) => a == b,
+            (Self::Keys(_, a), Self::Keys(_, b)) => a == b,
+            _ => false,
+        }
+    }
+
+    fn extend(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Rows(rows, _), Self::Rows(more, _)) => rows.extend(more),
+            (Self::Keys(keys, _), Self::Keys(more, _)) => keys.extend(more),
+            _ => debug_assert!(false, "only like loads go together"),
+        }
+    }
+
+    /// As it is sent.
+    pub fn into_request(self) -> Request {
+        match self {
+            Self::Rows(rows, cause) => {
+                Request::WriteRows(proto::WriteRows { rows, cause: cause.into() })
+            }
+            Self::Keys(keys, digest_only) => {
+                Request::ReadRows(proto::ReadRows { keys, digest_only })
+            }
+        }
+    }
+}
+
+impl Answers {
+    /// The answers in a reply, if they are `items`.
+    pub fn of(reply: Reply, items: usize) -> Result<Self, PeerError> {
+        let answers = match reply {
+            Reply::WriteRows(reply) if reply.results.len() == items => Self::Rows(reply.results),
+            Reply::ReadRows(reply) if reply.answers.len() == items => Self::Keys(reply.answers),
+            _ => return Err(PeerError::NoAnswer { why: "a reply to something else".into() }),
+        };
+        Ok(answers)
+    }
+
+    /// Takes the first `items` off.
+    fn split_first(&mut self, items: usize) -> Self {
+        match self {
+            Self::Rows(results) => Self::Rows(results.drain(..items).collect()),
+            Self::Keys(answers) => Self::Keys(answers.drain(..items).collect()),
+        }
+    }
+}
+
+impl Message {
+    fn of(parcel: Parcel) -> Self {
+        let Parcel { epoch, load, deadline, answered } = parcel;
+        let (bytes, items) = (load.bytes(), load.items());
+        Self { epoch, load, bytes, deadline, parts: vec![(items, answered)] }
+    }
+
+    /// Takes a parcel in, or gives it back if it cannot go along.
+    fn add(&mut self, parcel: Parcel) -> Result<(), Parcel> {
+        let bytes = self.bytes + parcel.load.bytes();
+        let items = self.load.items() + parcel.load.items();
+        let fits = bytes <= MESSAGE_BYTES_MAX && items <= MESSAGE_ITEMS_MAX;
+        if parcel.epoch != self.epoch || !fits || !self.load.is_like(&parcel.load) {
+            return Err(parcel);
+        }
+        self.bytes = bytes;
+        self.deadline = self.deadline.max(parcel.deadline);
+        self.parts.push((parcel.load.items(), parcel.answered));
+        self.load.extend(parcel.load);
+        Ok(())
+    }
+
+    async fn send(self, node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) {
+        let began = Instant::now();
+        let timeout = self.deadline.saturating_duration_since(began);
+        let items = self.load.items();
+        scores.begin(node);
+        let request = self.load.into_request();
+        let reply = peers.call(node, Class::Foreground, self.epoch, request, timeout).await;
+        scores.end(node, began.elapsed());
+        match reply.and_then(|reply| Answers::of(reply, items)) {
+            Ok(mut answers) => {
+                for (items, answered) in self.parts {
+                    answered(Ok(answers.split_first(items)));
+                }
+            }
+            Err(error) => {
+                self.parts.into_iter().for_each(|(_, answered)| answered(Err(error.clone())));
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// A lane to `node`. Its task ends when the last sender is gone.
+    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) -> Self {
+        let (sender, parcels) = mpsc::channel(PARCELS_MAX);
+        tokio::spawn(run(node, peers, scores, parcels));
+        Self(sender)
+    }
+
+    /// Sends a parcel on its way. One that finds no room is answered at once.
+    pub fn send(&self, node: NodeId, parcel: Parcel) {
+        if let Err(refused) = self.0.try_send(parcel) {
+            let error = PeerError::Overloaded { node: node.to_string() };
+            (refused.into_inner().answered)(Err(error));
+        }
+    }
+}
+
+async fn run(
+    node: NodeId,
+    peers: Arc<dyn Peers>,
+    scores: Arc<Scores>,
+    mut parcels: mpsc::Receiver<Parcel>,
+) {
+    let mut calls = JoinSet::new();
+    let mut held = None;
+    loop {
+        while calls.len() >= CALLS_MAX {
+            calls.join_next().await;
+        }
+        let first = match held.take() {
+            Some(parcel) => parcel,
+            None => match parcels.recv().await {
+                Some(parcel) => parcel,
+                None => break,
+            },
+        };
+        // Time may be over for what waited while the peer was slow: it is not sent any more.
+        if first.deadline <= Instant::now() {
+            let (node, why) = (node.to_string(), "time was over before it was sent".to_owned());
+            (first.answered)(Err(PeerError::Unreachable { node, why }));
+            continue;
+        }
+        let mut message = Message::of(first);
+        while let Ok(next) = parcels.try_recv() {
+            if let Err(parcel) = message.add(next) {
+                held = Some(parcel);
+                break;
+            }
+        }
+        calls.spawn(message.send(node, Arc::clone(&peers), Arc::clone(&scores)));
+    }
+    // What was taken is answered even when nobody sends any more.
+    while calls.join_next().await.is_some() {}
+}

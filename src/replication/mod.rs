@@ -1,0 +1,38 @@
+//! What must be where: writes and reads over the replicas of a row, and what brings replicas back
+//! together.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`coordinator`] | a client's request on its way over the replicas |
+//! | [`replica`] | the answers to other nodes' requests |
+//! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
+//! | [`transfer`] | a node merges what it will own |
+//! | [`hints`] | rows kept for a node that missed them |
+//! | [`fence`] | the layout's fence, as it is needed here |
+//! | [`level`], [`error`] | what a caller asks for and what it is told |
+//! | `lane`, `scores` | the way to one peer; how fast it is |
+//!
+//! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
+//! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
+
+pub mod anti_entropy;
+mod convert;
+pub mod coordinator;
+pub mod error;
+pub mod fence;
+pub mod hints;
+mod lane;
+pub mod level;
+pub mod replica;
+mod scores;
+#[cfg(test)]
+mod tests;
+pub mod transfer;
+
+pub use coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions, WriteOptions};
+pub use error::{Error, Result};
+pub use fence::{Closed, Fence, LayoutFence, Pass};
+pub use level::Level;
+pub use replica::Replica;
+
+use crate::cluster::layout::{Layout, Sets};

@@ -1,0 +1,359 @@
+//! The answers to other nodes' requests about rows.
+//!
+//! 1. Nothing is done under another epoch than this node's own (R1): an earlier one is refused with
+//!    the epoch, a later one is learnt first. While something is done the fence is not raised.
+//! 2. A row is taken only if this node is a member of a set of its partition under that epoch; each
+//!    row has its own outcome.
+//! 3. What was forwarded once is not forwarded again.
+//! 4. Whatever comes in has a bound: items of a request, bytes of a row, bytes of a reply.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+use tonic::async_trait;
+
+use super::convert;
+use super::coordinator::{Coordinator, KeyRead, ReadOptions, WriteOptions};
+use super::error::Error;
+use super::fence::{Closed, Fence};
+use super::{Layout, Level};
+use crate::cluster::NodeId;
+use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
+use crate::proto;
+use crate::store::{self, EngineKey, Store, TenantId, TokenRange};
+
+/// Rows or keys of a request at most.
+const ITEMS_MAX: usize = 10_000;
+/// Rows of a reply together, before its last one: in bytes.
+const REPLY_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a page where the request names none.
+const PAGE_BYTES: usize = 512 << 10;
+/// Bytes of a page at most, before its last row.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// An error as it is sent: the one table from errors to codes is the API's.
+pub type ToFailure = fn(&Error) -> proto::Failure;
+
+/// Rows that are joined: how many came for which reason.
+type Rows = Vec<(TenantId, Bytes, Bytes)>;
+
+/// Answers [`WriteRows`](proto::WriteRows), [`ReadRows`](proto::ReadRows), forwarded requests and
+/// pages.
+pub struct Replica {
+    node: NodeId,
+    store: Arc<Store>,
+    coordinator: Arc<Coordinator>,
+    fence: Arc<dyn Fence>,
+    layout: watch::Receiver<Arc<Layout>>,
+    to_failure: ToFailure,
+}
+
+impl Replica {
+    /// The replica side of `node`.
+    pub fn new(
+        node: NodeId,
+        store: Arc<Store>,
+        coordinator: Arc<Coordinator>,
+        fence: Arc<dyn Fence>,
+        layout: watch::Receiver<Arc<Layout>>,
+        to_failure: ToFailure,
+    ) -> Self {
+        Self { node, store, coordinator, fence, layout, to_failure }
+    }
+
+    /// Whether a request is one of those answered here.
+    pub fn is_for(request: &Request) -> bool {
+        matches!(
+            request,
+            Request::WriteRows(_)
+                | Request::ReadRows(_)
+                | Request::ForwardWrite(_)
+                | Request::ForwardRead(_)
+                | Request::Page(_)
+        )
+    }
+
+    /// The layout of `epoch`, which is this node's own by then.
+    async fn layout_of(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        deadline: Instant,
+    ) -> Result<Arc<Layout>, PeerError> {
+        let own = |closed| match closed {
+            Closed::Stale { epoch } => Err(PeerError::StaleLayout { epoch }),
+            Closed::Behind { .. } => Ok(()),
+        };
+        if let Err(closed) = self.fence.enter(epoch).map(drop) {
+            own(closed)?;
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            self.fence.learn(from, epoch, timeout).await?;
+            if let Err(closed) = self.fence.enter(epoch).map(drop) {
+                own(closed)?;
+                return Err(refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is not known here")));
+            }
+        }
+        let mut layout = self.layout.clone();
+        let reached = layout.wait_for(|layout| layout.epoch() >= epoch);
+        let layout = match tokio::time::timeout_at(deadline, reached).await {
+            Ok(Ok(layout)) => Arc::clone(&layout),
+            _ => return Err(refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is not shown yet"))),
+        };
+        match layout.epoch() {
+            later if later > epoch => Err(PeerError::StaleLayout { epoch: later }),
+            _ => Ok(layout),
+        }
+    }
+
+    /// Whether the tenants of all rows of a request are known here.
+    fn knows_tenants(&self, request: &Request) -> bool {
+        let is_known = |id: u32| self.store.tenant_by_id(TenantId(id)).is_ok();
+        match request {
+            Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
+            Request::ReadRows(request) => request.keys.iter().all(|key| is_known(key.tenant_id)),
+            Request::ForwardWrite(request) => {
+                let name = request.request.as_ref().map(|request| request.tenant.as_str());
+                name.is_none_or(|name| self.store.tenant(name).is_ok())
+            }
+            _ => true,
+        }
+    }
+
+    fn is_member(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> store::Result<bool> {
+        let tenant = self.store.tenant_by_id(tenant)?;
+        let partition = layout.partition_of(tenant.token(key));
+        Ok(layout.sets(partition, tenant.replication_factor).contains(self.node))
+    }
+
+    fn failure(&self, error: store::Error) -> proto::Failure {
+        (self.to_failure)(&Error::Store(error))
+    }
+
+    /// Why nothing is done with a row; `None` if it may be.
+    fn refusal(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> Option<proto::Failure> {
+        match self.is_member(layout, tenant, key) {
+            Ok(true) => None,
+            Ok(false) => Some(proto::Failure {
+                code: tonic::Code::FailedPrecondition as i32,
+                reason: "NOT_A_REPLICA".to_owned(),
+                message: "the node is no replica of the row".to_owned(),
+                outcome: proto::Outcome::NotApplied.into(),
+                ..proto::Failure::default()
+            }),
+            Err(error) => Some(self.failure(error)),
+        }
+    }
+
+    async fn write_rows(
+        &self,
+        layout: &Layout,
+        request: proto::WriteRows,
+        deadline: Instant,
+    ) -> Result<Reply, PeerError> {
+        check_items(request.rows.len())?;
+        let refusals: Vec<Option<proto::Failure>> = request
+            .rows
+            .iter()
+            .map(|row| self.refusal(layout, TenantId(row.tenant_id), &row.key))
+            .collect();
+        let taken = request.rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
+        let rows: Rows =
+            taken.map(|(row, _)| (TenantId(row.tenant_id), row.key, row.row)).collect();
+        let (done, joined) = oneshot::channel();
+        {
+            let _pass = self.enter(layout.epoch())?;
+            self.store.submit_rows(
+                &rows,
+                Box::new(move |results| {
+                    // Nobody may wait any more; the rows are there all the same.
+                    let _ = done.send(results);
+                }),
+            );
+        }
+        let lost = |why: &str| refused("NOT_DURABLE", why.to_owned());
+        let joined = tokio::time::timeout_at(deadline, joined).await;
+        let mut joined = joined
+            .map_err(|_| lost("the rows are not durable in time"))?
+            .map_err(|_| lost("the store is stopping"))?
+            .into_iter();
+        let results = refusals.into_iter().map(|refusal| {
+            let failure = refusal.or_else(|| {
+                let result = joined.next().unwrap_or(Err(store::Error::Closed));
+                result.err().map(|error| self.failure(error))
+            });
+            proto::RowResult { failure }
+        });
+        Ok(Reply::WriteRows(proto::WriteRowsReply { results: results.collect() }))
+    }
+
+    fn read_rows(&self, layout: &Layout, request: &proto::ReadRows) -> Result<Reply, PeerError> {
+        check_items(request.keys.len())?;
+        let _pass = self.enter(layout.epoch())?;
+        let mut bytes = 0;
+        let answers = request.keys.iter().map(|key| {
+            let tenant = TenantId(key.tenant_id);
+            if let Some(failure) = self.refusal(layout, tenant, &key.key) {
+                return failed(failure);
+            }
+            if bytes >= REPLY_BYTES_MAX {
+                return failed(proto::Failure {
+                    code: tonic::Code::ResourceExhausted as i32,
+                    reason: "REPLY_TOO_LARGE".to_owned(),
+                    message: "the rows before it fill the reply".to_owned(),
+                    ..proto::Failure::default()
+                });
+            }
+            let raw = self.store.raw_row(tenant, &key.key);
+            let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
+            match read {
+                Ok((digest, raw)) => {
+                    let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);
+                    bytes += row.as_ref().map_or(0, Bytes::len);
+                    proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
+                }
+                Err(error) => failed(self.failure(error)),
+            }
+        });
+        Ok(Reply::ReadRows(proto::ReadRowsReply { answers: answers.collect() }))
+    }
+
+    async fn forward_write(
+        &self,
+        request: proto::ForwardWrite,
+        deadline: Instant,
+    ) -> Result<Reply, PeerError> {
+        use proto::batch_write_result::Result as Item;
+        let request = request.request.unwrap_or_default();
+        let items = request.mutations.len();
+        check_items(items)?;
+        let tenant = self.store.tenant(&request.tenant).map_err(no_tenant)?;
+        let batch: Option<Vec<_>> = request.mutations.into_iter().map(convert::received).collect();
+        let Some(batch) = batch else {
+            return Err(refused("INVALID_ARGUMENT", "neither a value nor a delete".to_owned()));
+        };
+        let options = WriteOptions { level: Level::of(request.consistency), deadline };
+        let (done, outcomes) = oneshot::channel();
+        let done = Box::new(move |results| {
+            // Who forwarded it may be gone; the writes go on.
+            let _ = done.send(results);
+        });
+        let taken = self.coordinator.submit_forwarded(&tenant, batch, options, done);
+        taken.map_err(|()| PeerError::NotAReplica)?;
+        let lost = || Err(Error::Lost { why: "the coordinator is stopping".to_owned() });
+        let outcomes = outcomes.await.unwrap_or_else(|_| (0..items).map(|_| lost()).collect());
+        let results = outcomes.into_iter().map(|result| {
+            let item = match result {
+                Ok(written) => Item::Written(written.into()),
+                Err(error) => Item::Failure((self.to_failure)(&error)),
+            };
+            proto::BatchWriteResult { result: Some(item) }
+        });
+        let response = Some(proto::BatchWriteResponse { results: results.collect() });
+        Ok(Reply::ForwardWrite(proto::ForwardWriteReply { response }))
+    }
+
+    async fn forward_read(
+        &self,
+        request: proto::ForwardRead,
+        deadline: Instant,
+    ) -> Result<Reply, PeerError> {
+        use proto::batch_read_result::Result as Item;
+        let request = request.request.unwrap_or_default();
+        check_items(request.keys.len())?;
+        let mut contexts = request.min_contexts.into_iter();
+        let reads = request.keys.into_iter().map(|key| KeyRead {
+            key: key.to_vec(),
+            min_context: contexts.next().filter(|one| !one.is_empty()).map(|one| one.to_vec()),
+        });
+        let options = ReadOptions { level: Level::of(request.consistency), deadline };
+        let rows = self.coordinator.read(&request.tenant, reads.collect(), options).await;
+        let results = rows.into_iter().map(|row| {
+            let item = match row {
+                Ok(row) => Item::Row(row.into()),
+                Err(error) => Item::Failure((self.to_failure)(&error)),
+            };
+            proto::BatchReadResult { result: Some(item) }
+        });
+        let response = Some(proto::BatchReadResponse { results: results.collect() });
+        Ok(Reply::ForwardRead(proto::ForwardReadReply { response }))
+    }
+
+    fn page(&self, layout: &Layout, request: proto::PageRequest) -> Result<Reply, PeerError> {
+        let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
+        let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
+        let bytes_max = match request.bytes_max as usize {
+            0 => PAGE_BYTES,
+            asked => asked.min(PAGE_BYTES_MAX),
+        };
+        let _pass = self.enter(layout.epoch())?;
+        let page = self.store.rows_by_token(range, cursor, bytes_max);
+        let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
+        let rows = page.rows.into_iter().map(|(engine_key, row)| {
+            let at = EngineKey::decode(&engine_key)
+                .map_err(|error| refused(error.reason(), error.to_string()))?;
+            let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
+            Ok(proto::RowState { tenant_id, key, row: row.into() })
+        });
+        let rows = rows.collect::<Result<_, PeerError>>()?;
+        let cursor = page.cursor.unwrap_or_default().into();
+        Ok(Reply::Page(proto::PageReply { rows, cursor }))
+    }
+
+    fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
+        self.fence.enter(epoch).map_err(|closed| match closed {
+            Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
+            Closed::Behind { epoch: own } => {
+                refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is asked for, {own} is known"))
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl PeerHandler for Replica {
+    async fn handle(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError> {
+        let deadline = Instant::now() + timeout;
+        let layout = self.layout_of(from, epoch, deadline).await?;
+        if !self.knows_tenants(&request) {
+            // A tenant that was just created: the sender knows it. Without it the rows are refused.
+            let _ = self.fence.refresh(from, timeout).await;
+        }
+        match request {
+            Request::WriteRows(request) => self.write_rows(&layout, request, deadline).await,
+            Request::ReadRows(request) => self.read_rows(&layout, &request),
+            Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
+            Request::ForwardRead(request) => self.forward_read(request, deadline).await,
+            Request::Page(request) => self.page(&layout, request),
+            _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
+        }
+    }
+}
+
+fn refused(reason: &str, message: String) -> PeerError {
+    PeerError::Refused { reason: reason.to_owned(), message }
+}
+
+fn no_tenant(error: store::Error) -> PeerError {
+    refused(error.reason(), error.to_string())
+}
+
+fn check_items(items: usize) -> Result<(), PeerError> {
+    if items <= ITEMS_MAX {
+        return Ok(());
+    }
+    let message = format!("the request has {items} items, the limit is {ITEMS_MAX}");
+    Err(refused("BATCH_TOO_LARGE", message))
+}
+
+fn failed(failure: proto::Failure) -> proto::RowAnswer {
+    proto::RowAnswer { failure: Some(failure), ..proto::RowAnswer::default() }
+}

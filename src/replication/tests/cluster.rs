@@ -1,0 +1,456 @@
+//! Nodes in one process, connected by a network whose moods are drawn from a seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::async_trait;
+
+use super::super::fence::{Closed, Fence, Gate, Pass};
+use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::*;
+use crate::cluster::NodeId;
+use crate::cluster::layout::{Document, Layout, Owner, Owners};
+use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
+use crate::cluster::view::Liveness;
+use crate::engine::vfs::mem::MemVfs;
+use crate::proto;
+use crate::store::environment::{ManualClock, SeededRandom};
+use crate::store::{
+    self, Environment, Mode, Mutation, Random, Store, StoreOptions, TenantSpec, Written,
+};
+
+pub const T0_MS: u64 = 1_700_000_000_000;
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// How the network treats messages; each is a chance in a thousand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mood {
+    pub drop: u64,
+    pub repeat: u64,
+    /// Longest delay of a message, in milliseconds.
+    pub delay_ms: u64,
+}
+
+/// The network and what everybody would know of it.
+pub struct World {
+    pub clock: ManualClock,
+    random: SeededRandom,
+    pub mood: Mutex<Mood>,
+    /// Ordered pairs that do not hear each other.
+    cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
+    down: Mutex<BTreeSet<NodeId>>,
+    handlers: Mutex<BTreeMap<NodeId, Arc<dyn PeerHandler>>>,
+    layout: watch::Sender<Arc<Layout>>,
+    /// Messages by receiver and kind.
+    pub sent: Mutex<BTreeMap<(NodeId, &'static str), u64>>,
+    calls: AtomicU64,
+}
+
+impl World {
+    fn chance(&self, of_thousand: u64) -> bool {
+        of_thousand > 0 && self.below(1000) < of_thousand
+    }
+
+    pub fn below(&self, bound: u64) -> u64 {
+        self.random.next_u64().expect("seeded") % bound.max(1)
+    }
+
+    async fn travel(&self, from: NodeId, to: NodeId) -> bool {
+        let mood = *self.mood.lock();
+        if mood.delay_ms > 0 {
+            tokio::time::sleep(Duration::from_micros(self.below(mood.delay_ms * 1000))).await;
+        }
+        !self.is_cut(from, to) && !self.chance(mood.drop)
+    }
+
+    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.lock().contains(&(from, to)) || self.is_down(to) || self.is_down(from)
+    }
+
+    fn is_down(&self, node: NodeId) -> bool {
+        self.down.lock().contains(&node)
+    }
+
+    /// Nothing goes from one to the other any more; the other way it may.
+    pub fn cut(&self, from: NodeId, to: NodeId) {
+        self.cut.lock().insert((from, to));
+    }
+
+    pub fn isolate(&self, node: NodeId, nodes: &[NodeId]) {
+        for other in nodes.iter().filter(|other| **other != node) {
+            self.cut(node, *other);
+            self.cut(*other, node);
+        }
+    }
+
+    pub fn heal(&self) {
+        self.cut.lock().clear();
+        self.down.lock().clear();
+        *self.mood.lock() = Mood::default();
+    }
+
+    /// It neither hears nor speaks, and everybody knows.
+    pub fn take_down(&self, node: NodeId) {
+        self.down.lock().insert(node);
+    }
+
+    pub fn bring_up(&self, node: NodeId) {
+        self.down.lock().remove(&node);
+    }
+
+    pub fn sent_to(&self, node: NodeId, kind: &'static str) -> u64 {
+        self.sent.lock().get(&(node, kind)).copied().unwrap_or(0)
+    }
+}
+
+fn kind_of(request: &Request) -> &'static str {
+    match request {
+        Request::WriteRows(_) => "write",
+        Request::ReadRows(read) if read.digest_only => "digest",
+        Request::ReadRows(_) => "read",
+        Request::ForwardWrite(_) => "forward",
+        _ => "other",
+    }
+}
+
+/// One node's view of the others.
+struct Links {
+    node: NodeId,
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Peers for Links {
+    async fn call(
+        &self,
+        to: NodeId,
+        _class: Class,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError> {
+        let (world, from) = (Arc::clone(&self.world), self.node);
+        if world.is_down(to) {
+            let why = "it is down".to_owned();
+            return Err(PeerError::Unreachable { node: to.to_string(), why });
+        }
+        world.calls.fetch_add(1, Ordering::Relaxed);
+        *world.sent.lock().entry((to, kind_of(&request))).or_default() += 1;
+        let there = async move {
+            let handler = world.handlers.lock().get(&to).cloned();
+            if !world.travel(from, to).await {
+                return std::future::pending().await;
+            }
+            let handler = handler.expect("every node was started");
+            // Streams do not repeat requests. Rows come twice all the same, as hints and repairs;
+            // a forwarded write does not: without a token a copy would be a second write.
+            let repeat = world.mood.lock().repeat;
+            if !matches!(request, Request::ForwardWrite(_)) && world.chance(repeat) {
+                let (handler, request) = (Arc::clone(&handler), request.clone());
+                let late = Duration::from_millis(world.below(3000));
+                tokio::spawn(async move {
+                    tokio::time::sleep(late).await;
+                    // Nobody hears the answer to a copy.
+                    let _ = handler.handle(from, epoch, request, timeout).await;
+                });
+            }
+            // What was sent is done even if the sender stops waiting.
+            let handled =
+                tokio::spawn(async move { handler.handle(from, epoch, request, timeout).await });
+            let reply = handled.await.expect("the handler does not panic");
+            if !world.travel(to, from).await {
+                return std::future::pending().await;
+            }
+            reply
+        };
+        match tokio::time::timeout(timeout, tokio::spawn(there)).await {
+            Ok(reply) => reply.expect("the network does not panic"),
+            Err(_) => Err(PeerError::NoAnswer { why: "time is over".to_owned() }),
+        }
+    }
+
+    async fn call_address(
+        &self,
+        address: &str,
+        _request: Request,
+        _timeout: Duration,
+    ) -> Result<(NodeId, Reply), PeerError> {
+        let why = "there are no addresses here".to_owned();
+        Err(PeerError::Unreachable { node: address.to_owned(), why })
+    }
+}
+
+impl Liveness for Links {
+    fn is_up(&self, node: NodeId) -> bool {
+        node == self.node || !self.world.is_down(node)
+    }
+
+    fn address(&self, _node: NodeId) -> Option<String> {
+        None
+    }
+}
+
+/// A fence that learns from the world's latest document.
+pub struct TestFence {
+    gate: Gate,
+    shown: watch::Sender<Arc<Layout>>,
+    world: Arc<World>,
+}
+
+impl TestFence {
+    /// The document of the epoch is durable; nobody is shown it yet.
+    pub fn raise(&self, epoch: u64) {
+        self.gate.raise(epoch);
+    }
+
+    /// Adopts a document: the gate first, then the watch.
+    pub fn adopt(&self, layout: &Arc<Layout>) {
+        self.gate.raise(layout.epoch());
+        self.shown.send_if_modified(|shown| {
+            let is_later = layout.epoch() > shown.epoch();
+            if is_later {
+                *shown = Arc::clone(layout);
+            }
+            is_later
+        });
+    }
+}
+
+#[async_trait]
+impl Fence for TestFence {
+    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
+        self.gate.enter(epoch)
+    }
+
+    async fn learn(&self, _from: NodeId, _epoch: u64, _: Duration) -> Result<(), PeerError> {
+        let latest = Arc::clone(&self.world.layout.borrow());
+        self.adopt(&latest);
+        Ok(())
+    }
+
+    async fn refresh(&self, _from: NodeId, _: Duration) -> Result<(), PeerError> {
+        let latest = Arc::clone(&self.world.layout.borrow());
+        self.adopt(&latest);
+        Ok(())
+    }
+}
+
+pub struct Node {
+    pub id: NodeId,
+    pub store: Arc<Store>,
+    pub coordinator: Arc<Coordinator>,
+    pub fence: Arc<TestFence>,
+    pub hints: Arc<Hints>,
+}
+
+pub struct Cluster {
+    pub world: Arc<World>,
+    pub nodes: Vec<Node>,
+}
+
+pub fn failure(error: &Error) -> proto::Failure {
+    let outcome = match error.outcome() {
+        store::Outcome::NotApplied => proto::Outcome::NotApplied,
+        store::Outcome::Unknown => proto::Outcome::Unknown,
+    };
+    proto::Failure {
+        reason: error.reason().to_owned(),
+        message: error.to_string(),
+        outcome: outcome.into(),
+        ..proto::Failure::default()
+    }
+}
+
+pub fn id(index: usize) -> NodeId {
+    NodeId(index as u128 + 1)
+}
+
+fn owners(indexes: &[usize]) -> Owners {
+    let owner = |index: &usize| (id(*index), Owner { zone: "z".to_owned(), weight: 1 });
+    indexes.iter().map(owner).collect()
+}
+
+pub fn layout(epoch: u64, current: &[usize], next: Option<&[usize]>) -> Arc<Layout> {
+    Arc::new(Layout::new(Arc::new(Document {
+        cluster_id: NodeId(7),
+        epoch,
+        version: epoch,
+        partition_bits: 2,
+        owners: owners(current),
+        next_owners: next.map(owners),
+        ..Document::empty()
+    })))
+}
+
+impl Cluster {
+    /// `nodes` nodes, of which all own; epoch 1.
+    pub fn new(nodes: usize, seed: u64) -> Self {
+        let all: Vec<usize> = (0..nodes).collect();
+        Self::with_owners(nodes, &all, seed)
+    }
+
+    pub fn with_owners(nodes: usize, owners: &[usize], seed: u64) -> Self {
+        let world = Arc::new(World {
+            clock: ManualClock::new(T0_MS),
+            random: SeededRandom::new(seed),
+            mood: Mutex::default(),
+            cut: Mutex::default(),
+            down: Mutex::default(),
+            handlers: Mutex::default(),
+            layout: watch::Sender::new(layout(1, owners, None)),
+            sent: Mutex::default(),
+            calls: AtomicU64::new(0),
+        });
+        let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
+        Self { world, nodes }
+    }
+
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// Commits a document; who has not been told acts under the old one.
+    pub fn commit(&self, layout: Arc<Layout>, told: &[usize]) {
+        self.world.layout.send_replace(Arc::clone(&layout));
+        told.iter().for_each(|index| self.nodes[*index].fence.adopt(&layout));
+    }
+
+    pub async fn put(&self, at: usize, level: Level, mutation: Mutation) -> Result<Written> {
+        self.write(at, "default", level, mutation).await
+    }
+
+    pub async fn write(
+        &self,
+        at: usize,
+        tenant: &str,
+        level: Level,
+        mutation: Mutation,
+    ) -> Result<Written> {
+        let options = WriteOptions { level, deadline: Instant::now() + 2 * SECOND };
+        let written = self.nodes[at].coordinator.write(tenant, vec![mutation], options);
+        written.await.pop().expect("one outcome")
+    }
+
+    pub async fn get(&self, at: usize, level: Level, key: &str) -> Result<store::ReadRow> {
+        self.read(at, "default", level, key, None).await
+    }
+
+    pub async fn read(
+        &self,
+        at: usize,
+        tenant: &str,
+        level: Level,
+        key: &str,
+        min_context: Option<Vec<u8>>,
+    ) -> Result<store::ReadRow> {
+        let read = KeyRead { key: key.into(), min_context };
+        let coordinator = &self.nodes[at].coordinator;
+        if let Some(row) = coordinator.read_here(tenant, &read, level) {
+            return row;
+        }
+        let options = ReadOptions { level, deadline: Instant::now() + 2 * SECOND };
+        coordinator.read(tenant, vec![read], options).await.pop().expect("one row")
+    }
+
+    /// Asks a node directly.
+    pub async fn ask(&self, at: usize, epoch: u64, request: Request) -> Result<Reply, PeerError> {
+        let handler = self.world.handlers.lock().get(&id(at)).cloned();
+        handler.expect("started").handle(NodeId(99), epoch, request, SECOND).await
+    }
+
+    /// The digests of a key on all nodes.
+    pub fn digests(&self, tenant: &str, key: &str) -> Vec<u64> {
+        let digest = |node: &Node| {
+            let tenant = node.store.tenant(tenant).expect("there").id;
+            let raw = node.store.raw_row(tenant, key.as_bytes()).expect("readable");
+            node.store.digest(&raw).expect("a row")
+        };
+        self.nodes.iter().map(digest).collect()
+    }
+
+    /// What a node holds by itself.
+    pub fn local(&self, at: usize, key: &str) -> Vec<String> {
+        values(&self.nodes[at].store.read("default", key.as_bytes()).expect("readable"))
+    }
+}
+
+impl Node {
+    fn start(world: &Arc<World>, index: usize, seed: u64) -> Self {
+        let vfs = MemVfs::new();
+        let mut options = StoreOptions::default();
+        options.engine.compaction_threads = 0;
+        options.engine.partition_bits = 2;
+        options.engine.log_segment_bytes = 256 << 10;
+        options.engine.memtable_bytes = 256 << 10;
+        options.engine.row_cache_bytes = 64 << 10;
+        options.identity.cluster_id = Some(7);
+        let seed = seed.wrapping_mul(1000) + index as u64;
+        let environment = Environment::simulated(Arc::new(vfs), &world.clock, seed);
+        let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
+        let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
+        store.create_tenant(lww).expect("created");
+        let store = Arc::new(store);
+        let id = id(index);
+        let links = Arc::new(Links { node: id, world: Arc::clone(world) });
+        let first = Arc::clone(&world.layout.borrow());
+        let shown = watch::Sender::new(Arc::clone(&first));
+        let layout = shown.subscribe();
+        let gate = Gate::new(first.epoch());
+        let fence = Arc::new(TestFence { gate, shown, world: Arc::clone(world) });
+        let parts = HintParts {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            layout: layout.clone(),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+        };
+        let (hints, sender) =
+            Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+        let coordinator = Coordinator::new(CoordinatorOptions {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            layout: layout.clone(),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            liveness: links,
+            hints: Some(sender),
+            lingering_max: 1000,
+        });
+        let replica = Replica::new(
+            id,
+            Arc::clone(&store),
+            Arc::clone(&coordinator),
+            Arc::clone(&fence) as Arc<dyn Fence>,
+            layout,
+            failure,
+        );
+        world.handlers.lock().insert(id, Arc::new(replica));
+        Self { id, store, coordinator, fence, hints }
+    }
+}
+
+pub fn put(key: &str, value: &str) -> Mutation {
+    Mutation { key: key.into(), value: Some(value.into()), ..Mutation::default() }
+}
+
+pub fn over(key: &str, value: &str, context: &[u8]) -> Mutation {
+    Mutation { context: Some(context.to_vec()), ..put(key, value) }
+}
+
+pub fn once(key: &str, value: &str, token: &str) -> Mutation {
+    Mutation { idempotency_key: Some(token.into()), ..put(key, value) }
+}
+
+pub fn values(row: &store::ReadRow) -> Vec<String> {
+    let text = |one: &store::Sibling| String::from_utf8(one.value.clone()).expect("text");
+    let mut values: Vec<String> = row.siblings.iter().map(text).collect();
+    values.sort_unstable();
+    values
+}

@@ -1,0 +1,330 @@
+//! One rule, one story.
+
+use std::time::Duration;
+
+use super::super::*;
+use super::cluster::*;
+use crate::store::{Mutation, Outcome};
+
+const LWW: &str = "lww";
+
+fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
+    Mutation { key: key.into(), context, ..Mutation::default() }
+}
+
+async fn pass(seconds: u32) {
+    tokio::time::sleep(SECOND * seconds).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quorum_write_is_seen_by_a_quorum_read_through_every_node() {
+    let cluster = Cluster::new(3, 1);
+    let written = cluster.put(0, Level::Quorum, put("k", "v")).await.expect("three are up");
+    assert_eq!(written.siblings, 1);
+    for at in 0..3 {
+        let row = cluster.get(at, Level::Quorum, "k").await.expect("three are up");
+        assert_eq!(values(&row), ["v"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_nobody_wrote_is_an_answer_at_every_level() {
+    let cluster = Cluster::new(3, 2);
+    for level in [Level::One, Level::Quorum, Level::All] {
+        let row = cluster.get(1, level, "k").await.expect("an answer");
+        assert!(!row.found() && !row.context.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_three_down_changes_nothing_for_quorum() {
+    let cluster = Cluster::new(3, 3);
+    cluster.world.take_down(id(2));
+    cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two are up");
+    let row = cluster.get(1, Level::Quorum, "k").await.expect("two are up");
+    assert_eq!(values(&row), ["v"]);
+    let refused = cluster.put(0, Level::All, put("k", "w")).await.expect_err("not all are up");
+    assert_eq!(refused.reason(), "QUORUM_UNAVAILABLE");
+}
+
+/// I11: what was refused is nowhere, ever.
+#[tokio::test(start_paused = true)]
+async fn two_of_three_down_refuses_before_minting_and_one_serves() {
+    let cluster = Cluster::new(3, 4);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("all are up");
+    cluster.world.take_down(id(1));
+    cluster.world.take_down(id(2));
+    let refused = cluster.put(0, Level::Quorum, put("k", "w")).await.expect_err("one is up");
+    assert_eq!((refused.reason(), refused.outcome()), ("QUORUM_UNAVAILABLE", Outcome::NotApplied));
+    assert_eq!(cluster.local(0, "k"), ["v"], "nothing was minted");
+    let refused = cluster.get(0, Level::Quorum, "k").await.expect_err("one is up");
+    assert_eq!(refused.reason(), "QUORUM_UNAVAILABLE");
+    let row = cluster.get(0, Level::One, "k").await.expect("it is up itself");
+    cluster.put(0, Level::One, over("k", "x", &row.context)).await.expect("it is up itself");
+    assert_eq!(cluster.local(0, "k"), ["x"]);
+}
+
+/// The others are gone and nobody knows yet: the write is in the own log and may spread.
+#[tokio::test(start_paused = true)]
+async fn a_write_without_its_quorum_in_time_is_unknown_and_no_other() {
+    let cluster = Cluster::new(3, 5);
+    cluster.world.isolate(id(0), &cluster.ids());
+    let failed = cluster.put(0, Level::Quorum, put("k", "v")).await.expect_err("alone");
+    assert_eq!((failed.reason(), failed.outcome()), ("DEADLINE_EXCEEDED", Outcome::Unknown));
+    cluster.world.heal();
+    pass(20).await;
+    let digests = cluster.digests("default", "k");
+    assert!(digests[0] != 0 && digests.iter().all(|digest| *digest == digests[0]), "hinted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_at_quorum_repairs_who_answered_before_it_returns() {
+    let cluster = Cluster::new(3, 6);
+    cluster.world.isolate(id(2), &cluster.ids());
+    cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two hear each other");
+    cluster.world.heal();
+    assert!(cluster.local(2, "k").is_empty());
+    let row = cluster.get(2, Level::Quorum, "k").await.expect("healed");
+    assert_eq!(values(&row), ["v"]);
+    assert_eq!(cluster.local(2, "k"), ["v"], "before the answer, not later");
+    let stats = cluster.nodes[2].coordinator.stats();
+    assert_eq!((stats.mismatches, stats.repairs), (1, 1));
+    cluster.get(2, Level::Quorum, "k").await.expect("healed");
+    assert_eq!(cluster.nodes[2].coordinator.stats().mismatches, 1, "now they agree");
+}
+
+/// I8: x is on one node only and unacknowledged. Who has seen it at QUORUM sees it ever after.
+#[tokio::test(start_paused = true)]
+async fn quorum_reads_never_go_back() {
+    let cluster = Cluster::new(3, 7);
+    cluster.world.isolate(id(0), &cluster.ids());
+    cluster.put(0, Level::Quorum, put("k", "x")).await.expect_err("alone");
+    cluster.world.heal();
+    cluster.world.cut(id(0), id(2));
+    cluster.world.cut(id(2), id(0));
+    let row = cluster.get(0, Level::Quorum, "k").await.expect("two hear each other");
+    assert_eq!(values(&row), ["x"]);
+    cluster.world.take_down(id(0));
+    let row = cluster.get(2, Level::Quorum, "k").await.expect("two are up");
+    assert_eq!(values(&row), ["x"], "the first read left it on a second node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn digests_travel_where_replicas_agree_and_rows_only_where_not() {
+    let cluster = Cluster::new(3, 8);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("all are up");
+    cluster.get(0, Level::Quorum, "k").await.expect("all are up");
+    let asked = |kind| (1..3).map(|at| cluster.world.sent_to(id(at), kind)).sum::<u64>();
+    assert_eq!((asked("digest"), asked("read")), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_replica_is_hedged() {
+    let cluster = Cluster::new(3, 9);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("all are up");
+    // The answers of the one that is asked first get lost.
+    cluster.get(0, Level::Quorum, "k").await.expect("all are up");
+    let asked = |at: &usize| cluster.world.sent_to(id(*at), "digest") > 0;
+    let slow = (1..3).find(asked).expect("one was asked");
+    cluster.world.cut(id(slow), id(0));
+    let began = tokio::time::Instant::now();
+    cluster.get(0, Level::Quorum, "k").await.expect("the other one answers");
+    assert!(began.elapsed() < SECOND, "nobody waited for the deadline");
+    assert!(cluster.nodes[0].coordinator.stats().hedges > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_bring_the_one_that_was_down_to_equal_digests() {
+    let cluster = Cluster::new(3, 10);
+    cluster.world.take_down(id(2));
+    let keys: Vec<String> = (0..50).map(|n| format!("key-{n}")).collect();
+    for key in &keys {
+        cluster.put(0, Level::Quorum, put(key, "v")).await.expect("two are up");
+    }
+    pass(4).await;
+    assert_eq!(cluster.nodes[0].hints.stats().kept, 50);
+    cluster.world.bring_up(id(2));
+    pass(5).await;
+    assert_eq!(cluster.nodes[0].hints.stats().delivered, 0, "it has to be calm first");
+    pass(10).await;
+    let stats = cluster.nodes[0].hints.stats();
+    assert_eq!((stats.delivered, stats.bytes), (50, 0));
+    for key in &keys {
+        let digests = cluster.digests("default", key);
+        assert!(digests[2] != 0 && digests.iter().all(|digest| *digest == digests[0]));
+    }
+}
+
+/// D2: the target owns nothing any more; its rows go to those who do.
+#[tokio::test(start_paused = true)]
+async fn hints_for_a_node_that_owns_nothing_go_to_the_owners() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 11);
+    cluster.world.take_down(id(2));
+    cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two are up");
+    pass(4).await;
+    cluster.commit(layout(3, &[0, 1, 3], None), &[0, 1, 3]);
+    pass(15).await;
+    assert_eq!(cluster.local(3, "k"), ["v"]);
+    assert_eq!(cluster.nodes[0].hints.stats().bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_the_row_forwards_once_and_reads_by_itself() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 12);
+    let written = cluster.put(3, Level::Quorum, put("k", "v")).await.expect("forwarded");
+    let forwards: u64 = (0..4).map(|at| cluster.world.sent_to(id(at), "forward")).sum();
+    assert_eq!(forwards, 1);
+    assert!(cluster.local(3, "k").is_empty());
+    let row = cluster.get(3, Level::Quorum, "k").await.expect("three are up");
+    assert_eq!((values(&row), &row.context), (vec!["v".to_owned()], &written.context));
+    cluster.put(3, Level::Quorum, over("k", "w", &row.context)).await.expect("forwarded");
+    let row = cluster.get(3, Level::One, "k").await.expect("three are up");
+    assert_eq!(values(&row).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_write_keeps_the_reason_of_its_refusal() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 13);
+    let bad = Mutation { ttl_ms: Some(0), ..put("k", "v") };
+    let refused = cluster.put(3, Level::Quorum, bad).await.expect_err("no such lifetime");
+    assert_eq!((refused.reason(), refused.outcome()), ("INVALID_TTL", Outcome::NotApplied));
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_context_gives_read_your_writes_at_one() {
+    let cluster = Cluster::new(3, 14);
+    cluster.world.isolate(id(2), &cluster.ids());
+    let written = cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two");
+    let seen = Some(written.context);
+    let read = |at| cluster.read(at, "default", Level::One, "k", seen.clone());
+    let stale = read(2).await.expect_err("it hears nobody");
+    assert!(["STALE", "DEADLINE_EXCEEDED"].contains(&stale.reason()), "{stale}");
+    cluster.world.heal();
+    let plain = cluster.get(2, Level::One, "k").await.expect("its own word");
+    assert!(!plain.found());
+    assert_eq!(values(&read(2).await.expect("widened")), ["v"]);
+    assert!(cluster.nodes[2].coordinator.stats().widened > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_shows_is_stale_and_never_old_data() {
+    let cluster = Cluster::new(3, 15);
+    cluster.world.isolate(id(0), &cluster.ids());
+    let written = cluster.put(0, Level::One, put("k", "v")).await.expect("itself");
+    cluster.world.take_down(id(0));
+    let stale = cluster.read(1, "default", Level::Quorum, "k", Some(written.context)).await;
+    assert_eq!(stale.expect_err("only the one that is down has it").reason(), "STALE");
+}
+
+/// I10: the retry goes elsewhere, and is the same write.
+#[tokio::test(start_paused = true)]
+async fn a_retry_through_another_node_is_the_same_write() {
+    let cluster = Cluster::new(3, 16);
+    cluster.world.isolate(id(0), &cluster.ids());
+    cluster.put(0, Level::Quorum, once("k", "v", "t1")).await.expect_err("alone");
+    cluster.world.heal();
+    let first = cluster.put(1, Level::Quorum, once("k", "v", "t1")).await.expect("healed");
+    assert!(!first.duplicate, "it had not heard of it");
+    let again = cluster.put(2, Level::Quorum, once("k", "v", "t1")).await.expect("healed");
+    assert!(again.duplicate);
+    pass(20).await;
+    let row = cluster.get(0, Level::All, "k").await.expect("healed");
+    assert_eq!(values(&row), ["v"]);
+    let other = cluster.put(1, Level::Quorum, once("k", "w", "t1")).await;
+    assert_eq!(other.expect_err("another value").reason(), "IDEMPOTENCY_CONFLICT");
+}
+
+/// Last-write-wins rows name no dots by tokens: a retry that did not ask would be a later write,
+/// and bring back what was replaced.
+#[tokio::test(start_paused = true)]
+async fn a_retry_of_a_replaced_last_write_wins_write_changes_nothing() {
+    let cluster = Cluster::new(3, 17);
+    cluster.world.isolate(id(2), &cluster.ids());
+    let write = |at, mutation| cluster.write(at, LWW, Level::Quorum, mutation);
+    write(0, once("k", "old", "t1")).await.expect("two");
+    cluster.world.clock.advance_ms(5);
+    write(1, put("k", "new")).await.expect("two");
+    cluster.world.heal();
+    cluster.world.clock.advance_ms(5);
+    let again = write(2, once("k", "old", "t1")).await.expect("healed");
+    assert!(again.duplicate);
+    let row = cluster.read(0, LWW, Level::All, "k", None).await.expect("healed");
+    assert_eq!(values(&row), ["new"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_later_last_write_wins_on_every_node() {
+    let cluster = Cluster::new(3, 18);
+    for (at, value) in [(0, "a"), (1, "b"), (2, "c")] {
+        cluster.world.clock.advance_ms(5);
+        cluster.write(at, LWW, Level::Quorum, put("k", value)).await.expect("three are up");
+    }
+    let row = cluster.read(1, LWW, Level::All, "k", None).await.expect("three are up");
+    assert_eq!(values(&row), ["c"]);
+    let digests = cluster.digests(LWW, "k");
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_covers_what_its_context_has_seen_everywhere() {
+    let cluster = Cluster::new(3, 19);
+    cluster.put(0, Level::Quorum, put("k", "a")).await.expect("three are up");
+    let row = cluster.get(1, Level::Quorum, "k").await.expect("three are up");
+    cluster.put(1, Level::Quorum, put("k", "b")).await.expect("three are up");
+    cluster.put(2, Level::Quorum, delete("k", Some(row.context))).await.expect("three are up");
+    let row = cluster.get(0, Level::All, "k").await.expect("three are up");
+    assert_eq!(values(&row), ["b"]);
+    assert!(row.deleted_concurrently);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_has_an_outcome_for_each_item_in_its_order() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 20);
+    let mut batch: Vec<Mutation> = (0..40).map(|n| put(&format!("key-{n}"), "v")).collect();
+    batch[7].ttl_ms = Some(0);
+    for at in [0, 3] {
+        let deadline = tokio::time::Instant::now() + SECOND;
+        let options = WriteOptions { level: Level::Quorum, deadline };
+        let outcomes = cluster.nodes[at].coordinator.write("default", batch.clone(), options).await;
+        assert_eq!(outcomes.len(), 40);
+        for (place, outcome) in outcomes.iter().enumerate() {
+            assert_eq!(outcome.is_ok(), place != 7, "{outcome:?}");
+        }
+    }
+    let reads = (0..40).map(|n| KeyRead { key: format!("key-{n}").into(), min_context: None });
+    let deadline = tokio::time::Instant::now() + SECOND;
+    let options = ReadOptions { level: Level::Quorum, deadline };
+    let rows = cluster.nodes[3].coordinator.read("default", reads.collect(), options).await;
+    let found = rows.iter().filter(|row| row.as_ref().is_ok_and(|row| row.found())).count();
+    assert_eq!(found, 39);
+}
+
+/// Many writes at once are few messages.
+#[tokio::test(start_paused = true)]
+async fn concurrent_writes_to_a_peer_share_messages() {
+    let cluster = Cluster::new(3, 21);
+    cluster.world.mood.lock().delay_ms = 5;
+    let deadline = tokio::time::Instant::now() + SECOND;
+    let options = WriteOptions { level: Level::Quorum, deadline };
+    let mut writes = tokio::task::JoinSet::new();
+    for n in 0..500 {
+        let coordinator = std::sync::Arc::clone(&cluster.nodes[0].coordinator);
+        let batch = vec![put(&format!("key-{n}"), "v")];
+        writes.spawn(async move { coordinator.write("default", batch, options).await });
+    }
+    while let Some(written) = writes.join_next().await {
+        written.expect("no panic").pop().expect("one").expect("three are up");
+    }
+    assert!(cluster.world.sent_to(id(1), "write") < 50);
+}
+
+/// A node that is the whole cluster asks nobody.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_of_one_goes_straight_to_its_store() {
+    let cluster = Cluster::new(1, 22);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("itself");
+    let read = KeyRead { key: b"k".to_vec(), min_context: None };
+    let row = cluster.nodes[0].coordinator.read_here("default", &read, Level::All);
+    assert_eq!(values(&row.expect("here").expect("readable")), ["v"]);
+    assert_eq!(tokio::time::Instant::now().elapsed(), Duration::ZERO);
+}

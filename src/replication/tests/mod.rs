@@ -1,0 +1,6 @@
+//! Clusters in one process, on a paused clock.
+
+mod cluster;
+mod directed;
+mod epochs;
+mod histories;

@@ -1,0 +1,418 @@
+//! The cluster as the services see it, and the answers to questions about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::status::Problem;
+use crate::causality::{Dot, Payload, codec};
+use crate::cluster::NodeId;
+use crate::cluster::consensus::{Consensus, ProposeError};
+use crate::cluster::layout::{Answer, Command, Layout, LayoutCatalog, MemberState};
+use crate::cluster::peer::{Class, Peers, Reply, Request};
+use crate::cluster::view::{Facts, View};
+use crate::proto;
+use crate::replication::anti_entropy::AntiEntropy;
+use crate::replication::coordinator::Coordinator;
+use crate::replication::hints::Hints;
+use crate::store::{self, Outcome, RawRow, Store, Tenant};
+
+/// How long a replica may take to say what it holds.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Replicas of a partition where no tenant says how many.
+const REPLICAS: u8 = 3;
+
+/// The parts of a node that make it a member.
+pub struct Cluster {
+    /// This node.
+    pub node: NodeId,
+    /// Its rows.
+    pub store: Arc<Store>,
+    /// Reads and writes.
+    pub coordinator: Arc<Coordinator>,
+    /// Changes of the layout.
+    pub consensus: Arc<Consensus>,
+    /// The layout this node acts under.
+    pub layout: watch::Receiver<Arc<Layout>>,
+    /// The tenants of that layout.
+    pub catalog: Arc<LayoutCatalog>,
+    /// What is heard of the others.
+    pub view: Arc<dyn View>,
+    /// The others.
+    pub peers: Arc<dyn Peers>,
+    /// What others missed.
+    pub hints: Arc<Hints>,
+    /// Comparison of replicas.
+    pub anti_entropy: Arc<AntiEntropy>,
+}
+
+impl Cluster {
+    fn layout(&self) -> Arc<Layout> {
+        Arc::clone(&self.layout.borrow())
+    }
+
+    /// Changes the layout.
+    ///
+    /// # Errors
+    /// It was not answered: it did not happen, or its outcome is unknown.
+    pub async fn propose(&self, command: Command, deadline: Instant) -> Result<Answer, Problem> {
+        let answer = self.consensus.propose(command, deadline).await.map_err(|error| {
+            let code = match error {
+                ProposeError::TooLarge { .. } => Code::InvalidArgument,
+                _ => Code::Unavailable,
+            };
+            let reason = match &error {
+                ProposeError::NoLeader => "NO_LEADER",
+                ProposeError::TooLarge { .. } => "COMMAND_TOO_LARGE",
+                ProposeError::Stopped { .. } => "STOPPING",
+                ProposeError::Unknown { .. } => "LAYOUT_UNKNOWN",
+            };
+            Problem::new(code, reason, error.to_string()).of_write(error.outcome())
+        })?;
+        Ok(answer)
+    }
+
+    /// Waits until this node knows the tenant as it was answered.
+    pub async fn wait_for_tenant(&self, tenant: &Tenant, deadline: Instant) {
+        let mut layout = self.layout.clone();
+        let known = layout.wait_for(|layout| {
+            layout.document().tenants.get(&tenant.id).is_some_and(|one| one == tenant)
+        });
+        // It is committed; a node that lags behind learns it soon.
+        if let Ok(Ok(layout)) = tokio::time::timeout_at(deadline, known).await {
+            self.catalog.adopt(layout.document());
+        }
+    }
+
+    /// Refuses what passes the rules of a layout by, where there are others that keep them.
+    ///
+    /// # Errors
+    /// The node is not the only owner.
+    pub fn check_alone(&self) -> Result<(), Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let owns_all = document.owners.len() == 1 && document.owners.contains_key(&self.node);
+        if owns_all && !document.is_joint() {
+            return Ok(());
+        }
+        let message = "rows of a cluster travel on the peer stream, under its layout";
+        Err(Problem::new(Code::FailedPrecondition, "NOT_ALONE", message)
+            .of_write(Outcome::NotApplied))
+    }
+
+    /// Whether this node holds every partition of a tenant; the epoch in which it does.
+    ///
+    /// # Errors
+    /// It does not; the tenant is not known.
+    pub fn check_whole(&self, tenant: &str) -> Result<u64, Problem> {
+        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
+        let layout = self.layout();
+        let document = layout.document();
+        let holds_all = || {
+            let sets = |partition| layout.sets(partition, tenant.replication_factor);
+            (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
+        };
+        let few = document.owners.len() <= usize::from(tenant.replication_factor);
+        if (few && document.owners.contains_key(&self.node)) || holds_all() {
+            return Ok(layout.epoch());
+        }
+        let message = "this node does not hold all partitions of the tenant";
+        Err(Problem::new(Code::FailedPrecondition, "SCAN_INCOMPLETE", message))
+    }
+
+    /// The cluster as this node knows it.
+    pub fn status(&self) -> proto::ClusterStatusResponse {
+        let layout = self.layout();
+        let document = layout.document();
+        let heard = self.view.nodes();
+        let group = self.consensus.status();
+        let mut partitions = std::collections::BTreeMap::<NodeId, u32>::new();
+        for partition in 0..layout.partitions() {
+            for node in layout.sets(partition, REPLICAS).current {
+                *partitions.entry(node).or_default() += 1;
+            }
+        }
+        let mut nodes: Vec<proto::NodeEntry> = document
+            .members
+            .iter()
+            .map(|(id, member)| {
+                let facts = heard.get(id).cloned().unwrap_or_default();
+                let mut entry = entry_of(*id, facts);
+                entry.name.clone_from(&member.name);
+                entry.zone.clone_from(&member.zone);
+                entry.state = state_name(member.state).to_owned();
+                entry.partitions = partitions.get(id).copied().unwrap_or(0);
+                entry.voter = group.voters.contains(id);
+                if entry.address.is_empty() {
+                    entry.address.clone_from(&member.address);
+                }
+                if *id == self.node {
+                    let stats = self.store.stats();
+                    entry.load_bytes = stats.engine.levels.iter().map(|level| level.bytes).sum();
+                    entry.hints_pending = self.hints.stats().pending;
+                    entry.up = true;
+                }
+                entry
+            })
+            .collect();
+        let others = heard.iter().filter(|(id, _)| !document.members.contains_key(id));
+        nodes.extend(others.map(|(id, facts)| {
+            let state = "candidate".to_owned();
+            proto::NodeEntry { state, ..entry_of(*id, facts.clone()) }
+        }));
+        nodes.sort_by(|one, other| (&one.name, &one.node_id).cmp(&(&other.name, &other.node_id)));
+        let agrees = |id: &NodeId| {
+            let facts = heard.get(id);
+            let agrees = |facts: &Facts| !facts.is_up || facts.epoch == layout.epoch();
+            *id == self.node || facts.is_none_or(agrees)
+        };
+        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
+        let mut members = document.members.iter().filter(|(_, member)| !gone(member.state));
+        let agreed = layout.epoch() > 0 && members.all(|(id, _)| agrees(id));
+        let cluster_id = match document.epoch {
+            0 => String::new(),
+            _ => document.cluster_id.to_string(),
+        };
+        proto::ClusterStatusResponse {
+            cluster_id,
+            nodes,
+            layout: Some(proto::LayoutState {
+                version: layout.epoch(),
+                agreed,
+                transition: transition_of(&layout),
+                leader: group.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Which nodes hold which partitions.
+    ///
+    /// # Errors
+    /// The tenant is not known, or the key cannot be one.
+    pub fn ring(&self, request: &proto::RingRequest) -> Result<proto::RingResponse, Problem> {
+        let layout = self.layout();
+        let tenant = match request.tenant.as_str() {
+            "" => None,
+            name => Some(self.store.tenant(name).map_err(|error| Problem::of_read(&error))?),
+        };
+        let replicas = tenant.as_ref().map_or(REPLICAS, |tenant| tenant.replication_factor);
+        let all = match (&request.key, &tenant) {
+            (None, _) => 0..layout.partitions(),
+            (Some(key), Some(tenant)) => {
+                let partition = layout.partition_of(tenant.token(key));
+                partition..partition + 1
+            }
+            (Some(_), None) => return Err(Problem::invalid("tenant", "a key needs its tenant")),
+        };
+        let bits = layout.document().partition_bits;
+        let names = |nodes: Vec<NodeId>| nodes.iter().map(NodeId::to_string).collect();
+        let partitions = all.map(|partition| {
+            let sets = layout.sets(partition, replicas);
+            proto::PartitionEntry {
+                partition,
+                token_start: u64::from(partition).checked_shl(u64::BITS - bits).unwrap_or(0),
+                replicas: names(sets.current),
+                next_replicas: names(sets.next.unwrap_or_default()),
+            }
+        });
+        Ok(proto::RingResponse { partitions: partitions.collect() })
+    }
+
+    /// What each replica of a key holds.
+    ///
+    /// # Errors
+    /// The tenant is not known.
+    pub async fn explain(
+        &self,
+        request: &proto::ExplainKeyRequest,
+    ) -> Result<proto::ExplainKeyResponse, Problem> {
+        let tenant = self.store.tenant(&request.tenant);
+        let tenant = tenant.map_err(|error| Problem::of_read(&error))?;
+        let layout = self.layout();
+        let token = tenant.token(&request.key);
+        let partition = layout.partition_of(token);
+        let members = layout.sets(partition, tenant.replication_factor).members();
+        let mut replicas = Vec::with_capacity(members.len());
+        for node in members {
+            let raw = self.raw_row_of(&layout, node, &tenant, &request.key).await;
+            let name = layout.document().members.get(&node).map(|member| member.name.clone());
+            replicas.push(self.replica_entry(node, name.unwrap_or_default(), raw));
+        }
+        let verdict = verdict_of(&replicas);
+        Ok(proto::ExplainKeyResponse { token, partition, replicas, verdict })
+    }
+
+    async fn raw_row_of(
+        &self,
+        layout: &Layout,
+        node: NodeId,
+        tenant: &Tenant,
+        key: &Bytes,
+    ) -> Result<RawRow, String> {
+        if node == self.node {
+            return self.store.raw_row(tenant.id, key).map_err(|error| error.to_string());
+        }
+        let keys = vec![proto::RowKey { tenant_id: tenant.id.0, key: key.clone() }];
+        let body = Request::ReadRows(proto::ReadRows { keys, digest_only: false });
+        let epoch = layout.epoch();
+        let call = self.peers.call(node, Class::Foreground, epoch, body, EXPLAIN_TIMEOUT);
+        match call.await {
+            Ok(Reply::ReadRows(reply)) => match reply.answers.into_iter().next() {
+                Some(proto::RowAnswer { failure: Some(failure), .. }) => Err(failure.message),
+                Some(answer) => {
+                    Ok(RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor })
+                }
+                None => Err("it answered nothing".to_owned()),
+            },
+            Ok(_) => Err("it answered something else".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn replica_entry(
+        &self,
+        node: NodeId,
+        name: String,
+        raw: Result<RawRow, String>,
+    ) -> proto::ReplicaEntry {
+        let mut entry =
+            proto::ReplicaEntry { node: name, node_id: node.to_string(), ..Default::default() };
+        match raw.and_then(|raw| self.describe(&raw, &mut entry).map_err(|e| e.to_string())) {
+            Ok(()) => {}
+            Err(error) => entry.error = error,
+        }
+        entry
+    }
+
+    fn describe(&self, raw: &RawRow, entry: &mut proto::ReplicaEntry) -> store::Result<()> {
+        entry.floor = raw.floor;
+        let digest = self.store.digest(raw)?;
+        if digest != 0 {
+            entry.digest = format!("{digest:016x}");
+        }
+        let Some(bytes) = &raw.row else { return Ok(()) };
+        let row = codec::decode(bytes).map_err(|error| store::Error::InvalidArgument {
+            what: "row",
+            why: error.to_string(),
+        })?;
+        for (dot, version) in row.live() {
+            let dot = match dot {
+                Dot::Plain { actor, time } => format!("{actor}@{time:016x}"),
+                Dot::Token(token) => format!("token {token:?}"),
+            };
+            let what = match version.payload() {
+                Payload::Value { value, .. } => {
+                    entry.siblings += 1;
+                    format!("value of {} bytes", value.len())
+                }
+                Payload::Tombstone => "tombstone".to_owned(),
+                Payload::Stripped => "expired value".to_owned(),
+            };
+            entry.dots.push(format!("{dot} {what}"));
+        }
+        let clocks = row.clock_entries().iter();
+        entry.clock = clocks.map(|(actor, time)| format!("{actor}@{time:016x}")).collect();
+        Ok(())
+    }
+
+    /// The hints this node keeps.
+    pub fn hints(&self) -> proto::ListHintsResponse {
+        let hints = self.hints.by_target().into_iter();
+        let hints = hints.map(|(node, (pending, bytes))| {
+            let node_id = node.to_string();
+            proto::HintEntry { node_id, pending, bytes }
+        });
+        proto::ListHintsResponse { hints: hints.collect() }
+    }
+
+    /// Compares partitions now.
+    ///
+    /// # Errors
+    /// A replica could not be compared with.
+    pub async fn repair(
+        &self,
+        request: &proto::RepairPartitionsRequest,
+    ) -> Result<proto::RepairPartitionsResponse, Problem> {
+        let partitions = self.layout().partitions();
+        if request.partition.is_some_and(|partition| partition >= partitions) {
+            return Err(Problem::invalid("partition", format!("there are {partitions}")));
+        }
+        let summary = self.anti_entropy.repair(request.partition).await.map_err(|error| {
+            Problem::new(Code::Unavailable, "REPAIR_INCOMPLETE", error.to_string())
+        })?;
+        let (partitions, rows) = (summary.partitions, summary.rows);
+        Ok(proto::RepairPartitionsResponse { partitions, rows })
+    }
+}
+
+fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
+    proto::NodeEntry {
+        name: facts.name,
+        node_id: id.to_string(),
+        up: facts.is_up,
+        zone: facts.zone,
+        address: facts.addresses.peer,
+        client_address: facts.addresses.client,
+        load_bytes: facts.load_bytes,
+        hints_pending: facts.hints,
+        generation: facts.generation,
+        epoch: facts.epoch,
+        disk_used: facts.disk,
+        run_state: facts.run_state.name().to_owned(),
+        ..Default::default()
+    }
+}
+
+fn state_name(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Joining => "joining",
+        MemberState::Normal => "normal",
+        MemberState::Leaving => "leaving",
+        MemberState::Left => "left",
+        MemberState::Removing => "removing",
+        MemberState::Removed => "removed",
+    }
+}
+
+fn transition_of(layout: &Layout) -> String {
+    let document = layout.document();
+    if !document.is_joint() {
+        return String::new();
+    }
+    let waits: Vec<String> = document
+        .members
+        .keys()
+        .filter(|node| layout.must_sync(**node) && !document.synced.contains(node))
+        .map(|node| document.members[node].name.clone())
+        .collect();
+    match waits.as_slice() {
+        [] => "ending".to_owned(),
+        names => format!("waits for {} to merge its partitions", names.join(", ")),
+    }
+}
+
+fn verdict_of(replicas: &[proto::ReplicaEntry]) -> String {
+    let (answered, silent): (Vec<_>, Vec<_>) =
+        replicas.iter().partition(|replica| replica.error.is_empty());
+    let all = replicas.len();
+    let digests: std::collections::BTreeSet<&str> =
+        answered.iter().map(|replica| replica.digest.as_str()).collect();
+    let what = match (digests.len(), digests.first()) {
+        (0, _) => "no replica answers".to_owned(),
+        (1, Some(&"")) => format!("no row on any of {} replicas that answer", answered.len()),
+        (1, _) => format!("{} of {all} replicas hold the same row", answered.len()),
+        _ => format!(
+            "{} replicas hold {} different rows: a QUORUM read or the next comparison joins them",
+            answered.len(),
+            digests.len()
+        ),
+    };
+    match silent.len() {
+        0 => what,
+        down => format!("{what}; {down} of {all} do not answer"),
+    }
+}

@@ -1,0 +1,109 @@
+//! Batches that lie in the log and the memtable and are not durable yet.
+//!
+//! A coordinator sends the rows on while the disk is still busy: what has left the node is in its
+//! log, or the node takes a new actor at its next start. The rows are whole rows as of the write:
+//! a receiver that joins one has truthfully seen all that its clock entries cover.
+//!
+//! 1. A row is there exactly for the mutations that have an `Ok`; a duplicate's too, for the first
+//!    attempt may not have reached the others.
+//! 2. [`Store::submit`] is the same way without the copies.
+
+use super::Store;
+use super::error::Result;
+use super::tenant::{Tenant, TenantId};
+use super::write::{Mutation, Written};
+use crate::engine::{self, OnStall, Position};
+
+/// A batch that can be read already and is not acknowledged yet.
+#[derive(Debug)]
+pub struct Prepared {
+    /// One for each mutation. An `Ok` counts only when the batch is durable.
+    pub results: Vec<Result<Written>>,
+    /// What other replicas are to join.
+    pub rows: Vec<ShippedRow>,
+    /// What [`Store::on_durable`] waits for.
+    pub position: Position,
+}
+
+/// A whole row for other replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShippedRow {
+    /// The mutation's place in its batch.
+    pub index: usize,
+    /// The row's tenant.
+    pub tenant: TenantId,
+    /// The row's key.
+    pub key: Vec<u8>,
+    /// The encoded row.
+    pub row: Vec<u8>,
+}
+
+/// Collects the rows of a batch, or drops them where nobody wants them.
+pub(super) struct Shipped {
+    rows: Option<Vec<(usize, Vec<u8>)>>,
+}
+
+impl Shipped {
+    pub fn nothing() -> Self {
+        Self { rows: None }
+    }
+
+    pub fn all() -> Self {
+        Self { rows: Some(Vec::new()) }
+    }
+
+    pub fn take(&mut self, index: usize, row: Vec<u8>) {
+        if let Some(rows) = &mut self.rows {
+            rows.push((index, row));
+        }
+    }
+
+    pub fn copy(&mut self, index: usize, row: &[u8]) {
+        if self.rows.is_some() {
+            self.take(index, row.to_vec());
+        }
+    }
+
+    /// The rows of the mutations that succeeded. One that was made twice, because a fence came
+    /// between, counts as it was made last.
+    pub fn of(
+        self,
+        tenant: &Tenant,
+        batch: &[Mutation],
+        results: &[Result<Written>],
+    ) -> Vec<ShippedRow> {
+        let Some(mut rows) = self.rows else { return Vec::new() };
+        rows.reverse();
+        rows.sort_by_key(|(index, _)| *index);
+        rows.dedup_by_key(|(index, _)| *index);
+        rows.into_iter()
+            .filter(|(index, _)| results[*index].is_ok())
+            .map(|(index, row)| {
+                let key = batch[index].key.clone();
+                ShippedRow { index, tenant: tenant.id, key, row }
+            })
+            .collect()
+    }
+}
+
+impl Store {
+    /// Puts a batch into the log and the memtable, as [`Store::submit`] does, and returns before
+    /// it is durable, with the rows to send to other replicas. Like it, it refuses where a write
+    /// would have to wait for a flush or a compaction.
+    pub fn prepare(&self, tenant: &str, batch: &[Mutation]) -> Prepared {
+        self.apply(tenant, batch, OnStall::Refuse, Shipped::all())
+    }
+
+    /// Calls `done` once, when everything up to `position` is durable or the log has failed: on a
+    /// thread of the engine, or on this one.
+    pub fn on_durable(
+        &self,
+        position: Position,
+        done: impl FnOnce(engine::Result<()>) + Send + 'static,
+    ) {
+        if position == Position::ZERO {
+            return done(Ok(()));
+        }
+        self.engine.on_durable(position, Box::new(done));
+    }
+}

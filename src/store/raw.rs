@@ -1,0 +1,179 @@
+//! Rows as replicas and coordinators handle them: bytes, digests, joins under floors.
+//!
+//! 1. A raw row is the whole state; it never comes from the early stop of a last-write-wins read.
+//! 2. A raw row carries the floor its replica vouches for. A damaged partition vouches for nothing
+//!    and gives no raw rows.
+//! 3. Equal digests under equal floors mean equal versions: what compaction may lawfully have taken
+//!    from one of two copies does not count.
+//! 4. The join of two raw rows vouches for the higher of their floors: what is at or below it and
+//!    not live in the join was dead in one of them.
+
+use std::sync::atomic::Ordering;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Store;
+use super::error::{Error, Result};
+use super::row::{ReadRow, View, unreadable};
+use super::tenant::{Tenant, TenantId};
+use crate::causality::codec::{self, HAS_TOKENS};
+use crate::causality::floor::canonical;
+use crate::causality::{Context, Dot, Mode, Row, join_with_floors};
+use crate::engine::version::partition_of;
+
+/// A replica's whole word on one row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawRow {
+    /// The encoded row; `None`: the replica holds nothing under the key.
+    pub row: Option<Vec<u8>>,
+    /// What is at or below it and not live in the row is dead.
+    pub floor: u64,
+}
+
+impl Store {
+    /// The tenant of this number.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenantId`].
+    pub fn tenant_by_id(&self, id: TenantId) -> Result<std::sync::Arc<Tenant>> {
+        self.catalog.by_id(id)
+    }
+
+    /// Refuses where this replica has lost data of the key's partition: its word means nothing.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn check_undamaged(&self, tenant: &Tenant, key: &[u8]) -> Result<()> {
+        self.floor_of(&tenant.engine_key(key)).map(|_| ())
+    }
+
+    /// The floor of a key's partition.
+    fn floor_of(&self, engine_key: &[u8]) -> Result<u64> {
+        let partition = partition_of(engine_key, self.engine.options().partition_bits) as u32;
+        let point = self.engine.safe_point(partition)?;
+        if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
+    }
+
+    /// The whole row under a key, with the floor of its partition.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenantId`]; [`Error::Damaged`], or a source that cannot be read: this
+    /// replica has no word on the row then.
+    pub fn raw_row(&self, tenant: TenantId, key: &[u8]) -> Result<RawRow> {
+        let tenant = self.catalog.by_id(tenant)?;
+        self.limits.check_key(key)?;
+        let engine_key = tenant.engine_key(key);
+        // The floor first: one that is installed meanwhile says less about the row, never more.
+        let floor = self.floor_of(&engine_key)?;
+        let row = self.watch(self.engine.get(&engine_key).map_err(Into::into))?;
+        Ok(RawRow { row, floor })
+    }
+
+    /// The digest of a row under the floor of its partition; 0 for no row.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn digest(&self, raw: &RawRow) -> Result<u64> {
+        let Some(bytes) = &raw.row else { return Ok(0) };
+        if raw.floor == 0 && codec::flags(bytes).map_err(unreadable)? & HAS_TOKENS == 0 {
+            return Ok(xxh3_64(bytes).max(1));
+        }
+        let row = codec::decode(bytes).map_err(unreadable)?;
+        let window_ms = self.limits.token_window_ms;
+        let Some(canonical) = canonical(&row, raw.floor, window_ms) else { return Ok(0) };
+        let mut out = Vec::with_capacity(bytes.len());
+        codec::encode(&canonical, &mut out);
+        Ok(xxh3_64(&out).max(1))
+    }
+
+    /// The join of what two replicas hold. Versions below both floors that only one of them has
+    /// are kept and counted.
+    ///
+    /// # Errors
+    /// The bytes are no rows, or of different modes.
+    pub fn join_raw(&self, a: RawRow, b: RawRow) -> Result<RawRow> {
+        let floor = a.floor.max(b.floor);
+        if a.row == b.row {
+            return Ok(RawRow { row: a.row, floor });
+        }
+        let (x, y) = (decoded(&a)?, decoded(&b)?);
+        let Some(mode) = x.as_ref().or(y.as_ref()).map(Row::mode) else {
+            return Ok(RawRow { row: None, floor });
+        };
+        let (x, y) = (x.unwrap_or(Row::empty(mode)), y.unwrap_or(Row::empty(mode)));
+        let mut alarms = Vec::new();
+        let joined = join_with_floors(&x, a.floor, &y, b.floor, &mut alarms)
+            .map_err(|mismatch| unreadable(mismatch.into()))?;
+        self.counters.below_safe_point.fetch_add(alarms.len() as u64, Ordering::Relaxed);
+        let mut out = Vec::new();
+        codec::encode(&joined, &mut out);
+        Ok(RawRow { row: (!joined.is_empty()).then_some(out), floor })
+    }
+
+    /// What a client reads in a row of `tenant`.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn show(&self, tenant: &Tenant, key: &[u8], row: Option<&[u8]>) -> Result<ReadRow> {
+        let context_key = self.context_key(&tenant.engine_key(key));
+        View { context_key, now_ms: self.now_ms(), keys_only: false }.show(row)
+    }
+
+    /// Whether a row shows all that the client's context has seen, or what replaced it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidContext`]; the bytes are no row.
+    pub fn covers(
+        &self,
+        tenant: &Tenant,
+        key: &[u8],
+        raw: &RawRow,
+        context: &[u8],
+    ) -> Result<bool> {
+        let context = self.context_from(context, &tenant.engine_key(key), self.now_ms())?;
+        let row = decoded(raw)?;
+        Ok(covers(row.as_ref(), raw.floor, &context))
+    }
+
+    /// Whether a client may ask for what this context has seen.
+    ///
+    /// # Errors
+    /// [`Error::InvalidContext`].
+    pub fn check_context(&self, tenant: &Tenant, key: &[u8], context: &[u8]) -> Result<()> {
+        self.context_from(context, &tenant.engine_key(key), self.now_ms()).map(|_| ())
+    }
+
+    /// Whether the row knows of the write that this idempotency key names.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn knows_token(
+        &self,
+        tenant: &Tenant,
+        key: &[u8],
+        raw: &RawRow,
+        idempotency_key: &[u8],
+    ) -> Result<bool> {
+        let Some(row) = &raw.row else { return Ok(false) };
+        let token = super::idempotency::token_of(&tenant.engine_key(key), idempotency_key);
+        Ok(codec::decode(row).map_err(unreadable)?.token_time(token).is_some())
+    }
+}
+
+fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
+    raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
+}
+
+/// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
+/// have been forgotten, and is dead where it is not live.
+fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
+    let seen = |dot: &Dot, time: u64| time <= floor || row.is_some_and(|row| row.has_seen(dot));
+    let clocks = context.clock_entries().iter();
+    let mut clocks = clocks.map(|&(actor, time)| (Dot::Plain { actor, time }, time));
+    let tokens = context.tokens().iter();
+    // A last-write-wins row names no tokens in its contexts.
+    let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
+    let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
+    clocks.all(|(dot, time)| seen(&dot, time))
+        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time)))
+}

@@ -1,0 +1,96 @@
+//! Three nodes and more, each a process of its own, and what is done to them.
+//!
+//! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
+//! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
+//! before anything is written and ONE goes on; a fourth node joins while writes go on.
+
+#[path = "../node/mod.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod node;
+
+mod nodes;
+
+use std::time::Duration;
+
+use nodes::{Nodes, values};
+
+/// Every replica of every key holds the same row.
+const CONVERGED_WITHIN: Duration = Duration::from_secs(60);
+
+#[test]
+fn any_one_of_three_nodes_may_be_killed_and_comes_back_equal() {
+    let mut nodes = Nodes::start(3);
+    let mut written = Vec::new();
+    for victim in 0..3 {
+        let others: Vec<usize> = (0..3).filter(|n| *n != victim).collect();
+        written.extend(nodes.write_keys(&format!("before-{victim}"), 20, others[0]));
+        nodes.kill(victim);
+        for other in &others {
+            written.extend(nodes.write_keys(&format!("without-{victim}-{other}"), 20, *other));
+            let key = &written[0];
+            assert_eq!(
+                values(&nodes.json(*other, &["get", key, "--output", "json"])),
+                [key.as_str()]
+            );
+        }
+        nodes.restart(victim);
+        nodes.wait_until_equal(&written, victim, CONVERGED_WITHIN);
+    }
+    for (at, key) in written.iter().enumerate() {
+        assert_eq!(values(&nodes.json(at % 3, &["get", key, "--output", "json"])), [key.as_str()]);
+    }
+}
+
+#[test]
+fn a_paused_node_holds_nobody_up_and_catches_up() {
+    let nodes = Nodes::start(3);
+    let mut written = nodes.write_keys("before", 10, 0);
+    nodes.pause(2);
+    written.extend(nodes.write_keys("paused", 30, 0));
+    written.extend(nodes.write_keys("paused-too", 30, 1));
+    nodes.resume(2);
+    nodes.wait_until_equal(&written, 0, CONVERGED_WITHIN);
+}
+
+/// Nothing is minted where too few replicas can be reached; what ONE took spreads later.
+#[test]
+fn with_two_of_three_gone_quorum_refuses_and_one_goes_on() {
+    let mut nodes = Nodes::start(3);
+    nodes.write_keys("before", 5, 0);
+    nodes.kill(1);
+    nodes.kill(2);
+    nodes.wait_until_down(0, 2);
+    let refused = nodes.run(0, &["put", "refused", "v"]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert!(refused.stderr.contains("QUORUM_UNAVAILABLE"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("not applied"), "{}", refused.stderr);
+    assert_eq!(nodes.run(0, &["get", "before-0"]).code, 5);
+    nodes.ok(0, &["put", "one", "one", "--consistency", "one"]);
+    assert_eq!(nodes.ok(0, &["get", "one", "--consistency", "one"]), "one");
+    assert_eq!(nodes.ok(0, &["get", "before-0", "--consistency", "one"]), "before-0");
+    nodes.restart(1);
+    nodes.restart(2);
+    nodes.wait_until_equal(&["one".to_owned()], 1, CONVERGED_WITHIN);
+    assert_eq!(nodes.run(1, &["get", "refused"]).code, 3, "a refused write is nowhere");
+    assert_eq!(nodes.ok(2, &["get", "one"]), "one");
+}
+
+#[test]
+fn a_fourth_node_joins_and_owns_its_share() {
+    let mut nodes = Nodes::start(3);
+    let written = nodes.write_keys("before", 60, 0);
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let status = nodes.json(fourth, &["status", "--output", "json"]);
+    let mut owned = Vec::new();
+    for node in status["nodes"].as_array().expect("nodes") {
+        assert_eq!(node["state"], "normal", "{status}");
+        owned.push(node["partitions"].as_u64().expect("a number"));
+    }
+    assert_eq!(owned.len(), 4);
+    assert!(owned.iter().all(|partitions| (600..950).contains(partitions)), "{owned:?}");
+    for key in &written {
+        assert_eq!(values(&nodes.json(fourth, &["get", key, "--output", "json"])), [key.as_str()]);
+    }
+    nodes.wait_until_equal(&written, fourth, CONVERGED_WITHIN);
+}

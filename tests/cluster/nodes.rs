@@ -1,0 +1,179 @@
+//! A cluster of processes on free ports of loopback.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::node::{CliNode, Done};
+
+/// How often something that takes a while is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+/// Longest wait for a change of the cluster that nothing is in the way of.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The nodes; each may be gone.
+pub struct Nodes {
+    nodes: Vec<CliNode>,
+    peer_ports: Vec<u16>,
+}
+
+/// The values of a row, sorted.
+pub fn values(row: &Value) -> Vec<&str> {
+    let siblings = row["siblings"].as_array().expect("siblings");
+    let mut values: Vec<&str> =
+        siblings.iter().map(|one| one["value"].as_str().expect("text")).collect();
+    values.sort_unstable();
+    values
+}
+
+/// Ports that were free a moment ago: peers must know each other's before they start.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    listeners.iter().map(|one| one.local_addr().expect("bound").port()).collect()
+}
+
+fn settings(ports: &[u16], at: usize, expect: usize) -> Vec<(String, String)> {
+    let seeds: Vec<String> = ports
+        .iter()
+        .enumerate()
+        .filter(|(other, _)| *other != at)
+        .map(|(_, port)| format!("127.0.0.1:{port}"))
+        .collect();
+    [
+        ("NODE__NAME", format!("n{at}")),
+        ("NODE__ZONE", format!("z{at}")),
+        ("LISTEN__PEER", format!("127.0.0.1:{}", ports[at])),
+        ("CLUSTER__SEEDS", seeds.join(",")),
+        ("CLUSTER__BOOTSTRAP_EXPECT", expect.to_string()),
+    ]
+    .map(|(name, value)| (format!("PAIRDB__{name}"), value))
+    .to_vec()
+}
+
+fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
+    settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
+impl Nodes {
+    /// A new cluster.
+    pub fn start(count: usize) -> Self {
+        let peer_ports = free_ports(count);
+        // All at once: each waits for the others before it serves.
+        let nodes = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..count)
+                .map(|at| {
+                    let settings = settings(&peer_ports, at, count);
+                    scope.spawn(move || CliNode::with(&borrowed(&settings)))
+                })
+                .collect();
+            starting.into_iter().map(|node| node.join().expect("it starts")).collect()
+        });
+        let nodes = Self { nodes, peer_ports };
+        nodes.wait_until_up(0, count);
+        nodes
+    }
+
+    /// One more node; its place.
+    pub fn join(&mut self) -> usize {
+        let at = self.nodes.len();
+        self.peer_ports.extend(free_ports(1));
+        let settings = settings(&self.peer_ports, at, 1);
+        self.nodes.push(CliNode::with(&borrowed(&settings)));
+        at
+    }
+
+    pub fn kill(&mut self, at: usize) {
+        self.nodes[at].kill();
+    }
+
+    pub fn restart(&mut self, at: usize) {
+        let settings = settings(&self.peer_ports, at, self.peer_ports.len());
+        self.nodes[at].restart_with(&borrowed(&settings));
+    }
+
+    pub fn pause(&self, at: usize) {
+        self.nodes[at].send(rustix::process::Signal::STOP);
+    }
+
+    pub fn resume(&self, at: usize) {
+        self.nodes[at].send(rustix::process::Signal::CONT);
+    }
+
+    pub fn run(&self, at: usize, arguments: &[&str]) -> Done {
+        self.nodes[at].run(arguments)
+    }
+
+    pub fn ok(&self, at: usize, arguments: &[&str]) -> String {
+        self.nodes[at].ok(arguments)
+    }
+
+    pub fn json(&self, at: usize, arguments: &[&str]) -> Value {
+        self.nodes[at].json(arguments)
+    }
+
+    /// Writes keys at QUORUM through one node; each holds its own name. Returns them.
+    pub fn write_keys(&self, prefix: &str, count: usize, at: usize) -> Vec<String> {
+        let keys: Vec<String> = (0..count).map(|n| format!("{prefix}-{n}")).collect();
+        for key in &keys {
+            self.ok(at, &["put", key, key]);
+        }
+        keys
+    }
+
+    /// Waits until every replica of every key holds the same row.
+    pub fn wait_until_equal(&self, keys: &[String], at: usize, within: Duration) {
+        let end = Instant::now() + within;
+        for key in keys {
+            loop {
+                let told = self.json(at, &["explain", "default", key, "--output", "json"]);
+                let replicas = told["replicas"].as_array().expect("replicas");
+                let digest = &replicas[0]["digest"];
+                let is_equal =
+                    |one: &Value| one["error"] == "" && one["digest"] == *digest && *digest != "";
+                if replicas.iter().all(is_equal) {
+                    break;
+                }
+                assert!(Instant::now() < end, "{key} differs: {told:#}");
+                std::thread::park_timeout(LOOK);
+            }
+        }
+    }
+
+    fn wait_for(&self, at: usize, what: &str, is_so: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let status = self.json(at, &["status", "--output", "json"]);
+            if is_so(&status) {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {status:#}");
+            std::thread::park_timeout(LOOK);
+        }
+    }
+
+    fn up(status: &Value) -> usize {
+        let nodes = status["nodes"].as_array().expect("nodes");
+        nodes.iter().filter(|node| node["up"] == true).count()
+    }
+
+    pub fn wait_until_up(&self, at: usize, count: usize) {
+        self.wait_for(at, "not all are up", |status| Self::up(status) >= count);
+    }
+
+    /// Waits until only one node is up in the eyes of `at`, with `gone` others down.
+    pub fn wait_until_down(&self, at: usize, gone: usize) {
+        let left = self.nodes.len() - gone;
+        self.wait_for(at, "too many are up", |status| Self::up(status) <= left);
+    }
+
+    /// Waits until the layout is stable with so many owners.
+    pub fn wait_until_stable(&self, at: usize, owners: usize) {
+        self.wait_for(at, "the layout does not settle", |status| {
+            let nodes = status["nodes"].as_array().expect("nodes");
+            let normal = nodes.iter().filter(|node| node["state"] == "normal").count();
+            normal == owners && status["layout"]["transition"] == ""
+        });
+    }
+}
