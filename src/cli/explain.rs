@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::args::{Connect, decode};
+use super::args::{Connect, Key};
 use super::failure::Failure;
 use crate::client::Admin;
 use crate::proto::{ExplainKeyRequest, ReplicaEntry};
@@ -14,21 +14,14 @@ use crate::proto::{ExplainKeyRequest, ReplicaEntry};
 pub(super) struct Args {
     /// The tenant
     tenant: String,
-    /// The key
-    key: String,
-    /// The key is given in base64
-    #[arg(long)]
-    key_base64: bool,
+    #[command(flatten)]
+    key: Key,
     #[command(flatten)]
     connect: Connect,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let key = match args.key_base64 {
-        true => decode("the key", &args.key)?,
-        false => args.key.into(),
-    };
-    let request = ExplainKeyRequest { tenant: args.tenant, key };
+    let request = ExplainKeyRequest { tenant: args.tenant, key: args.key.bytes()? };
     let call = async |admin: &mut Admin, request| admin.explain_key(request).await;
     let told = args.connect.admin_client()?.admin_call(request, call).await?;
     let mut text = format!("token {:016x}, partition {}\n", told.token, told.partition);

@@ -106,6 +106,13 @@ pub struct Stats {
     pub poisoned: Option<String>,
 }
 
+impl Stats {
+    /// Bytes of all tables.
+    pub fn table_bytes(&self) -> u64 {
+        self.levels.iter().map(|level| level.bytes).sum()
+    }
+}
+
 impl Engine {
     /// The engine's figures now. Cheap enough to be asked every second, not for every request.
     pub fn stats(&self) -> Stats {

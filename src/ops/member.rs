@@ -27,9 +27,7 @@ use crate::cluster::consensus::{Consensus, ConsensusOptions};
 use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
-use crate::cluster::layout::{
-    Answer, Command, Layout, LayoutCatalog, Member, MemberState, Proposer,
-};
+use crate::cluster::layout::{Answer, Command, Layout, Member, MemberState, Proposer};
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
@@ -58,7 +56,6 @@ const LINGERING_MAX: usize = 4096;
 pub(super) struct Opened {
     pub store: Arc<Store>,
     pub fence: Arc<Fence>,
-    pub catalog: Arc<LayoutCatalog>,
 }
 
 /// Tenants of a node are changed through consensus, by the admin service; nobody asks the store.
@@ -77,22 +74,14 @@ fn is_alone(config: &Config) -> bool {
     config.cluster.seeds.0.is_empty() && config.cluster.bootstrap_expect <= 1
 }
 
-/// The running parts.
+/// What runs: the parts that the services get, and what stays.
 pub(super) struct Running {
     pub cluster: Cluster,
     pub service: PeerService,
-    local: Arc<Local>,
-    fence: Arc<Fence>,
-    gossip: Arc<Gossip>,
-    consensus: Arc<Consensus>,
-    formation: Arc<Formation>,
-    peers: Arc<PeerClient>,
-    store: Arc<Store>,
-    closing: CancellationToken,
-    tasks: TaskTracker,
+    pub joined: Joined,
 }
 
-/// What is left of it once the services have their parts.
+/// A member that lives beside the services.
 pub(super) struct Joined {
     local: Arc<Local>,
     fence: Arc<Fence>,
@@ -129,7 +118,7 @@ pub(super) async fn start(
     addresses: Addresses,
     peer_addr: SocketAddr,
 ) -> Result<Running, Error> {
-    let Opened { store, fence, catalog } = opened;
+    let Opened { store, fence } = opened;
     let dir = &config.node.data_dir;
     let failed = |source: store::Error| Error::Open { dir: dir.clone(), source };
     let advertise = advertised(config, peer_addr)?;
@@ -224,8 +213,6 @@ pub(super) async fn start(
     let layout_fence: Arc<dyn crate::replication::Fence> =
         Arc::new(LayoutFence { fence: Arc::clone(&fence), peers: Arc::clone(&others) });
     let liveness = Arc::new(gossip.view().clone());
-    let shown = Arc::clone(&catalog);
-    fence.before_shown(move |document| shown.adopt(document));
     let (hints, hint_sender) = Hints::start(
         &dir.join("hints"),
         HintParts {
@@ -307,7 +294,6 @@ pub(super) async fn start(
         coordinator,
         consensus: Arc::clone(&consensus),
         layout: fence.watch(),
-        catalog: Arc::clone(&catalog),
         view,
         peers: others,
         hints: Arc::clone(&hints),
@@ -315,7 +301,6 @@ pub(super) async fn start(
     };
     tasks.spawn(follow(
         fence.watch(),
-        catalog,
         Arc::clone(&local),
         Arc::clone(&peers),
         Arc::clone(&gossip),
@@ -323,41 +308,9 @@ pub(super) async fn start(
     ));
     let telling = tell(Arc::clone(&gossip), Arc::clone(&store), hints, world.work, closing.clone());
     tasks.spawn(telling);
-    Ok(Running {
-        cluster,
-        service,
-        local,
-        fence,
-        gossip,
-        consensus,
-        formation,
-        peers,
-        store,
-        closing,
-        tasks,
-    })
-}
-
-impl Running {
-    /// Takes apart what the services get and what stays.
-    pub fn split(self) -> (Cluster, PeerService, Joined) {
-        let Self {
-            cluster,
-            service,
-            local,
-            fence,
-            gossip,
-            consensus,
-            formation,
-            peers,
-            store,
-            closing,
-            tasks,
-        } = self;
-        let joined =
-            Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
-        (cluster, service, joined)
-    }
+    let joined =
+        Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
+    Ok(Running { cluster, service, joined })
 }
 
 impl Joined {
@@ -444,7 +397,6 @@ impl Report for Proposals {
 /// Passes on every document that is adopted.
 async fn follow(
     mut layout: watch::Receiver<Arc<Layout>>,
-    catalog: Arc<LayoutCatalog>,
     local: Arc<Local>,
     peers: Arc<PeerClient>,
     gossip: Arc<Gossip>,
@@ -452,7 +404,6 @@ async fn follow(
 ) {
     loop {
         let document = Arc::clone(layout.borrow_and_update().document());
-        catalog.adopt(&document);
         local.set_epoch(document.epoch);
         for (node, member) in &document.members {
             peers.hint(*node, member.address.clone());
@@ -514,10 +465,9 @@ async fn tell(
         let of = Arc::clone(&store);
         // It asks the file system for its room.
         let Ok(stats) = work.run(move || of.stats()).await else { continue };
-        let load_bytes = stats.engine.levels.iter().map(|level| level.bytes).sum();
         gossip.tell(|facts| {
             facts.load = store.pressure();
-            facts.load_bytes = load_bytes;
+            facts.load_bytes = stats.engine.table_bytes();
             facts.disk = stats.disk_used;
             facts.hints = hints.stats().pending;
         });

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
-use super::member::{self, Joined, Opened};
+use super::member::{self, Joined, Opened, Running};
 use super::metrics::{self, Exposition};
 use super::shutdown::Shutdown;
 use super::world::World;
@@ -281,7 +281,7 @@ impl Node {
             ..Addresses::default()
         };
         let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
-        let (cluster, peers, joined) = running.split();
+        let Running { cluster, service: peers, joined } = running;
         let options = config.rpc_options();
         let metrics = rpc_metrics;
         let parts =
@@ -449,9 +449,7 @@ async fn tick(
         let (store, health) = (Arc::clone(&store), health.clone());
         let is_alone = {
             let layout = layout.borrow();
-            let owners = &layout.document().owners;
-            let owns_all = owners.len() == 1 && owners.contains_key(&node);
-            owns_all && layout.safe_points_may_move()
+            layout.document().is_owned_by(node) && layout.safe_points_may_move()
         };
         if let Err(error) = work.run(move || look_after(&store, &health, is_alone)).await {
             tracing::error!(%error, "looking after the store panicked");

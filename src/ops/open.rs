@@ -23,6 +23,9 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
         let fence = Arc::new(Fence::open(Arc::clone(&environment.vfs), &dir)?);
         let (proposer, clock) = (Arc::new(ByConsensusOnly), Arc::clone(&environment.clock));
         let catalog = Arc::new(LayoutCatalog::new(&fence.document(), proposer, clock));
+        // Before anybody can adopt a document: none is missed, none is shown without its tenants.
+        let tenants = Arc::clone(&catalog);
+        fence.before_shown(move |document| tenants.adopt(document));
         let options = StoreOptions {
             engine,
             limits: config.store_limits(),
@@ -32,11 +35,11 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
                 cluster_later: true,
                 ..IdentityOptions::default()
             },
-            catalog: Some(Arc::clone(&catalog) as _),
+            catalog: Some(catalog),
             ..StoreOptions::default()
         };
         let store = Arc::new(Store::open_in(&dir, options, environment.clone())?);
-        Ok(Opened { store, fence, catalog })
+        Ok(Opened { store, fence })
     };
     open().map_err(|source| Error::Open { dir: dir.clone(), source })
 }

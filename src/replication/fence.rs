@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::RwLockReadGuard;
 use tonic::async_trait;
 
 use crate::cluster::fence::StampError;
@@ -30,41 +30,6 @@ pub enum Closed {
         /// Its own.
         epoch: u64,
     },
-}
-
-/// The epoch under which this node acts, behind a lock that everything done with rows passes.
-///
-/// Raise it when the document of the epoch is durable, and show the document to coordinators only
-/// then.
-#[derive(Debug, Default)]
-pub struct Gate {
-    epoch: RwLock<u64>,
-}
-
-impl Gate {
-    /// A gate at `epoch`.
-    pub fn new(epoch: u64) -> Self {
-        Self { epoch: RwLock::new(epoch) }
-    }
-
-    /// Goes in under `epoch`.
-    ///
-    /// # Errors
-    /// [`Closed`], if it is at another one.
-    pub fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
-        let own = self.epoch.read();
-        match (*own).cmp(&epoch) {
-            std::cmp::Ordering::Equal => Ok(own),
-            std::cmp::Ordering::Greater => Err(Closed::Stale { epoch: *own }),
-            std::cmp::Ordering::Less => Err(Closed::Behind { epoch: *own }),
-        }
-    }
-
-    /// Waits until nobody acts under an earlier epoch, and lets nobody do so from here on.
-    pub fn raise(&self, epoch: u64) {
-        let mut own = self.epoch.write();
-        *own = epoch.max(*own);
-    }
 }
 
 /// The highest layout epoch this node has made durable.

@@ -12,7 +12,7 @@ use super::status::Problem;
 use crate::causality::{Dot, Payload, codec};
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
-use crate::cluster::layout::{Answer, Command, Layout, LayoutCatalog, MemberState};
+use crate::cluster::layout::{Answer, Command, Layout, MemberState};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::{Facts, View};
 use crate::proto;
@@ -38,8 +38,6 @@ pub struct Cluster {
     pub consensus: Arc<Consensus>,
     /// The layout this node acts under.
     pub layout: watch::Receiver<Arc<Layout>>,
-    /// The tenants of that layout.
-    pub catalog: Arc<LayoutCatalog>,
     /// What is heard of the others.
     pub view: Arc<dyn View>,
     /// The others.
@@ -83,9 +81,7 @@ impl Cluster {
             layout.document().tenants.get(&tenant.id).is_some_and(|one| one == tenant)
         });
         // It is committed; a node that lags behind learns it soon.
-        if let Ok(Ok(layout)) = tokio::time::timeout_at(deadline, known).await {
-            self.catalog.adopt(layout.document());
-        }
+        let _ = tokio::time::timeout_at(deadline, known).await;
     }
 
     /// Refuses what passes the rules of a layout by, where there are others that keep them.
@@ -95,8 +91,7 @@ impl Cluster {
     pub fn check_alone(&self) -> Result<(), Problem> {
         let layout = self.layout();
         let document = layout.document();
-        let owns_all = document.owners.len() == 1 && document.owners.contains_key(&self.node);
-        if owns_all && !document.is_joint() {
+        if document.is_owned_by(self.node) && !document.is_joint() {
             return Ok(());
         }
         let message = "rows of a cluster travel on the peer stream, under its layout";
@@ -152,7 +147,7 @@ impl Cluster {
                 }
                 if *id == self.node {
                     let stats = self.store.stats();
-                    entry.load_bytes = stats.engine.levels.iter().map(|level| level.bytes).sum();
+                    entry.load_bytes = stats.engine.table_bytes();
                     entry.hints_pending = self.hints.stats().pending;
                     entry.up = true;
                 }

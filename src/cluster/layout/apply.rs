@@ -47,6 +47,11 @@ impl Document {
         }
     }
 
+    /// Whether a node is the only owner.
+    pub fn is_owned_by(&self, node: NodeId) -> bool {
+        self.owners.len() == 1 && self.owners.contains_key(&node)
+    }
+
     /// Whether a transition is under way: there are two sets of owners.
     pub fn is_joint(&self) -> bool {
         self.next_owners.is_some()

@@ -29,7 +29,7 @@ fn write_all(engine: &Engine, keys: u64, time: u64, value: Option<u32>) {
 }
 
 fn table_bytes(engine: &Engine) -> u64 {
-    engine.stats().levels.iter().map(|level| level.bytes).sum()
+    engine.stats().table_bytes()
 }
 
 fn settle(engine: &Engine) {

@@ -11,7 +11,7 @@ fn rows(node: &Node) -> usize {
 }
 
 fn table_bytes(node: &Node) -> u64 {
-    node.store().stats().engine.levels.iter().map(|level| level.bytes).sum()
+    node.store().stats().engine.table_bytes()
 }
 
 /// Passes time, moves the safe points and compacts.
