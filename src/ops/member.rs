@@ -240,7 +240,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&store),
         Arc::clone(&coordinator),
-        layout_fence,
+        Arc::clone(&layout_fence),
         fence.watch(),
         |error| Problem::from(error).into(),
     );
@@ -249,6 +249,7 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         layout: fence.watch(),
+        fence: layout_fence,
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
         settings: anti_entropy::Settings::default(),
