@@ -8,6 +8,7 @@
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
+#[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 
 use std::time::Duration;

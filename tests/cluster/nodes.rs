@@ -75,6 +75,26 @@ impl Nodes {
         nodes
     }
 
+    /// How many there are, up or not.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The process of a node.
+    pub fn id(&self, at: usize) -> u32 {
+        self.nodes[at].id()
+    }
+
+    /// Where the clients of a node connect.
+    pub fn endpoint(&self, at: usize) -> String {
+        self.nodes[at].endpoint()
+    }
+
+    /// Code and body of a page for operators.
+    pub fn page(&self, at: usize, path: &str) -> (u16, String) {
+        self.nodes[at].page(path)
+    }
+
     /// One more node; its place.
     pub fn join(&mut self) -> usize {
         let at = self.nodes.len();
