@@ -10,6 +10,7 @@ mod node;
 
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
+mod verified;
 
 use std::time::Duration;
 
