@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
@@ -200,6 +201,54 @@ impl Admin for AdminService {
         let late = || Problem::deadline("the comparison did not end in time");
         Ok(Response::new(deadline.limit(repair).await.ok_or_else(late)??))
     }
+
+    async fn plan_layout(
+        &self,
+        _request: Request<proto::PlanLayoutRequest>,
+    ) -> Result<Response<proto::PlanLayoutResponse>, Status> {
+        Err(not_yet("PlanLayout"))
+    }
+
+    async fn commit_layout(
+        &self,
+        _request: Request<proto::CommitLayoutRequest>,
+    ) -> Result<Response<proto::CommitLayoutResponse>, Status> {
+        Err(not_yet("CommitLayout"))
+    }
+
+    async fn abort_layout(
+        &self,
+        _request: Request<proto::AbortLayoutRequest>,
+    ) -> Result<Response<proto::AbortLayoutResponse>, Status> {
+        Err(not_yet("AbortLayout"))
+    }
+
+    type DrainNodeStream = ReceiverStream<Result<proto::DrainProgress, Status>>;
+
+    async fn drain_node(
+        &self,
+        _request: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<Self::DrainNodeStream>, Status> {
+        Err(not_yet("DrainNode"))
+    }
+
+    async fn verify_certificate(
+        &self,
+        _request: Request<proto::VerifyCertificateRequest>,
+    ) -> Result<Response<proto::VerifyCertificateResponse>, Status> {
+        Err(not_yet("VerifyCertificate"))
+    }
+
+    async fn set_transfer_rate(
+        &self,
+        _request: Request<proto::SetTransferRateRequest>,
+    ) -> Result<Response<proto::SetTransferRateResponse>, Status> {
+        Err(not_yet("SetTransferRate"))
+    }
+}
+
+fn not_yet(call: &str) -> Status {
+    Problem::new(Code::Unimplemented, "UNIMPLEMENTED", format!("{call} is not served yet")).into()
 }
 
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.

@@ -180,6 +180,7 @@ impl Cluster {
                 agreed,
                 transition: transition_of(&layout),
                 leader: group.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+                state: None,
             }),
         }
     }
