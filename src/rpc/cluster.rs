@@ -64,7 +64,7 @@ pub struct Moving {
 }
 
 impl Cluster {
-    fn layout(&self) -> Arc<Layout> {
+    pub(super) fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.layout.borrow())
     }
 
@@ -195,7 +195,7 @@ impl Cluster {
                 agreed,
                 transition: transition_of(&layout),
                 leader: group.leader.map(|leader| leader.to_string()).unwrap_or_default(),
-                state: None,
+                state: Some(self.transition_state(&layout)),
             }),
         }
     }
