@@ -2,13 +2,15 @@
 //!
 //! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
-//! before anything is written and ONE goes on; a fourth node joins while writes go on.
+//! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
+//! on.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
 mod nodes;
+mod transitions;
 
 use std::time::Duration;
 
