@@ -2,7 +2,8 @@
 //!
 //! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
-//! before anything is written and ONE goes on; a fourth node joins while writes go on.
+//! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
+//! on.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -10,6 +11,7 @@ mod node;
 
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
+mod transitions;
 mod verified;
 
 use std::time::Duration;
