@@ -83,7 +83,7 @@ impl Invariant {
             Self::Once => "a write sent again under its token takes effect once",
             Self::OutcomeHonesty => "a write that was answered not_applied never appears",
             Self::TenantIsolation => "a read shows only what was written to its tenant and key",
-            Self::Liveness => "a minute after the last fault every operation succeeds",
+            Self::Liveness => "when all replicas agree, or a minute after the last fault, every operation succeeds",
         }
     }
 }
@@ -140,7 +140,7 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
             Event::Tenant { name, mode, replicas } => {
                 terms.insert(name.as_str(), Terms { mode: *mode, replicas: *replicas });
             }
-            Event::Fault { .. } | Event::Row { .. } => {}
+            Event::Fault { .. } | Event::Agreed { .. } | Event::Row { .. } => {}
             Event::Op(op) => keys.entry((&op.tenant, &op.key)).or_default().push(op),
         }
     }

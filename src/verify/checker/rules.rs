@@ -246,12 +246,13 @@ fn sightings(events: &[Event]) -> Vec<Sighting<'_>> {
         &Event::Row { id, ref tenant, ref key, ref versions, .. } => {
             Some(Sighting { id, tenant, key, versions, on_disk: true })
         }
-        Event::Tenant { .. } | Event::Fault { .. } => None,
+        Event::Tenant { .. } | Event::Fault { .. } | Event::Agreed { .. } => None,
     };
     events.iter().filter_map(sighting).collect()
 }
 
-/// What is wrong across keys, or visible without their histories: I9, I15, I16, and I11 on disks.
+/// What is wrong across keys, or visible without their histories: I9, I15, I16, and I2 and I11 on
+/// disks.
 pub fn of_all(events: &[Event]) -> Vec<Violation> {
     let ops: Vec<&Op> = events
         .iter()
@@ -263,6 +264,7 @@ pub fn of_all(events: &[Event]) -> Vec<Violation> {
     let sightings = sightings(events);
     let mut found = Vec::new();
     dots(&sightings, &mut found);
+    equality(events, &mut found);
     written(&ops, &sightings, &mut found);
     liveness(events, &ops, &mut found);
     found
@@ -280,6 +282,26 @@ fn dots(sightings: &[Sighting<'_>], found: &mut Vec<Violation>) {
                     format!("the dot {dot} is {first}, and {} (op {})", version.value, seen.id);
                 found.push(seen.violation(Invariant::DotUniqueness, &version.value, what));
             }
+        }
+    }
+}
+
+/// I2 on disks: what the replicas of a key hold in the end, down to what no client sees.
+fn equality(events: &[Event], found: &mut Vec<Violation>) {
+    let mut first_of: BTreeMap<(&str, &str), (&str, &str)> = BTreeMap::new();
+    for event in events {
+        let Event::Row { id, node, tenant, key, digest: Some(digest), .. } = event else {
+            continue;
+        };
+        let (first, expected) = *first_of.entry((tenant, key)).or_insert((node, digest));
+        if expected != digest {
+            let what = format!(
+                "in the end {first} holds a row of digest {expected} and {node} one of {digest} \
+                 (op {id})"
+            );
+            let (invariant, value) = (Invariant::Convergence, String::new());
+            let place = (tenant.clone(), key.clone());
+            found.push(Violation { invariant, place, value, op: *id, what });
         }
     }
 }
@@ -320,8 +342,13 @@ fn liveness(events: &[Event], ops: &[&Op], found: &mut Vec<Violation>) {
         _ => None,
     });
     let Some(last_us) = faults.max() else { return };
+    let agreed = events.iter().filter_map(|event| match event {
+        Event::Agreed { at_us } if *at_us >= last_us => Some(*at_us),
+        _ => None,
+    });
+    let due_us = agreed.chain([last_us + RECOVERY_US]).min().expect("there is one");
     for op in ops {
-        let due = op.level == Level::Quorum && op.invoked_us >= last_us + RECOVERY_US;
+        let due = op.level == Level::Quorum && op.invoked_us >= due_us;
         if due && op.outcome != Outcome::Ok && !DESERVED.contains(&op.reason.as_str()) {
             let what = format!(
                 "an operation at QUORUM failed {} s after the last fault: {} (op {})",
