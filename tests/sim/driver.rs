@@ -9,30 +9,36 @@ use pairdb::verify::recorder::Recorder;
 use turmoil::Sim;
 
 use crate::autopsy::{Found, Rows};
+use crate::character::Character;
 use crate::machine::{Machine, SimTime};
 use crate::nemesis::{Fault, Links, Planned};
 use crate::simulation::{LATENCY, Phase, Progress};
 
 /// How long clients go on after the last fault.
 const AFTERMATH: Duration = Duration::from_secs(2);
-/// How long after the last fault nobody is accused of what fails: peers find each other again.
-const QUIET: Duration = Duration::from_secs(12);
-/// How long the replicas may take to become equal after the last fault.
+/// How long the replicas may take to become equal once everybody rests.
 const AGREEMENT: Duration = Duration::from_secs(120);
 /// How often it is looked whether they are.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long clients work in the end.
 const ENCORE: Duration = Duration::from_secs(1);
 
+/// What is driven.
+pub struct World<'s> {
+    pub sim: Sim<'s>,
+    pub machines: Vec<Arc<Machine>>,
+    /// All of them, by name.
+    pub hosts: Vec<String>,
+    pub time: SimTime,
+}
+
 /// See the module.
 pub struct Driver<'s> {
-    sim: Sim<'s>,
-    machines: Vec<Arc<Machine>>,
-    /// All of them, by name.
-    hosts: Vec<String>,
+    world: World<'s>,
     recorder: Arc<Recorder>,
     progress: Progress,
-    time: SimTime,
+    rough_birth: bool,
+    quiet: Duration,
     /// Nodes no process of which runs.
     down: BTreeSet<usize>,
     /// When the phase began that the driver saw last.
@@ -43,20 +49,17 @@ pub struct Driver<'s> {
 
 impl<'s> Driver<'s> {
     pub fn new(
-        sim: Sim<'s>,
-        machines: Vec<Arc<Machine>>,
-        hosts: Vec<String>,
+        world: World<'s>,
+        character: &Character,
         recorder: Arc<Recorder>,
         progress: Progress,
-        time: SimTime,
     ) -> Self {
         Self {
-            sim,
-            machines,
-            hosts,
+            world,
             recorder,
             progress,
-            time,
+            rough_birth: character.rough_birth,
+            quiet: character.quiet,
             down: BTreeSet::new(),
             phase: (Phase::Forming, Duration::ZERO),
             look_at: Duration::ZERO,
@@ -68,13 +71,13 @@ impl<'s> Driver<'s> {
         let mut faults = faults.into_iter().peekable();
         let (mut began, mut mended) = (None, Duration::ZERO);
         loop {
-            let now = self.sim.elapsed();
-            self.time.set(now);
+            let now = self.world.sim.elapsed();
+            self.world.time.set(now);
             self.bury_the_stopped();
             if self.progress.phase() != self.phase.0 {
                 self.phase = (self.progress.phase(), now);
             }
-            if self.phase.0 == Phase::Work {
+            if self.rough_birth || self.phase.0 == Phase::Work {
                 let began = *began.get_or_insert(now);
                 while let Some((_, fault)) = faults.next_if(|(at, _)| began + *at <= now) {
                     self.note(fault.to_string());
@@ -85,16 +88,16 @@ impl<'s> Driver<'s> {
             if faults.peek().is_none() {
                 self.move_on(now, mended);
             }
-            match self.sim.step() {
+            match self.world.sim.step() {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(error) => panic!("a node ended by itself: {error}"),
+                Err(error) => panic!("a node ended by itself, or nothing moves on: {error}"),
             }
         }
     }
 
     fn now_us(&self) -> u64 {
-        self.sim.elapsed().as_micros() as u64
+        self.world.sim.elapsed().as_micros() as u64
     }
 
     fn note(&self, what: String) {
@@ -103,10 +106,10 @@ impl<'s> Driver<'s> {
 
     /// Ends the processes whose switches fell, and writes down what the next ones will find.
     fn bury_the_stopped(&mut self) {
-        for node in 0..self.machines.len() {
-            let machine = Arc::clone(&self.machines[node]);
+        for node in 0..self.world.machines.len() {
+            let machine = Arc::clone(&self.world.machines[node]);
             if machine.has_stopped() && self.down.insert(node) {
-                self.sim.crash(machine.name.as_str());
+                self.world.sim.crash(machine.name.as_str());
                 self.note(format!("n{node} is dead"));
                 for (place, found) in machine.rows() {
                     self.record(&machine.name, place, found, None);
@@ -136,15 +139,17 @@ impl<'s> Driver<'s> {
     /// Enters the next phase when it is time.
     fn move_on(&mut self, now: Duration, mended: Duration) {
         match self.phase.0 {
-            Phase::Work if now >= mended + AFTERMATH => self.progress.enter(Phase::Rest),
-            Phase::Rest if now >= self.look_at.max(mended + QUIET) => {
+            Phase::Work if now >= mended.max(self.phase.1) + AFTERMATH => {
+                self.progress.enter(Phase::Rest);
+            }
+            Phase::Rest if now >= self.look_at.max(self.phase.1.max(mended) + self.quiet) => {
                 self.look_at = now + LOOK;
-                let rows: Vec<Rows> = self.machines.iter().map(|machine| machine.rows()).collect();
+                let rows: Vec<Rows> = self.world.machines.iter().map(|machine| machine.rows()).collect();
                 let agree = agree(&rows);
                 if agree {
                     self.recorder.event(Event::Agreed { at_us: self.now_us() });
                 }
-                if agree || now >= mended + AGREEMENT {
+                if agree || now >= self.phase.1 + AGREEMENT {
                     self.record_all(rows);
                     self.progress.enter(Phase::LastReads);
                 }
@@ -158,7 +163,7 @@ impl<'s> Driver<'s> {
     fn record_all(&self, mut rows: Vec<Rows>) {
         let places: BTreeSet<_> = rows.iter().flat_map(Rows::keys).cloned().collect();
         for place in places {
-            for (machine, rows) in self.machines.iter().zip(&mut rows) {
+            for (machine, rows) in self.world.machines.iter().zip(&mut rows) {
                 let found = rows.remove(&place).unwrap_or_default();
                 let digest = format!("{:016x}", found.digest);
                 self.record(&machine.name, place.clone(), found, Some(digest));
@@ -169,15 +174,15 @@ impl<'s> Driver<'s> {
     fn apply(&mut self, fault: &Fault) {
         match fault {
             Fault::Stop { node, steps, power_loss } => {
-                self.machines[*node].stop_after(*steps, *power_loss);
+                self.world.machines[*node].stop_after(*steps, *power_loss);
             }
             Fault::Restart(node) => {
-                let machine = Arc::clone(&self.machines[*node]);
+                let machine = Arc::clone(&self.world.machines[*node]);
                 machine.stop_now();
                 self.bury_the_stopped();
                 self.down.remove(node);
                 machine.restart();
-                self.sim.bounce(machine.name.as_str());
+                self.world.sim.bounce(machine.name.as_str());
             }
             Fault::Cut(links) => self.each(links, |sim, one, other| sim.partition(one, other)),
             Fault::CutFrom(links) => {
@@ -191,9 +196,9 @@ impl<'s> Driver<'s> {
                 self.each(links, |sim, one, other| sim.set_link_latency(one, other, *time));
             }
             Fault::Mend(links) => self.each(links, mend),
-            Fault::Clock(node, ms) => self.machines[*node].set_clock_wrong(*ms),
+            Fault::Clock(node, ms) => self.world.machines[*node].set_clock_wrong(*ms),
             Fault::Loss(of_10_000) => {
-                self.sim.set_fail_rate(f64::from(*of_10_000) / 10_000.0);
+                self.world.sim.set_fail_rate(f64::from(*of_10_000) / 10_000.0);
             }
             Fault::MendAll => self.mend_all(),
         }
@@ -201,19 +206,19 @@ impl<'s> Driver<'s> {
 
     fn each(&self, links: &Links, change: impl Fn(&Sim<'s>, &str, &str)) {
         for other in &links.others {
-            change(&self.sim, &links.one, other);
+            change(&self.world.sim, &links.one, other);
         }
     }
 
     /// Links that were lost to chance stay so until something is sent over them: they too.
     fn mend_all(&mut self) {
-        self.sim.set_fail_rate(0.0);
-        for (at, one) in self.hosts.iter().enumerate() {
-            for other in &self.hosts[at + 1..] {
-                mend(&self.sim, one, other);
+        self.world.sim.set_fail_rate(0.0);
+        for (at, one) in self.world.hosts.iter().enumerate() {
+            for other in &self.world.hosts[at + 1..] {
+                mend(&self.world.sim, one, other);
             }
         }
-        self.machines.iter().for_each(|machine| machine.set_clock_wrong(0));
+        self.world.machines.iter().for_each(|machine| machine.set_clock_wrong(0));
     }
 }
 

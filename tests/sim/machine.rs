@@ -11,12 +11,15 @@ use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::config::{self, Config, Size};
 use pairdb::ops::node::Node;
 use pairdb::ops::world::World;
+use pairdb::replication::anti_entropy;
+use pairdb::replication::hints::HintOptions;
 use pairdb::store::environment::SeededRandom;
 use pairdb::store::{Environment, MonotonicClock, WallClock};
 use pairdb::verify::dice::Dice;
 use parking_lot::Mutex;
 
 use crate::autopsy::{self, Rows};
+use crate::character::Character;
 use crate::switch::Switch;
 use crate::wire::SimNet;
 
@@ -77,6 +80,8 @@ impl MonotonicClock for MachineClock {
 pub struct Machine {
     pub name: String,
     config: Config,
+    hints: HintOptions,
+    anti_entropy: anti_entropy::Settings,
     seed: u64,
     clock: MachineClock,
     /// What the next process finds.
@@ -87,11 +92,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(config: Config, dice: &Dice, time: SimTime) -> Self {
+    pub fn new(config: Config, character: &Character, dice: &Dice, time: SimTime) -> Self {
         let clock = MachineClock::new(dice, time);
         Self {
             name: config.node.name.clone(),
             config,
+            hints: character.hints(),
+            anti_entropy: character.anti_entropy(),
             seed: dice.next(),
             clock,
             disk: Arc::default(),
@@ -122,6 +129,8 @@ impl Machine {
                 random: Arc::new(random),
             },
             work: Work::Inline,
+            hints: self.hints.clone(),
+            anti_entropy: self.anti_entropy.clone(),
         };
         let mut config = self.config.clone();
         config.cluster.advertise = format!("{}:{PEER_PORT}", turmoil::lookup(self.name.as_str()));

@@ -100,17 +100,24 @@ impl Stage {
                 break;
             }
             let node = dice.below(self.nodes as u64) as usize;
-            if dice.percent(40) {
-                if down_until[node] <= at {
-                    down_until[node] = end;
-                    // A loaded node takes some thousand steps a second.
-                    let steps = dice.below(1 << dice.below(10));
-                    let power_loss = dice.percent(50).then(|| dice.next());
-                    planned.push((at, Fault::Stop { node, steps, power_loss }));
-                    planned.push((end, Fault::Restart(node)));
+            let stopped = match dice.below(100) {
+                0..36 => node..node + 1,
+                36..40 => 0..self.nodes,
+                _ => {
+                    self.plan_milder(dice, node, (at, end), &mut planned);
+                    continue;
                 }
-            } else {
-                self.plan_milder(dice, node, (at, end), &mut planned);
+            };
+            for node in stopped {
+                if down_until[node] > at {
+                    continue;
+                }
+                down_until[node] = end;
+                // A loaded node takes some thousand steps a second.
+                let steps = dice.below(1 << dice.below(10));
+                let power_loss = dice.percent(50).then(|| dice.next());
+                planned.push((at, Fault::Stop { node, steps, power_loss }));
+                planned.push((end, Fault::Restart(node)));
             }
         }
         planned.push((time, Fault::MendAll));

@@ -8,14 +8,15 @@ use pairdb::cluster::net::Net;
 use pairdb::engine::SyncMode;
 use pairdb::proto;
 use pairdb::verify::dice::Dice;
-use pairdb::verify::history::{Event, Level, Mode};
+use pairdb::verify::history::{Event, Mode};
 use pairdb::verify::recorder::Recorder;
 use pairdb::verify::workload::{Plan, Target, Worker};
 use parking_lot::Mutex;
 use tonic::Code;
 use turmoil::{Builder, Sim};
 
-use crate::driver::Driver;
+use crate::character::Character;
+use crate::driver::{Driver, World};
 use crate::machine::{Machine, SimTime, small};
 use crate::nemesis::{Planned, Stage};
 use crate::wire::SimNet;
@@ -79,27 +80,6 @@ impl Progress {
     }
 }
 
-/// What kind of run the seed makes, so that no two fail for the same reason.
-struct Character {
-    clock_jump_ms_max: u64,
-    ttl_max: Duration,
-    keys: u64,
-    pause_max: Duration,
-}
-
-impl Character {
-    fn draw(dice: &Dice) -> Self {
-        // Lifetimes can be judged only where clocks can be trusted a little.
-        let (clock_jump_ms_max, ttl_max) = match dice.below(10) {
-            0..2 => (3_600_000, Duration::ZERO),
-            2..5 => (1_000, Duration::from_secs(8)),
-            _ => (1_800, Duration::ZERO),
-        };
-        let keys = 2 + dice.below(6);
-        Self { clock_jump_ms_max, ttl_max, keys, pause_max: Duration::from_millis(20 << keys / 3) }
-    }
-}
-
 impl Simulation {
     pub fn run(&self) -> Run {
         let time = SimTime::default();
@@ -108,7 +88,7 @@ impl Simulation {
             .rng_seed(self.seed)
             .enable_random_order()
             .tick_duration(TICK)
-            .simulation_duration(Duration::from_secs(3600))
+            .simulation_duration(Duration::from_secs(400))
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(2 * LATENCY)
             .repair_rate(0.05)
@@ -117,7 +97,7 @@ impl Simulation {
         let character = Character::draw(&dice);
         let machine = |number| {
             let config = small(number, self.nodes, self.sync_mode);
-            Arc::new(Machine::new(config, &dice, time.clone()))
+            Arc::new(Machine::new(config, &character, &dice, time.clone()))
         };
         let machines: Vec<_> = (0..self.nodes).map(machine).collect();
         for machine in &machines {
@@ -129,8 +109,8 @@ impl Simulation {
         let (nodes, clients) = (self.nodes, self.clients);
         let stage = Stage { nodes, clients, clock_jump_ms_max: character.clock_jump_ms_max };
         let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
-        let recorder_of = Arc::clone(&recorder);
-        Driver::new(sim, machines, stage.hosts(), recorder_of, progress, time).run(faults);
+        let world = World { sim, machines, hosts: stage.hosts(), time };
+        Driver::new(world, &character, Arc::clone(&recorder), progress).run(faults);
         Run { history: recorder.finish().expect("kept in memory"), hash: recorder.hash() }
     }
 
@@ -150,7 +130,7 @@ impl Simulation {
         recorder: &Arc<Recorder>,
         progress: &Progress,
     ) {
-        let plan = Arc::new(plan(character));
+        let plan = Arc::new(character.plan());
         let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
         for (name, mode) in &plan.tenants {
             recorder.event(Event::Tenant { name: name.clone(), mode: *mode, replicas });
@@ -180,20 +160,6 @@ impl Simulation {
                 }
             });
         }
-    }
-}
-
-fn plan(character: &Character) -> Plan {
-    Plan {
-        tenants: vec![
-            ("default".to_owned(), Mode::Siblings),
-            ("latest".to_owned(), Mode::LastWriteWins),
-        ],
-        prefix: String::new(),
-        keys: character.keys,
-        levels: vec![Level::One, Level::Quorum, Level::Quorum, Level::All],
-        pause_max: character.pause_max,
-        ttl_max: character.ttl_max,
     }
 }
 
