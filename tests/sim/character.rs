@@ -30,7 +30,7 @@ impl Character {
         // Lifetimes can be judged only where clocks can be trusted a little.
         let (clock_jump_ms_max, ttl_max) = match dice.below(10) {
             0..2 => (3_600_000, Duration::ZERO),
-            2..5 => (1_000, Duration::from_secs(8)),
+            2..5 => (1_000, Duration::from_secs(20)),
             _ => (1_800, Duration::ZERO),
         };
         // A node whose clock is too far off is not let into a cluster.

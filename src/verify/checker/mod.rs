@@ -73,7 +73,7 @@ impl Invariant {
                 "a version that was seen disappears only by a write that had seen it"
             }
             Self::NoFalseSibling => "no version stands beside one that its writer had seen",
-            Self::NoResurrection => "what was replaced or deleted does not come back",
+            Self::NoResurrection => "what was replaced, deleted or has expired does not come back",
             Self::Sessions => "a read with a context shows at least what the context has seen",
             Self::QuorumRegularity => {
                 "a quorum read shows the quorum writes acknowledged before it, or their successors"

@@ -140,8 +140,15 @@ fn sessions(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
 
 /// I2.
 fn convergence(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
+    // What expires between two reads is there in one of them.
+    let ended_us = history.reads().filter(|op| op.is_last_read()).map(Op::end_us).max();
+    let lasts = |value: &str| {
+        let change = history.change_of_value(value).map(|at| &history.changes[at]);
+        change.is_none_or(|change| change.expires_us.is_none_or(|us| Some(us) > ended_us))
+    };
     let values = |op: &Op| -> BTreeSet<String> {
-        op.seen.iter().map(|version| version.value.clone()).collect()
+        let values = op.seen.iter().map(|version| version.value.clone());
+        values.filter(|value| lasts(value)).collect()
     };
     let mut last = history.reads().filter(|op| op.is_last_read());
     let Some(first) = last.next() else { return };
@@ -209,6 +216,11 @@ fn returned(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
                 let what =
                     format!("{value} was answered not_applied, and is there (op {})", read.id);
                 found.push(violation(history, Invariant::OutcomeHonesty, value, read, what));
+            }
+            if change.expired_us.is_some_and(|expired_us| expired_us < read.invoked_us) {
+                let invariant = Invariant::NoResurrection;
+                let what = format!("{value} has expired, and is there (op {})", read.id);
+                found.push(violation(history, invariant, value, read, what));
             }
             if strong && replaced_us[at].is_some_and(|acked_us| acked_us < read.invoked_us) {
                 let invariant = match change.has_token {

@@ -230,6 +230,36 @@ fn i5_a_delete_without_context_covers_what_the_only_replica_has_and_no_more_than
 }
 
 #[test]
+fn i5_a_version_that_outlives_its_time_is_found() {
+    let shown_after = |ttl_ms: u64, outcome: Outcome| {
+        let mut story = siblings();
+        let op = story.write("a", None);
+        op.action = Action::Write { value: "a".to_owned(), token: None, ttl_ms: Some(ttl_ms) };
+        op.outcome = outcome;
+        noise(&mut story);
+        story.read(&["a"]).level = Level::One;
+        story.found().contains(&Invariant::NoResurrection)
+    };
+    assert!(shown_after(30_000, Outcome::Ok));
+    assert!(!shown_after(36_000, Outcome::Ok), "clocks differ");
+    assert!(!shown_after(1, Outcome::Unknown), "it may have been made just now");
+}
+
+#[test]
+fn i2_what_expires_between_two_last_reads_is_no_difference() {
+    let differs = |ttl_ms: u64| {
+        let mut story = siblings();
+        let op = story.write("a", None);
+        op.action = Action::Write { value: "a".to_owned(), token: None, ttl_ms: Some(ttl_ms) };
+        story.last("n0", &["a"]);
+        story.last("n1", &[]);
+        story.found().contains(&Invariant::Convergence)
+    };
+    assert!(!differs(2_000));
+    assert!(differs(60_000));
+}
+
+#[test]
 fn i6_a_read_behind_the_context_it_was_given_is_found() {
     let mut story = siblings();
     story.write("a", None).level = Level::One;
