@@ -13,6 +13,7 @@ RUNS     ?= 20
 SEED     ?=
 SEEDS    ?= 200
 MINUTES  ?= 10
+WORK_SECONDS ?= 120
 NODES    ?=
 ARGS     ?=
 BUF      := target/buf/bin/buf
@@ -20,7 +21,7 @@ BUF_VERSION := 1.75.0
 
 PEERS    := benches/peers/target/release/pairdb-peers
 
-.PHONY: help run build test demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
+.PHONY: help run build test test-integration demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ run: build ## Start a node on ./data/node (LISTEN=, ADMIN=, DATA_DIR= change it)
 
 test: ## Run the tests
 	$(CARGO) test --locked
+
+test-integration: ## Clusters of real processes, killed and paused for WORK_SECONDS=120 under load
+	VERIFY_SECONDS=$(WORK_SECONDS) $(CARGO) test --locked --test cluster -- --nocapture
 
 demo: build ## Import 171,075 cities, make a conflict, kill the node, prove nothing is lost
 	@PAIRDB=$(PAIRDB) scripts/demo.sh
