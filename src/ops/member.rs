@@ -36,7 +36,7 @@ use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::{self, Departure};
-use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::hints::{HintParts, Hints};
 use crate::replication::progress::Progress;
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
@@ -229,7 +229,7 @@ pub(super) async fn start(
             fence: Arc::clone(&layout_fence),
             liveness: Arc::clone(&liveness) as _,
         },
-        HintOptions::default(),
+        world.hints.clone(),
     )
     .map_err(|error| failed(error.into()))?;
     let coordinator = Coordinator::new(CoordinatorOptions {
@@ -257,7 +257,7 @@ pub(super) async fn start(
         layout: fence.watch(),
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
-        settings: anti_entropy::Settings::default(),
+        settings: world.anti_entropy.clone(),
     });
     let closing = CancellationToken::new();
     let tasks = TaskTracker::new();
