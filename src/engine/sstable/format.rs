@@ -48,7 +48,7 @@ pub(super) const FORMAT_VERSION: u32 = 2;
 pub(super) const FOOTER_BYTES: usize = 88;
 /// What a frame adds behind its padded payload, in bytes.
 pub(super) const TRAILER_BYTES: usize = 16;
-/// No data block is longer: its largest target size, stretched, one more row and key, columns.
+/// No data block is longer: its largest target size, one more row and key, columns.
 pub(super) const BLOCK_BYTES_MAX: usize = ROW_BYTES_MAX + 2 * KEY_BYTES_MAX + (16 << 20);
 
 const ENCODING_NONE: u8 = 0;
