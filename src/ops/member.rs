@@ -235,6 +235,7 @@ pub(super) async fn start(
         liveness: Arc::clone(&liveness) as _,
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
+        work: world.work,
     });
     let replica = Replica::new(
         node,

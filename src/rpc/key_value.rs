@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::bytes_of;
@@ -35,7 +34,7 @@ pub(super) struct KeyValueService(pub Arc<Core>);
 #[tonic::async_trait]
 impl KeyValue for KeyValueService {
     type PipelineStream = Answers;
-    type ScanStream = ReceiverStream<Result<proto::ScanResponse, Status>>;
+    type ScanStream = scan::Pages<proto::ScanResponse>;
 
     async fn write(
         &self,

@@ -7,6 +7,9 @@
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
 //! | `read_key` | what a coordinator knows of one key, and what follows from it |
+//! | `walk` | the rows of a tenant, part of the ring after part |
+//! | `part` | a page of one part, from as many replicas as the level asks for |
+//! | `pages` | what pages of several replicas say together |
 //!
 //! # Invariants
 //! 1. A write is refused before it is minted if too few replicas are up. From its minting on it
@@ -21,8 +24,11 @@
 
 mod flight;
 mod forward;
+mod pages;
+mod part;
 mod read;
 mod read_key;
+mod walk;
 mod write;
 
 use std::collections::BTreeMap;
@@ -31,7 +37,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::fence::Fence;
@@ -43,10 +49,17 @@ use super::{Layout, Sets};
 use crate::cluster::NodeId;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::store::{Store, Tenant};
 
+pub(super) use part::Part;
+pub use part::{ScannedRow, Seen, Want};
 pub use read::{KeyRead, ReadOptions};
+pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;
+
+/// Pages of the own store that are read at once.
+const PAGES_AT_ONCE: usize = 4;
 
 /// What a coordinator works with.
 pub struct CoordinatorOptions {
@@ -67,6 +80,8 @@ pub struct CoordinatorOptions {
     /// Writes that are answered and still wait for slow replicas, at most; beyond, what a replica
     /// has not answered by then becomes a hint at once.
     pub lingering_max: usize,
+    /// Where pages of the own store are read.
+    pub work: Work,
 }
 
 /// Coordinates requests. All calls may run at the same time.
@@ -80,6 +95,7 @@ pub struct Coordinator {
     liveness: Arc<dyn Liveness>,
     hints: Option<HintSender>,
     lingering_max: usize,
+    work: Work,
 
     // Each with its own synchronisation.
     lanes: Mutex<BTreeMap<(NodeId, LaneKind), Lane>>,
@@ -87,6 +103,8 @@ pub struct Coordinator {
     /// An epoch, shifted by one, and whether this node is the whole cluster in it.
     solo: AtomicU64,
     lingering: AtomicUsize,
+    /// Bounds pages of the own store, for whomever they are read.
+    pages: Semaphore,
     counters: Counters,
 }
 
@@ -147,10 +165,12 @@ impl Coordinator {
             liveness: options.liveness,
             hints: options.hints,
             lingering_max: options.lingering_max,
+            work: options.work,
             lanes: Mutex::default(),
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
+            pages: Semaphore::new(PAGES_AT_ONCE),
             counters: Counters::default(),
         })
     }

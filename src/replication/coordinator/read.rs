@@ -49,10 +49,11 @@ pub struct ReadOptions {
     pub deadline: Instant,
 }
 
-/// Why a group starts over: who said so, and the epoch it knows.
-struct Stale {
-    from: Option<NodeId>,
-    epoch: u64,
+/// Why a read starts over: who said so, and the epoch it knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stale {
+    pub from: Option<NodeId>,
+    pub epoch: u64,
 }
 
 /// What a replica said to a request about some keys of the group.
@@ -147,7 +148,7 @@ impl Coordinator {
     }
 
     /// Reads whole rows.
-    async fn read_raw(
+    pub(super) async fn read_raw(
         &self,
         tenant: &Tenant,
         reads: Vec<KeyRead>,
@@ -254,7 +255,7 @@ impl Coordinator {
 
     /// Who may be asked: this node first, then those in both sets, then the fast ones. Newcomers
     /// last, for at ONE they are only asked for what nobody else shows.
-    fn candidates(&self, sets: &Sets) -> Vec<NodeId> {
+    pub(super) fn candidates(&self, sets: &Sets) -> Vec<NodeId> {
         let mut nodes = sets.members();
         nodes.retain(|node| self.is_up(*node));
         nodes.sort_by_cached_key(|node| {

@@ -4,3 +4,4 @@ mod cluster;
 mod directed;
 mod epochs;
 mod histories;
+mod scans;
