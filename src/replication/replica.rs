@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tonic::async_trait;
 
 use super::convert;
-use super::coordinator::{Coordinator, Part, WriteOptions};
+use super::coordinator::{Coordinator, Part, REPLY_TOO_LARGE, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
 use super::{Layout, Level};
@@ -202,7 +202,7 @@ impl Replica {
             if bytes >= REPLY_BYTES_MAX {
                 return failed(proto::Failure {
                     code: tonic::Code::ResourceExhausted as i32,
-                    reason: "REPLY_TOO_LARGE".to_owned(),
+                    reason: REPLY_TOO_LARGE.to_owned(),
                     message: "the rows before it fill the reply".to_owned(),
                     ..proto::Failure::default()
                 });

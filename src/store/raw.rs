@@ -69,6 +69,11 @@ impl Store {
         Ok(RawRow { row, floor })
     }
 
+    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
+    pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
+        keys.iter().map(|(tenant, key)| self.raw_row(*tenant, key)).collect()
+    }
+
     /// The digest of a row under the floor of its partition; 0 for no row.
     ///
     /// # Errors

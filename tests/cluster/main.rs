@@ -120,6 +120,7 @@ fn scan_keys_and_export_show_the_whole_cluster_through_any_node() {
     assert!(refused.stderr.contains("partition"), "{}", refused.stderr);
     assert!(refused.stderr.contains("QUORUM_UNAVAILABLE"), "{}", refused.stderr);
     nodes.restart(3);
+    nodes.wait_until_up(3, 4);
     let rows: Vec<String> = keys.iter().map(|key| format!("{key}\t{key}")).collect();
     assert_eq!(sorted(nodes.ok(3, &["scan"])), rows);
     let exported = nodes.ok(3, &["export", "--consistency", "quorum"]);

@@ -54,6 +54,7 @@ use crate::store::{Store, Tenant};
 
 pub(super) use part::Part;
 pub use part::{ScannedRow, Seen, Want};
+pub(super) use read::REPLY_TOO_LARGE;
 pub use read::{KeyRead, ReadOptions};
 pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;
@@ -105,6 +106,10 @@ pub struct Coordinator {
     lingering: AtomicUsize,
     /// Bounds pages of the own store, for whomever they are read.
     pages: Semaphore,
+    /// Bounds reads that nobody waits for.
+    checks: Semaphore,
+    // Relaxed: only says whose turn it is.
+    reads_at_one: AtomicU64,
     counters: Counters,
 }
 
@@ -125,6 +130,7 @@ struct Counters {
     repairs: AtomicU64,
     hedges: AtomicU64,
     widened: AtomicU64,
+    checks: AtomicU64,
 }
 
 /// Figures since the start.
@@ -147,6 +153,8 @@ pub struct CoordinatorStats {
     pub hedges: u64,
     /// Keys read from more replicas because of what the client had seen.
     pub widened: u64,
+    /// Reads at ONE that were checked at QUORUM, with nobody waiting.
+    pub checks: u64,
 }
 
 fn count(counter: &AtomicU64, by: usize) {
@@ -171,6 +179,8 @@ impl Coordinator {
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
             pages: Semaphore::new(PAGES_AT_ONCE),
+            checks: Semaphore::new(read::CHECKS_MAX),
+            reads_at_one: AtomicU64::new(0),
             counters: Counters::default(),
         })
     }
@@ -188,6 +198,7 @@ impl Coordinator {
             repairs: get(&counters.repairs),
             hedges: get(&counters.hedges),
             widened: get(&counters.widened),
+            checks: get(&counters.checks),
         }
     }
 

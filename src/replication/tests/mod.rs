@@ -1,5 +1,6 @@
 //! Clusters in one process, on a paused clock.
 
+mod batches;
 mod cluster;
 mod directed;
 mod epochs;
