@@ -13,6 +13,7 @@ RUNS     ?= 20
 SEED     ?=
 SEEDS    ?= 20
 MINUTES  ?= 10
+WORK_SECONDS ?= 120
 NODES    ?= 1
 ARGS     ?=
 BUF      := target/buf/bin/buf
@@ -20,7 +21,7 @@ BUF_VERSION := 1.75.0
 
 PEERS    := benches/peers/target/release/pairdb-peers
 
-.PHONY: help run build test test-python demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
+.PHONY: help run build test test-integration test-python demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,10 @@ $(PYTHON_STUBS): proto/pairdb/v1/common.proto proto/pairdb/v1/kv.proto \
 	mkdir -p target/python/stubs
 	$(PYTHON) -m grpc_tools.protoc -I proto --python_out=target/python/stubs \
 		--grpc_python_out=target/python/stubs $(filter %.proto,$^)
+
+test-integration: ## Clusters of real processes, killed and paused for WORK_SECONDS=120 under load
+	VERIFY_SECONDS=$(WORK_SECONDS) $(CARGO) test --locked --test cluster -- --nocapture
+	@$(MAKE) --no-print-directory test-python
 
 demo: build ## Import 171,075 cities, make a conflict, kill the node, prove nothing is lost
 	@PAIRDB=$(PAIRDB) scripts/demo.sh

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::async_trait;
 
 use super::config::Config;
+use super::metrics::MemberParts;
 use super::node::Error;
 use super::peer_handler::Handler;
 use super::world::World;
@@ -78,6 +79,7 @@ fn is_alone(config: &Config) -> bool {
 pub(super) struct Running {
     pub cluster: Cluster,
     pub service: PeerService,
+    pub figures: Arc<MemberParts>,
     pub joined: Joined,
 }
 
@@ -274,7 +276,7 @@ pub(super) async fn start(
         settings: transfer::Settings::default(),
         progress: transfer::Progress::default(),
     });
-    tasks.spawn(transfer.run(closing.clone()));
+    tasks.spawn(Arc::clone(&transfer).run(closing.clone()));
     tasks.spawn(Arc::clone(&anti_entropy).run(closing.clone()));
     let handler = Handler {
         fence: Arc::clone(&fence),
@@ -287,8 +289,24 @@ pub(super) async fn start(
         peers: Arc::clone(&others),
         local: Arc::clone(&local),
     };
-    let service =
-        PeerService::new(Arc::clone(&local), Arc::new(handler), PeerOptions::default(), counters);
+    let service = PeerService::new(
+        Arc::clone(&local),
+        Arc::new(handler),
+        PeerOptions::default(),
+        Arc::clone(&counters),
+    );
+    let figures = MemberParts {
+        node,
+        view: Arc::clone(&view),
+        layout: fence.watch(),
+        consensus: Arc::clone(&consensus),
+        coordinator: Arc::clone(&coordinator),
+        hints: Arc::clone(&hints),
+        anti_entropy: Arc::clone(&anti_entropy),
+        transfer,
+        peers: Arc::clone(&peers),
+        counters,
+    };
     let cluster = Cluster {
         node,
         store: Arc::clone(&store),
@@ -312,7 +330,7 @@ pub(super) async fn start(
     tasks.spawn(telling);
     let joined =
         Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
-    Ok(Running { cluster, service, joined })
+    Ok(Running { cluster, service, figures: Arc::new(figures), joined })
 }
 
 impl Joined {

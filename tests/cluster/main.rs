@@ -9,7 +9,9 @@
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
+#[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
+mod verified;
 
 use std::time::Duration;
 
