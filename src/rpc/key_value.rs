@@ -212,9 +212,7 @@ async fn read_chunk(
     reads: Vec<KeyRead>,
     options: ReadOptions,
 ) -> Vec<replication::Result<store::ReadRow>> {
-    let here: Option<Vec<_>> =
-        reads.iter().map(|read| coordinator.read_here(tenant, read, options.level)).collect();
-    match here {
+    match coordinator.read_all_here(tenant, &reads, options.level) {
         Some(rows) => rows,
         None => coordinator.read(tenant, reads, options).await,
     }

@@ -107,6 +107,23 @@ impl Coordinator {
         if is_last || row.is_ok() { Some(row.map_err(Error::from)) } else { None }
     }
 
+    /// [`Coordinator::read_here`] for several keys: the rows of all, or of none.
+    pub fn read_all_here(
+        &self,
+        tenant: &str,
+        reads: &[KeyRead],
+        level: Level,
+    ) -> Option<Vec<Result<ReadRow>>> {
+        let layout = self.layout();
+        if !self.is_solo(&layout) || reads.iter().any(|read| read.min_context.is_some()) {
+            return reads.iter().map(|read| self.read_here(tenant, read, level)).collect();
+        }
+        let _pass = self.fence.enter(layout.epoch()).ok()?;
+        let keys: Vec<&[u8]> = reads.iter().map(|read| &read.key[..]).collect();
+        let rows = self.store.read_batch(tenant, &keys);
+        Some(rows.into_iter().map(|row| row.map_err(Error::from)).collect())
+    }
+
     /// Reads keys; each has its own outcome, in their order.
     pub async fn read(
         &self,
