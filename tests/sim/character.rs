@@ -80,6 +80,9 @@ impl Character {
                 interval: Duration::from_secs(1),
                 settle: Duration::from_millis(200),
                 timeout: Duration::from_secs(2),
+                round_interval: Some(Duration::from_secs(4)),
+                round_retry: Duration::from_secs(2),
+                round_margin: Duration::from_secs(5),
                 ..anti_entropy::Settings::default()
             },
             false => anti_entropy::Settings::default(),
