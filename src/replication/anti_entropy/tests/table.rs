@@ -1,4 +1,4 @@
-//! The rules among replicas by name: what breaks when one is removed, and that nothing does with it.
+//! The rules among replicas by name: what breaks without each, and that nothing does with it.
 //!
 //! The histories are the shortest that a model found; here they run on the stores themselves. Rows
 //! that need no replicas to be shown are in `causality::traces` under their names: `guard_per_dot`,
