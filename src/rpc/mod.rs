@@ -44,5 +44,6 @@ pub mod server;
 pub mod status;
 
 pub use cluster::Cluster;
+pub use front::LAYOUT_HEADER;
 pub use metrics::Metrics;
 pub use server::{Listeners, NodeFacts, Options, Parts, Server};

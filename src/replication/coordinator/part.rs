@@ -9,6 +9,9 @@
 //! 2. A replica that fails, or says nothing of a partition, is replaced by another; when none is
 //!    left the page is an error.
 //! 3. Beside a replica that is slow one more is asked, once.
+//!
+//! Where one answer is enough and this node has it, what is shown is made from the rows where they
+//! lie, as in any other read of the own store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -138,6 +141,15 @@ struct Question {
     deadline: Instant,
 }
 
+/// What is told of the rows of an own page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tell {
+    /// What is told another node: to be laid beside the words of others.
+    Word(ScanWhat),
+    /// What is shown.
+    Seen(Want),
+}
+
 type Asking = BoxFuture<'static, (NodeId, bool, Result<Page, PageError>)>;
 
 /// Why a replica gave no page.
@@ -153,7 +165,7 @@ struct Reading<'r> {
     question: Question,
     sets: Sets,
     level: Level,
-    wants_rows: bool,
+    want: Want,
     candidates: Vec<NodeId>,
     words: BTreeMap<NodeId, Word>,
     pages: Vec<Page>,
@@ -247,7 +259,7 @@ impl Coordinator {
             question: Question { filter, range: part.range, bounds, epoch, deadline },
             sets,
             level: options.level,
-            wants_rows: want != Want::Keys,
+            want,
             candidates,
             words: BTreeMap::new(),
             pages: Vec::new(),
@@ -282,8 +294,9 @@ impl Coordinator {
         let mut rows = Vec::with_capacity(places.len());
         for place in places {
             let (key, seen) = match place {
+                Place::Agreed(PageRow { key, seen: Some(seen), .. }) => (key, Some(seen)),
                 Place::Agreed(PageRow { key, row: Some(row), .. }) => {
-                    let seen = self.see(tenant, &key, row, want)?;
+                    let seen = see(&self.store, tenant, &key, &row, want)?;
                     (key, seen)
                 }
                 Place::Agreed(PageRow { key, has_value, .. }) => {
@@ -293,7 +306,7 @@ impl Coordinator {
                     let lost = || Err(Error::ReadTimeout { answers: 0, needed: 1 });
                     let raw = read.next().unwrap_or_else(lost).map_err(Failed::Error)?;
                     let seen = match raw.row {
-                        Some(row) => self.see(tenant, &key, row.into(), want)?,
+                        Some(row) => see(&self.store, tenant, &key, &row, want)?,
                         None => None,
                     };
                     (key, seen)
@@ -304,37 +317,19 @@ impl Coordinator {
         Ok(rows)
     }
 
-    fn see(
-        &self,
-        tenant: &Tenant,
-        key: &[u8],
-        row: Bytes,
-        want: Want,
-    ) -> store::Result<Option<Seen>> {
-        Ok(match want {
-            Want::Raw => Some(Seen::Raw(row)),
-            Want::Keys => self.store.has_value(&row)?.then_some(Seen::Key),
-            Want::Values => {
-                let row = self.store.show(tenant, key, Some(&row))?;
-                row.found().then_some(Seen::Row(row))
-            }
-        })
-    }
-
-    /// This node's own page. `is_only`: there is no other replica.
+    /// This node's own page.
     async fn page_here(
         self: Arc<Self>,
         question: Question,
-        what: ScanWhat,
-        is_only: bool,
+        tell: Tell,
+        on_damage: OnDamage,
     ) -> Result<Page, PageError> {
         let _place = self.pages.acquire().await;
-        let on_damage = if is_only { OnDamage::Show } else { OnDamage::Stop };
         self.check_epoch(question.epoch).map_err(PageError::Stale)?;
         let (epoch, this) = (question.epoch, Arc::clone(&self));
         let read = self.work.run(move || {
             let Question { filter, range, bounds, .. } = question;
-            read_page(&this.store, &filter, &range, bounds, what, on_damage)
+            read_page(&this.store, &filter, &range, bounds, tell, on_damage)
         });
         let stopping = || PageError::Peer("the node is stopping".to_owned());
         let page = read.await.map_err(|_| stopping())?;
@@ -369,7 +364,8 @@ impl Coordinator {
             reason: reason.to_owned(),
             message,
         };
-        let page = timeout_at(deadline, self.page_here(question, request.what(), false)).await;
+        let tell = Tell::Word(request.what());
+        let page = timeout_at(deadline, self.page_here(question, tell, OnDamage::Stop)).await;
         let page = page.map_err(|_| refused("TIMEOUT", "the page was not read in time".into()))?;
         let page = page.map_err(|error| match error {
             PageError::Stale(epoch) => PeerError::StaleLayout { epoch },
@@ -431,6 +427,7 @@ fn received(tenant: &Tenant, reply: proto::ScanRowsReply, what: ScanWhat) -> Opt
         token: tenant.token(&row.key),
         key: row.key,
         row: row.row,
+        seen: None,
         digest: (what == ScanWhat::Digests).then_some(row.digest),
         floor: row.floor,
         has_value: row.has_value,
@@ -442,28 +439,58 @@ fn received(tenant: &Tenant, reply: proto::ScanRowsReply, what: ScanWhat) -> Opt
     (is_sorted && has_rows).then_some(Page { rows, next })
 }
 
+/// What is shown of a row, if anything is.
+fn see(
+    store: &store::Store,
+    tenant: &Tenant,
+    key: &[u8],
+    row: &[u8],
+    want: Want,
+) -> store::Result<Option<Seen>> {
+    Ok(match want {
+        Want::Raw => Some(Seen::Raw(Bytes::copy_from_slice(row))),
+        Want::Keys => store.has_value(row)?.then_some(Seen::Key),
+        Want::Values => {
+            let row = store.show(tenant, key, Some(row))?;
+            row.found().then_some(Seen::Row(row))
+        }
+    })
+}
+
 fn read_page(
     store: &store::Store,
     filter: &RowFilter,
     range: &KeyRange,
     bounds: PageBounds,
-    what: ScanWhat,
+    tell: Tell,
     on_damage: OnDamage,
 ) -> store::Result<Page> {
     let mut rows = Vec::new();
     let next = store.visit_rows(filter, range, bounds, on_damage, |place, found| {
-        let told = what != ScanWhat::Rows;
-        rows.push(PageRow {
+        let mut told = PageRow {
             token: place.token,
-            key: Bytes::copy_from_slice(place.key),
-            row: (!told).then(|| Bytes::copy_from_slice(found.row)),
-            digest: match what {
-                ScanWhat::Digests => Some(store.digest_under(found.row, found.floor)?),
-                ScanWhat::Rows | ScanWhat::Keys => None,
-            },
+            key: Bytes::new(),
+            row: None,
+            seen: None,
+            digest: None,
             floor: found.floor,
-            has_value: told && store.has_value(found.row)?,
-        });
+            has_value: false,
+        };
+        match tell {
+            Tell::Seen(want) => {
+                told.seen = see(store, &filter.tenant, place.key, found.row, want)?;
+            }
+            Tell::Word(ScanWhat::Rows) => told.row = Some(Bytes::copy_from_slice(found.row)),
+            Tell::Word(ScanWhat::Digests) => {
+                told.digest = Some(store.digest_under(found.row, found.floor)?);
+                told.has_value = store.has_value(found.row)?;
+            }
+            Tell::Word(ScanWhat::Keys) => told.has_value = store.has_value(found.row)?,
+        }
+        if !matches!(tell, Tell::Seen(_)) || told.seen.is_some() {
+            told.key = Bytes::copy_from_slice(place.key);
+            rows.push(told);
+        }
         // As if the row were told: so pages of equal replicas end alike.
         Ok(Some(place.key.len() + found.row.len()))
     })?;
@@ -506,9 +533,13 @@ impl Reading<'_> {
         lacking(&self.sets, self.level, |node| self.words.get(&node).is_some_and(&has))
     }
 
+    fn wants_rows(&self) -> bool {
+        self.want != Want::Keys
+    }
+
     fn is_read(&self) -> bool {
         let is_answer = |word: &Word| matches!(word, Word::Answered { .. });
-        self.lacks(is_answer).is_none() && (!self.wants_rows || self.whole().is_some())
+        self.lacks(is_answer).is_none() && (!self.wants_rows() || self.whole().is_some())
     }
 
     /// The page with the rows, if it is here.
@@ -523,7 +554,7 @@ impl Reading<'_> {
         let is_whole = |word: &Word| {
             matches!(word, Word::Asked { whole: true } | Word::Answered { whole: true, .. })
         };
-        self.wants_rows && !self.words.values().any(is_whole)
+        self.wants_rows() && !self.words.values().any(is_whole)
     }
 
     /// Asks as many as are needed.
@@ -563,7 +594,7 @@ impl Reading<'_> {
         let Some(node) = self.candidates.iter().find(is_new).copied() else { return };
         count(&self.coordinator.counters.hedges, 1);
         // It may be the one with the rows that is slow.
-        let whole = self.wants_rows && self.whole().is_none();
+        let whole = self.wants_rows() && self.whole().is_none();
         self.ask(node, whole);
     }
 
@@ -572,14 +603,17 @@ impl Reading<'_> {
         let what = match (whole, self.level) {
             (true, _) => ScanWhat::Rows,
             // Nobody's word is laid beside another's.
-            (false, Level::One) if !self.wants_rows => ScanWhat::Keys,
+            (false, Level::One) if !self.wants_rows() => ScanWhat::Keys,
             (false, _) => ScanWhat::Digests,
         };
         let (this, question) = (Arc::clone(self.coordinator), self.question.clone());
-        let is_only = self.sets.members() == [this.node];
+        let members = self.sets.members();
+        let is_enough = members.len() == 1 || self.level == Level::One;
+        let tell = if is_enough { Tell::Seen(self.want) } else { Tell::Word(what) };
+        let on_damage = if members == [this.node] { OnDamage::Show } else { OnDamage::Stop };
         self.asking.push(Box::pin(async move {
             let page = match node == this.node {
-                true => this.page_here(question, what, is_only).await,
+                true => this.page_here(question, tell, on_damage).await,
                 false => this.page_of(node, question, what).await,
             };
             (node, whole, page)

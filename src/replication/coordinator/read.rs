@@ -351,7 +351,7 @@ impl Coordinator {
         nodes.sort_by_cached_key(|node| {
             let is_new = !sets.current.contains(node);
             let is_old = sets.next.as_ref().is_some_and(|next| !next.contains(node));
-            (is_new, *node != self.node, is_old, self.scores.cost(*node))
+            (is_new, *node != self.node, is_old, self.scores.cost(node))
         });
         nodes
     }
@@ -610,7 +610,7 @@ impl Reading<'_> {
     /// How long the slowest of those asked takes for nearly all its answers.
     fn slow_after(&self) -> Duration {
         let asked = self.keys.iter().flat_map(ReadKey::waits_for);
-        let p95 = asked.map(|node| self.coordinator.scores.p95(node)).max();
+        let p95 = asked.map(|node| self.coordinator.scores.p95(&node)).max();
         p95.unwrap_or_default().max(HEDGE_MIN)
     }
 
