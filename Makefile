@@ -11,10 +11,10 @@ PEER     ?= 127.0.0.1:7946
 ADMIN    ?= 127.0.0.1:9091
 RUNS     ?= 20
 SEED     ?=
-SEEDS    ?= 20
+SEEDS    ?= 200
 MINUTES  ?= 10
 WORK_SECONDS ?= 120
-NODES    ?= 1
+NODES    ?=
 ARGS     ?=
 BUF      := target/buf/bin/buf
 BUF_VERSION := 1.75.0
@@ -92,9 +92,10 @@ peers:
 crash: ## Kill a real node RUNS=20 times and compare (SEED= repeats a run)
 	RUNS=$(RUNS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --locked --test crash -- --nocapture
 
-sim: ## Simulate SEEDS=20 nodes and their faults (FIRST=, MINUTES=10); SEED= repeats one
+sim: ## Simulate SEEDS=200 clusters and their faults (NODES=, FIRST=, MINUTES=10); SEED= repeats one
 	$(if $(SEED),SEED=$(SEED),SEEDS=$(SEEDS)) $(if $(FIRST),FIRST=$(FIRST)) MINUTES=$(MINUTES) \
-		NODES=$(NODES) $(if $(HISTORY),HISTORY=$(HISTORY)) $(CARGO) test --locked --test sim -- \
+		$(if $(NODES),NODES=$(NODES)) $(if $(HISTORY),HISTORY=$(HISTORY)) \
+		$(CARGO) test --locked --test sim -- \
 		--exact $(if $(SEED),one_seed --ignored,no_seed_breaks_a_promise) --nocapture
 
 ci: fmt-check lint docs test ## All that must be green before a merge

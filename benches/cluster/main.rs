@@ -3,12 +3,12 @@
 //! [--direct 1]`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
-//! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each workload prints a line of JSON: operations a
-//! second, latencies, and for one operation, summed over the nodes: CPU time, requests between
-//! nodes, syncs, bytes of the log, bytes over loopback (clients' and peers', both ways counted
-//! once; everything else on the machine's loopback counts too). Then the cluster is left alone, and
-//! from three nodes on one is killed under load and started again. benches/README.md says how to
-//! read it.
+//! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
+//! workload prints a line of JSON: operations a second, latencies, and for one operation, summed
+//! over the nodes: CPU time, requests between nodes, syncs, bytes of the log, bytes over loopback
+//! (clients' and peers', both ways counted once; everything else on the machine's loopback counts
+//! too). Then the cluster is left alone, and from three nodes on one is killed under load and
+//! started again. benches/README.md says how to read it.
 
 mod figures;
 #[path = "../common/keys.rs"]

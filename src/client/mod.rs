@@ -9,8 +9,8 @@
 //!
 //! With [`Options::direct`] a key's request goes to a node that holds it, the fastest of those that
 //! are up, and a batch falls apart into one for each node it takes. When such a node fails the
-//! next holder is tried, then any other node, then any of the endpoints. Without it, and for scans, the endpoints are
-//! taken in turn: any node serves any request.
+//! next holder is tried, then any other node, then any of the endpoints. Without it, and for scans,
+//! the endpoints are taken in turn: any node serves any request.
 //!
 //! - A read is retried when the node could not be reached or was overloaded.
 //! - A write is retried only under an idempotency key (the client makes one unless the caller gives
@@ -334,13 +334,16 @@ impl Client {
     }
 
     /// One attempt, and what is learnt from it of its node.
-    async fn attempt<M, T>(
+    async fn attempt<M, T, C>(
         &self,
         to: To<'_>,
         way: &Way,
         mut request: Request<M>,
-        call: &impl AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
-    ) -> Result<T, Status> {
+        call: &C,
+    ) -> Result<T, Status>
+    where
+        C: AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
+    {
         let limit = self.options.message_bytes_max;
         let mut client = KeyValueClient::new(way.channel.clone()).max_decoding_message_size(limit);
         let (Some(routes), To::Key(tenant, _) | To::Node(tenant, ..), Some(_)) =

@@ -97,8 +97,7 @@ impl Routes {
             Arc::clone(rings.entry(tenant.to_owned()).or_insert_with(known))
         };
         self.ask(tenant, &known).await;
-        let ring = known.ring.read().clone();
-        ring
+        known.ring.read().clone()
     }
 
     /// A node failed, or said that the layout went on.

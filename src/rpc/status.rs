@@ -69,6 +69,13 @@ impl Problem {
             .with("field", what)
     }
 
+    /// The node has no cluster yet.
+    pub fn starting() -> Self {
+        let message = "the node starts: it has no cluster yet";
+        let problem = Self::new(Code::Unavailable, "STARTING", message);
+        Self { retry_after: LATER, ..problem }
+    }
+
     /// Too much is going on; nothing was done.
     pub fn overloaded(reason: &'static str, message: impl Into<String>) -> Self {
         Self { retry_after: SOON, ..Self::new(Code::ResourceExhausted, reason, message) }

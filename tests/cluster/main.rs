@@ -2,9 +2,9 @@
 //!
 //! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
-//! before anything is written and ONE goes on; a fourth node joins while writes go on; of nodes that
-//! each hold a part of the rows any one shows all of them, also while another is down; a client that
-//! knows who holds what needs no node in between.
+//! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
+//! on; of nodes that each hold a part of the rows any one shows all of them, also while another is
+//! down; a client that knows who holds what needs no node in between.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -13,6 +13,7 @@ mod node;
 mod direct;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
+mod transitions;
 mod verified;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{CliNode, Done};
+use crate::node::{CliNode, Done, refused};
 
 /// How often something that takes a while is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -129,6 +129,23 @@ impl Nodes {
     pub fn restart(&mut self, at: usize) {
         let settings = settings(&self.ports, at, self.ports.len());
         self.nodes[at].restart_with(&borrowed(&settings));
+    }
+
+    /// The exit code of a node that ends by itself.
+    pub fn wait(&mut self, at: usize) -> i32 {
+        self.nodes[at].wait()
+    }
+
+    /// Deletes what a node has left on its disk.
+    pub fn delete(&self, at: usize) {
+        std::fs::remove_dir_all(&self.nodes[at].data_dir).expect("it is there");
+    }
+
+    /// Starts a node again that must not be: its exit code, and what it says.
+    pub fn restart_refused(&self, at: usize) -> (i32, String) {
+        let settings = settings(&self.ports, at, self.ports.len());
+        let done = refused(&self.nodes[at].data_dir, &borrowed(&settings));
+        (done.code, done.stderr)
     }
 
     pub fn pause(&self, at: usize) {

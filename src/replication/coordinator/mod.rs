@@ -6,9 +6,11 @@
 //! | `flight` | a batch that this node coordinates, from its log to its last replica |
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
+//! | `read_here` | reads that this node answers by itself |
 //! | `read_key` | what a coordinator knows of one key, and what follows from it |
 //! | `walk` | the rows of a tenant, part of the ring after part |
 //! | `part` | a page of one part, from as many replicas as the level asks for |
+//! | `replica_page` | one replica's page: the own, another's, one for another |
 //! | `pages` | what pages of several replicas say together |
 //!
 //! # Invariants
@@ -21,13 +23,16 @@
 //!    row is sent again under the new one, and a read starts over.
 //! 4. A read at QUORUM or ALL returns a row that enough replicas of each set hold when it returns.
 //! 5. A node that is the whole cluster goes straight to its store.
+//! 6. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
 
 mod flight;
 mod forward;
 mod pages;
 mod part;
 mod read;
+mod read_here;
 mod read_key;
+mod replica_page;
 mod walk;
 mod write;
 
@@ -46,6 +51,7 @@ use super::lane::{Lane, Parcel};
 use super::level::Level;
 use super::{Layout, Sets};
 use crate::cluster::NodeId;
+use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
@@ -178,7 +184,7 @@ impl Coordinator {
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
             pages: Semaphore::new(options.pages_max.max(1)),
-            checks: Semaphore::new(read::CHECKS_MAX),
+            checks: Semaphore::new(read_here::CHECKS_MAX),
             reads_at_one: AtomicU64::new(0),
             counters: Counters::default(),
         })
@@ -219,7 +225,12 @@ impl Coordinator {
 
     fn sets(&self, layout: &Layout, tenant: &Tenant, key: &[u8]) -> (u32, Sets) {
         let partition = layout.partition_of(tenant.token(key));
-        (partition, layout.sets(partition, tenant.replication_factor))
+        (partition, layout.sets_of(partition, tenant))
+    }
+
+    /// Whether this node hands over what it has: others coordinate then.
+    fn is_leaving(&self, layout: &Layout) -> bool {
+        leaves(layout, self.node)
     }
 
     fn is_up(&self, node: NodeId) -> bool {
@@ -266,6 +277,12 @@ impl Coordinator {
             let _ = fence.learn(from, epoch, timeout.max(Duration::from_millis(1))).await;
         });
     }
+}
+
+/// Whether a node hands over what it has.
+fn leaves(layout: &Layout, node: NodeId) -> bool {
+    let member = layout.document().members.get(&node);
+    member.is_some_and(|member| member.state == MemberState::Leaving)
 }
 
 /// A replica set that has not as many as the level asks for: what it needs and what it has.

@@ -2,6 +2,7 @@
 
 mod batches;
 mod cluster;
+mod departures;
 mod directed;
 mod epochs;
 mod histories;
