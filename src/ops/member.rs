@@ -242,6 +242,7 @@ pub(super) async fn start(
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
         work: world.work,
+        pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
     let replica = Replica::new(
         node,
