@@ -54,6 +54,13 @@ impl<K: Ord + Clone> Scores<K> {
         }
     }
 
+    /// It is refused, or could not be sent: that tells nothing of how fast the other is.
+    pub fn refused(&self, name: &K) {
+        if let Some(score) = self.known.lock().get_mut(name) {
+            score.in_flight = score.in_flight.saturating_sub(1);
+        }
+    }
+
     /// It is answered, or given up.
     pub fn end(&self, name: &K, took: Duration) {
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
@@ -124,6 +131,11 @@ mod tests {
         }
         assert!(scores.cost(&fast) < scores.cost(&slow));
         assert_eq!(scores.p95(&slow), Duration::from_millis(20));
+        for _ in 0..SAMPLES {
+            scores.begin(&slow);
+            scores.refused(&slow);
+        }
+        assert!(scores.cost(&fast) < scores.cost(&slow), "who refuses at once is not fast");
         (0..40).for_each(|_| scores.begin(&fast));
         assert!(scores.cost(&fast) > scores.cost(&slow), "forty calls wait for it");
         scores.keep(|name| *name == slow);

@@ -33,6 +33,7 @@ mod read;
 mod read_here;
 mod read_key;
 mod replica_page;
+mod tokens;
 mod walk;
 mod write;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::read::{KeyRead, ReadOptions};
+use super::read::{KeyRead, Others, ReadOptions};
 use super::{Coordinator, Layout, count};
 use crate::replication::error::{Error, Result};
 use crate::replication::level::Level;
@@ -115,7 +115,8 @@ impl Coordinator {
             let deadline = Instant::now() + CHECK_TIMEOUT;
             let options = ReadOptions { level: Level::Quorum, deadline };
             // Nobody waits for it: what cannot be checked now is checked another time.
-            let _ = this.read_raw(&tenant, vec![KeyRead { key, min_context: None }], options).await;
+            let reads = vec![KeyRead { key, min_context: None }];
+            let _ = this.read_raw(&tenant, reads, options, Others::Digests).await;
         });
     }
 }
