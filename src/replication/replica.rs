@@ -27,6 +27,8 @@ use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
+/// Keys that are read in one go.
+const READ_CHUNK: usize = 64;
 /// Rows of a reply together, before its last one: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a page where the request names none.
@@ -194,12 +196,33 @@ impl Replica {
         check_items(request.keys.len())?;
         let _pass = self.enter(layout.epoch())?;
         let mut bytes = 0;
-        let answers = request.keys.iter().map(|key| {
-            let tenant = TenantId(key.tenant_id);
-            if let Some(failure) = self.refusal(layout, tenant, &key.key) {
+        let mut answers = Vec::with_capacity(request.keys.len());
+        for keys in request.keys.chunks(READ_CHUNK) {
+            self.read_chunk(layout, keys, request.digest_only, &mut bytes, &mut answers);
+        }
+        Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
+    }
+
+    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far.
+    fn read_chunk(
+        &self,
+        layout: &Layout,
+        keys: &[proto::RowKey],
+        digest_only: bool,
+        bytes: &mut usize,
+        answers: &mut Vec<proto::RowAnswer>,
+    ) {
+        let is_full = *bytes >= REPLY_BYTES_MAX;
+        let places: Vec<(TenantId, &[u8])> =
+            keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
+        let rows = if is_full { Vec::new() } else { self.store.raw_rows(&places) };
+        let mut rows = rows.into_iter();
+        answers.extend(places.iter().map(|(tenant, key)| {
+            let raw = rows.next().unwrap_or(Err(store::Error::Closed));
+            if let Some(failure) = self.refusal(layout, *tenant, key) {
                 return failed(failure);
             }
-            if bytes >= REPLY_BYTES_MAX {
+            if *bytes >= REPLY_BYTES_MAX {
                 return failed(proto::Failure {
                     code: tonic::Code::ResourceExhausted as i32,
                     reason: REPLY_TOO_LARGE.to_owned(),
@@ -207,18 +230,16 @@ impl Replica {
                     ..proto::Failure::default()
                 });
             }
-            let raw = self.store.raw_row(tenant, &key.key);
             let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
-                    let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);
-                    bytes += row.as_ref().map_or(0, Bytes::len);
+                    let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
+                    *bytes += row.as_ref().map_or(0, Bytes::len);
                     proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
                 }
                 Err(error) => failed(self.failure(error)),
             }
-        });
-        Ok(Reply::ReadRows(proto::ReadRowsReply { answers: answers.collect() }))
+        }));
     }
 
     async fn forward_write(

@@ -54,7 +54,7 @@ impl<K: Ord + Clone> Scores<K> {
         }
     }
 
-    /// It is refused, or could not be sent: that tells nothing of how fast anybody is.
+    /// It is refused, or could not be sent: that tells nothing of how fast the other is.
     pub fn refused(&self, name: &K) {
         if let Some(score) = self.known.lock().get_mut(name) {
             score.in_flight = score.in_flight.saturating_sub(1);
