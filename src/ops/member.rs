@@ -257,6 +257,7 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         layout: fence.watch(),
+        fence: Arc::clone(&layout_fence),
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
         settings: world.anti_entropy.clone(),
