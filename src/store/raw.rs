@@ -16,9 +16,10 @@ use super::Store;
 use super::error::{Error, Result};
 use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
+use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::canonical;
-use crate::causality::{Context, Dot, Mode, Row, join_with_floors};
+use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
 /// A replica's whole word on one row.
@@ -189,6 +190,17 @@ fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
     raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
 }
 
+/// Below this time a row may have forgotten tokens whose versions are gone: it keeps the newest,
+/// and has as many as it may.
+fn forgotten_below(row: &Row<'_>) -> u64 {
+    if row.tokens().len() < DEAD_TOKENS_MAX {
+        return 0;
+    }
+    let is_dead = |token: &&(Token, u64)| row.version_of_token(token.0).is_none();
+    let dead: Vec<u64> = row.tokens().iter().filter(is_dead).map(|token| token.1).collect();
+    if dead.len() < DEAD_TOKENS_MAX { 0 } else { dead.into_iter().min().unwrap_or(0) }
+}
+
 /// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
 /// have been forgotten, and is dead where it is not live.
 fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
@@ -199,6 +211,7 @@ fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
     // A last-write-wins row names no tokens in its contexts.
     let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
     let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
+    let evicted = |time: u64| row.is_some_and(|row| time < forgotten_below(row));
     clocks.all(|(dot, time)| seen(&dot, time))
-        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time)))
+        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time) || evicted(time)))
 }

@@ -29,6 +29,7 @@ mod pages;
 mod part;
 mod read;
 mod read_key;
+mod tokens;
 mod walk;
 mod write;
 

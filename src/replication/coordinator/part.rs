@@ -21,7 +21,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout_at};
 
 use super::pages::{Page, PageRow, Place, together};
-use super::read::{KeyRead, ReadOptions, Stale};
+use super::read::{KeyRead, Others, ReadOptions, Stale};
 use super::{Coordinator, Layout, Sets, count, lacking};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
@@ -276,7 +276,7 @@ impl Coordinator {
         let disputed: Vec<KeyRead> = disputed.collect();
         let mut read = match disputed.is_empty() {
             true => Vec::new(),
-            false => self.read_raw(tenant, disputed, options).await,
+            false => self.read_raw(tenant, disputed, options, Others::Digests).await,
         }
         .into_iter();
         let mut rows = Vec::with_capacity(places.len());

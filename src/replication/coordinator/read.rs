@@ -21,16 +21,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::read_key::{Group, ReadKey, Step, Word};
-use super::write::WriteOptions;
 use super::{Coordinator, LaneKind, Layout, Sets, count};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerError;
 use crate::proto;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::replication::lane::{Answers, Load, Parcel};
+use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::replication::level::Level;
-use crate::store::{Mutation, RawRow, ReadRow, Tenant, TenantId};
+use crate::store::{RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
@@ -50,6 +49,15 @@ pub struct KeyRead {
     pub key: Vec<u8>,
     /// What the client has seen of it: no older row is answered.
     pub min_context: Option<Vec<u8>>,
+}
+
+/// What replicas are asked for beside the one that is asked for the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    /// Whether they hold the same.
+    Digests,
+    /// The row as well.
+    Rows,
 }
 
 /// How keys are read.
@@ -193,7 +201,8 @@ impl Coordinator {
             let deadline = Instant::now() + CHECK_TIMEOUT;
             let options = ReadOptions { level: Level::Quorum, deadline };
             // Nobody waits for it: what cannot be checked now is checked another time.
-            let _ = this.read_raw(&tenant, vec![KeyRead { key, min_context: None }], options).await;
+            let reads = vec![KeyRead { key, min_context: None }];
+            let _ = this.read_raw(&tenant, reads, options, Others::Digests).await;
         });
     }
 
@@ -218,7 +227,7 @@ impl Coordinator {
             }
         }
         let keys: Vec<KeyRead> = wanted.iter().map(|(_, read)| read.clone()).collect();
-        let rows = self.read_raw(&tenant, keys, options).await;
+        let rows = self.read_raw(&tenant, keys, options, Others::Digests).await;
         for ((place, read), row) in wanted.into_iter().zip(rows) {
             let shown =
                 row.and_then(|raw| Ok(self.store.show(&tenant, &read.key, raw.row.as_deref())?));
@@ -242,6 +251,7 @@ impl Coordinator {
         tenant: &Tenant,
         reads: Vec<KeyRead>,
         options: ReadOptions,
+        others: Others,
     ) -> Vec<Result<RawRow>> {
         if reads.is_empty() {
             return Vec::new();
@@ -249,7 +259,7 @@ impl Coordinator {
         loop {
             let layout = self.layout();
             let Stale { from, epoch } =
-                match self.read_under(&layout, tenant, &reads, options).await {
+                match self.read_under(&layout, tenant, &reads, options, others).await {
                     Ok(rows) => return rows,
                     Err(stale) => stale,
                 };
@@ -296,6 +306,7 @@ impl Coordinator {
         tenant: &Tenant,
         reads: &[KeyRead],
         options: ReadOptions,
+        others: Others,
     ) -> Result<Vec<Result<RawRow>>, Stale> {
         let (replicas, group_of) = self.replicas(layout, tenant, reads, options.level);
         let reachable = replicas.iter().map(|(sets, _)| self.check_reachable(sets, options.level));
@@ -309,7 +320,10 @@ impl Coordinator {
             candidates,
         });
         let (told, mut heard) = mpsc::unbounded_channel();
-        let key = |read: &KeyRead| ReadKey::new(read.key.clone(), read.min_context.clone());
+        let key = |read: &KeyRead| {
+            let wants_rows = others == Others::Rows;
+            ReadKey::new(read.key.clone(), read.min_context.clone(), wants_rows)
+        };
         let mut reading = Reading {
             coordinator: self,
             tenant,
@@ -354,55 +368,6 @@ impl Coordinator {
             (is_new, *node != self.node, is_old, self.scores.cost(*node))
         });
         nodes
-    }
-
-    /// Asks a quorum which of the idempotency keys of a last-write-wins batch it knows, and takes
-    /// their rows over. Says which writes failed by that.
-    pub(super) async fn learn_tokens(
-        &self,
-        tenant: &Tenant,
-        batch: &[Mutation],
-        options: WriteOptions,
-    ) -> BTreeMap<usize, Error> {
-        let tokened = |mutation: &&Mutation| mutation.idempotency_key.is_some();
-        let (mut places, mut reads) = (Vec::new(), Vec::new());
-        let mut failed = BTreeMap::new();
-        let layout = self.layout();
-        for (place, mutation) in batch.iter().enumerate().filter(|(_, one)| tokened(one)) {
-            let (_, sets) = self.sets(&layout, tenant, &mutation.key);
-            // Who coordinates asks; a forwarded write is asked for there.
-            if !sets.contains(self.node) {
-                continue;
-            }
-            match self.store.limits().check_key(&mutation.key) {
-                Ok(()) => {
-                    places.push(place);
-                    reads.push(KeyRead { key: mutation.key.clone(), min_context: None });
-                }
-                Err(error) => {
-                    failed.insert(place, error.into());
-                }
-            }
-        }
-        let options = ReadOptions { level: Level::Quorum, deadline: options.deadline };
-        let rows = self.read_raw(tenant, reads, options).await;
-        let mut known: Vec<(TenantId, Vec<u8>, Vec<u8>)> = Vec::new();
-        for (place, row) in places.into_iter().zip(rows) {
-            match row {
-                Ok(RawRow { row: Some(row), .. }) => {
-                    known.push((tenant.id, batch[place].key.clone(), row));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    failed.insert(place, error.not_applied());
-                }
-            }
-        }
-        if !known.is_empty() {
-            // Only for the read that makes the write: nobody relies on it being durable.
-            self.store.submit_rows(&known, Box::new(|_| {}));
-        }
-        failed
     }
 }
 
@@ -529,9 +494,14 @@ impl Reading<'_> {
                 key: self.keys[*index].key.clone().into(),
                 row,
             };
-            let rows = items.iter().zip(rows).map(state).collect();
-            let load = Load::Rows(rows, proto::RowsCause::ReadRepair);
-            self.send_to(node, LaneKind::Rows, load, items);
+            let mut rows: Vec<proto::RowState> = items.iter().zip(rows).map(state).collect();
+            let mut items = items;
+            for count in messages_of(&rows) {
+                let rest = (items.split_off(count), rows.split_off(count));
+                let load = Load::Rows(rows, proto::RowsCause::ReadRepair);
+                self.send_to(node, LaneKind::Rows, load, items);
+                (items, rows) = rest;
+            }
         }
     }
 
