@@ -23,7 +23,7 @@ use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -340,15 +340,24 @@ impl Replica {
             self.store.rows_by_token(range, cursor, bytes_max)
         });
         let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
+        let cursor = page.cursor.unwrap_or_default().into();
+        let failed = |error: store::Error| refused(error.reason(), error.to_string());
+        if request.digests {
+            let keys = page.rows.into_iter().map(|(engine_key, row)| {
+                let digest = self.store.digest(&RawRow { row: Some(row), floor: 0 });
+                let digest = digest.map_err(failed)?;
+                Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
+            });
+            let keys = keys.collect::<Result<_, PeerError>>()?;
+            return Ok(Reply::Page(proto::PageReply { keys, cursor, ..Default::default() }));
+        }
         let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key)
-                .map_err(|error| refused(error.reason(), error.to_string()))?;
+            let at = EngineKey::decode(&engine_key).map_err(failed)?;
             let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
             Ok(proto::RowState { tenant_id, key, row: row.into() })
         });
         let rows = rows.collect::<Result<_, PeerError>>()?;
-        let cursor = page.cursor.unwrap_or_default().into();
-        Ok(Reply::Page(proto::PageReply { rows, cursor }))
+        Ok(Reply::Page(proto::PageReply { rows, cursor, ..Default::default() }))
     }
 
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
