@@ -243,6 +243,7 @@ pub(super) async fn start(
         liveness: Arc::clone(&liveness) as _,
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
+        work: world.work,
     });
     let replica = Replica::new(
         node,
@@ -341,7 +342,7 @@ pub(super) async fn start(
     let cluster = Cluster {
         node,
         store: Arc::clone(&store),
-        coordinator,
+        coordinator: Arc::clone(&coordinator),
         consensus: Arc::clone(&consensus),
         layout: fence.watch(),
         view,
@@ -355,6 +356,7 @@ pub(super) async fn start(
         Arc::clone(&local),
         Arc::clone(&peers),
         Arc::clone(&gossip),
+        coordinator,
         closing.clone(),
     ));
     let telling = tell(
@@ -496,10 +498,13 @@ async fn follow(
     local: Arc<Local>,
     peers: Arc<PeerClient>,
     gossip: Arc<Gossip>,
+    coordinator: Arc<Coordinator>,
     closing: CancellationToken,
 ) {
+    let gone = |member: &Member| matches!(member.state, MemberState::Left | MemberState::Removed);
     loop {
         let document = Arc::clone(layout.borrow_and_update().document());
+        coordinator.forget_peers(|node| document.members.get(&node).is_some_and(|one| !gone(one)));
         local.set_epoch(document.epoch);
         for (node, member) in &document.members {
             peers.hint(*node, member.address.clone());

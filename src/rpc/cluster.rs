@@ -125,26 +125,6 @@ impl Cluster {
             .of_write(Outcome::NotApplied))
     }
 
-    /// Whether this node holds every partition of a tenant; the epoch in which it does.
-    ///
-    /// # Errors
-    /// It does not; the tenant is not known.
-    pub fn check_whole(&self, tenant: &str) -> Result<u64, Problem> {
-        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
-        let layout = self.layout();
-        let document = layout.document();
-        let holds_all = || {
-            let sets = |partition| layout.sets_of(partition, &tenant);
-            (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
-        };
-        let few = document.owners.len() <= usize::from(tenant.replication_factor);
-        if (few && document.owners.contains_key(&self.node)) || holds_all() {
-            return Ok(layout.epoch());
-        }
-        let message = "this node does not hold all partitions of the tenant";
-        Err(Problem::new(Code::FailedPrecondition, "SCAN_INCOMPLETE", message))
-    }
-
     /// The cluster as this node knows it.
     pub fn status(&self) -> proto::ClusterStatusResponse {
         let layout = self.layout();

@@ -131,11 +131,6 @@ impl Nodes {
         self.nodes[at].restart_with(&borrowed(&settings));
     }
 
-    /// Where clients of a node connect.
-    pub fn endpoint(&self, at: usize) -> String {
-        self.nodes[at].endpoint()
-    }
-
     /// The exit code of a node that ends by itself.
     pub fn wait(&mut self, at: usize) -> i32 {
         self.nodes[at].wait()
@@ -148,7 +143,7 @@ impl Nodes {
 
     /// Starts a node again that must not be: its exit code, and what it says.
     pub fn restart_refused(&self, at: usize) -> (i32, String) {
-        let settings = settings(&self.peer_ports, at, self.peer_ports.len());
+        let settings = settings(&self.ports, at, self.ports.len());
         let done = refused(&self.nodes[at].data_dir, &borrowed(&settings));
         (done.code, done.stderr)
     }
@@ -159,6 +154,11 @@ impl Nodes {
 
     pub fn resume(&self, at: usize) {
         self.nodes[at].send(rustix::process::Signal::CONT);
+    }
+
+    /// Where a node listens, by its name in the ready file: `listen`, `peer_listen`.
+    pub fn address(&self, at: usize, listener: &str) -> String {
+        self.nodes[at].ready[listener].as_str().expect("an address").to_owned()
     }
 
     pub fn run(&self, at: usize, arguments: &[&str]) -> Done {

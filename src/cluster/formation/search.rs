@@ -31,7 +31,7 @@ enum Round {
 }
 
 /// What one answer comes to.
-enum Heard {
+pub(super) enum Heard {
     /// The node has its cluster.
     Entered(Entered),
     /// The sender is of this cluster, and may be asked to take the node.
@@ -307,8 +307,8 @@ impl Formation {
         }
     }
 
-    /// Takes what one node has replied.
-    fn take(
+    /// Takes what one node has replied to a question that named the promise `asked`.
+    pub(super) fn take(
         &self,
         asked: Option<&Promise>,
         from: NodeId,

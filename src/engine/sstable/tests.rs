@@ -102,7 +102,7 @@ fn get(table: &Table, key: &[u8]) -> Result<Option<(Kind, Vec<u8>)>> {
     if !table.may_contain(&KeyHash::new(key)) {
         return Ok(None);
     }
-    let found = table.find(key, key.len() % 2 == 0)?;
+    let found = table.find(key, key.len().is_multiple_of(2))?;
     Ok(found.map(|found| (found.kind, found.row.to_vec())))
 }
 

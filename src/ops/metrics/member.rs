@@ -155,6 +155,11 @@ impl MemberParts {
                 stats.widened,
                 "Keys read from more replicas because of what the client had seen.",
             ),
+            counter(
+                "pairdb_coordinator_checks_total",
+                stats.checks,
+                "Reads at ONE that were checked at QUORUM, with nobody waiting.",
+            ),
         ]
     }
 

@@ -145,9 +145,8 @@ async fn a_change_of_voters_is_finished_however_long_it_could_not_be() {
     let disk = cluster.crash(away).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     let configs = |cluster: &Cluster| {
-        let metrics = cluster.group(leader).raft.metrics();
-        let configs = metrics.borrow().membership_config.membership().get_joint_config().clone();
-        configs
+        let metrics = cluster.group(leader).raft.metrics().borrow().clone();
+        metrics.membership_config.membership().get_joint_config().clone()
     };
     assert_eq!(configs(&cluster).len(), 2, "it is half done");
     cluster.start(away, disk, ConsensusOptions::default()).await;
