@@ -103,6 +103,8 @@ pub use position::Position;
 pub use pressure::OnStall;
 pub use record::{Kind, Record};
 pub(crate) use recovery::create_dir_durably;
+#[cfg(test)]
+pub(crate) use rules::open_without as without_rules;
 pub use scan::Scan;
 pub use scrub::ScrubReport;
 pub use stats::Stats;
@@ -162,6 +164,7 @@ pub(crate) struct Shared {
     log: CommitLog<LogState>,
     stripes: Stripes,
     guards: Guards,
+    observer: OnceLock<write::Observer>,
     cache: RowCache,
     super_version: ArcSwap<SuperVersion>,
     background: Background,

@@ -242,7 +242,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&store),
         Arc::clone(&coordinator),
-        layout_fence,
+        Arc::clone(&layout_fence),
         fence.watch(),
         |error| Problem::from(error).into(),
     );
@@ -251,6 +251,7 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         layout: fence.watch(),
+        fence: layout_fence,
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
         settings: world.anti_entropy.clone(),

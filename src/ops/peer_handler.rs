@@ -82,7 +82,7 @@ impl PeerHandler for Handler {
             }
             request => {
                 self.pass(from, epoch, timeout).await?;
-                match self.anti_entropy.answer(&request).await {
+                match self.anti_entropy.answer(epoch, &request).await {
                     Some(answer) => answer,
                     None => {
                         let reason = "UNKNOWN_REQUEST".to_owned();

@@ -20,6 +20,8 @@ pub struct Character {
     /// How long after the last fault nobody is accused of what fails: peers find each other again,
     /// and what runs every so often has its turn.
     pub quiet: Duration,
+    /// How old what is forgotten must be; far less than clocks may be wrong.
+    round_margin: Duration,
     ttl_max: Duration,
     keys: u64,
     pause_max: Duration,
@@ -42,6 +44,7 @@ impl Character {
             rough_birth,
             hurried,
             quiet: Duration::from_secs(if hurried { 6 } else { 12 }),
+            round_margin: Duration::from_millis(10 << dice.below(10)),
             ttl_max,
             keys,
             pause_max: Duration::from_millis(10 << dice.below(4)),
@@ -80,6 +83,9 @@ impl Character {
                 interval: Duration::from_secs(1),
                 settle: Duration::from_millis(200),
                 timeout: Duration::from_secs(2),
+                round_interval: Some(Duration::from_secs(2)),
+                round_retry: Duration::from_millis(500),
+                round_margin: self.round_margin,
                 ..anti_entropy::Settings::default()
             },
             false => anti_entropy::Settings::default(),
