@@ -25,6 +25,8 @@ pub struct Character {
     ttl_max: Duration,
     keys: u64,
     pause_max: Duration,
+    deletes_percent: u64,
+    tokens_percent: u64,
 }
 
 impl Character {
@@ -48,6 +50,9 @@ impl Character {
             ttl_max,
             keys,
             pause_max: Duration::from_millis(10 << dice.below(4)),
+            deletes_percent: *dice.pick(&[10, 30]),
+            // A row with an idempotency key in it is not forgotten within a short run.
+            tokens_percent: *dice.pick(&[0, 20, 60]),
         }
     }
 
@@ -63,6 +68,8 @@ impl Character {
             levels: vec![Level::One, Level::Quorum, Level::Quorum, Level::All],
             pause_max: self.pause_max,
             ttl_max: self.ttl_max,
+            deletes_percent: self.deletes_percent,
+            tokens_percent: self.tokens_percent,
         }
     }
 

@@ -144,7 +144,8 @@ impl<'s> Driver<'s> {
             }
             Phase::Rest if now >= self.look_at.max(self.phase.1.max(mended) + self.quiet) => {
                 self.look_at = now + LOOK;
-                let rows: Vec<Rows> = self.world.machines.iter().map(|machine| machine.rows()).collect();
+                let rows: Vec<Rows> =
+                    self.world.machines.iter().map(|machine| machine.rows()).collect();
                 let agree = agree(&rows);
                 if agree {
                     self.recorder.event(Event::Agreed { at_us: self.now_us() });

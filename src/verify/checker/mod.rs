@@ -83,7 +83,9 @@ impl Invariant {
             Self::Once => "a write sent again under its token takes effect once",
             Self::OutcomeHonesty => "a write that was answered not_applied never appears",
             Self::TenantIsolation => "a read shows only what was written to its tenant and key",
-            Self::Liveness => "when all replicas agree, or a minute after the last fault, every operation succeeds",
+            Self::Liveness => {
+                "when all replicas agree, or a minute after the last fault, every operation succeeds"
+            }
         }
     }
 }
