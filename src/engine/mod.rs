@@ -109,6 +109,7 @@ pub use scan::Scan;
 pub use scrub::ScrubReport;
 pub use stats::Stats;
 pub use version::SafePoint;
+pub use write::WriteObserver;
 
 /// What the engine takes from the world around it.
 #[derive(Clone, Debug)]

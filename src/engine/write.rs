@@ -38,6 +38,9 @@ use super::rules::rule;
 use super::sstable::KeyHash;
 use super::{Engine, Shared};
 
+/// What is called with the key of every record: see [`Engine::observe`].
+pub type WriteObserver = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// Checks a key and a row against the engine's bounds.
 fn check_bounds(key: &[u8], row: &[u8]) -> Result<()> {
     if key.is_empty() {
@@ -98,7 +101,7 @@ impl Engine {
 
     /// Has `observer` called with the key of every record once it can be read, before a fence that
     /// comes later returns. The first call counts.
-    pub fn observe(&self, observer: Box<dyn Fn(&[u8]) + Send + Sync>) {
+    pub fn observe(&self, observer: WriteObserver) {
         // A second observer is ignored, as said.
         let _ = self.shared.observer.set(Observer(observer));
     }
@@ -153,7 +156,7 @@ impl Engine {
 }
 
 /// See [`Engine::observe`].
-pub(super) struct Observer(Box<dyn Fn(&[u8]) + Send + Sync>);
+pub(super) struct Observer(WriteObserver);
 
 /// A log record's worth of one key.
 #[derive(Clone, Copy)]

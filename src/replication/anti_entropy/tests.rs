@@ -4,6 +4,7 @@
 
 mod damage;
 mod differ;
+mod model;
 mod rounds;
 mod table;
 

@@ -34,7 +34,7 @@ use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store};
 /// Bytes of rows that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
 /// Leaves that are read in one go.
-const RUN_LEAVES: u32 = 64;
+const RUN_LEAVES: u32 = 1024;
 /// Hashes of leaves that hold nothing.
 const ZEROS: [u64; 64] = [0; 64];
 
