@@ -21,7 +21,7 @@ BUF_VERSION := 1.75.0
 
 PEERS    := benches/peers/target/release/pairdb-peers
 
-.PHONY: help run build test test-integration demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
+.PHONY: help run build test test-integration test-python demo bench bench-peers bench-peers-full peers crash sim ci fmt fmt-check lint docs deny proto-lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,27 @@ run: build ## Start a node on ./data/node (LISTEN=, ADMIN=, DATA_DIR= change it)
 test: ## Run the tests
 	$(CARGO) test --locked
 
+# In target/, once: needs Python 3 with venv, and the network.
+PYTHON := target/python/bin/python
+PYTHON_STUBS := target/python/stubs/pairdb/v1/kv_pb2.py
+
+test-python: ## Export a tenant with examples/python and compare; skipped where it cannot be set up
+	@$(MAKE) --no-print-directory $(PYTHON_STUBS) || \
+		echo "SKIPPED: examples/python needs python3 with venv and the network; not tested"
+	@if [ -f $(PYTHON_STUBS) ]; then \
+		$(CARGO) test --locked --test python -- --ignored --nocapture; fi
+
+$(PYTHON_STUBS): proto/pairdb/v1/common.proto proto/pairdb/v1/kv.proto \
+		proto/pairdb/v1/replica.proto examples/python/requirements.txt
+	python3 -m venv target/python
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r examples/python/requirements.txt
+	mkdir -p target/python/stubs
+	$(PYTHON) -m grpc_tools.protoc -I proto --python_out=target/python/stubs \
+		--grpc_python_out=target/python/stubs $(filter %.proto,$^)
+
 test-integration: ## Clusters of real processes, killed and paused for WORK_SECONDS=120 under load
 	VERIFY_SECONDS=$(WORK_SECONDS) $(CARGO) test --locked --test cluster -- --nocapture
+	@$(MAKE) --no-print-directory test-python
 
 demo: build ## Import 171,075 cities, make a conflict, kill the node, prove nothing is lost
 	@PAIRDB=$(PAIRDB) scripts/demo.sh

@@ -62,6 +62,7 @@ mod pressure;
 mod read;
 pub mod record;
 mod recovery;
+mod remove;
 mod rules;
 mod safe_point;
 mod scan;
@@ -72,6 +73,7 @@ mod stripes;
 mod super_version;
 #[cfg(test)]
 mod tests;
+mod varint;
 pub mod version;
 pub mod vfs;
 mod write;
@@ -103,6 +105,7 @@ pub use position::Position;
 pub use pressure::OnStall;
 pub use record::{Kind, Record};
 pub(crate) use recovery::create_dir_durably;
+pub use remove::{Permit, Range};
 #[cfg(test)]
 pub(crate) use rules::open_without as without_rules;
 pub use scan::Scan;

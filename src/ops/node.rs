@@ -31,7 +31,7 @@ use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
-use crate::cluster::layout::Layout;
+use crate::cluster::layout::{Layout, MemberState};
 use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
@@ -79,6 +79,15 @@ pub enum Error {
     /// Another process acts as this node: a copy of its directory was started later.
     #[error("another process acts as this node: its directory was copied, or started twice")]
     Superseded,
+    /// The node is no member any more: its id is never taken again.
+    #[error(
+        "FENCED: this node {}; its data stays where it is, its id is not taken again",
+        if *has_left { "has left the cluster" } else { "was removed from the cluster" }
+    )]
+    Fenced {
+        /// It handed over all it had; else it was removed without its help.
+        has_left: bool,
+    },
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {
@@ -102,12 +111,14 @@ impl Error {
     /// | 74 | an I/O error |
     /// | 75 | the data was written by a newer version |
     /// | 76 | the data belongs to another cluster |
+    /// | 77 | the node has left the cluster, or was removed from it |
     /// | 78 | the settings are wrong |
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
             Self::Superseded => 72,
+            Self::Fenced { .. } => 77,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }
@@ -170,6 +181,18 @@ pub struct Node {
     admin: JoinHandle<io::Result<()>>,
     upkeep: Vec<JoinHandle<()>>,
     work: Work,
+}
+
+/// Why a node ends.
+enum End {
+    /// It was asked to.
+    Asked,
+    /// It handed over all it had.
+    Left,
+    /// It is no member any more.
+    Removed,
+    /// Another process acts as it.
+    Superseded,
 }
 
 /// What runs once the services are served.
@@ -323,19 +346,64 @@ impl Node {
     /// # Errors
     /// The store could not be closed cleanly.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        let mut superseded = self.joined.superseded();
-        let is_over = tokio::select! {
-            () = shutdown.graceful.cancelled() => false,
-            _ = superseded.wait_for(|over| *over) => true,
-        };
-        if !is_over {
-            return self.stop(&shutdown.fast).await;
+        match self.wait_for_end(&shutdown).await {
+            End::Asked => self.stop(&shutdown.fast).await,
+            End::Left => {
+                tracing::info!("this node has left the cluster: its directory may be deleted");
+                self.stop(&shutdown.fast).await
+            }
+            End::Removed => {
+                tracing::error!("this node was removed from the cluster: stopping");
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Fenced { has_left: false })
+            }
+            End::Superseded => {
+                tracing::error!(
+                    "another process acts as this node, with a later start: stopping at once"
+                );
+                // Without the mark of a clean stop: the actor is never used again.
+                shutdown.fast.cancel();
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Superseded)
+            }
         }
-        tracing::error!("another process acts as this node, with a later start: stopping at once");
-        // Without the mark of a clean stop: the actor is never used again.
-        shutdown.fast.cancel();
-        self.stop(&shutdown.fast).await?;
-        Err(Error::Superseded)
+    }
+
+    async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
+        let mut superseded = self.joined.superseded();
+        let mut layout = self.joined.layout();
+        let node = NodeId(self.store.identity().node_id);
+        loop {
+            let state = {
+                let layout = layout.borrow_and_update();
+                layout.document().members.get(&node).map(|member| member.state)
+            };
+            match state {
+                Some(MemberState::Left) => return End::Left,
+                Some(MemberState::Removed) => return End::Removed,
+                state => self.show(state == Some(MemberState::Leaving)).await,
+            }
+            tokio::select! {
+                () = shutdown.graceful.cancelled() => return End::Asked,
+                _ = superseded.wait_for(|over| *over) => return End::Superseded,
+                changed = layout.changed() => if changed.is_err() { return End::Asked },
+            }
+        }
+    }
+
+    /// A node that leaves is not ready for new work; one that stays after all is again.
+    async fn show(&self, leaves: bool) {
+        match self.health.state() {
+            State::Serving if leaves => {
+                self.health.set(State::Draining);
+                self.server.set_serving(false).await;
+            }
+            State::Draining if !leaves => {
+                self.health.set(State::Serving);
+                self.server.set_serving(true).await;
+            }
+            _ => {}
+        }
     }
 
     /// Stops; `fast` cuts the waiting short.

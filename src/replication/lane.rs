@@ -131,6 +131,24 @@ impl Answers {
     }
 }
 
+/// How many of `rows` go in each message, so that none exceeds the limits unless one row does.
+/// A parcel is never split: who makes one looks here first.
+pub(super) fn messages_of(rows: &[proto::RowState]) -> Vec<usize> {
+    let mut messages = Vec::new();
+    let (mut items, mut bytes) = (0, 0);
+    for row in rows {
+        let more = row.key.len() + row.row.len();
+        if items > 0 && (bytes + more > MESSAGE_BYTES_MAX || items == MESSAGE_ITEMS_MAX) {
+            messages.push(items);
+            (items, bytes) = (0, 0);
+        }
+        items += 1;
+        bytes += more;
+    }
+    messages.push(items);
+    messages
+}
+
 impl Message {
     fn of(parcel: Parcel) -> Self {
         let Parcel { epoch, load, deadline, answered } = parcel;
@@ -160,7 +178,11 @@ impl Message {
         scores.begin(node);
         let request = self.load.into_request();
         let reply = peers.call(node, Class::Foreground, self.epoch, request, timeout).await;
-        scores.end(node, began.elapsed());
+        match &reply {
+            // How long it takes to be refused says nothing of how fast the peer is.
+            Err(error) if !matches!(error, PeerError::NoAnswer { .. }) => scores.refused(node),
+            _ => scores.end(node, began.elapsed()),
+        }
         match reply.and_then(|reply| Answers::of(reply, items)) {
             Ok(mut answers) => {
                 for (items, answered) in self.parts {
@@ -227,4 +249,28 @@ async fn run(
     }
     // What was taken is answered even when nobody sends any more.
     while calls.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(bytes: usize) -> proto::RowState {
+        let row = vec![0; bytes].into();
+        proto::RowState { tenant_id: 1, key: "k".into(), row }
+    }
+
+    #[test]
+    fn rows_that_exceed_a_message_together_go_in_several() {
+        let half = MESSAGE_BYTES_MAX / 2;
+        assert_eq!(messages_of(&[row(half), row(half), row(10), row(half)]), [1, 2, 1]);
+        let large = 3 * MESSAGE_BYTES_MAX;
+        assert_eq!(
+            messages_of(&[row(large), row(1), row(large)]),
+            [1, 1, 1],
+            "one row is never cut"
+        );
+        let many = vec![row(1); MESSAGE_ITEMS_MAX + 3];
+        assert_eq!(messages_of(&many), [MESSAGE_ITEMS_MAX, 3]);
+    }
 }

@@ -7,6 +7,8 @@
 //! | [`replica`] | the answers to other nodes' requests |
 //! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
 //! | [`transfer`] | a node merges what it will own |
+//! | [`departure`] | a node gives away what it does not own any more |
+//! | [`progress`] | how far it is with either, and how fast it may be |
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
@@ -18,18 +20,23 @@
 pub mod anti_entropy;
 mod convert;
 pub mod coordinator;
+pub mod departure;
 pub mod error;
 pub mod fence;
 pub mod hints;
 mod lane;
 pub mod level;
+pub mod progress;
 pub mod replica;
 mod scores;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions, WriteOptions};
+pub use coordinator::{
+    Coordinator, CoordinatorOptions, KeyRead, ReadOptions, ScannedRow, Seen, Walk, WalkPage, Want,
+    WriteOptions,
+};
 pub use error::{Error, Result};
 pub use fence::{Closed, Fence, LayoutFence, Pass};
 pub use level::Level;

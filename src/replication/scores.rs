@@ -37,6 +37,13 @@ impl Scores {
         self.nodes.lock().entry(node).or_default().in_flight += 1;
     }
 
+    /// It is refused, or could not be sent: that tells nothing of how fast the node is.
+    pub fn refused(&self, node: NodeId) {
+        let mut nodes = self.nodes.lock();
+        let score = nodes.entry(node).or_default();
+        score.in_flight = score.in_flight.saturating_sub(1);
+    }
+
     /// It is answered, or given up.
     pub fn end(&self, node: NodeId, took: Duration) {
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
@@ -95,6 +102,11 @@ mod tests {
         }
         assert!(scores.cost(fast) < scores.cost(slow));
         assert_eq!(scores.p95(slow), Duration::from_millis(20));
+        for _ in 0..SAMPLES {
+            scores.begin(slow);
+            scores.refused(slow);
+        }
+        assert!(scores.cost(fast) < scores.cost(slow), "who refuses at once is not fast");
         (0..40).for_each(|_| scores.begin(fast));
         assert!(scores.cost(fast) > scores.cost(slow), "forty calls wait for it");
         scores.keep(|node| node == slow);

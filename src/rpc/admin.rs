@@ -200,6 +200,59 @@ impl Admin for AdminService {
         let late = || Problem::deadline("the comparison did not end in time");
         Ok(Response::new(deadline.limit(repair).await.ok_or_else(late)??))
     }
+
+    async fn plan_layout(
+        &self,
+        request: Request<proto::PlanLayoutRequest>,
+    ) -> Result<Response<proto::PlanLayoutResponse>, Status> {
+        Ok(Response::new(self.0.cluster.plan(request.get_ref())?))
+    }
+
+    async fn commit_layout(
+        &self,
+        request: Request<proto::CommitLayoutRequest>,
+    ) -> Result<Response<proto::CommitLayoutResponse>, Status> {
+        let end = self.0.instant(Deadline::of(&request));
+        Ok(Response::new(self.0.cluster.commit(request.get_ref(), end).await?))
+    }
+
+    async fn abort_layout(
+        &self,
+        request: Request<proto::AbortLayoutRequest>,
+    ) -> Result<Response<proto::AbortLayoutResponse>, Status> {
+        let end = self.0.instant(Deadline::of(&request));
+        Ok(Response::new(self.0.cluster.abort(request.get_ref(), end).await?))
+    }
+
+    type DrainNodeStream = super::drain::Progresses;
+
+    async fn drain_node(
+        &self,
+        request: Request<proto::DrainNodeRequest>,
+    ) -> Result<Response<Self::DrainNodeStream>, Status> {
+        let deadline = Deadline::of(&request);
+        let stream = super::drain::stream(Arc::clone(&self.0), request.into_inner(), deadline);
+        Ok(Response::new(stream.await?))
+    }
+
+    async fn verify_certificate(
+        &self,
+        request: Request<proto::VerifyCertificateRequest>,
+    ) -> Result<Response<proto::VerifyCertificateResponse>, Status> {
+        Ok(Response::new(self.0.cluster.verify(request.get_ref()).await?))
+    }
+
+    async fn set_transfer_rate(
+        &self,
+        request: Request<proto::SetTransferRateRequest>,
+    ) -> Result<Response<proto::SetTransferRateResponse>, Status> {
+        let rate = &self.0.cluster.moving.rate;
+        if let Some(bytes_per_second) = request.get_ref().bytes_per_second {
+            rate.set(bytes_per_second);
+            tracing::info!(bytes_per_second, "set the rate of transfers");
+        }
+        Ok(Response::new(proto::SetTransferRateResponse { bytes_per_second: rate.get() }))
+    }
 }
 
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.

@@ -18,7 +18,9 @@ use crate::cluster::view::{Facts, View};
 use crate::proto;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::coordinator::Coordinator;
+use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
+use crate::replication::progress::{Progress, Rate};
 use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
@@ -48,10 +50,23 @@ pub struct Cluster {
     pub hints: Arc<Hints>,
     /// Comparison of replicas.
     pub anti_entropy: Arc<AntiEntropy>,
+    /// Rows on their way to other owners.
+    pub moving: Moving,
+}
+
+/// What is known of rows that move between owners.
+#[derive(Clone)]
+pub struct Moving {
+    /// How fast they may.
+    pub rate: Arc<Rate>,
+    /// How far this node is.
+    pub progress: Arc<Progress>,
+    /// What nodes that left have said.
+    pub certificates: Arc<Certificates>,
 }
 
 impl Cluster {
-    fn layout(&self) -> Arc<Layout> {
+    pub(super) fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.layout.borrow())
     }
 
@@ -108,26 +123,6 @@ impl Cluster {
         let message = "rows of a cluster travel on the peer stream, under its layout";
         Err(Problem::new(Code::FailedPrecondition, "NOT_ALONE", message)
             .of_write(Outcome::NotApplied))
-    }
-
-    /// Whether this node holds every partition of a tenant; the epoch in which it does.
-    ///
-    /// # Errors
-    /// It does not; the tenant is not known.
-    pub fn check_whole(&self, tenant: &str) -> Result<u64, Problem> {
-        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
-        let layout = self.layout();
-        let document = layout.document();
-        let holds_all = || {
-            let sets = |partition| layout.sets(partition, tenant.replication_factor);
-            (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
-        };
-        let few = document.owners.len() <= usize::from(tenant.replication_factor);
-        if (few && document.owners.contains_key(&self.node)) || holds_all() {
-            return Ok(layout.epoch());
-        }
-        let message = "this node does not hold all partitions of the tenant";
-        Err(Problem::new(Code::FailedPrecondition, "SCAN_INCOMPLETE", message))
     }
 
     /// The cluster as this node knows it.
@@ -191,6 +186,7 @@ impl Cluster {
                 agreed,
                 transition: transition_of(&layout),
                 leader: group.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+                state: Some(self.transition_state(&layout)),
             }),
         }
     }
@@ -205,7 +201,6 @@ impl Cluster {
             "" => None,
             name => Some(self.store.tenant(name).map_err(|error| Problem::of_read(&error))?),
         };
-        let replicas = tenant.as_ref().map_or(REPLICAS, |tenant| tenant.replication_factor);
         let all = match (&request.key, &tenant) {
             (None, _) => 0..layout.partitions(),
             (Some(key), Some(tenant)) => {
@@ -217,7 +212,10 @@ impl Cluster {
         let bits = layout.document().partition_bits;
         let names = |nodes: Vec<NodeId>| nodes.iter().map(NodeId::to_string).collect();
         let partitions = all.map(|partition| {
-            let sets = layout.sets(partition, replicas);
+            let sets = match &tenant {
+                Some(tenant) => layout.sets_of(partition, tenant),
+                None => layout.sets(partition, REPLICAS),
+            };
             proto::PartitionEntry {
                 partition,
                 token_start: u64::from(partition).checked_shl(u64::BITS - bits).unwrap_or(0),
@@ -241,7 +239,7 @@ impl Cluster {
         let layout = self.layout();
         let token = tenant.token(&request.key);
         let partition = layout.partition_of(token);
-        let members = layout.sets(partition, tenant.replication_factor).members();
+        let members = layout.sets_of(partition, &tenant).members();
         let mut replicas = Vec::with_capacity(members.len());
         for node in members {
             let raw = self.raw_row_of(&layout, node, &tenant, &request.key).await;

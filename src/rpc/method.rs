@@ -83,6 +83,12 @@ methods! {
     ExplainKey "Admin" "ExplainKey" Admin,
     ListHints "Admin" "ListHints" Admin,
     RepairPartitions "Admin" "RepairPartitions" Admin,
+    PlanLayout "Admin" "PlanLayout" Admin,
+    CommitLayout "Admin" "CommitLayout" Admin,
+    AbortLayout "Admin" "AbortLayout" Admin,
+    DrainNode "Admin" "DrainNode" Stream,
+    VerifyCertificate "Admin" "VerifyCertificate" Admin,
+    SetTransferRate "Admin" "SetTransferRate" Admin,
 }
 
 #[cfg(test)]

@@ -205,6 +205,10 @@ impl From<&replication::Error> for Problem {
         use replication::Error as E;
         let (code, retry_after) = match error {
             E::Store(error) => return Self::from(error),
+            E::Partition { partition, source } => {
+                let message = error.to_string();
+                return Self { message, ..Self::from(&**source) }.with("partition", partition);
+            }
             E::Forwarded(failure) => return Self::from((**failure).clone()),
             E::Unavailable { .. } | E::TooFewAcks { .. } | E::TooFewAnswers { .. } => {
                 (Code::Unavailable, SOON)

@@ -49,6 +49,7 @@ mod minter;
 mod prepared;
 mod raw;
 mod read;
+mod remove;
 mod replicate;
 mod row;
 mod safe_point;
@@ -57,6 +58,7 @@ pub mod tenant;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod visit;
 mod write;
 
 use std::collections::HashSet;
@@ -83,11 +85,13 @@ pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use prepared::{Prepared, ShippedRow};
 pub use raw::{FloorDigest, RawRow};
+pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
 pub use safe_point::Participant;
-pub use scan::{RowPage, ScanPage, ScanRequest, TokenRange};
+pub use scan::{RowFilter, RowPage, ScanPage, ScanPlan, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
+pub use visit::{FoundRow, OnDamage, PageBounds};
 pub use write::{Done, Mutation, Written};
 
 const LOCK_NAME: &str = "LOCK";
@@ -148,6 +152,8 @@ pub struct StoreStats {
     pub safe_point: u64,
     /// The fraction of the disk that is in use.
     pub disk_used: f64,
+    /// Bytes of it that are free.
+    pub disk_free: u64,
     /// What that allows.
     pub disk_state: DiskState,
 }
@@ -393,6 +399,11 @@ impl Store {
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
             disk_used: self.engine.disk_used(),
+            disk_free: self
+                .environment
+                .vfs
+                .disk_space(&self.dir)
+                .map_or(0, |space| space.available),
             disk_state: self.disk_state(),
         }
     }

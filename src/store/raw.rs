@@ -14,11 +14,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Store;
 use super::error::{Error, Result};
-use super::row::{ReadRow, View, unreadable};
+use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
-use crate::causality::codec::{self, HAS_TOKENS};
+use super::write::DEAD_TOKENS_MAX;
+use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::{canonical, canonical_until, purgeable_at};
-use crate::causality::{Context, Dot, Mode, Row, join_with_floors};
+use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
 /// A replica's whole word on one row.
@@ -80,28 +81,40 @@ impl Store {
         Ok(RawRow { row, floor })
     }
 
+    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
+    pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
+        keys.iter().map(|(tenant, key)| self.raw_row(*tenant, key)).collect()
+    }
+
     /// The digest of a row under the floor of its partition; 0 for no row.
     ///
     /// # Errors
     /// The bytes are no row.
     pub fn digest(&self, raw: &RawRow) -> Result<u64> {
-        let Some(bytes) = &raw.row else { return Ok(0) };
-        if raw.floor == 0 && codec::flags(bytes).map_err(unreadable)? & HAS_TOKENS == 0 {
+        raw.row.as_ref().map_or(Ok(0), |row| self.digest_under(row, raw.floor))
+    }
+
+    /// The digest of a row under a floor.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn digest_under(&self, bytes: &[u8], floor: u64) -> Result<u64> {
+        if floor == 0 && codec::flags(bytes).map_err(unreadable)? & HAS_TOKENS == 0 {
             return Ok(xxh3_64(bytes).max(1));
         }
         let row = codec::decode(bytes).map_err(unreadable)?;
         let window_ms = self.limits.token_window_ms;
-        let Some(canonical) = canonical(&row, raw.floor, window_ms) else { return Ok(0) };
+        let Some(canonical) = canonical(&row, floor, window_ms) else { return Ok(0) };
         let mut out = Vec::with_capacity(bytes.len());
         codec::encode(&canonical, &mut out);
         Ok(xxh3_64(&out).max(1))
     }
 
-    /// The digest of a row under any floor.
+    /// The digest of a row under a floor, and how far it holds.
     ///
     /// # Errors
     /// The bytes are no row.
-    pub fn digest_under(&self, bytes: &[u8], floor: u64) -> Result<FloorDigest> {
+    pub fn floor_digest(&self, bytes: &[u8], floor: u64) -> Result<FloorDigest> {
         let row = codec::decode(bytes).map_err(unreadable)?;
         let window_ms = self.limits.token_window_ms;
         let digest = canonical(&row, floor, window_ms).map_or(0, |canonical| {
@@ -162,6 +175,19 @@ impl Store {
         View { context_key, now_ms: self.now_ms(), keys_only: false }.show(row)
     }
 
+    /// Whether a reader finds a value in a row now.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn has_value(&self, row: &[u8]) -> Result<bool> {
+        let flags = codec::flags(row).map_err(unreadable)?;
+        if flags & (ALL_DEAD | HAS_EXPIRY) != HAS_EXPIRY {
+            return Ok(flags & ALL_DEAD == 0);
+        }
+        let row = codec::decode(row).map_err(unreadable)?;
+        Ok(values_at(&row, self.now_ms()) > 0)
+    }
+
     /// Whether a row shows all that the client's context has seen, or what replaced it.
     ///
     /// # Errors
@@ -207,6 +233,17 @@ fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
     raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
 }
 
+/// Below this time a row may have forgotten tokens whose versions are gone: it keeps the newest,
+/// and has as many as it may.
+fn forgotten_below(row: &Row<'_>) -> u64 {
+    if row.tokens().len() < DEAD_TOKENS_MAX {
+        return 0;
+    }
+    let is_dead = |token: &&(Token, u64)| row.version_of_token(token.0).is_none();
+    let dead: Vec<u64> = row.tokens().iter().filter(is_dead).map(|token| token.1).collect();
+    if dead.len() < DEAD_TOKENS_MAX { 0 } else { dead.into_iter().min().unwrap_or(0) }
+}
+
 /// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
 /// have been forgotten, and is dead where it is not live.
 fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
@@ -217,6 +254,7 @@ fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
     // A last-write-wins row names no tokens in its contexts.
     let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
     let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
+    let evicted = |time: u64| row.is_some_and(|row| time < forgotten_below(row));
     clocks.all(|(dot, time)| seen(&dot, time))
-        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time)))
+        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time) || evicted(time)))
 }

@@ -33,7 +33,7 @@ use crate::causality::{
 use crate::engine::{self, OnStall, Position};
 
 /// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
-const DEAD_TOKENS_MAX: usize = 1024;
+pub(super) const DEAD_TOKENS_MAX: usize = 1024;
 /// How often a blind write is minted anew because a fence overtook it.
 const FENCE_RETRIES: usize = 8;
 

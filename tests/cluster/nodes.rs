@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{CliNode, Done};
+use crate::node::{CliNode, Done, refused};
 
 /// How often something that takes a while is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -131,12 +131,34 @@ impl Nodes {
         self.nodes[at].restart_with(&borrowed(&settings));
     }
 
+    /// The exit code of a node that ends by itself.
+    pub fn wait(&mut self, at: usize) -> i32 {
+        self.nodes[at].wait()
+    }
+
+    /// Deletes what a node has left on its disk.
+    pub fn delete(&self, at: usize) {
+        std::fs::remove_dir_all(&self.nodes[at].data_dir).expect("it is there");
+    }
+
+    /// Starts a node again that must not be: its exit code, and what it says.
+    pub fn restart_refused(&self, at: usize) -> (i32, String) {
+        let settings = settings(&self.ports, at, self.ports.len());
+        let done = refused(&self.nodes[at].data_dir, &borrowed(&settings));
+        (done.code, done.stderr)
+    }
+
     pub fn pause(&self, at: usize) {
         self.nodes[at].send(rustix::process::Signal::STOP);
     }
 
     pub fn resume(&self, at: usize) {
         self.nodes[at].send(rustix::process::Signal::CONT);
+    }
+
+    /// Where a node listens, by its name in the ready file: `listen`, `peer_listen`.
+    pub fn address(&self, at: usize, listener: &str) -> String {
+        self.nodes[at].ready[listener].as_str().expect("an address").to_owned()
     }
 
     pub fn run(&self, at: usize, arguments: &[&str]) -> Done {

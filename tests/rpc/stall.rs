@@ -93,7 +93,7 @@ impl Stalling {
             monotonic: clock,
             random: Arc::new(SeededRandom::new(1)),
         };
-        let world = World { net: Arc::new(TokioNet), environment, work: Work::Threads };
+        let world = World { environment, ..World::real() };
         let node = Node::start_in(config("/node".as_ref(), settings), world).await;
         let node = node.expect("starts");
         let client = KeyValueClient::new(connect(&node.ready.listen).await);

@@ -14,7 +14,7 @@ use crate::cluster::view::{RunState, View};
 use crate::replication::Coordinator;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::hints::Hints;
-use crate::replication::transfer::Transfer;
+use crate::replication::progress::Progress;
 use crate::resilience::breaker;
 use crate::rpc::peer::{Counters, PeerClient, Reason};
 
@@ -34,8 +34,8 @@ pub struct MemberParts {
     pub hints: Arc<Hints>,
     /// Comparison of replicas.
     pub anti_entropy: Arc<AntiEntropy>,
-    /// Partitions it takes over.
-    pub transfer: Arc<Transfer>,
+    /// What it moves because owners change.
+    pub transfer: Arc<Progress>,
     /// Its links to the others.
     pub peers: Arc<PeerClient>,
     /// Both sides of the peer port.
@@ -58,7 +58,7 @@ impl MemberParts {
         let layout = Arc::clone(&self.layout.borrow());
         let document = layout.document();
         let group = self.consensus.status();
-        let moved = &self.transfer.progress;
+        let moved = self.transfer.figures();
         vec![
             gauge("pairdb_layout_epoch", document.epoch, "Epoch of the layout acted under."),
             gauge("pairdb_layout_version", document.version, "Version of that document."),
@@ -74,12 +74,13 @@ impl MemberParts {
             ),
             gauge(
                 "pairdb_transfer_partitions",
-                get(&moved.partitions),
-                "Partitions to take over in this transition.",
+                moved.partitions,
+                "Partitions of the task that a change of owners gives this node.",
             ),
-            gauge("pairdb_transfer_partitions_merged", get(&moved.merged), "Of those, merged."),
-            counter("pairdb_transfer_rows_total", get(&moved.rows), "Rows taken over."),
-            counter("pairdb_transfer_bytes_total", get(&moved.bytes), "Bytes of those rows."),
+            gauge("pairdb_transfer_partitions_done", moved.partitions_done, "Of those, done."),
+            gauge("pairdb_transfer_rows", moved.keys, "Rows moved for it."),
+            gauge("pairdb_transfer_moved_bytes", moved.bytes, "Bytes of those rows."),
+            gauge("pairdb_transfer_rate_bytes", moved.bytes_per_second, "Bytes a second of late."),
         ]
     }
 
@@ -153,6 +154,11 @@ impl MemberParts {
                 "pairdb_coordinator_widened_total",
                 stats.widened,
                 "Keys read from more replicas because of what the client had seen.",
+            ),
+            counter(
+                "pairdb_coordinator_checks_total",
+                stats.checks,
+                "Reads at ONE that were checked at QUORUM, with nobody waiting.",
             ),
         ]
     }

@@ -394,7 +394,7 @@ impl Trees {
         loop {
             let page = self.store.rows_within(range.clone(), PAGE_BYTES)?;
             for (key, row) in page.rows {
-                if !each(&key, self.store.digest_under(&row, floor)?)? {
+                if !each(&key, self.store.floor_digest(&row, floor)?)? {
                     return Ok(());
                 }
             }

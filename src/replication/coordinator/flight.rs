@@ -31,7 +31,7 @@ use crate::engine::Position;
 use crate::proto;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::replication::lane::{Answers, Load, Parcel};
+use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::store::{Prepared, ShippedRow, Tenant, Written};
 
 /// How long beyond its deadline a batch waits for slow replicas.
@@ -104,7 +104,7 @@ impl Flight {
             let partition = layout.partition_of(tenant.token(&shipped.key));
             let sets = match sets_of.get(&partition) {
                 Some(sets) => Arc::clone(sets),
-                None => Arc::new(layout.sets(partition, tenant.replication_factor)),
+                None => Arc::new(layout.sets_of(partition, tenant)),
             };
             Some(Item::new(shipped, written, partition, sets))
         });
@@ -157,8 +157,13 @@ impl Flight {
             }
         }
         let own = by_node.remove(&me);
-        for (node, items) in by_node {
-            self.send_to(node, items);
+        for (node, mut items) in by_node {
+            let rows: Vec<_> = items.iter().map(|index| self.items[*index].row.clone()).collect();
+            for count in messages_of(&rows) {
+                let rest = items.split_off(count);
+                self.send_to(node, items);
+                items = rest;
+            }
         }
         // The others first: the own log may be synced right here.
         match (own, position) {
@@ -264,7 +269,7 @@ impl Flight {
         for item in self.items.iter_mut().filter(|item| !item.decided) {
             item.acks.clear();
             item.waiting.clear();
-            item.sets = Arc::new(layout.sets(item.partition, self.tenant.replication_factor));
+            item.sets = Arc::new(layout.sets_of(item.partition, &self.tenant));
             again += 1;
         }
         count(&self.coordinator.counters.restarts, again);

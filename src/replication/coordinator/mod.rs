@@ -7,6 +7,9 @@
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
 //! | `read_key` | what a coordinator knows of one key, and what follows from it |
+//! | `walk` | the rows of a tenant, part of the ring after part |
+//! | `part` | a page of one part, from as many replicas as the level asks for |
+//! | `pages` | what pages of several replicas say together |
 //!
 //! # Invariants
 //! 1. A write is refused before it is minted if too few replicas are up. From its minting on it
@@ -18,11 +21,16 @@
 //!    row is sent again under the new one, and a read starts over.
 //! 4. A read at QUORUM or ALL returns a row that enough replicas of each set hold when it returns.
 //! 5. A node that is the whole cluster goes straight to its store.
+//! 6. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
 
 mod flight;
 mod forward;
+mod pages;
+mod part;
 mod read;
 mod read_key;
+mod tokens;
+mod walk;
 mod write;
 
 use std::collections::BTreeMap;
@@ -31,7 +39,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::fence::Fence;
@@ -41,12 +49,21 @@ use super::level::Level;
 use super::scores::Scores;
 use super::{Layout, Sets};
 use crate::cluster::NodeId;
+use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::store::{Store, Tenant};
 
+pub(super) use part::Part;
+pub use part::{ScannedRow, Seen, Want};
+pub(super) use read::REPLY_TOO_LARGE;
 pub use read::{KeyRead, ReadOptions};
+pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;
+
+/// Pages of the own store that are read at once.
+const PAGES_AT_ONCE: usize = 4;
 
 /// What a coordinator works with.
 pub struct CoordinatorOptions {
@@ -67,6 +84,8 @@ pub struct CoordinatorOptions {
     /// Writes that are answered and still wait for slow replicas, at most; beyond, what a replica
     /// has not answered by then becomes a hint at once.
     pub lingering_max: usize,
+    /// Where pages of the own store are read.
+    pub work: Work,
 }
 
 /// Coordinates requests. All calls may run at the same time.
@@ -80,6 +99,7 @@ pub struct Coordinator {
     liveness: Arc<dyn Liveness>,
     hints: Option<HintSender>,
     lingering_max: usize,
+    work: Work,
 
     // Each with its own synchronisation.
     lanes: Mutex<BTreeMap<(NodeId, LaneKind), Lane>>,
@@ -87,6 +107,12 @@ pub struct Coordinator {
     /// An epoch, shifted by one, and whether this node is the whole cluster in it.
     solo: AtomicU64,
     lingering: AtomicUsize,
+    /// Bounds pages of the own store, for whomever they are read.
+    pages: Semaphore,
+    /// Bounds reads that nobody waits for.
+    checks: Semaphore,
+    // Relaxed: only says whose turn it is.
+    reads_at_one: AtomicU64,
     counters: Counters,
 }
 
@@ -107,6 +133,7 @@ struct Counters {
     repairs: AtomicU64,
     hedges: AtomicU64,
     widened: AtomicU64,
+    checks: AtomicU64,
 }
 
 /// Figures since the start.
@@ -129,6 +156,8 @@ pub struct CoordinatorStats {
     pub hedges: u64,
     /// Keys read from more replicas because of what the client had seen.
     pub widened: u64,
+    /// Reads at ONE that were checked at QUORUM, with nobody waiting.
+    pub checks: u64,
 }
 
 fn count(counter: &AtomicU64, by: usize) {
@@ -147,10 +176,14 @@ impl Coordinator {
             liveness: options.liveness,
             hints: options.hints,
             lingering_max: options.lingering_max,
+            work: options.work,
             lanes: Mutex::default(),
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
+            pages: Semaphore::new(PAGES_AT_ONCE),
+            checks: Semaphore::new(read::CHECKS_MAX),
+            reads_at_one: AtomicU64::new(0),
             counters: Counters::default(),
         })
     }
@@ -168,6 +201,7 @@ impl Coordinator {
             repairs: get(&counters.repairs),
             hedges: get(&counters.hedges),
             widened: get(&counters.widened),
+            checks: get(&counters.checks),
         }
     }
 
@@ -189,7 +223,12 @@ impl Coordinator {
 
     fn sets(&self, layout: &Layout, tenant: &Tenant, key: &[u8]) -> (u32, Sets) {
         let partition = layout.partition_of(tenant.token(key));
-        (partition, layout.sets(partition, tenant.replication_factor))
+        (partition, layout.sets_of(partition, tenant))
+    }
+
+    /// Whether this node hands over what it has: others coordinate then.
+    fn is_leaving(&self, layout: &Layout) -> bool {
+        leaves(layout, self.node)
     }
 
     fn is_up(&self, node: NodeId) -> bool {
@@ -236,6 +275,12 @@ impl Coordinator {
             let _ = fence.learn(from, epoch, timeout.max(Duration::from_millis(1))).await;
         });
     }
+}
+
+/// Whether a node hands over what it has.
+fn leaves(layout: &Layout, node: NodeId) -> bool {
+    let member = layout.document().members.get(&node);
+    member.is_some_and(|member| member.state == MemberState::Leaving)
 }
 
 /// A replica set that has not as many as the level asks for: what it needs and what it has.

@@ -64,12 +64,8 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
     loop {
         tokio::select! {
             biased;
-            received = missed.recv_many(&mut rows, WRITE_ROWS_MAX) => {
-                if received == 0 {
-                    return;
-                }
-                hints.write(std::mem::take(&mut rows));
-            }
+            // What is rarely ready first: while one node is away there is always one more hint,
+            // and the others' would never be delivered.
             Some(Ok(ended)) = streams.join_next() => {
                 busy.remove(&ended.target);
                 if let Some(target) = targets.get_mut(&ended.target) {
@@ -88,6 +84,12 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
                         streams.spawn(deliver(Arc::clone(&hints), node, window_bytes));
                     }
                 }
+            }
+            received = missed.recv_many(&mut rows, WRITE_ROWS_MAX) => {
+                if received == 0 {
+                    return;
+                }
+                hints.write(std::mem::take(&mut rows));
             }
         }
     }
@@ -157,7 +159,7 @@ async fn deliver_batch(
             continue;
         };
         let partition = layout.partition_of(tenant.token(&row.key));
-        let sets = layout.sets(partition, tenant.replication_factor);
+        let sets = layout.sets_of(partition, &tenant);
         let to = if sets.contains(target) { vec![target] } else { sets.members() };
         for node in to {
             by_node.entry(node).or_default().push(row.clone());

@@ -11,13 +11,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::async_trait;
 
+use super::super::departure::certificate::Certificates;
+use super::super::departure::{self, Departure};
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::transfer::Report;
 use super::super::*;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, Layout, Owner, Owners};
+use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 use crate::store::environment::{ManualClock, SeededRandom};
@@ -45,6 +49,8 @@ pub struct World {
     /// Ordered pairs that do not hear each other.
     cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
     down: Mutex<BTreeSet<NodeId>>,
+    /// What gets lost on its way, by receiver and kind.
+    lost: Mutex<BTreeSet<(NodeId, &'static str)>>,
     handlers: Mutex<BTreeMap<NodeId, Arc<dyn PeerHandler>>>,
     layout: watch::Sender<Arc<Layout>>,
     /// Messages by receiver and kind.
@@ -104,6 +110,11 @@ impl World {
         self.down.lock().remove(&node);
     }
 
+    /// Requests of a kind do not arrive any more.
+    pub fn lose(&self, to: NodeId, kind: &'static str) {
+        self.lost.lock().insert((to, kind));
+    }
+
     pub fn sent_to(&self, node: NodeId, kind: &'static str) -> u64 {
         self.sent.lock().get(&(node, kind)).copied().unwrap_or(0)
     }
@@ -115,6 +126,11 @@ fn kind_of(request: &Request) -> &'static str {
         Request::ReadRows(read) if read.digest_only => "digest",
         Request::ReadRows(_) => "read",
         Request::ForwardWrite(_) => "forward",
+        Request::ScanRows(scan) => match scan.what() {
+            proto::ScanWhat::Rows => "scan",
+            proto::ScanWhat::Digests => "scan digest",
+            proto::ScanWhat::Keys => "scan keys",
+        },
         _ => "other",
     }
 }
@@ -144,7 +160,8 @@ impl Peers for Links {
         *world.sent.lock().entry((to, kind_of(&request))).or_default() += 1;
         let there = async move {
             let handler = world.handlers.lock().get(&to).cloned();
-            if !world.travel(from, to).await {
+            let is_lost = world.lost.lock().contains(&(to, kind_of(&request)));
+            if is_lost || !world.travel(from, to).await {
                 return std::future::pending().await;
             }
             let handler = handler.expect("every node was started");
@@ -282,6 +299,47 @@ pub struct Node {
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
+    pub departure: Arc<Departure>,
+    pub certificates: Arc<Certificates>,
+    /// What it proposed.
+    pub reports: Reports,
+}
+
+/// Commands that were proposed; nobody applies them.
+pub type Reports = Arc<Mutex<Vec<Command>>>;
+
+struct Noted(Reports);
+
+#[async_trait]
+impl Report for Noted {
+    async fn report(&self, command: Command) -> bool {
+        self.0.lock().push(command);
+        true
+    }
+}
+
+/// What a node answers: a replica's requests, and those about certificates.
+struct Answering {
+    replica: Replica,
+    certificates: Arc<Certificates>,
+}
+
+#[async_trait]
+impl PeerHandler for Answering {
+    async fn handle(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError> {
+        let Request::Certificate(request) = request else {
+            return self.replica.handle(from, epoch, request, timeout).await;
+        };
+        let node = NodeId::from_bytes(&request.node_id).expect("sixteen bytes");
+        self.certificates.keep(node, &request.certificate).expect("kept");
+        Ok(Reply::Certificate(proto::CertificateReply::default()))
+    }
 }
 
 pub struct Cluster {
@@ -340,6 +398,7 @@ impl Cluster {
             handlers: Mutex::default(),
             layout: watch::Sender::new(layout(1, owners, None)),
             sent: Mutex::default(),
+            lost: Mutex::default(),
             calls: AtomicU64::new(0),
         });
         let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
@@ -430,6 +489,12 @@ impl Node {
         let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
+        let two = TenantSpec {
+            replication_factor: 2,
+            partition_delimiter: Some(b":".to_vec()),
+            ..TenantSpec::new("two")
+        };
+        store.create_tenant(two).expect("created");
         let store = Arc::new(store);
         let id = id(index);
         let links = Arc::new(Links { node: id, world: Arc::clone(world) });
@@ -448,6 +513,25 @@ impl Node {
         };
         let (hints, sender) =
             Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+        let vfs = Arc::clone(&store.environment().vfs);
+        let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
+        let certificates = Arc::new(certificates.expect("opens"));
+        let reports = Reports::default();
+        let departure = Arc::new(Departure {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+            layout: layout.clone(),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            report: Arc::new(Noted(Arc::clone(&reports))),
+            hints: Arc::clone(&hints),
+            certificates: Arc::clone(&certificates),
+            work: Work::Inline,
+            settings: departure::Settings { timeout: SECOND, ..departure::Settings::default() },
+            rate: Arc::default(),
+            progress: Arc::default(),
+        });
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -457,6 +541,7 @@ impl Node {
             liveness: links,
             hints: Some(sender),
             lingering_max: 1000,
+            work: Work::Inline,
         });
         let replica = Replica::new(
             id,
@@ -466,8 +551,9 @@ impl Node {
             layout,
             failure,
         );
-        world.handlers.lock().insert(id, Arc::new(replica));
-        Self { id, store, coordinator, fence, hints }
+        let answering = Answering { replica, certificates: Arc::clone(&certificates) };
+        world.handlers.lock().insert(id, Arc::new(answering));
+        Self { id, store, coordinator, fence, hints, departure, certificates, reports }
     }
 }
 
