@@ -268,8 +268,8 @@ async fn a_peer_that_does_not_answer_is_left_alone_except_for_the_control_class(
     let (world, _) = World::in_memory();
     let (one, two) = pair(&world).await;
     let hold = async |timeout| {
-        for _ in 0..20 {
-            let late = one.ask_within(&two, "hold", timeout).await;
+        let calls = (0..20).map(|_| one.ask_within(&two, "hold", timeout));
+        for late in futures_util::future::join_all(calls).await {
             assert!(matches!(late, Err(PeerError::NoAnswer { .. })), "{late:?}");
         }
     };
