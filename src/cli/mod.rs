@@ -28,6 +28,7 @@ mod health;
 mod hints;
 mod import;
 mod keys;
+mod migrate;
 mod progress;
 mod put;
 mod record;
@@ -37,6 +38,7 @@ mod scan;
 mod scrub;
 mod serve;
 mod status;
+mod stop;
 mod tenant;
 mod verify;
 
@@ -81,6 +83,8 @@ enum Command {
     Explain(explain::Args),
     Hints(hints::Args),
     Repair(repair::Args),
+    Migrate(migrate::Args),
+    Stop(stop::Args),
     Dev(dev::Args),
     Health(health::Args),
     Verify(verify::Args),
@@ -127,6 +131,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args)),
         Command::Hints(args) => client_runtime()?.block_on(hints::run(args)),
         Command::Repair(args) => client_runtime()?.block_on(repair::run(args)),
+        Command::Migrate(args) => client_runtime()?.block_on(migrate::run(args)),
+        Command::Stop(args) => client_runtime()?.block_on(stop::run(args)),
         Command::Dev(args) => dev::run(&args),
         Command::Verify(args) => client_runtime()?.block_on(verify::run(args)),
         Command::Health(args) => client_runtime()?.block_on(health::run(args)),

@@ -77,6 +77,12 @@ impl Checkpoint {
     }
 }
 
+/// A bar of a thousand steps, for work whose share that is done is known.
+pub(super) fn share_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:32} {percent}% {elapsed}, {eta} left, {msg}");
+    ProgressBar::new(1000).with_style(style.expect("the template is well-formed"))
+}
+
 /// A bar of bytes, or a spinner if their number is not known. Hidden unless standard error is a
 /// terminal.
 pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {

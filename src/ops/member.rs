@@ -89,6 +89,8 @@ pub(super) struct Joined {
     consensus: Arc<Consensus>,
     formation: Arc<Formation>,
     peers: Arc<PeerClient>,
+    coordinator: Arc<Coordinator>,
+    hints: Arc<Hints>,
     store: Arc<Store>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -291,7 +293,7 @@ pub(super) async fn start(
     let cluster = Cluster {
         node,
         store: Arc::clone(&store),
-        coordinator,
+        coordinator: Arc::clone(&coordinator),
         consensus: Arc::clone(&consensus),
         layout: fence.watch(),
         view,
@@ -306,10 +308,26 @@ pub(super) async fn start(
         Arc::clone(&gossip),
         closing.clone(),
     ));
-    let telling = tell(Arc::clone(&gossip), Arc::clone(&store), hints, world.work, closing.clone());
-    tasks.spawn(telling);
-    let joined =
-        Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
+    tasks.spawn(tell(
+        Arc::clone(&gossip),
+        Arc::clone(&store),
+        Arc::clone(&hints),
+        world.work,
+        closing.clone(),
+    ));
+    let joined = Joined {
+        local,
+        fence,
+        gossip,
+        consensus,
+        formation,
+        peers,
+        coordinator,
+        hints,
+        store,
+        closing,
+        tasks,
+    };
     Ok(Running { cluster, service, joined })
 }
 
@@ -363,12 +381,28 @@ impl Joined {
         Ok(())
     }
 
-    /// Says farewell, and ends what runs.
-    pub async fn stop(self) {
+    /// Tells the others that the node is about to stop: who can choose asks another one.
+    pub fn prepare_to_stop(&self) {
+        self.gossip.tell(|facts| facts.run_state = RunState::Draining);
+    }
+
+    /// Says farewell. It must be told while peers are still answered: hearsay travels both ways.
+    pub async fn say_farewell(&self) {
         if self.gossip.view().nodes().len() > 1 {
             // Nobody listens to a node that is alone.
             self.gossip.leave().await;
         }
+    }
+
+    /// Returns when each row this node has coordinated is with all its replicas, or has become a
+    /// hint.
+    pub async fn finish_writes(&self) {
+        self.coordinator.landed().await;
+    }
+
+    /// Ends what runs.
+    pub async fn stop(self) {
+        self.hints.stop().await;
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;

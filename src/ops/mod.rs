@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
+//! | `stop` | its end |
 //! | [`world`] | the network, the files and the time it lives in |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
@@ -21,6 +22,7 @@ pub mod node;
 mod open;
 mod peer_handler;
 pub mod shutdown;
+mod stop;
 pub mod world;
 
 /// The program's version and the commit it was built from.

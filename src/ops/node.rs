@@ -1,10 +1,8 @@
-//! The life of a node: start, serve, stop.
+//! The life of a node: start and serve.
 //!
 //! Start: bind all addresses, so that a port in use is found before anything is written; open the
 //! store, while `/health/ready` says "starting"; serve; write the ready file.
-//! Stop: readiness off, wait as long as `shutdown_grace` says, refuse new work, finish what runs
-//! and flush within `shutdown_timeout`, close. A second signal skips the waiting and the flush: the
-//! next start then replays the log.
+//! `stop` is the rest of it.
 //!
 //! # Exit codes of `pairdb serve`
 //! See [`Error::exit_code`].
@@ -26,7 +24,6 @@ use super::config::{self, Config};
 use super::health::{Health, State};
 use super::member::{self, Joined, Opened, Running};
 use super::metrics::{self, Exposition};
-use super::shutdown::Shutdown;
 use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::NodeId;
@@ -40,16 +37,13 @@ use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// How often an engine without threads is asked for background work.
 const STEP: Duration = Duration::from_millis(10);
 
 /// Pieces of background work done at one go.
 const STEPS_MAX: usize = 8;
-
-/// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
-const CALLS_SHARE: f64 = 0.7;
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -161,15 +155,16 @@ pub struct Ready {
 pub struct Node {
     /// Where it is reached.
     pub ready: Ready,
-    config: Config,
-    health: Health,
-    store: Arc<Store>,
-    server: Server,
-    joined: Joined,
-    closing: CancellationToken,
-    admin: JoinHandle<io::Result<()>>,
-    upkeep: Vec<JoinHandle<()>>,
-    work: Work,
+    pub(super) config: Config,
+    pub(super) health: Health,
+    pub(super) store: Arc<Store>,
+    pub(super) server: Server,
+    pub(super) joined: Joined,
+    pub(super) closing: CancellationToken,
+    pub(super) admin: JoinHandle<io::Result<()>>,
+    pub(super) upkeep: Vec<JoinHandle<()>>,
+    pub(super) work: Work,
+    pub(super) asked_to_stop: CancellationToken,
 }
 
 /// What runs once the services are served.
@@ -179,6 +174,7 @@ struct Started {
     server: Server,
     joined: Joined,
     ready: Ready,
+    asked_to_stop: CancellationToken,
 }
 
 /// All three listeners, bound.
@@ -229,7 +225,7 @@ impl Node {
         let admin = tokio::spawn(admin);
         let started =
             Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;
-        let Started { config, store, server, joined, ready } = match started {
+        let Started { config, store, server, joined, ready, asked_to_stop } = match started {
             Ok(started) => started,
             Err(error) => {
                 closing.cancel();
@@ -242,8 +238,19 @@ impl Node {
         if work == Work::Inline {
             upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
         }
-        let node =
-            Self { ready, config, health, store, server, joined, closing, admin, upkeep, work };
+        let node = Self {
+            ready,
+            config,
+            health,
+            store,
+            server,
+            joined,
+            closing,
+            admin,
+            upkeep,
+            work,
+            asked_to_stop,
+        };
         // Peers are answered from here on: who forms a cluster needs the others' answers.
         if let Err(error) = node.joined.enter(&node.config).await {
             node.stop(&CancellationToken::new()).await?;
@@ -283,9 +290,17 @@ impl Node {
         let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
         let Running { cluster, service: peers, joined } = running;
         let options = config.rpc_options();
-        let metrics = rpc_metrics;
-        let parts =
-            Parts { store: Arc::clone(&store), cluster, options, metrics, facts, peers, work };
+        let asked_to_stop = CancellationToken::new();
+        let parts = Parts {
+            store: Arc::clone(&store),
+            cluster,
+            options,
+            metrics: rpc_metrics,
+            facts,
+            peers,
+            work,
+            asked_to_stop: asked_to_stop.clone(),
+        };
         let server = Server::start(listeners, parts).await.map_err(unreadable)?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
@@ -296,7 +311,7 @@ impl Node {
             admin_listen: admin_addr.to_string(),
             node_id,
         };
-        Ok(Started { config, store, server, joined, ready })
+        Ok(Started { config, store, server, joined, ready, asked_to_stop })
     }
 
     /// Written aside and renamed: who sees the file sees all of it.
@@ -315,74 +330,6 @@ impl Node {
                 source,
             },
         )
-    }
-
-    /// Serves until asked to stop, then stops.
-    ///
-    /// # Errors
-    /// The store could not be closed cleanly.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        let mut superseded = self.joined.superseded();
-        let is_over = tokio::select! {
-            () = shutdown.graceful.cancelled() => false,
-            _ = superseded.wait_for(|over| *over) => true,
-        };
-        if !is_over {
-            return self.stop(&shutdown.fast).await;
-        }
-        tracing::error!("another process acts as this node, with a later start: stopping at once");
-        // Without the mark of a clean stop: the actor is never used again.
-        shutdown.fast.cancel();
-        self.stop(&shutdown.fast).await?;
-        Err(Error::Superseded)
-    }
-
-    /// Stops; `fast` cuts the waiting short.
-    ///
-    /// # Errors
-    /// The store could not be closed cleanly.
-    pub async fn stop(self, fast: &CancellationToken) -> Result<(), Error> {
-        self.health.set(State::Stopping);
-        self.server.set_serving(false).await;
-        let ready_file = &self.config.node.ready_file;
-        if !ready_file.as_os_str().is_empty() {
-            // It may be gone already.
-            let _ = std::fs::remove_file(ready_file);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(self.config.node.shutdown_grace) => {}
-            () = fast.cancelled() => {}
-        }
-        let timeout = self.config.node.shutdown_timeout;
-        let end = tokio::time::sleep(timeout);
-        tokio::select! {
-            finished = self.server.stop(timeout.mul_f64(CALLS_SHARE)) => {
-                if !finished {
-                    tracing::warn!("calls were cut: they did not finish in time");
-                }
-            }
-            () = fast.cancelled() => {}
-        }
-        self.closing.cancel();
-        let store = self.store;
-        let joined = self.joined;
-        let closing = async {
-            joined.stop().await;
-            for task in self.upkeep {
-                // One that panicked has said so.
-                let _ = task.await;
-            }
-            let _ = tokio::time::timeout(TICK, self.admin).await;
-            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
-        };
-        // Without the flush nothing acknowledged is lost either: the next start replays the log.
-        tokio::select! {
-            closed = closing => closed?,
-            () = fast.cancelled() => tracing::warn!("stopping without a flush, as asked"),
-            () = end => tracing::warn!("stopping without a flush: it did not end in time"),
-        }
-        tracing::info!("stopped");
-        Ok(())
     }
 }
 
@@ -421,7 +368,7 @@ fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> N
 }
 
 /// Runs work that waits for the disk.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     place: Work,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {

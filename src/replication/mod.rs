@@ -7,6 +7,7 @@
 //! | [`replica`] | the answers to other nodes' requests |
 //! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
 //! | [`transfer`] | a node merges what it will own |
+//! | [`migration`] | rows copied to a member at an operator's word |
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
@@ -23,6 +24,7 @@ pub mod fence;
 pub mod hints;
 mod lane;
 pub mod level;
+pub mod migration;
 pub mod replica;
 mod scores;
 #[cfg(test)]

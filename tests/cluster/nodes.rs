@@ -88,6 +88,12 @@ impl Nodes {
         self.nodes[at].kill();
     }
 
+    /// `pairdb stop`, until the process has ended; its exit code.
+    pub fn stop(&mut self, at: usize) -> i32 {
+        self.nodes[at].ok(&["stop"]);
+        self.nodes[at].wait()
+    }
+
     pub fn restart(&mut self, at: usize) {
         let settings = settings(&self.peer_ports, at, self.peer_ports.len());
         self.nodes[at].restart_with(&borrowed(&settings));

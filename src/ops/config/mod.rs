@@ -471,6 +471,7 @@ impl Config {
             slow: self.log.slow_request,
             reflection: self.rpc.reflection,
             checkpoint_dir: self.node.data_dir.join("checkpoints"),
+            stop_max: self.node.shutdown_grace + self.node.shutdown_timeout,
         }
     }
 }

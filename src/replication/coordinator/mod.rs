@@ -33,6 +33,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::hints::HintSender;
@@ -87,6 +88,8 @@ pub struct Coordinator {
     /// An epoch, shifted by one, and whether this node is the whole cluster in it.
     solo: AtomicU64,
     lingering: AtomicUsize,
+    /// Batches that this node coordinates, until their last replica.
+    flights: TaskTracker,
     counters: Counters,
 }
 
@@ -151,6 +154,7 @@ impl Coordinator {
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
+            flights: TaskTracker::new(),
             counters: Counters::default(),
         })
     }
@@ -169,6 +173,13 @@ impl Coordinator {
             hedges: get(&counters.hedges),
             widened: get(&counters.widened),
         }
+    }
+
+    /// Returns when no write of this node waits for a replica any more: each has its row, or a hint
+    /// is kept for it. For a node that stops, once nobody begins writes on it.
+    pub async fn landed(&self) {
+        self.flights.close();
+        self.flights.wait().await;
     }
 
     fn layout(&self) -> Arc<Layout> {
