@@ -44,7 +44,7 @@ impl Engine {
 }
 
 /// A job's inputs, reserved until this is dropped.
-struct Reserved<'a> {
+pub(super) struct Reserved<'a> {
     shared: &'a Shared,
     job: Arc<Compaction>,
     /// The view the job was picked in; keeps its tables.
@@ -65,7 +65,10 @@ impl Shared {
         Ok(true)
     }
 
-    fn reserve(&self, pick: impl Fn(&Picker<'_>) -> Option<Compaction>) -> Option<Reserved<'_>> {
+    pub(super) fn reserve(
+        &self,
+        pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
+    ) -> Option<Reserved<'_>> {
         let mut running = self.compacting.lock();
         // Loaded under the lock: a job leaves `running` only after its result is in view.
         let view = self.super_version.load_full();
@@ -133,7 +136,7 @@ impl Shared {
     }
 
     /// Waits as long as the rate limit says, or until the threads are to stop.
-    fn pace(&self, bytes: u64) {
+    pub(super) fn pace(&self, bytes: u64) {
         let wait_us = self.pacer.take(bytes, self.clock.now_ms().saturating_mul(1000));
         if wait_us > 0 && self.options.compaction_threads > 0 {
             self.background.pause(Duration::from_micros(wait_us));

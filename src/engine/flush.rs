@@ -279,10 +279,21 @@ impl TableOutput<'_> {
         demote_full: bool,
         fill: impl FnOnce(&mut Add<'_>) -> Result<()>,
     ) -> Result<TableMeta> {
+        self.write_at(0, epoch, demote_full, fill)
+    }
+
+    /// [`TableOutput::write`] of a table of any level.
+    pub fn write_at(
+        &self,
+        level: usize,
+        epoch: u64,
+        demote_full: bool,
+        fill: impl FnOnce(&mut Add<'_>) -> Result<()>,
+    ) -> Result<TableMeta> {
         let number = self.versions.allocate_file_number();
         let path = self.versions.table_path(number);
         let file = self.vfs.create(&path).map_err(Error::io("create", &path))?;
-        let options = self.options.table_options(0);
+        let options = self.options.table_options(level);
         let mut builder = TableBuilder::new(file.clone(), path.clone(), number, options);
         let mut purgeable = 0;
         let built = fill(&mut |key, kind, row| {
@@ -298,7 +309,7 @@ impl TableOutput<'_> {
             self.vfs.sync_dir(self.dir).map_err(Error::io("sync", self.dir))?;
             let bytes = file.len().map_err(Error::io("measure", &path))?;
             let built = BuiltTable { properties: &properties, bytes, purgeable };
-            let table = TableMeta::of_built(number, 0, epoch, self.now_ms, &built);
+            let table = TableMeta::of_built(number, level as u8, epoch, self.now_ms, &built);
             Ok(TableMeta { demote_full, ..table })
         });
         // An orphan is removed at the next open, if not now.

@@ -87,6 +87,18 @@ impl Engine {
         })
     }
 
+    /// Takes the words of partitions back: guard and floor are 0 again, nothing is damaged. For
+    /// partitions whose rows have gone or are about to be learnt from others; durable.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
+        self.shared.change_safe_points(partitions, |point| {
+            *point = SafePoint::default();
+            Ok(())
+        })
+    }
+
     /// The words of a partition.
     ///
     /// # Errors

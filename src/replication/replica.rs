@@ -125,7 +125,7 @@ impl Replica {
     fn is_member(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> store::Result<bool> {
         let tenant = self.store.tenant_by_id(tenant)?;
         let partition = layout.partition_of(tenant.token(key));
-        Ok(layout.sets(partition, tenant.replication_factor).contains(self.node))
+        Ok(layout.sets_of(partition, &tenant).contains(self.node))
     }
 
     fn failure(&self, error: store::Error) -> proto::Failure {

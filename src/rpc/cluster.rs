@@ -108,7 +108,7 @@ impl Cluster {
         let layout = self.layout();
         let document = layout.document();
         let holds_all = || {
-            let sets = |partition| layout.sets(partition, tenant.replication_factor);
+            let sets = |partition| layout.sets_of(partition, &tenant);
             (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
         };
         let few = document.owners.len() <= usize::from(tenant.replication_factor);
@@ -195,7 +195,6 @@ impl Cluster {
             "" => None,
             name => Some(self.store.tenant(name).map_err(|error| Problem::of_read(&error))?),
         };
-        let replicas = tenant.as_ref().map_or(REPLICAS, |tenant| tenant.replication_factor);
         let all = match (&request.key, &tenant) {
             (None, _) => 0..layout.partitions(),
             (Some(key), Some(tenant)) => {
@@ -207,7 +206,10 @@ impl Cluster {
         let bits = layout.document().partition_bits;
         let names = |nodes: Vec<NodeId>| nodes.iter().map(NodeId::to_string).collect();
         let partitions = all.map(|partition| {
-            let sets = layout.sets(partition, replicas);
+            let sets = match &tenant {
+                Some(tenant) => layout.sets_of(partition, tenant),
+                None => layout.sets(partition, REPLICAS),
+            };
             proto::PartitionEntry {
                 partition,
                 token_start: u64::from(partition).checked_shl(u64::BITS - bits).unwrap_or(0),
@@ -231,7 +233,7 @@ impl Cluster {
         let layout = self.layout();
         let token = tenant.token(&request.key);
         let partition = layout.partition_of(token);
-        let members = layout.sets(partition, tenant.replication_factor).members();
+        let members = layout.sets_of(partition, &tenant).members();
         let mut replicas = Vec::with_capacity(members.len());
         for node in members {
             let raw = self.raw_row_of(&layout, node, &tenant, &request.key).await;

@@ -44,6 +44,7 @@ impl Document {
             certificates: BTreeMap::new(),
             tenants: BTreeMap::new(),
             tenant_id_next: 1,
+            next_factors: BTreeMap::new(),
         }
     }
 
@@ -66,6 +67,19 @@ impl Document {
     /// each.
     pub fn replication_factors(&self) -> BTreeSet<u8> {
         self.tenants.values().map(|tenant| tenant.replication_factor).collect()
+    }
+
+    /// The same, each with what it becomes in the transition under way.
+    pub fn factor_classes(&self) -> BTreeSet<(u8, u8)> {
+        self.tenants.values().map(|tenant| self.factors_of(tenant)).collect()
+    }
+
+    /// The replicas a tenant has, and will have: the document's word, whatever the tenant at hand
+    /// says, which may be of another document.
+    pub fn factors_of(&self, tenant: &Tenant) -> (u8, u8) {
+        let known = self.tenants.get(&tenant.id).unwrap_or(tenant);
+        let current = known.replication_factor;
+        (current, self.next_factors.get(&tenant.id).copied().unwrap_or(current))
     }
 
     /// Applies a command: deterministic and total. A refusal leaves the document as it was.
@@ -173,7 +187,8 @@ impl Document {
         let owners = self.next_owners.as_ref().map_or(0, Owners::len).max(self.owners.len());
         if altered.replication_factor != tenant.replication_factor && owners > 1 {
             // Other replicas would own its rows at once, without having them.
-            let message = "the replication factor can be changed only in a cluster of one owner";
+            let message = "in a cluster of several owners the replication factor is changed by a \
+                           change of the layout";
             return Err(Refusal::new(reason::REPLICATION_FACTOR_FIXED, message));
         }
         if altered != *tenant {
@@ -238,6 +253,11 @@ impl Document {
         }
         let departed = departed(sets.iter().map(|(current, next)| (current, next)));
         let Some(next) = self.next_owners.take() else { return };
+        for (tenant, factor) in std::mem::take(&mut self.next_factors) {
+            if let Some(tenant) = self.tenants.get_mut(&tenant) {
+                tenant.replication_factor = factor;
+            }
+        }
         for (node, member) in &mut self.members {
             match member.state {
                 MemberState::Joining if next.contains_key(node) => {
@@ -248,6 +268,7 @@ impl Document {
             }
             if let Some(owner) = next.get(node) {
                 member.weight = owner.weight;
+                member.zone.clone_from(&owner.zone);
             }
         }
         self.owners = next;
@@ -281,6 +302,7 @@ impl Document {
         let sets = self.each_set(&old, &new);
         let departed = departed(sets.iter().map(|(current, next)| (next, current)));
         self.next_owners = None;
+        self.next_factors.clear();
         for (node, member) in &mut self.members {
             let owns = self.owners.contains_key(node);
             match member.state {
@@ -358,13 +380,13 @@ impl Document {
 
     /// S and S' of each partition and replication factor, each pair once.
     pub(super) fn each_set(&self, old: &RankTable, new: &RankTable) -> BTreeSet<SetPair> {
-        let factors = self.replication_factors();
+        let classes = self.factor_classes();
         let partitions = 0..1_u32 << self.partition_bits.min(PARTITION_BITS_MAX);
         partitions
-            .flat_map(|partition| factors.iter().map(move |factor| (partition, *factor)))
-            .map(|(partition, factor)| {
-                let set = |table: &RankTable| table.replicas(partition, factor).collect();
-                (set(old), set(new))
+            .flat_map(|partition| classes.iter().map(move |class| (partition, *class)))
+            .map(|(partition, (factor, next))| {
+                let set = |table: &RankTable, factor| table.replicas(partition, factor).collect();
+                (set(old, factor), set(new, next))
             })
             .collect()
     }

@@ -1,9 +1,10 @@
 //! What a change of owners asks for, whether it may be, and the Joint document it makes (T1, T2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::NodeId;
 use crate::cluster::placement::WEIGHT_MAX;
+use crate::store::{Tenant, TenantChange, TenantId};
 
 use super::apply::{Applied, SetPair};
 use super::refusal::{Refusal, reason};
@@ -28,23 +29,27 @@ impl Document {
         }
         self.check_change(change)?;
         let next = self.owners_after(change);
+        let factors = self.factors_after(change);
         let forgets = change.removes.iter().any(|node| !self.owners.contains_key(node));
-        if next == self.owners && !forgets {
+        let stays = next == self.owners && factors.is_empty();
+        if stays && !forgets {
             return Err(Refusal::new(reason::NOTHING_TO_DO, "the owners stay the same"));
         }
         self.check_counts(change, &next)?;
-        if next == self.owners {
+        if stays {
             self.set_states(change);
             return Ok(self.changed());
         }
         let (old, new) = self.tables(&next);
-        let sets = self.each_set(&old, &new);
+        let after = Self { next_factors: factors, ..self.clone() };
+        let sets = after.each_set(&old, &new);
         self.check_sources(&sets, &change.removes)?;
         let syncers = sets.iter().flat_map(|(current, next)| rules::who_syncs(current, next));
         let syncers: BTreeSet<NodeId> = syncers.collect();
         self.begin_epoch();
         self.syncers = syncers;
         self.next_owners = Some(next);
+        self.next_factors = after.next_factors;
         for (node, member) in &change.joins {
             let joining = Member { state: MemberState::Joining, ..member.clone() };
             self.members.insert(*node, joining);
@@ -148,7 +153,33 @@ impl Document {
             }
             check_weight(*weight)?;
         }
+        for (node, zone) in &change.zones {
+            let goes = change.leaves.contains(node) || change.removes.contains(node);
+            if state(node)? != MemberState::Normal || goes {
+                return Err(refused(node, "change its zone"));
+            }
+            check_text("zone", zone)?;
+        }
+        for (id, factor) in &change.factors {
+            let Some(tenant) = self.tenants.get(id) else {
+                return Err(Refusal::new(
+                    reason::UNKNOWN_TENANT,
+                    format!("there is no tenant {id}"),
+                ));
+            };
+            let factor = Some(*factor);
+            tenant
+                .altered(TenantChange { replication_factor: factor, ..TenantChange::default() })?;
+        }
         Ok(())
+    }
+
+    /// The numbers of replicas that become others.
+    fn factors_after(&self, change: &Change) -> BTreeMap<TenantId, u8> {
+        let differs = |(id, factor): &(&TenantId, &u8)| {
+            self.tenants.get(id).is_some_and(|tenant| tenant.replication_factor != **factor)
+        };
+        change.factors.iter().filter(differs).map(|(id, factor)| (*id, *factor)).collect()
     }
 
     fn owners_after(&self, change: &Change) -> Owners {
@@ -157,6 +188,11 @@ impl Document {
         for (node, weight) in &change.weights {
             if let Some(owner) = next.get_mut(node) {
                 owner.weight = *weight;
+            }
+        }
+        for (node, zone) in &change.zones {
+            if let Some(owner) = next.get_mut(node) {
+                owner.zone.clone_from(zone);
             }
         }
         let joins: Vec<(NodeId, Owner)> =
@@ -175,7 +211,10 @@ impl Document {
             return Err(Refusal::new(reason::TOO_MANY_MEMBERS, message));
         }
         // Who leaves of its own will must not leave rows with fewer replicas than they should have.
-        let factor = self.replication_factors().last().map_or(1, |factor| usize::from(*factor));
+        let factor = |tenant: &Tenant| {
+            change.factors.get(&tenant.id).copied().unwrap_or(tenant.replication_factor)
+        };
+        let factor = self.tenants.values().map(factor).max().map_or(1, usize::from);
         let least = if change.leaves.is_empty() { 1 } else { factor };
         if next.len() < least {
             let message = format!("{} owners would be left, {least} are needed", next.len());

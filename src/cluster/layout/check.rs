@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use crate::cluster::placement::{PARTITION_BITS_MAX, WEIGHT_MAX};
 use crate::store::catalog::TENANTS_MAX;
+use crate::store::tenant::REPLICATION_FACTOR_MAX;
 
 use super::change::check_text;
 use super::{Document, MEMBERS_MAX, Member, MemberState, OWNERS_MAX, Owners};
@@ -46,6 +47,7 @@ impl Document {
         self.check_owners(&self.owners)?;
         self.next_owners.iter().try_for_each(|next| self.check_owners(next))?;
         self.check_facts()?;
+        self.check_factors()?;
         self.check_tenants()
     }
 
@@ -77,6 +79,16 @@ impl Document {
             let left = self.members.get(node).is_some_and(left);
             let short = check_text("certificate digest", digest).is_ok();
             holds(left && short, format_args!("the certificate of {node} is out of place"))
+        })
+    }
+
+    fn check_factors(&self) -> Result<(), String> {
+        let none = self.next_factors.is_empty();
+        holds(none || self.is_joint(), "it has numbers of replicas to be, but no transition")?;
+        self.next_factors.iter().try_for_each(|(id, factor)| {
+            let known = self.tenants.contains_key(id);
+            let possible = (1..=REPLICATION_FACTOR_MAX).contains(factor);
+            holds(known && possible, format_args!("tenant {id} cannot become what it is to be"))
         })
     }
 

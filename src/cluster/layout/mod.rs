@@ -133,6 +133,9 @@ pub struct Document {
     pub tenants: BTreeMap<TenantId, Tenant>,
     /// The id of the next one.
     pub tenant_id_next: u32,
+    /// The numbers of replicas to be, where they differ from the tenants'. In Joint documents only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub next_factors: BTreeMap<TenantId, u8>,
 }
 
 /// A change of owners: any number of each.
@@ -148,6 +151,10 @@ pub struct Change {
     pub removes: BTreeSet<NodeId>,
     /// New weights.
     pub weights: BTreeMap<NodeId, u32>,
+    /// New zones.
+    pub zones: BTreeMap<NodeId, String>,
+    /// New numbers of replicas.
+    pub factors: BTreeMap<TenantId, u8>,
 }
 
 /// A change to the document.

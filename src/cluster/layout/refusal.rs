@@ -39,11 +39,13 @@ pub mod reason {
     pub const TOO_FEW_OWNERS: &str = "TOO_FEW_OWNERS";
     /// Of some partition too few replicas would be left to learn its rows from.
     pub const TOO_FEW_SOURCES: &str = "TOO_FEW_SOURCES";
-    /// The replication factor of a cluster of several owners cannot be changed yet.
+    /// The tenant is not known.
+    pub const UNKNOWN_TENANT: &str = "UNKNOWN_TENANT";
+    /// The replication factor of a cluster of several owners is changed by a change of the layout.
     pub const REPLICATION_FACTOR_FIXED: &str = "REPLICATION_FACTOR_FIXED";
 
     /// All of them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         NOT_FORMED,
         ALREADY_FORMED,
         INVALID_CLUSTER,
@@ -60,6 +62,7 @@ pub mod reason {
         NOT_A_SYNCER,
         TOO_FEW_OWNERS,
         TOO_FEW_SOURCES,
+        UNKNOWN_TENANT,
         REPLICATION_FACTOR_FIXED,
     ];
 }

@@ -3,10 +3,13 @@
 //! A [`Layout`] is immutable and shared. Its rank tables are built once for each set of owners: a
 //! layout made from its predecessor takes over what did not change.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::cluster::NodeId;
 use crate::cluster::placement::RankTable;
+use crate::store::Tenant;
+use crate::store::tenant::REPLICATION_FACTOR_MAX;
 
 use super::rules::{self, SourcesNeeded};
 use super::{Document, MemberState, Owners};
@@ -33,8 +36,8 @@ pub struct Sets {
 pub struct ToSync {
     /// The partition.
     pub partition: u32,
-    /// The replication factor of the tenants it is about.
-    pub replication_factor: u8,
+    /// The replication factor of the tenants it is about, and what it becomes.
+    pub factors: (u8, u8),
     /// From whom.
     pub sources: SourcesNeeded,
 }
@@ -118,8 +121,39 @@ impl Layout {
 
     /// The replicas of a partition. As many as `replication_factor`, or as there are owners.
     pub fn sets(&self, partition: u32, replication_factor: u8) -> Sets {
-        let set = |table: &Arc<RankTable>| table.replicas(partition, replication_factor).collect();
-        Sets { current: set(&self.current), next: self.next.as_ref().map(set) }
+        self.sets_at(partition, (replication_factor, replication_factor))
+    }
+
+    /// The replicas of a tenant's rows in a partition. How many they are stands in the document:
+    /// who asks by the tenant's own word may mean another one's.
+    pub fn sets_of(&self, partition: u32, tenant: &Tenant) -> Sets {
+        self.sets_at(partition, self.document.factors_of(tenant))
+    }
+
+    fn sets_at(&self, partition: u32, (factor, next): (u8, u8)) -> Sets {
+        let set = |table: &Arc<RankTable>, factor| table.replicas(partition, factor).collect();
+        Sets {
+            current: set(&self.current, factor),
+            next: self.next.as_ref().map(|table| set(table, next)),
+        }
+    }
+
+    /// The place of a node among all that may hold each partition, best first: it holds those of
+    /// tenants with more replicas than that. `None`: it holds nothing of it. By the current owners.
+    pub fn ranks(&self, node: NodeId) -> Vec<Option<u8>> {
+        let rank = |partition| {
+            let mut replicas = self.current.replicas(partition, REPLICATION_FACTOR_MAX);
+            replicas.position(|replica| replica == node).map(|rank| rank as u8)
+        };
+        (0..self.partitions()).map(rank).collect()
+    }
+
+    /// The tokens of neighbouring partitions: the first and the last.
+    pub fn tokens_of(&self, partitions: &RangeInclusive<u32>) -> (u64, u64) {
+        let shift = u64::BITS - self.document.partition_bits;
+        let first = |partition: u32| u64::from(partition).checked_shl(shift).unwrap_or(0);
+        let within = u64::MAX.checked_shr(self.document.partition_bits).unwrap_or(0);
+        (first(*partitions.start()), first(*partitions.end()) | within)
     }
 
     /// Whether the transition waits for this node to have merged what it will own (T2).
@@ -129,8 +163,8 @@ impl Layout {
 
     /// From whom a node that must sync a partition learns its rows (T4). Nothing is needed when no
     /// transition is under way.
-    pub fn sources_needed(&self, partition: u32, replication_factor: u8) -> SourcesNeeded {
-        let Sets { current: of, next } = self.sets(partition, replication_factor);
+    pub fn sources_needed(&self, partition: u32, factors: (u8, u8)) -> SourcesNeeded {
+        let Sets { current: of, next } = self.sets_at(partition, factors);
         if next.is_none() {
             return SourcesNeeded { of, count: 0, leaving: Vec::new() };
         }
@@ -148,17 +182,17 @@ impl Layout {
         if !self.must_sync(node) {
             return Vec::new();
         }
-        let factors = self.document.replication_factors();
+        let classes = self.document.factor_classes();
         (0..self.partitions())
-            .flat_map(|partition| factors.iter().map(move |factor| (partition, *factor)))
-            .filter(|(partition, factor)| {
-                let Sets { current, next } = self.sets(*partition, *factor);
+            .flat_map(|partition| classes.iter().map(move |class| (partition, *class)))
+            .filter(|(partition, class)| {
+                let Sets { current, next } = self.sets_at(*partition, *class);
                 rules::who_syncs(&current, &next.unwrap_or_default()).contains(&node)
             })
-            .map(|(partition, replication_factor)| ToSync {
+            .map(|(partition, factors)| ToSync {
                 partition,
-                replication_factor,
-                sources: self.sources_needed(partition, replication_factor),
+                factors,
+                sources: self.sources_needed(partition, factors),
             })
             .collect()
     }

@@ -217,6 +217,21 @@ impl<'a> Picker<'a> {
         }
     }
 
+    /// A table alone, to be replaced where it is; `None` if it is not there any more, or taken.
+    pub fn pick_table(&self, number: u64) -> Option<Compaction> {
+        let table = self.state.tables().find(|table| table.number == number)?;
+        if self.is_busy(table) {
+            return None;
+        }
+        Some(Compaction {
+            reason: Reason::Manual,
+            inputs: vec![Arc::clone(table)],
+            output_level: usize::from(table.level),
+            grandparents: Vec::new(),
+            trivial_move: false,
+        })
+    }
+
     fn is_busy(&self, table: &TableMeta) -> bool {
         self.busy.contains(&table.number)
     }

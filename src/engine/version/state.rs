@@ -348,9 +348,11 @@ impl VersionState {
                 return Err(EditError::FloorAboveGuard { partition: first, floor, guard });
             }
             for point in &mut points[first as usize..end as usize] {
-                never_back("guard", point.guard, to.guard)?;
-                if !to.is_damaged() && !point.is_damaged() {
-                    never_back("floor", point.floor, to.floor)?;
+                if *to != SafePoint::default() {
+                    never_back("guard", point.guard, to.guard)?;
+                    if !to.is_damaged() && !point.is_damaged() {
+                        never_back("floor", point.floor, to.floor)?;
+                    }
                 }
                 *point = to.clone();
             }

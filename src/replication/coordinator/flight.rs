@@ -104,7 +104,7 @@ impl Flight {
             let partition = layout.partition_of(tenant.token(&shipped.key));
             let sets = match sets_of.get(&partition) {
                 Some(sets) => Arc::clone(sets),
-                None => Arc::new(layout.sets(partition, tenant.replication_factor)),
+                None => Arc::new(layout.sets_of(partition, tenant)),
             };
             Some(Item::new(shipped, written, partition, sets))
         });
@@ -264,7 +264,7 @@ impl Flight {
         for item in self.items.iter_mut().filter(|item| !item.decided) {
             item.acks.clear();
             item.waiting.clear();
-            item.sets = Arc::new(layout.sets(item.partition, self.tenant.replication_factor));
+            item.sets = Arc::new(layout.sets_of(item.partition, &self.tenant));
             again += 1;
         }
         count(&self.coordinator.counters.restarts, again);

@@ -200,7 +200,7 @@ impl Coordinator {
 
     fn sets(&self, layout: &Layout, tenant: &Tenant, key: &[u8]) -> (u32, Sets) {
         let partition = layout.partition_of(tenant.token(key));
-        (partition, layout.sets(partition, tenant.replication_factor))
+        (partition, layout.sets_of(partition, tenant))
     }
 
     fn is_up(&self, node: NodeId) -> bool {

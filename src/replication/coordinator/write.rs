@@ -174,9 +174,8 @@ impl Coordinator {
         sets_of: &mut SetsOf,
     ) -> Result<Way> {
         let partition = layout.partition_of(tenant.token(key));
-        let sets = sets_of
-            .entry(partition)
-            .or_insert_with(|| Arc::new(layout.sets(partition, tenant.replication_factor)));
+        let sets =
+            sets_of.entry(partition).or_insert_with(|| Arc::new(layout.sets_of(partition, tenant)));
         self.check_reachable(sets, level)?;
         if sets.contains(self.node) {
             return Ok(Way::Here);

@@ -160,7 +160,7 @@ async fn deliver_batch(
             continue;
         };
         let partition = layout.partition_of(tenant.token(&row.key));
-        let sets = layout.sets(partition, tenant.replication_factor);
+        let sets = layout.sets_of(partition, &tenant);
         let to = if sets.contains(target) { vec![target] } else { sets.members() };
         for node in to {
             by_node.entry(node).or_default().push(row.clone());

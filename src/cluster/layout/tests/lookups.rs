@@ -56,7 +56,7 @@ fn a_replication_factor_over_the_number_of_owners_is_cut_to_it() {
 fn a_newcomer_learns_what_it_must_sync_and_from_whom() {
     let mut document = formed(&[1, 2, 3]);
     assert!(!layout(&document).must_sync(node(1)));
-    assert_eq!(layout(&document).sources_needed(0, 3).count, 0);
+    assert_eq!(layout(&document).sources_needed(0, (3, 3)).count, 0);
     now(&mut document, |document| join(document, &[4]));
     let layout = layout(&document);
     assert!(layout.must_sync(node(4)) && !layout.must_sync(node(1)));
@@ -67,8 +67,8 @@ fn a_newcomer_learns_what_it_must_sync_and_from_whom() {
     };
     let expected: Vec<u32> = (0..layout.partitions()).filter(mine).collect();
     assert_eq!(to_sync.iter().map(|one| one.partition).collect::<Vec<_>>(), expected);
-    for ToSync { sources, replication_factor, .. } in to_sync {
-        assert_eq!((replication_factor, sources.count, sources.of.len()), (3, 2, 3));
+    for ToSync { sources, factors, .. } in to_sync {
+        assert_eq!((factors, sources.count, sources.of.len()), ((3, 3), 2, 3));
         assert!(sources.is_synced_by(&nodes(&[1, 3])) && !sources.is_synced_by(&nodes(&[2, 4])));
     }
 }
@@ -80,9 +80,9 @@ fn whoever_leaves_is_a_source_until_it_is_given_up() {
     let before = layout(&document);
     let lost = |partition: &u32| before.sets(*partition, 3).current.contains(&node(2));
     let partition = (0..before.partitions()).find(lost).expect("it owns something");
-    assert_eq!(before.sources_needed(partition, 3).leaving, [node(2)]);
+    assert_eq!(before.sources_needed(partition, (3, 3)).leaving, [node(2)]);
     does(&mut document, &Command::GiveUp { node: node(2), epoch: 2 });
-    assert!(layout(&document).sources_needed(partition, 3).leaving.is_empty());
+    assert!(layout(&document).sources_needed(partition, (3, 3)).leaving.is_empty());
 }
 
 /// Facts and tenants change often; ranking again each time would be paid by every node.

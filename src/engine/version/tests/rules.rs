@@ -75,6 +75,9 @@ fn safe_points_keep_their_order() {
     assert_eq!(error, EditError::GoesBack { what: "floor", from: 8, to: 7 });
     let damaged = state.apply(&set(4..5, point(10, 0, &[7]))).unwrap();
     damaged.apply(&set(4..5, point(10, 0, &[]))).unwrap();
+    let reset = state.apply(&set(2..4, SafePoint::default())).unwrap();
+    assert_eq!(reset.safe_points()[3], SafePoint::default(), "all words at once may be taken back");
+    assert_eq!(reset.safe_points()[4].floor, 8);
 
     for range in [0..9, 3..3, 8..9] {
         let error = state.apply(&set(range, point(10, 8, &[]))).unwrap_err();

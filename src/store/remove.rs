@@ -1,0 +1,66 @@
+//! Rows that this node does not own any more.
+//!
+//! What "own" means is the caller's: it names the ranges and the rows, and says for how long it
+//! holds that nobody writes one of them.
+
+use std::ops::RangeInclusive;
+
+use super::error::Result;
+use super::key::{EngineKey, KeyRange};
+use super::scan::TokenRange;
+use super::{Store, leaves};
+use crate::engine;
+
+/// Runs an install if it may still be done, and says whether it did. See [`Store::remove_rows`].
+pub type Permit<'p> =
+    dyn Fn(&mut dyn FnMut() -> engine::Result<()>) -> Option<engine::Result<()>> + 'p;
+
+impl Store {
+    /// Removes the rows of `ranges` that `goes` names, for good: of all that was written before
+    /// the call nothing is left under their keys. Returns how many records went, or `None` if the
+    /// permit was refused: then some may be left.
+    ///
+    /// `permit` runs what it is given if no such row can have been written since the caller knew
+    /// of all of them, and while none can.
+    ///
+    /// # Errors
+    /// A table could not be read or written.
+    pub fn remove_rows(
+        &self,
+        ranges: &[TokenRange],
+        goes: &dyn Fn(&EngineKey<'_>) -> bool,
+        permit: &Permit<'_>,
+    ) -> Result<Option<u64>> {
+        self.check_open()?;
+        let keys: Vec<engine::Range> = ranges
+            .iter()
+            .map(|range| {
+                let keys = KeyRange::of_tokens(range.start, range.end_inclusive);
+                (keys.start, keys.end)
+            })
+            .collect();
+        let within = |key: &[u8]| {
+            let at = keys.partition_point(|(start, _)| &start[..] <= key);
+            at > 0 && keys[at - 1].1.as_ref().is_none_or(|end| key < &end[..])
+        };
+        let goes = |key: &[u8]| within(key) && EngineKey::decode(key).is_ok_and(|key| goes(&key));
+        let removed = self.engine.remove(&keys, &goes, &|install| match permit(install) {
+            None => Ok(false),
+            Some(installed) => installed.map(|()| true),
+        });
+        for range in ranges {
+            let leaves = leaves::leaf_of(range.start)..=leaves::leaf_of(range.end_inclusive);
+            leaves.for_each(|leaf| self.dirty.mark_leaf(leaf));
+        }
+        self.watch(removed.map_err(Into::into))
+    }
+
+    /// Takes back what this node has vouched for in partitions: it starts anew there, as a replica
+    /// that knows of no round. Durable.
+    ///
+    /// # Errors
+    /// I/O, which may leave the store read-only.
+    pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
+        Ok(self.engine.reset_safe_points(partitions)?)
+    }
+}
