@@ -61,7 +61,8 @@ struct Cli {
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
 5 not applied or unavailable, 6 verify found a broken promise; serve: 70 corrupt data, 71 address \
 in use, 72 data directory in use, 73 data directory not writable or full, 74 I/O error, 75 data \
-of a newer version, 76 data of another cluster, 78 configuration.";
+of a newer version, 76 data of another cluster, 77 was to leave the cluster and has not, 78 \
+configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -10,11 +10,13 @@
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
 //! | [`logging`] | log lines |
+//! | `kubernetes` | whether a pod that is told to end is to come back |
 //! | [`shutdown`] | signals |
 
 pub mod admin_http;
 pub mod config;
 pub mod health;
+mod kubernetes;
 pub mod logging;
 mod member;
 pub mod metrics;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
+use super::kubernetes::Pod;
 use super::member::{self, Joined, Opened, Running};
 use super::metrics::{self, Exposition};
 use super::world::World;
@@ -29,6 +30,7 @@ use super::{VERSION, open};
 use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
 use crate::cluster::layout::Layout;
+use crate::cluster::net::Net;
 use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
@@ -73,6 +75,12 @@ pub enum Error {
     /// Another process acts as this node: a copy of its directory was started later.
     #[error("another process acts as this node: its directory was copied, or started twice")]
     Superseded,
+    /// The node was to leave the cluster before it ended, and has not: its data is still needed.
+    #[error("the node was to leave the cluster and has not: {why}; its data is still needed")]
+    NotDrained {
+        /// Why.
+        why: String,
+    },
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {
@@ -96,12 +104,14 @@ impl Error {
     /// | 74 | an I/O error |
     /// | 75 | the data was written by a newer version |
     /// | 76 | the data belongs to another cluster |
+    /// | 77 | it was to leave the cluster before it ended, and has not |
     /// | 78 | the settings are wrong |
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
             Self::Superseded => 72,
+            Self::NotDrained { .. } => 77,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }
@@ -165,6 +175,8 @@ pub struct Node {
     pub(super) upkeep: Vec<JoinHandle<()>>,
     pub(super) work: Work,
     pub(super) asked_to_stop: CancellationToken,
+    pub(super) net: Arc<dyn Net>,
+    pub(super) pod: Option<Pod>,
 }
 
 /// What runs once the services are served.
@@ -211,7 +223,9 @@ impl Node {
     /// As [`Node::start`].
     pub async fn start_in(config: Config, world: World) -> Result<Self, Error> {
         config.validate()?;
-        let work = world.work;
+        let pod = Pod::of(&config.kubernetes, |name| std::env::var(name).ok())
+            .map_err(|error| config::Error::Invalid(error.to_string()))?;
+        let (work, net) = (world.work, Arc::clone(&world.net));
         let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
         let closing = CancellationToken::new();
@@ -250,6 +264,8 @@ impl Node {
             upkeep,
             work,
             asked_to_stop,
+            net,
+            pod,
         };
         // Peers are answered from here on: who forms a cluster needs the others' answers.
         if let Err(error) = node.joined.enter(&node.config).await {

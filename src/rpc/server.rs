@@ -1,7 +1,7 @@
 //! The two listeners and their life: 8080 for clients and operators, 7946 for peers.
 //!
-//! Stopping: health says NOT_SERVING and long streams end, then clients' connections are told to go
-//! and their calls in flight finish. Peers are answered until after that: a write in flight here may
+//! Stopping: health says NOT_SERVING and long streams end, then clients' connections are told to
+//! go and their calls in flight finish. Peers are answered until after that: a write in flight here may
 //! need theirs, and they must hear that the node goes. What is left after the time given is cut.
 
 use std::io;
@@ -318,7 +318,8 @@ impl Server {
         self.client_port.stop(async move { streams.tasks.wait().await }, end).await
     }
 
-    /// Takes no new requests of peers; what they asked is answered by `end`. Returns whether it was.
+    /// Takes no new requests of peers; what they asked is answered by `end`. Returns whether it
+    /// was.
     pub async fn stop_peers(&mut self, end: Instant) -> bool {
         self.peers.stop();
         let peers = self.peers.clone();

@@ -95,7 +95,7 @@ fn a_fourth_node_joins_and_owns_its_share() {
     nodes.wait_until_equal(&written, fourth, CONVERGED_WITHIN);
 }
 
-/// Rows of one node are copied to another one by hand; what it may not hold is left out and counted.
+/// Rows of one node are copied to another one by hand; what it may not hold is left out.
 #[test]
 fn rows_are_copied_to_a_node_that_missed_them_and_read_back() {
     let mut nodes = Nodes::start(3);

@@ -7,8 +7,8 @@
 //! 1. What a key holds there already is not written again; what is written is named after its row,
 //!    so that within the window of idempotency keys a value is written once, however often the copy
 //!    is repeated.
-//! 2. A key counts only when its writes were acknowledged and it was read back; where it holds other
-//!    values there than here, that is counted too.
+//! 2. A key counts only when its writes were acknowledged and it was read back; where it holds
+//!    other values there than here, that is counted too.
 //! 3. In memory there is a page of the scan and the batch that is made of it.
 
 use std::sync::Arc;
