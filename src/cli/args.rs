@@ -33,7 +33,7 @@ pub(super) struct Connect {
         value_name = "URI"
     )]
     endpoint: String,
-    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h]
+    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h; --wait 24h]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     timeout: Option<Duration>,
     /// How the answer is written
@@ -156,6 +156,11 @@ impl Connect {
     /// A client of another endpoint, with the same settings.
     pub fn client_of(&self, endpoint: String, default: Duration) -> Result<Client, Failure> {
         Ok(Client::new(Options { endpoints: vec![endpoint], ..self.options(default)? })?)
+    }
+
+    /// How long to follow what goes on by itself.
+    pub fn patience(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(24 * 3600))
     }
 
     /// A client for flush, compaction and the like.

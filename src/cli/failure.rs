@@ -35,6 +35,11 @@ impl Failure {
         Self { code, message: message.into() }
     }
 
+    /// Whether it may be otherwise soon: the node could not be reached, or has no time.
+    pub fn may_pass(&self) -> bool {
+        self.code == 5
+    }
+
     /// Names the line of the input.
     pub fn at(mut self, line: u64) -> Self {
         self.message = format!("line {line}: {}", self.message);
