@@ -11,7 +11,7 @@
 //! | 5 | the write was not applied, or the node is unavailable |
 //! | 6 | `verify` found a promise that was broken |
 //! | 7 | a change of the layout has begun and has not ended: it goes on by itself |
-//! | 70-78 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
+//! | 70-79 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
 
 mod args;
 mod checkpoint;
@@ -64,10 +64,10 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
-5 not applied or unavailable, 6 verify found a broken promise, 7 begun and not ended; serve: 70 corrupt data, 71 address \
-in use, 72 data directory in use, 73 data directory not writable or full, 74 I/O error, 75 data \
-of a newer version, 76 data of another cluster, 77 was to leave the cluster and has not, 78 \
-configuration.";
+5 not applied or unavailable, 6 verify found a broken promise, 7 begun and not ended; serve: 70 \
+corrupt data, 71 address in use, 72 data directory in use, 73 data directory not writable or full, \
+74 I/O error, 75 data of a newer version, 76 data of another cluster, 77 not a member any more, 78 \
+configuration, 79 was to leave the cluster and has not.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

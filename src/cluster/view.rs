@@ -131,6 +131,10 @@ pub struct Facts {
     pub load_bytes: u64,
     /// The used share of its disk, 0 to 1.
     pub disk: f64,
+    /// Bytes of its disk that are free.
+    pub disk_free: u64,
+    /// How far it is with rows that move between owners, in the words of who moves them.
+    pub moving: String,
     /// Hints it keeps for others.
     pub hints: u64,
 }

@@ -23,6 +23,8 @@ pub enum State {
     Stopping = 2,
     /// Serving reads only: a write to the log failed.
     ReadOnly = 3,
+    /// Handing over what it holds, to leave: new work should go elsewhere.
+    Draining = 4,
 }
 
 impl State {
@@ -33,6 +35,7 @@ impl State {
             Self::Serving => "serving",
             Self::Stopping => "stopping",
             Self::ReadOnly => "read_only",
+            Self::Draining => "draining",
         }
     }
 }
@@ -66,6 +69,7 @@ impl Health {
             0 => State::Starting,
             1 => State::Serving,
             2 => State::Stopping,
+            4 => State::Draining,
             _ => State::ReadOnly,
         }
     }
@@ -103,6 +107,7 @@ impl Health {
             State::Serving => Vec::new(),
             State::Starting => vec!["the node is starting"],
             State::Stopping => vec!["the node is stopping"],
+            State::Draining => vec!["the node hands over what it holds, to leave"],
             State::ReadOnly => vec!["a write to the commit log failed; restart the node"],
         };
         Report { ok: state == State::Serving, state, reasons }
@@ -121,6 +126,7 @@ mod tests {
             (State::Starting, false),
             (State::Serving, true),
             (State::ReadOnly, false),
+            (State::Draining, false),
             (State::Stopping, false),
         ] {
             health.set(state);

@@ -33,10 +33,14 @@ use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
+use crate::replication::departure::certificate::Certificates;
+use crate::replication::departure::{self, Departure};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::progress::Progress;
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
+use crate::rpc::cluster::Moving;
 use crate::rpc::peer::{Counters, Options as PeerOptions, PeerClient, PeerService};
 use crate::rpc::status::Problem;
 use crate::store::{self, Store};
@@ -242,7 +246,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&store),
         Arc::clone(&coordinator),
-        layout_fence,
+        Arc::clone(&layout_fence),
         fence.watch(),
         |error| Problem::from(error).into(),
     );
@@ -264,18 +268,43 @@ pub(super) async fn start(
         Arc::clone(&view),
         closing.clone(),
     ));
+    let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
+    let moving = Moving {
+        rate: Arc::default(),
+        progress: Arc::default(),
+        certificates: Arc::new(certificates.map_err(failed)?),
+    };
+    let report: Arc<dyn Report> = Arc::new(Proposals(Arc::clone(&consensus)));
     let transfer = Arc::new(Transfer {
         node,
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         liveness: Arc::clone(&liveness) as _,
         layout: fence.watch(),
-        report: Arc::new(Proposals(Arc::clone(&consensus))),
+        report: Arc::clone(&report),
+        fence: Arc::clone(&layout_fence),
         work: world.work,
         settings: transfer::Settings::default(),
-        progress: transfer::Progress::default(),
+        rate: Arc::clone(&moving.rate),
+        progress: Arc::clone(&moving.progress),
     });
     tasks.spawn(transfer.run(closing.clone()));
+    let departure = Arc::new(Departure {
+        node,
+        store: Arc::clone(&store),
+        peers: Arc::clone(&others),
+        liveness: Arc::clone(&liveness) as _,
+        layout: fence.watch(),
+        fence: Arc::clone(&layout_fence),
+        report,
+        hints: Arc::clone(&hints),
+        certificates: Arc::clone(&moving.certificates),
+        work: world.work,
+        settings: departure::Settings::default(),
+        rate: Arc::clone(&moving.rate),
+        progress: Arc::clone(&moving.progress),
+    });
+    tasks.spawn(departure.run(closing.clone()));
     tasks.spawn(Arc::clone(&anti_entropy).run(closing.clone()));
     let handler = Handler {
         fence: Arc::clone(&fence),
@@ -285,6 +314,7 @@ pub(super) async fn start(
         formation: Arc::clone(&formation),
         replica,
         anti_entropy: Arc::clone(&anti_entropy),
+        certificates: Arc::clone(&moving.certificates),
         peers: Arc::clone(&others),
         local: Arc::clone(&local),
     };
@@ -300,6 +330,7 @@ pub(super) async fn start(
         peers: others,
         hints: Arc::clone(&hints),
         anti_entropy,
+        moving: moving.clone(),
     };
     tasks.spawn(follow(
         fence.watch(),
@@ -312,6 +343,7 @@ pub(super) async fn start(
         Arc::clone(&gossip),
         Arc::clone(&store),
         Arc::clone(&hints),
+        Arc::clone(&moving.progress),
         world.work,
         closing.clone(),
     ));
@@ -368,17 +400,37 @@ impl Joined {
                 self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
             formed.await.map_err(|e| refused(&e))?;
         }
+        self.ask_others().await;
+        let node = self.local.node();
         let mut layout = self.fence.watch();
-        let formed = layout.wait_for(|layout| layout.epoch() > 0);
-        match tokio::time::timeout_at(deadline, formed).await {
-            Ok(Ok(_)) => {}
-            _ => return Err(refused(&"the layout document did not come in time")),
+        let stands = layout.wait_for(|layout| layout.document().members.contains_key(&node));
+        let state = match tokio::time::timeout_at(deadline, stands).await {
+            Ok(Ok(layout)) => layout.document().members.get(&node).map(|member| member.state),
+            _ => return Err(refused(&"no layout document that names the node came in time")),
+        };
+        if let Some(state @ (MemberState::Left | MemberState::Removed)) = state {
+            self.gossip.tell(|facts| facts.run_state = RunState::Fenced);
+            return Err(Error::Fenced { has_left: state == MemberState::Left });
         }
         self.gossip.tell(|facts| {
             facts.cluster = Some(cluster_id);
-            facts.run_state = RunState::Serving;
+            facts.run_state = match state {
+                Some(MemberState::Leaving) => RunState::Draining,
+                _ => RunState::Serving,
+            };
         });
         Ok(())
+    }
+
+    /// Asks the members that are known for the layout: a node that was away, and perhaps removed
+    /// meanwhile, must not serve under an old one because consensus does not reach it.
+    async fn ask_others(&self) {
+        let document = self.fence.document();
+        let (node, fence, peers) = (self.local.node(), &self.fence, &*self.peers);
+        let others = document.members.keys().filter(|other| **other != node);
+        let asked = others.map(|other| fence.refresh(peers, *other, LEARN_TIMEOUT));
+        // Whoever does not answer may be down; gossip and stamps tell the rest.
+        futures_util::future::join_all(asked).await;
     }
 
     /// Tells the others that the node is about to stop: who can choose asks another one.
@@ -442,7 +494,16 @@ async fn follow(
         for (node, member) in &document.members {
             peers.hint(*node, member.address.clone());
         }
-        gossip.tell(|facts| facts.epoch = document.epoch);
+        let member = document.members.get(&local.node());
+        let leaves = member.is_some_and(|member| member.state == MemberState::Leaving);
+        gossip.tell(|facts| {
+            facts.epoch = document.epoch;
+            facts.run_state = match facts.run_state {
+                RunState::Serving if leaves => RunState::Draining,
+                RunState::Draining if !leaves => RunState::Serving,
+                other => other,
+            };
+        });
         tokio::select! {
             changed = layout.changed() => if changed.is_err() { return },
             () = closing.cancelled() => return,
@@ -486,6 +547,7 @@ async fn tell(
     gossip: Arc<Gossip>,
     store: Arc<Store>,
     hints: Arc<Hints>,
+    progress: Arc<Progress>,
     work: Work,
     closing: CancellationToken,
 ) {
@@ -503,7 +565,9 @@ async fn tell(
             facts.load = store.pressure();
             facts.load_bytes = stats.engine.table_bytes();
             facts.disk = stats.disk_used;
+            facts.disk_free = stats.disk_free;
             facts.hints = hints.stats().pending;
+            facts.moving = progress.figures().to_text();
         });
     }
 }

@@ -10,13 +10,14 @@
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
 //! | [`logging`] | log lines |
-//! | `kubernetes` | whether a pod that is told to end is to come back |
+//! | `kubernetes`, `leave` | whether a pod that is told to end is to come back, and what if not |
 //! | [`shutdown`] | signals |
 
 pub mod admin_http;
 pub mod config;
 pub mod health;
 mod kubernetes;
+mod leave;
 pub mod logging;
 mod member;
 pub mod metrics;

@@ -81,6 +81,15 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The node is no member any more: its id is never taken again.
+    #[error(
+        "FENCED: this node {}; its data stays where it is, its id is not taken again",
+        if *has_left { "has left the cluster" } else { "was removed from the cluster" }
+    )]
+    Fenced {
+        /// It handed over all it had; else it was removed without its help.
+        has_left: bool,
+    },
     /// The system refused something else.
     #[error("cannot {what}: {source}")]
     System {
@@ -104,14 +113,16 @@ impl Error {
     /// | 74 | an I/O error |
     /// | 75 | the data was written by a newer version |
     /// | 76 | the data belongs to another cluster |
-    /// | 77 | it was to leave the cluster before it ended, and has not |
+    /// | 77 | the node has left the cluster, or was removed from it |
     /// | 78 | the settings are wrong |
+    /// | 79 | it was to leave the cluster before it ended, and has not |
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
             Self::Superseded => 72,
-            Self::NotDrained { .. } => 77,
+            Self::NotDrained { .. } => 79,
+            Self::Fenced { .. } => 77,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
         }

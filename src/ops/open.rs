@@ -1,6 +1,6 @@
 //! Opens the store as the settings say.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::config::Config;
 use super::member::{ByConsensusOnly, Opened};
@@ -9,6 +9,7 @@ use super::world::World;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::LayoutCatalog;
 use crate::cluster::work::Work;
+use crate::replication::transfer::Newcomer;
 use crate::store::{IdentityOptions, Store, StoreOptions};
 
 /// Opens the store in the data directory, under the layout that is kept there.
@@ -25,7 +26,14 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
         let catalog = Arc::new(LayoutCatalog::new(&fence.document(), proposer, clock));
         // Before anybody can adopt a document: none is missed, none is shown without its tenants.
         let tenants = Arc::clone(&catalog);
-        fence.before_shown(move |document| tenants.adopt(document));
+        let newcomer: Arc<OnceLock<Arc<Newcomer>>> = Arc::default();
+        let begins = Arc::clone(&newcomer);
+        fence.before_shown(move |document| {
+            tenants.adopt(document);
+            if let Some(newcomer) = begins.get() {
+                newcomer.begin_anew(document);
+            }
+        });
         let options = StoreOptions {
             engine,
             limits: config.store_limits(),
@@ -39,6 +47,8 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
             ..StoreOptions::default()
         };
         let store = Arc::new(Store::open_in(&dir, options, environment.clone())?);
+        let newcomer = newcomer.get_or_init(|| Arc::new(Newcomer::new(Arc::clone(&store))));
+        newcomer.begin_anew(&fence.document());
         Ok(Opened { store, fence })
     };
     open().map_err(|source| Error::Open { dir: dir.clone(), source })

@@ -13,8 +13,11 @@ use crate::cluster::formation::{Admission, Formation};
 use crate::cluster::gossip::Gossip;
 use crate::cluster::local::Local;
 use crate::cluster::peer::{PeerError, PeerHandler, Peers, Reply, Request};
+use crate::proto;
 use crate::replication::Replica;
 use crate::replication::anti_entropy::AntiEntropy;
+use crate::replication::departure::certificate::Certificates;
+use crate::store;
 
 /// Answers the other nodes: each request goes to the part it is for.
 pub(super) struct Handler {
@@ -25,6 +28,7 @@ pub(super) struct Handler {
     pub formation: Arc<Formation>,
     pub replica: Replica,
     pub anti_entropy: Arc<AntiEntropy>,
+    pub certificates: Arc<Certificates>,
     pub peers: Arc<dyn Peers>,
     pub local: Arc<Local>,
 }
@@ -34,6 +38,27 @@ impl Handler {
     fn is_nowhere(&self) -> bool {
         let address = self.local.address().parse::<SocketAddr>();
         address.is_ok_and(|address| address.ip().is_unspecified())
+    }
+
+    /// Keeps a certificate, or gives it.
+    fn certificate(
+        &self,
+        request: &proto::CertificateRequest,
+    ) -> Result<proto::CertificateReply, PeerError> {
+        let refused = |error: store::Error| PeerError::Refused {
+            reason: error.reason().to_owned(),
+            message: error.to_string(),
+        };
+        let node = NodeId::from_bytes(&request.node_id).ok_or_else(|| PeerError::Refused {
+            reason: "INVALID_ARGUMENT".to_owned(),
+            message: "the node id is none".to_owned(),
+        })?;
+        if request.certificate.is_empty() {
+            let kept = self.certificates.read(node).map_err(refused)?.unwrap_or_default();
+            return Ok(proto::CertificateReply { certificate: kept.into() });
+        }
+        self.certificates.keep(node, &request.certificate).map_err(refused)?;
+        Ok(proto::CertificateReply::default())
     }
 
     /// The rule of stamps for what is not a replica's own business.
@@ -82,6 +107,9 @@ impl PeerHandler for Handler {
             }
             request => {
                 self.pass(from, epoch, timeout).await?;
+                if let Request::Certificate(request) = request {
+                    return self.certificate(&request).map(Reply::Certificate);
+                }
                 match self.anti_entropy.answer(&request).await {
                     Some(answer) => answer,
                     None => {

@@ -8,51 +8,114 @@
 //! 4. hints on disk, the memtables flushed, the log synced, the stop marked clean
 //! ```
 //!
-//! A pod that is beyond its StatefulSet's replicas drains before all that: it will not come back.
+//! A pod that will not come back drains before all that: see `leave`.
 //! The numbered steps take `shutdown_timeout` at most. A second signal skips the waiting and the
 //! flush: the next start then replays the log. Nothing acknowledged is lost either way.
-
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::health::State;
-use super::kubernetes::Fate;
 use super::node::{Error, Node, TICK, blocking};
 use super::shutdown::Shutdown;
-use crate::client::{self, Client, Options};
-use crate::proto;
+use crate::cluster::NodeId;
+use crate::cluster::layout::MemberState;
 
 /// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
 const CALLS_SHARE: f64 = 0.7;
 
+/// Why a node ends.
+pub(super) enum End {
+    /// A signal.
+    Signalled,
+    /// An operator's call: a restart is meant.
+    Asked,
+    /// It handed over all it had.
+    Left,
+    /// It is no member any more.
+    Removed,
+    /// Another process acts as it.
+    Superseded,
+}
+
 impl Node {
-    /// Serves until asked to stop, by `shutdown` or by an operator's call, then stops.
+    /// Serves until it is asked to stop, has left the cluster, or must not go on; then stops.
     ///
     /// # Errors
-    /// The store could not be closed cleanly.
+    /// It must not go on, or was to leave and has not, or the store could not be closed cleanly.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        let mut superseded = self.joined.superseded();
-        let is_over = tokio::select! {
-            () = shutdown.graceful.cancelled() => false,
-            () = self.asked_to_stop.cancelled() => false,
-            _ = superseded.wait_for(|over| *over) => true,
+        let end = tokio::select! {
+            end = self.wait_for_end(&shutdown) => end,
+            end = self.stay_if_wanted() => end,
         };
-        if !is_over {
-            // Who asks for a stop by a call means a restart, and says so.
-            let left = match shutdown.graceful.is_cancelled() {
-                true => self.leave_for_good(&shutdown.fast).await,
-                false => Ok(()),
-            };
-            self.stop(&shutdown.fast).await?;
-            return left;
+        match end {
+            End::Signalled => {
+                let left = self.leave_for_good(&shutdown.fast).await;
+                self.stop(&shutdown.fast).await?;
+                left
+            }
+            End::Asked => self.stop(&shutdown.fast).await,
+            End::Left => {
+                tracing::info!("this node has left the cluster: its directory may be deleted");
+                self.stop(&shutdown.fast).await
+            }
+            End::Removed => {
+                tracing::error!("this node was removed from the cluster: stopping");
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Fenced { has_left: false })
+            }
+            End::Superseded => {
+                tracing::error!(
+                    "another process acts as this node, with a later start: stopping at once"
+                );
+                // Without the mark of a clean stop: the actor is never used again.
+                shutdown.fast.cancel();
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Superseded)
+            }
         }
-        tracing::error!("another process acts as this node, with a later start: stopping at once");
-        // Without the mark of a clean stop: the actor is never used again.
-        shutdown.fast.cancel();
-        self.stop(&shutdown.fast).await?;
-        Err(Error::Superseded)
+    }
+
+    async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
+        let mut superseded = self.joined.superseded();
+        let mut layout = self.joined.layout();
+        loop {
+            layout.borrow_and_update();
+            match self.member_state() {
+                Some(MemberState::Left) => return End::Left,
+                Some(MemberState::Removed) => return End::Removed,
+                state => self.show(state == Some(MemberState::Leaving)).await,
+            }
+            tokio::select! {
+                () = shutdown.graceful.cancelled() => return End::Signalled,
+                () = self.asked_to_stop.cancelled() => return End::Asked,
+                _ = superseded.wait_for(|over| *over) => return End::Superseded,
+                changed = layout.changed() => if changed.is_err() { return End::Asked },
+            }
+        }
+    }
+
+    /// What the node is to the cluster, as it knows itself.
+    pub(super) fn member_state(&self) -> Option<MemberState> {
+        let node = NodeId(self.store.identity().node_id);
+        let layout = self.joined.layout();
+        let layout = layout.borrow();
+        layout.document().members.get(&node).map(|member| member.state)
+    }
+
+    /// A node that leaves is not ready for new work; one that stays after all is again.
+    async fn show(&self, leaves: bool) {
+        match self.health.state() {
+            State::Serving if leaves => {
+                self.health.set(State::Draining);
+                self.server.set_serving(false).await;
+            }
+            State::Draining if !leaves => {
+                self.health.set(State::Serving);
+                self.server.set_serving(true).await;
+            }
+            _ => {}
+        }
     }
 
     /// Stops; `fast` cuts the waiting short.
@@ -100,59 +163,6 @@ impl Node {
         Ok(())
     }
 
-    /// Drains the node, if it is a pod that will not come back.
-    async fn leave_for_good(&self, fast: &CancellationToken) -> Result<(), Error> {
-        let Some(pod) = &self.pod else { return Ok(()) };
-        let fate = tokio::select! {
-            fate = pod.fate(&*self.net) => fate,
-            () = fast.cancelled() => return Ok(()),
-        };
-        match fate {
-            Ok(Fate::Returns) => return Ok(()),
-            Ok(Fate::Leaves { ordinal, replicas }) => {
-                tracing::info!(ordinal, replicas, "the pod will not come back: draining");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "it is not known whether the pod comes back: it keeps all");
-                return Ok(());
-            }
-        }
-        self.health.set(State::Stopping);
-        let timeout = self.config.kubernetes.drain_timeout;
-        let drained = tokio::select! {
-            drained = self.drain() => drained,
-            () = tokio::time::sleep(timeout) => {
-                Err(format!("the drain did not end within {timeout:?}"))
-            }
-            () = fast.cancelled() => Err("the drain was interrupted".to_owned()),
-        };
-        drained.map_err(|why| {
-            tracing::error!(why, "the node could not be drained: its data is still needed");
-            Error::NotDrained { why }
-        })
-    }
-
-    /// Asks the own admin service for a drain, as an operator would, and follows it.
-    async fn drain(&self) -> Result<(), String> {
-        let endpoints = vec![format!("http://{}", reachable(self.server.client_addr))];
-        let options = Options { endpoints, ..Options::default() };
-        let client = Client::over(&self.net, options).map_err(|error| error.to_string())?;
-        let said = |status| client::Error::of(&status, false).to_string();
-        let asked = client.admin().drain_node(proto::DrainNodeRequest::default()).await;
-        let mut progress = asked.map_err(said)?.into_inner();
-        let mut phase = proto::DrainPhase::Unspecified;
-        while let Some(told) = progress.message().await.map_err(said)? {
-            if told.phase() != phase {
-                phase = told.phase();
-                tracing::info!(phase = phase.as_str_name(), keys = told.keys, "draining");
-            }
-        }
-        match phase {
-            proto::DrainPhase::Left => Ok(()),
-            other => Err(format!("it ended in {}", other.as_str_name())),
-        }
-    }
-
     /// Steps 1 to 3 of a stop: what began before it ends, by `end`.
     async fn finish_calls(&mut self, end: Instant) {
         let farewell = tokio::time::timeout_at(end, self.joined.say_farewell());
@@ -167,15 +177,4 @@ impl Node {
             tracing::warn!("requests of peers were cut: they did not finish in time");
         }
     }
-}
-
-/// Where a listener is reached from this machine.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        match address {
-            SocketAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            SocketAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        }
-    }
-    address
 }

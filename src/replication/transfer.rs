@@ -15,24 +15,27 @@
 //!    durable before the page was read.
 //! 2. A source counts when its last page is durable here.
 //! 3. What is proposed names the epoch; a document of another epoch starts the work over.
+//! 4. Rows are joined only under the epoch they were asked for under.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::async_trait;
 
+use super::Fence;
+use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Command, Layout};
+use crate::cluster::layout::rules::SourcesNeeded;
+use crate::cluster::layout::{Command, Document, Layout};
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::proto;
-use crate::store::leaves::LEAF_BITS;
 use crate::store::{self, Store, TenantId};
 
 /// How long after a failure the rest is tried again.
@@ -52,6 +55,8 @@ enum Error {
     Peer(#[from] PeerError),
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error("the layout has gone on")]
+    Layout,
     #[error("the node is stopping")]
     Stopping,
 }
@@ -71,19 +76,6 @@ impl Default for Settings {
     }
 }
 
-/// What was done so far, since the start.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Partitions that must be merged under the document at hand.
-    pub partitions: AtomicU64,
-    /// Of those, merged.
-    pub merged: AtomicU64,
-    /// Rows received.
-    pub rows: AtomicU64,
-    /// Bytes of them.
-    pub bytes: AtomicU64,
-}
-
 /// See the module page.
 pub struct Transfer {
     /// This node.
@@ -98,12 +90,16 @@ pub struct Transfer {
     pub layout: watch::Receiver<Arc<Layout>>,
     /// Where facts are put.
     pub report: Arc<dyn Report>,
+    /// Under which epoch this node acts.
+    pub fence: Arc<dyn Fence>,
     /// Where rows are merged.
     pub work: Work,
     /// What can be set.
     pub settings: Settings,
+    /// How fast rows may come.
+    pub rate: Arc<Rate>,
     /// What was done.
-    pub progress: Progress,
+    pub progress: Arc<Progress>,
 }
 
 impl Transfer {
@@ -112,13 +108,12 @@ impl Transfer {
         let mut layout = self.layout.clone();
         loop {
             let document = Arc::clone(&layout.borrow_and_update());
+            let work = async {
+                self.serve(&document).await;
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
-                () = self.serve(&document) => {
-                    tokio::select! {
-                        changed = layout.changed() => if changed.is_err() { return },
-                        () = closing.cancelled() => return,
-                    }
-                }
+                () = work => {}
                 // Another document: what was begun under this one is dropped.
                 changed = wait_for_epoch(&mut layout, document.epoch()) => {
                     if !changed {
@@ -139,6 +134,7 @@ impl Transfer {
         if layout.must_sync(node) {
             self.sync(layout).await;
             self.report(Command::Synced { node, epoch }).await;
+            self.progress.end();
         }
     }
 
@@ -151,8 +147,7 @@ impl Transfer {
 
     async fn sync(&self, layout: &Layout) {
         let todo = layout.to_sync(self.node);
-        self.progress.partitions.store(todo.len() as u64, Ordering::Relaxed);
-        self.progress.merged.store(0, Ordering::Relaxed);
+        self.progress.begin(Task::Merging, todo.len() as u64);
         tracing::info!(epoch = layout.epoch(), partitions = todo.len(), "merging partitions");
         // Sources merged per partition: the tenants of one number of replicas come along with those
         // of another.
@@ -166,37 +161,50 @@ impl Transfer {
                 // Its own fence is durable, or this document would not be here.
                 merged.insert(self.node);
             }
+            // Where each source was left; a token is good under this epoch.
+            let mut cursors: BTreeMap<NodeId, Bytes> = BTreeMap::new();
             while !one.sources.is_synced_by(&merged) {
-                let Some(source) = self.next_source(&one.sources.of, &merged) else {
+                let Some(source) = self.next_source(&one.sources, &merged) else {
                     tokio::time::sleep(RETRY).await;
                     continue;
                 };
-                match self.merge(layout, one.partition, source).await {
+                let cursor = cursors.entry(source).or_default();
+                match self.merge(layout, one.partition, source, cursor).await {
                     Ok(()) => {
                         merged.insert(source);
                     }
                     Err(error) => {
                         tracing::debug!(%source, partition = one.partition, %error, "cannot merge");
+                        self.progress.wait_for(waits_for(layout, source, &error));
                         tokio::time::sleep(RETRY).await;
                     }
                 }
             }
-            self.progress.merged.fetch_add(1, Ordering::Relaxed);
+            self.progress.done(1);
             partition_merged = Some((one.partition, merged));
         }
     }
 
-    /// In the order of ranks: the sources of fewer replicas are the first of those of more.
-    fn next_source(&self, of: &[NodeId], merged: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let left = || of.iter().filter(|node| !merged.contains(node)).copied();
-        left().find(|node| self.liveness.is_up(*node)).or_else(|| left().next())
+    /// In the order of ranks: the sources of fewer replicas are the first of those of more. Those
+    /// who leave come last, if they are not up: nobody can stand in for them.
+    fn next_source(&self, sources: &SourcesNeeded, merged: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let left = || sources.of.iter().filter(|node| !merged.contains(node)).copied();
+        let needed = |node: &NodeId| {
+            let count = sources.of.iter().filter(|node| merged.contains(node)).count();
+            count < sources.count || sources.leaving.contains(node)
+        };
+        let up = |node: &NodeId| self.liveness.is_up(*node);
+        left().filter(needed).find(up).or_else(|| left().find(needed))
     }
 
-    async fn merge(&self, layout: &Layout, partition: u32, source: NodeId) -> Result<(), Error> {
-        let bits = layout.document().partition_bits.min(LEAF_BITS);
-        let token_start = u64::from(partition).checked_shl(u64::BITS - bits).unwrap_or(0);
-        let token_end = token_start | u64::MAX.checked_shr(bits).unwrap_or(0);
-        let mut cursor = Bytes::new();
+    async fn merge(
+        &self,
+        layout: &Layout,
+        partition: u32,
+        source: NodeId,
+        cursor: &mut Bytes,
+    ) -> Result<(), Error> {
+        let (token_start, token_end) = layout.tokens_of(&(partition..=partition));
         loop {
             let request = Request::Page(proto::PageRequest {
                 token_start,
@@ -210,30 +218,81 @@ impl Transfer {
                 let why = format!("{source} answered something else");
                 return Err(PeerError::NoAnswer { why }.into());
             };
-            self.merge_rows(page.rows).await?;
+            self.merge_rows(layout.epoch(), page.rows).await?;
             if page.cursor.is_empty() {
                 return Ok(());
             }
-            cursor = page.cursor;
+            *cursor = page.cursor;
         }
     }
 
-    async fn merge_rows(&self, rows: Vec<proto::RowState>) -> Result<(), Error> {
+    /// Joins rows under an epoch, durably.
+    async fn merge_rows(&self, epoch: u64, rows: Vec<proto::RowState>) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
         }
+        let count = rows.len() as u64;
         let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
-        self.progress.rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.rate.take(bytes as u64).await;
         let rows: Vec<_> =
             rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
-        let store = Arc::clone(&self.store);
-        let results = self.work.run(move || store.replicate(&rows)).await;
-        results.map_err(|_| Error::Stopping)?.into_iter().try_for_each(|result| Ok(result?))
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let (done, joined) = oneshot::channel();
+        // Of a page that was asked for under another epoch the rows may not be this node's.
+        let begun = self.work.run(move || {
+            let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+            store.submit_rows(&rows, Box::new(move |results| drop(done.send(results))));
+            Ok::<_, Error>(())
+        });
+        begun.await.map_err(|_| Error::Stopping)??;
+        let results = joined.await.map_err(|_| Error::Stopping)?;
+        results.into_iter().try_for_each(|result| result)?;
+        self.progress.moved(count, bytes as u64);
+        Ok(())
+    }
+}
+
+/// Who is waited for, by name.
+fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
+    let member = layout.document().members.get(&source);
+    let name = member.map_or_else(|| source.to_string(), |member| member.name.clone());
+    format!("rows of {name}: {error}")
+}
+
+/// A node that will own partitions vouches for nothing in them: what it lacks is not dead.
+#[derive(Debug)]
+pub struct Newcomer {
+    store: Arc<Store>,
+    /// The last epoch that was looked at.
+    epoch: AtomicU64,
+}
+
+impl Newcomer {
+    /// Of the node whose rows these are.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store, epoch: AtomicU64::new(0) }
+    }
+
+    /// Takes back what the node has vouched for in partitions of which it will own rows that it
+    /// did not own. To be called before anybody acts under the document.
+    pub fn begin_anew(&self, document: &Document) {
+        let node = NodeId(self.store.identity().node_id);
+        let next = document.next_owners.as_ref();
+        let is_new = self.epoch.swap(document.epoch, Ordering::Relaxed) != document.epoch;
+        if !is_new || !next.is_some_and(|next| next.contains_key(&node)) {
+            return;
+        }
+        let layout = Layout::new(Arc::new(document.clone()));
+        for partition in layout.newly_owned(node) {
+            if let Err(error) = self.store.reset_safe_points(partition..=partition) {
+                // The store takes no writes then.
+                tracing::error!(%error, partition, "cannot take safe points back");
+            }
+        }
     }
 }
 
 /// Waits for a document of another epoch. `false`: there will be none.
-async fn wait_for_epoch(layout: &mut watch::Receiver<Arc<Layout>>, epoch: u64) -> bool {
+pub(super) async fn wait_for_epoch(layout: &mut watch::Receiver<Arc<Layout>>, epoch: u64) -> bool {
     layout.wait_for(|layout| layout.epoch() != epoch).await.is_ok()
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
@@ -205,46 +204,55 @@ impl Admin for AdminService {
 
     async fn plan_layout(
         &self,
-        _request: Request<proto::PlanLayoutRequest>,
+        request: Request<proto::PlanLayoutRequest>,
     ) -> Result<Response<proto::PlanLayoutResponse>, Status> {
-        Err(not_yet("PlanLayout"))
+        Ok(Response::new(self.0.cluster.plan(request.get_ref())?))
     }
 
     async fn commit_layout(
         &self,
-        _request: Request<proto::CommitLayoutRequest>,
+        request: Request<proto::CommitLayoutRequest>,
     ) -> Result<Response<proto::CommitLayoutResponse>, Status> {
-        Err(not_yet("CommitLayout"))
+        let end = self.0.instant(Deadline::of(&request));
+        Ok(Response::new(self.0.cluster.commit(request.get_ref(), end).await?))
     }
 
     async fn abort_layout(
         &self,
-        _request: Request<proto::AbortLayoutRequest>,
+        request: Request<proto::AbortLayoutRequest>,
     ) -> Result<Response<proto::AbortLayoutResponse>, Status> {
-        Err(not_yet("AbortLayout"))
+        let end = self.0.instant(Deadline::of(&request));
+        Ok(Response::new(self.0.cluster.abort(request.get_ref(), end).await?))
     }
 
-    type DrainNodeStream = ReceiverStream<Result<proto::DrainProgress, Status>>;
+    type DrainNodeStream = super::drain::Progresses;
 
     async fn drain_node(
         &self,
-        _request: Request<proto::DrainNodeRequest>,
+        request: Request<proto::DrainNodeRequest>,
     ) -> Result<Response<Self::DrainNodeStream>, Status> {
-        Err(not_yet("DrainNode"))
+        let deadline = Deadline::of(&request);
+        let stream = super::drain::stream(Arc::clone(&self.0), request.into_inner(), deadline);
+        Ok(Response::new(stream.await?))
     }
 
     async fn verify_certificate(
         &self,
-        _request: Request<proto::VerifyCertificateRequest>,
+        request: Request<proto::VerifyCertificateRequest>,
     ) -> Result<Response<proto::VerifyCertificateResponse>, Status> {
-        Err(not_yet("VerifyCertificate"))
+        Ok(Response::new(self.0.cluster.verify(request.get_ref()).await?))
     }
 
     async fn set_transfer_rate(
         &self,
-        _request: Request<proto::SetTransferRateRequest>,
+        request: Request<proto::SetTransferRateRequest>,
     ) -> Result<Response<proto::SetTransferRateResponse>, Status> {
-        Err(not_yet("SetTransferRate"))
+        let rate = &self.0.cluster.moving.rate;
+        if let Some(bytes_per_second) = request.get_ref().bytes_per_second {
+            rate.set(bytes_per_second);
+            tracing::info!(bytes_per_second, "set the rate of transfers");
+        }
+        Ok(Response::new(proto::SetTransferRateResponse { bytes_per_second: rate.get() }))
     }
 
     type ReplicateDataStream = migrate::Pages;
@@ -267,10 +275,6 @@ impl Admin for AdminService {
         let within_ms = u64::try_from(within).unwrap_or(u64::MAX);
         Ok(Response::new(proto::StopNodeResponse { within_ms }))
     }
-}
-
-fn not_yet(call: &str) -> Status {
-    Problem::new(Code::Unimplemented, "UNIMPLEMENTED", format!("{call} is not served yet")).into()
 }
 
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.

@@ -18,7 +18,9 @@ use crate::cluster::view::{Facts, View};
 use crate::proto;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::coordinator::Coordinator;
+use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
+use crate::replication::progress::{Progress, Rate};
 use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
@@ -46,10 +48,23 @@ pub struct Cluster {
     pub hints: Arc<Hints>,
     /// Comparison of replicas.
     pub anti_entropy: Arc<AntiEntropy>,
+    /// Rows on their way to other owners.
+    pub moving: Moving,
+}
+
+/// What is known of rows that move between owners.
+#[derive(Clone)]
+pub struct Moving {
+    /// How fast they may.
+    pub rate: Arc<Rate>,
+    /// How far this node is.
+    pub progress: Arc<Progress>,
+    /// What nodes that left have said.
+    pub certificates: Arc<Certificates>,
 }
 
 impl Cluster {
-    fn layout(&self) -> Arc<Layout> {
+    pub(super) fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.layout.borrow())
     }
 
@@ -180,7 +195,7 @@ impl Cluster {
                 agreed,
                 transition: transition_of(&layout),
                 leader: group.leader.map(|leader| leader.to_string()).unwrap_or_default(),
-                state: None,
+                state: Some(self.transition_state(&layout)),
             }),
         }
     }

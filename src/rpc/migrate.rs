@@ -23,7 +23,7 @@ use super::deadline::Deadline;
 use super::server::Core;
 use super::status::Problem;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::layout::MemberState;
 use crate::proto;
 use crate::replication::migration::{Error, Migration, Page, Selection};
 use crate::store::TokenRange;
@@ -163,7 +163,7 @@ fn selection_of(core: &Core, request: &proto::ReplicateDataRequest) -> Result<Se
 /// The member that is to have the rows.
 fn receiver_of(core: &Core, named: &str) -> Result<NodeId, Problem> {
     let layout = Arc::clone(&core.cluster.layout.borrow());
-    let node = member_of(layout.document(), named)?;
+    let node = core.cluster.member_of(layout.document(), named)?;
     if node == core.cluster.node {
         let message = "the receiver is the node that has the rows";
         return Err(Problem::new(Code::InvalidArgument, "SAME_NODE", message));
@@ -174,20 +174,6 @@ fn receiver_of(core: &Core, named: &str) -> Result<NodeId, Problem> {
         return Err(Problem::new(Code::FailedPrecondition, "NOT_A_MEMBER", message));
     }
     Ok(node)
-}
-
-/// The member of this id or name. Of two with the same name, one of which has left, the other.
-fn member_of(document: &Document, named: &str) -> Result<NodeId, Problem> {
-    if let Some(node) = named.parse().ok().filter(|node| document.members.contains_key(node)) {
-        return Ok(node);
-    }
-    let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
-    let found = document.members.iter().filter(|(_, member)| member.name == named);
-    let found = found.min_by_key(|(_, member)| gone(member.state));
-    found.map(|(node, _)| *node).ok_or_else(|| {
-        let message = format!("there is no member {named:?}");
-        Problem::new(Code::NotFound, "UNKNOWN_NODE", message)
-    })
 }
 
 /// A hash of what must stay the same from call to call.

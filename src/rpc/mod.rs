@@ -31,6 +31,7 @@ pub mod cluster;
 mod connection;
 mod convert;
 pub mod deadline;
+mod drain;
 mod front;
 mod key_value;
 pub mod limits;
@@ -44,6 +45,7 @@ pub mod request_id;
 mod scan;
 pub mod server;
 pub mod status;
+mod transition;
 
 pub use cluster::Cluster;
 pub use metrics::Metrics;

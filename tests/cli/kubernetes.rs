@@ -65,7 +65,7 @@ fn a_pod_that_goes_for_good_and_cannot_drain_says_so_and_keeps_its_data() {
     let (api, _requests) = api_server("200 OK", 0);
     let mut node = pod(&api, "pairdb-0", &dir);
     node.ok(&["put", "k", "v"]);
-    assert_eq!(node.terminate(), 77);
+    assert_eq!(node.terminate(), 79);
     node.restart();
     assert_eq!(node.ok(&["get", "k"]), "v");
 }

@@ -99,7 +99,7 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
         if matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled) {
             break;
         }
-        let Err(error) = broken.and_then(|()| Err(ended())) else { continue };
+        let error = broken.err().unwrap_or_else(ended);
         told = loop {
             attempt += 1;
             if attempt > ATTEMPTS || !error.may_retry() {
@@ -167,13 +167,12 @@ fn under_way(last: &proto::DrainProgress, error: &Error) -> Failure {
 /// As it is written.
 fn phase_name(phase: DrainPhase) -> &'static str {
     match phase {
-        DrainPhase::Unspecified => "staying",
         DrainPhase::Merging => "merging",
         DrainPhase::HandingOver => "handing_over",
         DrainPhase::Hints => "hints",
         DrainPhase::Certifying => "certifying",
         DrainPhase::Left => "left",
-        DrainPhase::Cancelled => "cancelled",
+        DrainPhase::Unspecified | DrainPhase::Cancelled => "staying",
     }
 }
 
@@ -181,13 +180,12 @@ fn phase_name(phase: DrainPhase) -> &'static str {
 fn line(last: &proto::DrainProgress) -> String {
     let name = if last.node_name.is_empty() { &last.node_id } else { &last.node_name };
     let what = match last.phase() {
-        DrainPhase::Unspecified => "does not leave",
         DrainPhase::Merging => "others merge what it holds",
         DrainPhase::HandingOver => "hands over what others still lack",
         DrainPhase::Hints => "delivers the hints it kept",
         DrainPhase::Certifying => "has its certificate stored",
         DrainPhase::Left => "has left; its directory may be deleted",
-        DrainPhase::Cancelled => "stays: the drain was cancelled",
+        DrainPhase::Unspecified | DrainPhase::Cancelled => "stays",
     };
     let mut text = format!("{name}: {what}");
     let phase = last.phase();

@@ -49,6 +49,9 @@ enum Verb {
     Commit {
         #[command(flatten)]
         change: ChangeArgs,
+        /// A node that came in, and whose coming in was aborted, shall come in after all
+        #[arg(long, value_name = "NODE")]
+        join: Vec<String>,
         #[command(flatten)]
         commit: CommitArgs,
         #[command(flatten)]
@@ -125,8 +128,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             connect.print(&plan::text(&plan), &plan::to_json(&plan))?;
             refused(&plan)
         }
-        Verb::Commit { change, commit, connect } => {
-            begin(change.into(), &commit, &connect).await
+        Verb::Commit { change, join, commit, connect } => {
+            let again = |node| proto::NewNode { node, ..Default::default() };
+            let joins = join.into_iter().map(again).collect();
+            let change = proto::LayoutChange { joins, ..change.into() };
+            begin(change, &commit, &connect).await
         }
         Verb::Abort { epoch, connect } => {
             let call = async |admin: &mut Admin, request| admin.abort_layout(request).await;
@@ -154,7 +160,11 @@ pub(super) async fn begin(
     if is_text {
         connect.print(&plan::text(&plan), &json!(null))?;
     }
-    refused(&plan)?;
+    // Who leaves and has died is given up in the middle of the change; that is no change of its own.
+    let is_more = change.removes.is_empty() || !plan.refusals.iter().all(is_in_progress);
+    if is_more {
+        refused(&plan)?;
+    }
     if !change.removes.is_empty() && !commit.accept_loss {
         let message = "nothing was changed: rows that only a removed node has are lost with it, \
                        such as writes at ONE of late; --accept-loss says that this may be";
@@ -177,6 +187,10 @@ pub(super) async fn begin(
         "plan": plan::to_json(&plan),
     });
     connect.print(&text, &json)
+}
+
+fn is_in_progress(refusal: &proto::LayoutRefusal) -> bool {
+    refusal.reason == "TRANSITION_IN_PROGRESS"
 }
 
 async fn ask_plan(
@@ -216,10 +230,10 @@ fn pair<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(Str
 /// `ZONE` or `ZONE=WEIGHT`, for clap.
 fn new_node(text: &str) -> Result<proto::NewNode, String> {
     match text.rsplit_once('=') {
-        None => Ok(proto::NewNode { zone: text.to_owned(), weight: 1 }),
+        None => Ok(proto::NewNode { zone: text.to_owned(), weight: 1, ..Default::default() }),
         Some((zone, weight)) => {
             let weight = weight.parse().map_err(|error| format!("{weight:?}: {error}"))?;
-            Ok(proto::NewNode { zone: zone.to_owned(), weight })
+            Ok(proto::NewNode { zone: zone.to_owned(), weight, ..Default::default() })
         }
     }
 }

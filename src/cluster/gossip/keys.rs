@@ -8,7 +8,8 @@
 //! | `peer`, `client`, `admin` | `host:port` |
 //! | `lay` | the layout epoch |
 //! | `load`, `disk` | thousandths |
-//! | `bytes`, `hints` | a number |
+//! | `bytes`, `hints`, `free` | a number |
+//! | `moving` | text |
 //! | `st` | the run state |
 //!
 //! 1. A node counts as heard of when `cl`, `pv` and `st` are there: what arrives in pieces must not
@@ -42,6 +43,8 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("disk", thousandths(facts.disk)),
         ("bytes", facts.load_bytes.to_string()),
         ("hints", facts.hints.to_string()),
+        ("free", facts.disk_free.to_string()),
+        ("moving", facts.moving.clone()),
         ("st", facts.run_state.to_string()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -77,6 +80,8 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         load: share("load"),
         load_bytes: number("bytes"),
         disk: share("disk"),
+        disk_free: number("free"),
+        moving: text("moving"),
         hints: number("hints"),
     };
     Some(Entry { incarnation: id.generation_id, facts })

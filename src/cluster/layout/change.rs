@@ -98,6 +98,25 @@ impl Document {
         Ok(())
     }
 
+    /// Partitions of which too few replicas would stay without `removes`: number, replication
+    /// factor, replicas that stay.
+    pub fn lost_by(&self, removes: &BTreeSet<NodeId>) -> Vec<(u32, u8, Vec<NodeId>)> {
+        let table = self.tables(&self.owners).0;
+        let stays = |node: &NodeId| {
+            let state = self.members.get(node).map(|member| member.state);
+            !removes.contains(node) && state != Some(MemberState::Removing)
+        };
+        let factors = self.replication_factors();
+        (0..table.partitions())
+            .flat_map(|partition| factors.iter().map(move |factor| (partition, *factor)))
+            .filter_map(|(partition, factor)| {
+                let all: Vec<NodeId> = table.replicas(partition, factor).collect();
+                let left: Vec<NodeId> = all.iter().copied().filter(stays).collect();
+                (left.len() < rules::blocking(all.len())).then_some((partition, factor, left))
+            })
+            .collect()
+    }
+
     /// The answer, if the change only adds nodes and they all own already, or will: its proposer
     /// did not hear the first answer.
     fn had_before(&self, change: &Change) -> Option<Answer> {

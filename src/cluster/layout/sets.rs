@@ -148,6 +148,17 @@ impl Layout {
         (0..self.partitions()).map(rank).collect()
     }
 
+    /// Partitions of which a node will own rows of some tenant that it does not own now.
+    pub fn newly_owned(&self, node: NodeId) -> Vec<u32> {
+        let classes = self.document.factor_classes();
+        let is_new = |class: &(u8, u8), partition| {
+            let Sets { current, next } = self.sets_at(partition, *class);
+            !current.contains(&node) && next.is_some_and(|next| next.contains(&node))
+        };
+        let new = |partition: &u32| classes.iter().any(|class| is_new(class, *partition));
+        (0..self.partitions()).filter(new).collect()
+    }
+
     /// The tokens of neighbouring partitions: the first and the last.
     pub fn tokens_of(&self, partitions: &RangeInclusive<u32>) -> (u64, u64) {
         let shift = u64::BITS - self.document.partition_bits;

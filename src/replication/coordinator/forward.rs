@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::write::{WriteDone, WriteOptions, refused};
-use super::{Coordinator, count};
+use super::{Coordinator, count, leaves};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
@@ -33,7 +33,8 @@ impl Coordinator {
             let layout = this.layout();
             let mut by_members: BTreeMap<Vec<NodeId>, Vec<usize>> = BTreeMap::new();
             for (place, mutation) in mutations.iter().enumerate() {
-                let members = this.sets(&layout, &tenant, &mutation.key).1.members();
+                let mut members = this.sets(&layout, &tenant, &mutation.key).1.members();
+                members.retain(|node| *node != this.node && !leaves(&layout, *node));
                 by_members.entry(members).or_default().push(place);
             }
             let epoch = layout.epoch();

@@ -18,6 +18,7 @@
 //!    row is sent again under the new one, and a read starts over.
 //! 4. A read at QUORUM or ALL returns a row that enough replicas of each set hold when it returns.
 //! 5. A node that is the whole cluster goes straight to its store.
+//! 6. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
 
 mod flight;
 mod forward;
@@ -42,6 +43,7 @@ use super::level::Level;
 use super::scores::Scores;
 use super::{Layout, Sets};
 use crate::cluster::NodeId;
+use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::store::{Store, Tenant};
@@ -203,6 +205,11 @@ impl Coordinator {
         (partition, layout.sets_of(partition, tenant))
     }
 
+    /// Whether this node hands over what it has: others coordinate then.
+    fn is_leaving(&self, layout: &Layout) -> bool {
+        leaves(layout, self.node)
+    }
+
     fn is_up(&self, node: NodeId) -> bool {
         node == self.node || self.liveness.is_up(node)
     }
@@ -247,6 +254,12 @@ impl Coordinator {
             let _ = fence.learn(from, epoch, timeout.max(Duration::from_millis(1))).await;
         });
     }
+}
+
+/// Whether a node hands over what it has.
+fn leaves(layout: &Layout, node: NodeId) -> bool {
+    let member = layout.document().members.get(&node);
+    member.is_some_and(|member| member.state == MemberState::Leaving)
 }
 
 /// A replica set that has not as many as the level asks for: what it needs and what it has.

@@ -117,7 +117,7 @@ impl Coordinator {
         let layout = self.layout();
         let is_here =
             |mutation: &Mutation| self.sets(&layout, tenant, &mutation.key).1.contains(self.node);
-        if !batch.iter().all(is_here) {
+        if self.is_leaving(&layout) || !batch.iter().all(is_here) {
             return Err(());
         }
         self.submit(&tenant.name, batch, options, done);
@@ -177,12 +177,13 @@ impl Coordinator {
         let sets =
             sets_of.entry(partition).or_insert_with(|| Arc::new(layout.sets_of(partition, tenant)));
         self.check_reachable(sets, level)?;
-        if sets.contains(self.node) {
+        if sets.contains(self.node) && !self.is_leaving(layout) {
             return Ok(Way::Here);
         }
         let members = sets.members();
         // Which of them is decided when it is sent; here it only keeps equal ways together.
-        let first = members.into_iter().find(|node| self.is_up(*node));
+        let mut others = members.into_iter().filter(|node| *node != self.node);
+        let first = others.find(|node| self.is_up(*node));
         let none = Error::Unavailable { needed: 1, reachable: 0 };
         first.map(Way::To).ok_or(none)
     }

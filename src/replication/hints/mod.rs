@@ -62,6 +62,7 @@ use crate::engine;
 use crate::proto;
 use crate::store::Store;
 
+pub use queue::Batch;
 use queue::Queue;
 
 /// Rows that wait to be written as hints at most.
@@ -304,8 +305,24 @@ impl Hints {
         }
     }
 
+    /// The oldest hints for a node; `None`: there are none. They stay until
+    /// [`Hints::handed_over`].
+    pub fn head(&self, target: NodeId, bytes_max: u64) -> Option<Batch> {
+        let (batch, lost) = self.queues.lock().get_mut(&target)?.head(bytes_max);
+        self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+        (!batch.hints.is_empty()).then_some(batch)
+    }
+
+    /// Forgets hints whose rows are where they belong without their target's help.
+    pub fn handed_over(&self, target: NodeId, batch: &Batch) {
+        if let Some(queue) = self.queues.lock().get_mut(&target) {
+            queue.delivered(batch);
+            Counters::add(&self.counters.delivered, batch.hints.len());
+        }
+    }
+
     /// Nodes there are hints for.
-    fn targets(&self) -> Vec<NodeId> {
+    pub fn targets(&self) -> Vec<NodeId> {
         let queues = self.queues.lock();
         queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(node, _)| *node).collect()
     }

@@ -49,9 +49,16 @@ struct Segment {
 #[derive(Debug, Default)]
 pub struct Batch {
     /// In the order they were kept.
-    pub hints: Vec<Hint>,
+    pub(super) hints: Vec<Hint>,
     segment: u64,
     end: u64,
+}
+
+impl Batch {
+    /// The rows that were missed.
+    pub fn rows(&self) -> impl Iterator<Item = &proto::RowState> {
+        self.hints.iter().map(|hint| &hint.row)
+    }
 }
 
 impl Queue {

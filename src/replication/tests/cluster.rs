@@ -11,13 +11,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::async_trait;
 
+use super::super::departure::certificate::Certificates;
+use super::super::departure::{self, Departure};
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::transfer::Report;
 use super::super::*;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, Layout, Owner, Owners};
+use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 use crate::store::environment::{ManualClock, SeededRandom};
@@ -282,6 +286,47 @@ pub struct Node {
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
+    pub departure: Arc<Departure>,
+    pub certificates: Arc<Certificates>,
+    /// What it proposed.
+    pub reports: Reports,
+}
+
+/// Commands that were proposed; nobody applies them.
+pub type Reports = Arc<Mutex<Vec<Command>>>;
+
+struct Noted(Reports);
+
+#[async_trait]
+impl Report for Noted {
+    async fn report(&self, command: Command) -> bool {
+        self.0.lock().push(command);
+        true
+    }
+}
+
+/// What a node answers: a replica's requests, and those about certificates.
+struct Answering {
+    replica: Replica,
+    certificates: Arc<Certificates>,
+}
+
+#[async_trait]
+impl PeerHandler for Answering {
+    async fn handle(
+        &self,
+        from: NodeId,
+        epoch: u64,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Reply, PeerError> {
+        let Request::Certificate(request) = request else {
+            return self.replica.handle(from, epoch, request, timeout).await;
+        };
+        let node = NodeId::from_bytes(&request.node_id).expect("sixteen bytes");
+        self.certificates.keep(node, &request.certificate).expect("kept");
+        Ok(Reply::Certificate(proto::CertificateReply::default()))
+    }
 }
 
 pub struct Cluster {
@@ -448,6 +493,25 @@ impl Node {
         };
         let (hints, sender) =
             Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+        let vfs = Arc::clone(&store.environment().vfs);
+        let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
+        let certificates = Arc::new(certificates.expect("opens"));
+        let reports = Reports::default();
+        let departure = Arc::new(Departure {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+            layout: layout.clone(),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            report: Arc::new(Noted(Arc::clone(&reports))),
+            hints: Arc::clone(&hints),
+            certificates: Arc::clone(&certificates),
+            work: Work::Inline,
+            settings: departure::Settings { timeout: SECOND, ..departure::Settings::default() },
+            rate: Arc::default(),
+            progress: Arc::default(),
+        });
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -466,8 +530,9 @@ impl Node {
             layout,
             failure,
         );
-        world.handlers.lock().insert(id, Arc::new(replica));
-        Self { id, store, coordinator, fence, hints }
+        let answering = Answering { replica, certificates: Arc::clone(&certificates) };
+        world.handlers.lock().insert(id, Arc::new(answering));
+        Self { id, store, coordinator, fence, hints, departure, certificates, reports }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Clusters in one process, on a paused clock.
 
 mod cluster;
+mod departures;
 mod directed;
 mod epochs;
 mod histories;

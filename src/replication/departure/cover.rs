@@ -1,0 +1,262 @@
+//! Rows are given to their owners, until of each a quorum of owners holds as much or more.
+//!
+//! ```text
+//! each owner    digests of the rows
+//!   other       the row is pushed; durable there when it is answered
+//!   refused as below the safe point: its row is read, and joined with ours under both floors
+//! ```
+//!
+//! # Invariants
+//! 1. An owner counts for a row if, under the epoch of the layout, it held durably a row at or
+//!    above ours. Nobody's word about another counts.
+//! 2. Owners are those of a Stable document.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+
+use crate::cluster::NodeId;
+use crate::cluster::layout::{Layout, rules};
+use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
+use crate::proto;
+use crate::replication::Fence;
+use crate::replication::progress::Rate;
+use crate::store::{RawRow, Store, TenantId};
+
+/// Rows asked about or pushed at once.
+const ROWS_MAX: usize = 512;
+/// Bytes pushed at once, before the last row.
+const PUSH_BYTES_MAX: usize = 1 << 20;
+
+/// A row and who owns it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Its key.
+    pub key: Bytes,
+    /// Its state.
+    pub row: Bytes,
+    /// Its owners.
+    pub owners: Vec<NodeId>,
+}
+
+impl Held {
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        (self.key.len() + self.row.len()) as u64
+    }
+
+    fn key(&self) -> proto::RowKey {
+        proto::RowKey { tenant_id: self.tenant.0, key: self.key.clone() }
+    }
+
+    fn state(&self) -> proto::RowState {
+        proto::RowState { tenant_id: self.tenant.0, key: self.key.clone(), row: self.row.clone() }
+    }
+}
+
+/// Of some row fewer owners than a quorum hold it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", self.words())]
+pub struct Uncovered {
+    /// Who did not take something, and why.
+    pub by: BTreeMap<NodeId, String>,
+}
+
+impl Uncovered {
+    fn words(&self) -> String {
+        let each: Vec<String> =
+            self.by.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+        each.join("; ")
+    }
+}
+
+/// Gives rows to owners.
+pub struct Cover<'c> {
+    /// This node's rows.
+    pub store: &'c Arc<Store>,
+    /// The owners.
+    pub peers: &'c Arc<dyn Peers>,
+    /// Where a later layout is learnt.
+    pub fence: &'c Arc<dyn Fence>,
+    /// Who owns.
+    pub layout: &'c Layout,
+    /// How fast.
+    pub rate: &'c Rate,
+    /// For a request.
+    pub timeout: Duration,
+}
+
+impl Cover<'_> {
+    /// Who holds each row; a quorum of its owners at least.
+    ///
+    /// # Errors
+    /// [`Uncovered`]. Some rows may have been pushed.
+    pub async fn cover(&self, rows: &[Held]) -> Result<Vec<BTreeSet<NodeId>>, Uncovered> {
+        let mut by_owner: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+        for (index, row) in rows.iter().enumerate() {
+            for owner in &row.owners {
+                by_owner.entry(*owner).or_default().push(index);
+            }
+        }
+        let asked = by_owner.iter().map(|(owner, indexes)| async move {
+            let mut held = BTreeSet::new();
+            let result = self.give(*owner, rows, indexes, &mut held).await;
+            (*owner, held, result)
+        });
+        let mut holders = vec![BTreeSet::new(); rows.len()];
+        let mut by = BTreeMap::new();
+        for (owner, held, result) in join_all(asked).await {
+            for index in held {
+                holders[index].insert(owner);
+            }
+            match result {
+                Ok(()) => {}
+                Err(PeerError::StaleLayout { epoch }) => {
+                    // What it cannot learn now it learns from the next node that says so.
+                    let _ = self.fence.learn(owner, epoch, self.timeout).await;
+                    by.insert(owner, format!("the layout has gone on to epoch {epoch}"));
+                }
+                Err(error) => {
+                    by.insert(owner, error.to_string());
+                }
+            }
+        }
+        let is_covered = |(row, holders): (&Held, &BTreeSet<NodeId>)| {
+            !row.owners.is_empty() && holders.len() >= rules::quorum(row.owners.len())
+        };
+        if rows.iter().zip(&holders).all(is_covered) { Ok(holders) } else { Err(Uncovered { by }) }
+    }
+
+    /// Gives rows to one owner; `held` are those it holds then.
+    async fn give(
+        &self,
+        owner: NodeId,
+        rows: &[Held],
+        indexes: &[usize],
+        held: &mut BTreeSet<usize>,
+    ) -> Result<(), PeerError> {
+        let mut refusal = None;
+        for some in indexes.chunks(ROWS_MAX) {
+            let missing = self.differing(owner, rows, some).await?;
+            held.extend(some.iter().filter(|index| !missing.contains(index)));
+            let mut left = &missing[..];
+            while !left.is_empty() {
+                let mut bytes = 0;
+                let fits = |index: &&usize| {
+                    let fits = bytes < PUSH_BYTES_MAX;
+                    bytes += rows[**index].row.len();
+                    fits
+                };
+                let (now, later) = left.split_at(left.iter().take_while(fits).count());
+                left = later;
+                self.rate.take(now.iter().map(|index| rows[*index].bytes()).sum()).await;
+                for (index, failure) in now.iter().zip(self.push(owner, rows, now).await?) {
+                    match failure {
+                        None => {
+                            held.insert(*index);
+                        }
+                        Some(failure) if failure.reason == "BELOW_SAFE_POINT" => {
+                            if self.has_all_of(owner, &rows[*index]).await? {
+                                held.insert(*index);
+                            } else {
+                                refusal = Some(failure.message);
+                            }
+                        }
+                        Some(failure) => refusal = Some(failure.message),
+                    }
+                }
+            }
+        }
+        match refusal {
+            None => Ok(()),
+            Some(message) => Err(PeerError::Refused { reason: "REFUSED".to_owned(), message }),
+        }
+    }
+
+    /// Those of some rows that an owner does not hold as they are here.
+    async fn differing(
+        &self,
+        owner: NodeId,
+        rows: &[Held],
+        some: &[usize],
+    ) -> Result<Vec<usize>, PeerError> {
+        let keys: Vec<_> = some.iter().map(|index| rows[*index].key()).collect();
+        let answers = self.read(owner, keys, true).await?;
+        let is_equal = |row: &Held, answer: &proto::RowAnswer| {
+            // Digests compare under equal floors.
+            let own = RawRow { row: Some(row.row.to_vec()), floor: answer.floor };
+            answer.failure.is_none()
+                && self.store.digest(&own).is_ok_and(|own| own == answer.digest)
+        };
+        let pairs = some.iter().zip(&answers);
+        Ok(pairs
+            .filter(|(index, answer)| !is_equal(&rows[**index], answer))
+            .map(|(index, _)| *index)
+            .collect())
+    }
+
+    /// Whether what an owner holds is at or above our row, by the floors of both.
+    async fn has_all_of(&self, owner: NodeId, row: &Held) -> Result<bool, PeerError> {
+        let answers = self.read(owner, vec![row.key()], false).await?;
+        let Some(answer) = answers.into_iter().next().filter(|one| one.failure.is_none()) else {
+            return Ok(false);
+        };
+        let theirs = RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor };
+        let token = row.token(self.store);
+        let floor = token.and_then(|token| self.store.floor_at(token).ok()).unwrap_or(0);
+        let own = RawRow { row: Some(row.row.to_vec()), floor };
+        let joined = self.store.join_raw(own, theirs.clone());
+        Ok(joined.is_ok_and(|joined| joined.row == theirs.row))
+    }
+
+    async fn read(
+        &self,
+        owner: NodeId,
+        keys: Vec<proto::RowKey>,
+        digest_only: bool,
+    ) -> Result<Vec<proto::RowAnswer>, PeerError> {
+        let asked = keys.len();
+        let request = Request::ReadRows(proto::ReadRows { keys, digest_only });
+        match self.ask(owner, request).await? {
+            Reply::ReadRows(reply) if reply.answers.len() == asked => Ok(reply.answers),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn push(
+        &self,
+        owner: NodeId,
+        rows: &[Held],
+        some: &[usize],
+    ) -> Result<Vec<Option<proto::Failure>>, PeerError> {
+        let rows = some.iter().map(|index| rows[*index].state()).collect();
+        let cause = proto::RowsCause::Unowned.into();
+        let request = Request::WriteRows(proto::WriteRows { rows, cause });
+        match self.ask(owner, request).await? {
+            Reply::WriteRows(reply) if reply.results.len() == some.len() => {
+                Ok(reply.results.into_iter().map(|result| result.failure).collect())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn ask(&self, owner: NodeId, request: Request) -> Result<Reply, PeerError> {
+        let epoch = self.layout.epoch();
+        self.peers.call(owner, Class::Background, epoch, request, self.timeout).await
+    }
+}
+
+impl Held {
+    fn token(&self, store: &Store) -> Option<u64> {
+        Some(store.tenant_by_id(self.tenant).ok()?.token(&self.key))
+    }
+}
+
+fn unexpected() -> PeerError {
+    PeerError::NoAnswer { why: "a reply to something else".to_owned() }
+}

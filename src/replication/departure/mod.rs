@@ -1,0 +1,498 @@
+//! A node gives away what it does not own any more, and leaves when it has nothing left to give.
+//!
+//! | file | what |
+//! |---|---|
+//! | here | the order of things: clear, and for one that leaves: hints, certificate, farewell |
+//! | [`unowned`] | which rows are not the node's |
+//! | [`cover`] | rows are on a quorum of their owners |
+//! | [`certificate`] | what a node says when it has left |
+//!
+//! It works under a Stable document, and under nothing else: rule D1 of the transitions. It begins
+//! with every document, so also after an abort, after a start, and on a node that wakes up late.
+//!
+//! ```text
+//! Stable adopted    pages of rows that are not ours: each row on Q(owners)?   else pushed
+//!                   all are: remove them, if our epoch is still the same
+//!                   nothing is left: safe points of these partitions reset; propose Cleared
+//! leaving           hints of ours on Q(owners), or delivered
+//!                   certificate kept here and by two owners; propose Left
+//! ```
+//!
+//! # Invariants
+//! 1. A row is removed only after a quorum of its owners was seen, under this node's epoch E, to
+//!    hold durably a row at or above it, and only if E is still the same. Once E names a document
+//!    in which the node is no owner it takes no such row, so those that were seen are all there
+//!    are: what is removed is what was covered.
+//! 2. While the document is Joint nothing is removed.
+//! 3. `Cleared` is proposed when no row is left, and names the epoch it was so under.
+//! 4. Every step can be done again: a node that is stopped anywhere goes on at its next start.
+
+pub mod certificate;
+pub mod cover;
+pub mod unowned;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::Fence;
+use super::hints::Hints;
+use super::progress::{Progress, Rate, Task};
+use super::transfer::{Report, wait_for_epoch};
+use crate::cluster::NodeId;
+use crate::cluster::layout::{Command, Layout, MemberState};
+use crate::cluster::peer::{Class, Peers, Reply, Request};
+use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
+use crate::proto;
+use crate::store::{self, EngineKey, RowPage, Store, TokenRange};
+
+use certificate::{CERTIFICATE_FORMAT, Certificate, Certificates, PartitionProof, digest_of};
+use cover::{Cover, Held, Uncovered};
+use unowned::Unowned;
+
+/// How long after a failure the rest is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Other nodes that keep a certificate, where there are so many.
+const KEEPERS: usize = 2;
+
+/// Why something could not be given away yet.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("the layout has gone on")]
+    Layout,
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bytes of rows that are looked at together.
+    pub page_bytes: usize,
+    /// How long a request may take.
+    pub timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { page_bytes: 1 << 20, timeout: Duration::from_secs(30) }
+    }
+}
+
+/// See the module page.
+pub struct Departure {
+    /// This node.
+    pub node: NodeId,
+    /// Its rows.
+    pub store: Arc<Store>,
+    /// The others.
+    pub peers: Arc<dyn Peers>,
+    /// Who is up.
+    pub liveness: Arc<dyn Liveness>,
+    /// The adopted document: its epoch is durable here.
+    pub layout: watch::Receiver<Arc<Layout>>,
+    /// Under which epoch this node acts.
+    pub fence: Arc<dyn Fence>,
+    /// Where facts are put.
+    pub report: Arc<dyn Report>,
+    /// What others missed.
+    pub hints: Arc<Hints>,
+    /// Certificates of this node and of others.
+    pub certificates: Arc<Certificates>,
+    /// Where the disk is waited for.
+    pub work: Work,
+    /// What can be set.
+    pub settings: Settings,
+    /// How fast rows may go.
+    pub rate: Arc<Rate>,
+    /// What was done.
+    pub progress: Arc<Progress>,
+}
+
+/// What was found of a partition.
+#[derive(Default)]
+struct Found {
+    keys: u64,
+    bytes: u64,
+    digest: u64,
+    owners: Option<BTreeSet<NodeId>>,
+}
+
+impl Departure {
+    /// Does what each document asks for, until told to stop.
+    pub async fn run(self: Arc<Self>, closing: CancellationToken) {
+        let mut layout = self.layout.clone();
+        loop {
+            let document = Arc::clone(&layout.borrow_and_update());
+            let work = async {
+                self.serve(&document).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = work => {}
+                // Another document: what was begun under this one is dropped.
+                changed = wait_for_epoch(&mut layout, document.epoch()) => {
+                    self.progress.end();
+                    if !changed {
+                        return;
+                    }
+                }
+                () = closing.cancelled() => return,
+            }
+        }
+    }
+
+    /// Gives away all that is not the node's under `layout`.
+    pub async fn serve(&self, layout: &Arc<Layout>) {
+        let document = layout.document();
+        if !document.is_formed() || document.is_joint() {
+            return;
+        }
+        let state = document.members.get(&self.node).map(|member| member.state);
+        if matches!(state, None | Some(MemberState::Left | MemberState::Removed)) {
+            return;
+        }
+        let leaves = state == Some(MemberState::Leaving);
+        self.clear(layout, leaves).await;
+        if document.departed.contains_key(&self.node) {
+            let (node, epoch) = (self.node, layout.epoch());
+            self.report(Command::Cleared { node, epoch }).await;
+        }
+        if leaves {
+            self.leave(layout).await;
+        }
+        self.progress.end();
+    }
+
+    /// Until it is there, or another document comes.
+    async fn report(&self, command: Command) {
+        while !self.report.report(command.clone()).await {
+            self.progress.wait_for("a leader of the layout");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Until nothing is left that is not the node's.
+    async fn clear(&self, layout: &Arc<Layout>, leaves: bool) {
+        let unowned = Arc::new(Unowned::of(layout, self.node));
+        if unowned.partitions() == 0 {
+            return;
+        }
+        loop {
+            match self.clear_once(layout, &unowned, leaves).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "cannot give rows away");
+                    self.progress.wait_for(error.to_string());
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Whether nothing was left.
+    async fn clear_once(
+        &self,
+        layout: &Arc<Layout>,
+        unowned: &Arc<Unowned>,
+        leaves: bool,
+    ) -> Result<bool, Error> {
+        let mut found = BTreeMap::new();
+        for range in unowned.ranges() {
+            self.cover_range(layout, unowned, range, &mut found).await?;
+        }
+        if found.is_empty() {
+            self.reset(layout, unowned).await?;
+            return Ok(true);
+        }
+        let keys: u64 = found.values().map(|one: &Found| one.keys).sum();
+        tracing::info!(epoch = layout.epoch(), keys, "rows of others are all with their owners");
+        if leaves {
+            let draft = self.certificate_of(layout, found);
+            self.certificates.keep_draft(&draft)?;
+        }
+        self.remove(layout, unowned).await?;
+        Ok(false)
+    }
+
+    /// Sees to it that all rows of a range that are not the node's are with their owners.
+    async fn cover_range(
+        &self,
+        layout: &Arc<Layout>,
+        unowned: &Arc<Unowned>,
+        range: TokenRange,
+        found: &mut BTreeMap<u32, Found>,
+    ) -> Result<(), Error> {
+        let mut cursor = None;
+        loop {
+            let page = self.page(range, cursor.take()).await?;
+            let rows = page
+                .rows
+                .into_iter()
+                .filter(|(key, _)| EngineKey::decode(key).is_ok_and(|key| unowned.has(&key)));
+            let rows: Vec<_> = rows.collect();
+            if !rows.is_empty() {
+                if found.is_empty() {
+                    self.progress.begin(Task::HandingOver, unowned.partitions());
+                }
+                self.cover_page(layout, rows, found).await?;
+            }
+            match page.cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn cover_page(
+        &self,
+        layout: &Layout,
+        rows: Vec<(Vec<u8>, Vec<u8>)>,
+        found: &mut BTreeMap<u32, Found>,
+    ) -> Result<(), Error> {
+        let mut held = Vec::with_capacity(rows.len());
+        for (key, row) in rows {
+            let at = EngineKey::decode(&key)?;
+            let tenant = self.store.tenant_by_id(at.tenant)?;
+            let partition = layout.partition_of(at.token);
+            let row = Held {
+                tenant: at.tenant,
+                key: Bytes::copy_from_slice(at.key),
+                row: row.into(),
+                owners: layout.sets_of(partition, &tenant).current,
+            };
+            held.push((partition, key, row));
+        }
+        let rows: Vec<Held> = held.iter().map(|(_, _, row)| row.clone()).collect();
+        let holders = self.cover_all(layout, &rows).await;
+        for ((partition, key, row), holders) in held.into_iter().zip(holders) {
+            if !found.contains_key(&partition) {
+                self.progress.done(1);
+            }
+            let one = found.entry(partition).or_default();
+            one.keys += 1;
+            one.bytes += row.bytes();
+            one.digest = xxh3_64_with_seed(&row.row, xxh3_64_with_seed(&key, one.digest));
+            match &mut one.owners {
+                Some(owners) => owners.retain(|owner| holders.contains(owner)),
+                none => *none = Some(holders),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until all of the rows are with a quorum of their owners.
+    async fn cover_all(&self, layout: &Layout, rows: &[Held]) -> Vec<BTreeSet<NodeId>> {
+        let cover = Cover {
+            store: &self.store,
+            peers: &self.peers,
+            fence: &self.fence,
+            layout,
+            rate: &self.rate,
+            timeout: self.settings.timeout,
+        };
+        loop {
+            match cover.cover(rows).await {
+                Ok(holders) => {
+                    let bytes = rows.iter().map(Held::bytes).sum();
+                    self.progress.moved(rows.len() as u64, bytes);
+                    return holders;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "rows are not with their owners yet");
+                    self.progress.wait_for(self.words(layout, &error));
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Who is waited for, by name.
+    fn words(&self, layout: &Layout, error: &Uncovered) -> String {
+        let each = error.by.iter().map(|(node, why)| {
+            let member = layout.document().members.get(node);
+            let name = member.map_or_else(|| node.to_string(), |member| member.name.clone());
+            format!("{name} to take rows: {why}")
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+
+    async fn page(&self, range: TokenRange, cursor: Option<Vec<u8>>) -> Result<RowPage, Error> {
+        let (store, bytes) = (Arc::clone(&self.store), self.settings.page_bytes);
+        let page = self.work.run(move || store.rows_by_token(range, cursor, bytes));
+        Ok(page.await.map_err(|_| Error::Stopping)??)
+    }
+
+    /// Removes the rows that are not the node's: all of them were covered under this epoch.
+    async fn remove(&self, layout: &Layout, unowned: &Arc<Unowned>) -> Result<(), Error> {
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
+        let removing = self.work.run(move || {
+            store.remove_rows(&unowned.ranges(), &|key| unowned.has(key), &|install| {
+                let _pass = fence.enter(epoch).ok()?;
+                Some(install())
+            })
+        });
+        let removed = removing.await.map_err(|_| Error::Stopping)??.ok_or(Error::Layout)?;
+        tracing::info!(epoch, records = removed, "removed rows of others");
+        Ok(())
+    }
+
+    /// Whoever owns one of these partitions again starts anew.
+    async fn reset(&self, layout: &Layout, unowned: &Arc<Unowned>) -> Result<(), Error> {
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
+        let work = self.work.run(move || {
+            let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+            let mut ranges = unowned.wholly().iter();
+            ranges.try_for_each(|range| Ok(store.reset_safe_points(range.clone())?))
+        });
+        work.await.map_err(|_| Error::Stopping)?
+    }
+
+    fn certificate_of(&self, layout: &Layout, found: BTreeMap<u32, Found>) -> Certificate {
+        let document = layout.document();
+        let proof = |(partition, found): (u32, Found)| PartitionProof {
+            partition,
+            keys: found.keys,
+            bytes: found.bytes,
+            digest: format!("{:016x}", found.digest),
+            owners: found.owners.unwrap_or_default().into_iter().collect(),
+        };
+        let member = document.members.get(&self.node);
+        Certificate {
+            format: CERTIFICATE_FORMAT,
+            cluster_id: document.cluster_id,
+            node_id: self.node,
+            node_name: member.map(|member| member.name.clone()).unwrap_or_default(),
+            epoch: layout.epoch(),
+            made_ms: self.store.now_ms(),
+            hints: 0,
+            partitions: found.into_iter().map(proof).collect(),
+        }
+    }
+
+    /// The node holds nothing any more: its hints, its certificate, farewell.
+    async fn leave(&self, layout: &Arc<Layout>) {
+        self.progress.begin(Task::Hints, 0);
+        let hints = self.hand_hints_over(layout).await;
+        self.progress.begin(Task::Certifying, 0);
+        let json = loop {
+            match self.certify(layout, hints) {
+                Ok(json) => break json,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot keep the certificate");
+                    self.progress.wait_for(error.to_string());
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        self.have_kept(layout, &json).await;
+        let (node, digest) = (self.node, digest_of(&json));
+        tracing::info!(digest, "all is handed over: leaving");
+        // The group forgets a node that left, perhaps before it hears that it did.
+        loop {
+            self.report(Command::Left { node, digest: digest.clone() }).await;
+            for owner in self.owners_up(layout) {
+                let _ = self.fence.refresh(owner, self.settings.timeout).await;
+                if self.has_left() {
+                    return;
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        let layout = self.layout.borrow();
+        let member = layout.document().members.get(&self.node);
+        member.is_some_and(|member| member.state == MemberState::Left)
+    }
+
+    /// Until no hint is left; how many there were.
+    async fn hand_hints_over(&self, layout: &Layout) -> u64 {
+        let mut all = 0;
+        for target in self.hints.targets() {
+            while let Some(batch) = self.hints.head(target, self.settings.page_bytes as u64) {
+                let rows: Vec<Held> = batch
+                    .rows()
+                    .filter_map(|row| {
+                        // Of a tenant that is not known there is no owner.
+                        let tenant = store::TenantId(row.tenant_id);
+                        let known = self.store.tenant_by_id(tenant).ok()?;
+                        let partition = layout.partition_of(known.token(&row.key));
+                        let owners = layout.sets_of(partition, &known).current;
+                        let (key, row) = (row.key.clone(), row.row.clone());
+                        Some(Held { tenant, key, row, owners })
+                    })
+                    .collect();
+                all += rows.len() as u64;
+                if !rows.is_empty() {
+                    self.cover_all(layout, &rows).await;
+                }
+                self.hints.handed_over(target, &batch);
+            }
+        }
+        all
+    }
+
+    /// The text of the node's certificate; the one it has kept, if it has.
+    fn certify(&self, layout: &Layout, hints: u64) -> store::Result<Vec<u8>> {
+        if let Some(kept) = self.certificates.read(self.node)? {
+            return Ok(kept);
+        }
+        let draft = self.certificates.draft(self.node)?;
+        let draft = draft.unwrap_or_else(|| self.certificate_of(layout, BTreeMap::new()));
+        let certificate = Certificate { hints, made_ms: self.store.now_ms(), ..draft };
+        let json = certificate.to_json();
+        self.certificates.keep(self.node, &json)?;
+        Ok(json)
+    }
+
+    /// Owners that are up, this node not among them.
+    fn owners_up(&self, layout: &Layout) -> Vec<NodeId> {
+        let owners = layout.document().owners.keys().copied();
+        owners.filter(|node| *node != self.node && self.liveness.is_up(*node)).collect()
+    }
+
+    /// Until as many others keep the certificate as should.
+    async fn have_kept(&self, layout: &Layout, json: &[u8]) {
+        let mut keepers = BTreeSet::new();
+        let others = layout.document().owners.keys().filter(|node| **node != self.node).count();
+        let wanted = KEEPERS.min(others);
+        loop {
+            for owner in self.owners_up(layout) {
+                if keepers.len() >= wanted {
+                    return;
+                }
+                let request = Request::Certificate(proto::CertificateRequest {
+                    node_id: self.node.to_bytes().to_vec().into(),
+                    certificate: Bytes::copy_from_slice(json),
+                });
+                let (epoch, timeout) = (layout.epoch(), self.settings.timeout);
+                let call = self.peers.call(owner, Class::Background, epoch, request, timeout);
+                match call.await {
+                    Ok(Reply::Certificate(_)) => {
+                        keepers.insert(owner);
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%owner, %error, "it does not keep it"),
+                }
+            }
+            if keepers.len() >= wanted {
+                return;
+            }
+            self.progress.wait_for("another node to keep the certificate");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}

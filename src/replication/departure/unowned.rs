@@ -1,0 +1,89 @@
+//! Which rows a node may hold that it does not own.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use crate::cluster::NodeId;
+use crate::cluster::layout::Layout;
+use crate::store::{EngineKey, TenantId, TokenRange};
+
+/// What a node does not own under a Stable layout.
+#[derive(Clone, Debug)]
+pub struct Unowned {
+    layout: Arc<Layout>,
+    /// The node's place in each partition.
+    ranks: Vec<Option<u8>>,
+    factors: BTreeMap<TenantId, u8>,
+    /// Where there may be rows that it does not own.
+    some: Vec<RangeInclusive<u32>>,
+    /// Where it owns nothing.
+    all: Vec<RangeInclusive<u32>>,
+}
+
+impl Unowned {
+    /// What `node` does not own. REQUIRES: a Stable layout.
+    pub fn of(layout: &Arc<Layout>, node: NodeId) -> Self {
+        let ranks = layout.ranks(node);
+        let tenants = layout.document().tenants.values();
+        let factors: BTreeMap<TenantId, u8> =
+            tenants.map(|tenant| (tenant.id, tenant.replication_factor)).collect();
+        let beyond = |factor: Option<&u8>| {
+            let factor = factor.copied().unwrap_or(u8::MAX);
+            let is_beyond = |rank: &Option<u8>| rank.is_none_or(|rank| rank >= factor);
+            runs(ranks.iter().map(is_beyond))
+        };
+        let (some, all) = (beyond(factors.values().min()), beyond(factors.values().max()));
+        Self { layout: Arc::clone(layout), some, all, ranks, factors }
+    }
+
+    /// Whether a row is not the node's. Of a tenant that is not known nothing can be said.
+    pub fn has(&self, key: &EngineKey<'_>) -> bool {
+        let rank = self.ranks[self.layout.partition_of(key.token) as usize];
+        let factor = self.factors.get(&key.tenant);
+        factor.is_some_and(|factor| rank.is_none_or(|rank| rank >= *factor))
+    }
+
+    /// Where such rows may be.
+    pub fn ranges(&self) -> Vec<TokenRange> {
+        let range = |partitions| {
+            let (start, end_inclusive) = self.layout.tokens_of(partitions);
+            TokenRange { start, end_inclusive }
+        };
+        self.some.iter().map(range).collect()
+    }
+
+    /// Partitions where such rows may be.
+    pub fn partitions(&self) -> u64 {
+        self.some.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
+    }
+
+    /// Partitions in which the node owns no row of any tenant.
+    pub fn wholly(&self) -> &[RangeInclusive<u32>] {
+        &self.all
+    }
+}
+
+/// The places of the true ones, neighbours together.
+fn runs(flags: impl Iterator<Item = bool>) -> Vec<RangeInclusive<u32>> {
+    let mut runs: Vec<RangeInclusive<u32>> = Vec::new();
+    for (at, _) in (0..).zip(flags).filter(|(_, flag)| *flag) {
+        match runs.last_mut() {
+            Some(run) if *run.end() + 1 == at => *run = *run.start()..=at,
+            _ => runs.push(at..=at),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_run() {
+        let flags = [true, true, false, true, false];
+        assert_eq!(runs(flags.into_iter()), [0..=1, 3..=3]);
+        assert_eq!(runs(std::iter::empty()), []);
+    }
+}

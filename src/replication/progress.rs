@@ -1,0 +1,302 @@
+//! How far a node is with what a change of ownership asks of it, and how fast it may be.
+//!
+//! 1. Figures only: nothing is decided by them.
+//! 2. [`Rate`] lets bytes through in the order they are asked for, on average not faster than it
+//!    is set to; a change counts from the next request on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Bytes a second that a node fetches or hands over, unless it is told otherwise.
+pub const RATE_DEFAULT: u64 = 32 << 20;
+/// The rate of late is that of at least so long.
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Task {
+    /// Nothing.
+    #[default]
+    None,
+    /// Partitions that the node will own are merged.
+    Merging,
+    /// Rows that the node does not own go to their owners.
+    HandingOver,
+    /// Hints are delivered or handed over.
+    Hints,
+    /// The certificate is stored.
+    Certifying,
+}
+
+impl Task {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::None, Self::Merging, Self::HandingOver, Self::Hints, Self::Certifying];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Merging => "merging",
+            Self::HandingOver => "handing over",
+            Self::Hints => "delivering hints",
+            Self::Certifying => "certifying",
+        }
+    }
+}
+
+/// The figures at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// What is being done.
+    pub task: Task,
+    /// Partitions of the task.
+    pub partitions: u64,
+    /// Of those, done.
+    pub partitions_done: u64,
+    /// Rows so far.
+    pub keys: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Bytes a second of late.
+    pub bytes_per_second: u64,
+    /// How long the rest takes, if it goes on as so far; unknown before anything was done.
+    pub eta: Option<Duration>,
+    /// What it waits for, for people; empty: nothing.
+    pub waits_for: String,
+}
+
+/// Longest text of what is waited for that is told to others, in bytes.
+const WAITS_FOR_BYTES_MAX: usize = 160;
+
+impl Figures {
+    /// As it is told to others; empty: nothing is being done.
+    pub fn to_text(&self) -> String {
+        if self.task == Task::None {
+            return String::new();
+        }
+        let eta_ms = self.eta.map_or(String::new(), |eta| eta.as_millis().to_string());
+        let end = self.waits_for.floor_char_boundary(WAITS_FOR_BYTES_MAX);
+        format!(
+            "{}|{}|{}|{}|{}|{}|{eta_ms}|{}",
+            self.task.name(),
+            self.partitions,
+            self.partitions_done,
+            self.keys,
+            self.bytes,
+            self.bytes_per_second,
+            &self.waits_for[..end],
+        )
+    }
+
+    /// Reads what another said; what cannot be read is nothing.
+    pub fn from_text(text: &str) -> Self {
+        Self::parse(text).unwrap_or_default()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<&str> = text.splitn(8, '|').collect();
+        let [task, partitions, partitions_done, keys, bytes, rate, eta_ms, waits_for] = parts[..]
+        else {
+            return None;
+        };
+        Some(Self {
+            task: Task::ALL.into_iter().find(|one| one.name() == task)?,
+            partitions: partitions.parse().ok()?,
+            partitions_done: partitions_done.parse().ok()?,
+            keys: keys.parse().ok()?,
+            bytes: bytes.parse().ok()?,
+            bytes_per_second: rate.parse().ok()?,
+            eta: eta_ms.parse().ok().map(Duration::from_millis),
+            waits_for: waits_for.to_owned(),
+        })
+    }
+}
+
+/// Counts; see the module page.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    figures: Figures,
+    began: Option<Instant>,
+    /// Since when the rate is measured, and the bytes since.
+    window: Option<(Instant, u64)>,
+}
+
+impl Progress {
+    /// A task begins. The one before is forgotten.
+    pub fn begin(&self, task: Task, partitions: u64) {
+        let now = Instant::now();
+        *self.0.lock() = State {
+            figures: Figures { task, partitions, ..Figures::default() },
+            began: Some(now),
+            window: Some((now, 0)),
+        };
+    }
+
+    /// The task is over.
+    pub fn end(&self) {
+        *self.0.lock() = State::default();
+    }
+
+    /// Partitions are done.
+    pub fn done(&self, partitions: u64) {
+        self.0.lock().figures.partitions_done += partitions;
+    }
+
+    /// Rows were moved.
+    pub fn moved(&self, keys: u64, bytes: u64) {
+        let mut state = self.0.lock();
+        state.figures.keys += keys;
+        state.figures.bytes += bytes;
+        state.figures.waits_for.clear();
+        let Some((since, before)) = state.window else { return };
+        let all = before + bytes;
+        let time = since.elapsed();
+        if time < WINDOW {
+            state.window = Some((since, all));
+        } else {
+            state.figures.bytes_per_second = (all as f64 / time.as_secs_f64()) as u64;
+            state.window = Some((Instant::now(), 0));
+        }
+    }
+
+    /// The task cannot go on before this.
+    pub fn wait_for(&self, what: impl Into<String>) {
+        self.0.lock().figures.waits_for = what.into();
+    }
+
+    /// The figures now.
+    pub fn figures(&self) -> Figures {
+        let state = self.0.lock();
+        let mut figures = state.figures.clone();
+        let time = state.began.map_or(Duration::ZERO, |began| began.elapsed());
+        if figures.bytes_per_second == 0 && !time.is_zero() {
+            figures.bytes_per_second = (figures.bytes as f64 / time.as_secs_f64()) as u64;
+        }
+        let left = figures.partitions.saturating_sub(figures.partitions_done);
+        figures.eta = match figures.partitions_done {
+            0 => None,
+            done => Some(time.mul_f64(left as f64 / done as f64)),
+        };
+        figures
+    }
+}
+
+/// A limit on bytes a second.
+#[derive(Debug)]
+pub struct Rate {
+    /// 0: none.
+    bytes_per_second: AtomicU64,
+    /// When the next byte may go.
+    next: Mutex<Option<Instant>>,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self::new(RATE_DEFAULT)
+    }
+}
+
+impl Rate {
+    /// 0: no limit.
+    pub fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: AtomicU64::new(bytes_per_second), next: Mutex::new(None) }
+    }
+
+    /// The limit; 0: none.
+    pub fn get(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Waits until so many bytes may go.
+    pub async fn take(&self, bytes: u64) {
+        let rate = self.get();
+        if rate == 0 || bytes == 0 {
+            return;
+        }
+        let turn = {
+            let mut next = self.next.lock();
+            let now = Instant::now();
+            let turn = next.map_or(now, |next| next.max(now));
+            *next = Some(turn + Duration::from_secs_f64(bytes as f64 / rate as f64));
+            turn
+        };
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_go_at_the_rate_that_is_set_at_the_time() {
+        let rate = Rate::new(1000);
+        let began = Instant::now();
+        for _ in 0..5 {
+            rate.take(500).await;
+        }
+        assert_eq!(began.elapsed().as_millis(), 2000, "the first goes at once");
+        rate.set(0);
+        rate.take(1 << 40).await;
+        assert_eq!(began.elapsed().as_millis(), 2000);
+        rate.set(500);
+        rate.take(500).await;
+        rate.take(1).await;
+        assert_eq!(began.elapsed().as_millis(), 3500);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_is_expected_to_take_as_long_as_what_was_done() {
+        let progress = Progress::default();
+        progress.begin(Task::Merging, 4);
+        assert_eq!(progress.figures().eta, None);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        progress.wait_for("b");
+        assert_eq!(progress.figures().waits_for, "b");
+        progress.moved(10, 3000);
+        progress.done(1);
+        let figures = progress.figures();
+        assert_eq!((figures.keys, figures.bytes, figures.bytes_per_second), (10, 3000, 1000));
+        assert_eq!((figures.eta, figures.waits_for), (Some(Duration::from_secs(9)), String::new()));
+        progress.end();
+        assert_eq!(progress.figures(), Figures::default());
+    }
+
+    #[test]
+    fn figures_are_read_as_they_are_told_and_garbage_is_nothing() {
+        let figures = Figures {
+            task: Task::HandingOver,
+            partitions: 9,
+            partitions_done: 2,
+            keys: 5,
+            bytes: 77,
+            bytes_per_second: 3,
+            eta: Some(Duration::from_millis(1500)),
+            waits_for: "n2 | to take rows".to_owned(),
+        };
+        assert_eq!(Figures::from_text(&figures.to_text()), figures);
+        let long = Figures { waits_for: "\u{fc}".repeat(200), eta: None, ..figures };
+        assert!(Figures::from_text(&long.to_text()).waits_for.len() <= WAITS_FOR_BYTES_MAX);
+        for garbage in ["", "merging", "merging|x|1|1|1|1||", "||||||||"] {
+            assert_eq!(Figures::from_text(garbage), Figures::default(), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn names_of_tasks_are_their_own() {
+        let names: std::collections::BTreeSet<_> = Task::ALL.map(Task::name).into();
+        assert_eq!(names.len(), Task::ALL.len());
+    }
+}

@@ -1,0 +1,238 @@
+//! Rule D1: what a node does not own any more goes to its owners, and only then away. And what a
+//! node does that leaves.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::departure::certificate::Certificate;
+use super::super::*;
+use super::cluster::*;
+use crate::cluster::NodeId;
+use crate::cluster::layout::{Command, Document, Layout, Member, MemberState, Owner, Owners};
+use crate::store;
+
+/// A document with members and the cluster's tenants.
+struct Drawn<'c> {
+    cluster: &'c Cluster,
+    factor: u8,
+    states: BTreeMap<usize, MemberState>,
+}
+
+impl Drawn<'_> {
+    fn layout(&self, epoch: u64, current: &[usize], next: Option<&[usize]>) -> Arc<Layout> {
+        let owners = |indexes: &[usize]| -> Owners {
+            let owner = |index: &usize| (id(*index), Owner { zone: "z".to_owned(), weight: 1 });
+            indexes.iter().map(owner).collect()
+        };
+        let member = |index: usize| Member {
+            name: format!("n{}", index + 1),
+            zone: "z".to_owned(),
+            weight: 1,
+            state: self.states.get(&index).copied().unwrap_or(MemberState::Normal),
+            address: String::new(),
+        };
+        let all = 0..self.cluster.nodes.len();
+        let tenants = self.cluster.nodes[0].store.tenants().into_iter().map(|tenant| {
+            let mut tenant = (*tenant).clone();
+            tenant.replication_factor = self.factor;
+            (tenant.id, tenant)
+        });
+        Arc::new(Layout::new(Arc::new(Document {
+            cluster_id: NodeId(7),
+            epoch,
+            version: epoch,
+            partition_bits: 2,
+            members: all.map(|index| (id(index), member(index))).collect(),
+            owners: owners(current),
+            next_owners: next.map(owners),
+            departed: (0..self.cluster.nodes.len()).map(|index| (id(index), epoch)).collect(),
+            tenants: tenants.collect(),
+            ..Document::empty()
+        })))
+    }
+}
+
+fn drawn(cluster: &Cluster) -> Drawn<'_> {
+    Drawn { cluster, factor: 3, states: BTreeMap::new() }
+}
+
+/// What the node of this place holds, by itself.
+fn holds(cluster: &Cluster, at: usize, key: &str) -> bool {
+    cluster.digests("default", key)[at] != 0
+}
+
+/// Lets the departures of all nodes run for a while.
+async fn run_departures(cluster: &Cluster, seconds: u32) {
+    let closing = CancellationToken::new();
+    let running: Vec<_> = cluster
+        .nodes
+        .iter()
+        .map(|node| tokio::spawn(Arc::clone(&node.departure).run(closing.clone())))
+        .collect();
+    tokio::time::sleep(seconds * SECOND).await;
+    closing.cancel();
+    for task in running {
+        task.await.expect("it does not panic");
+    }
+}
+
+fn cleared(cluster: &Cluster, at: usize) -> Option<u64> {
+    let reports = cluster.nodes[at].reports.lock();
+    reports.iter().rev().find_map(|command| match command {
+        Command::Cleared { node, epoch } if *node == id(at) => Some(*epoch),
+        _ => None,
+    })
+}
+
+/// D1: a row that only the one who goes holds is on a quorum of the owners before it goes there.
+#[tokio::test(start_paused = true)]
+async fn a_row_goes_only_when_a_quorum_of_its_owners_has_it() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 61);
+    cluster.put(2, Level::All, put("all", "v")).await.expect("three are up");
+    cluster.world.isolate(id(2), &cluster.ids());
+    cluster.put(2, Level::One, put("one", "v")).await.expect("itself");
+    cluster.world.heal();
+    cluster.world.take_down(id(0));
+    cluster.world.take_down(id(1));
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    assert!(holds(&cluster, 2, "one") && cleared(&cluster, 2).is_none(), "one of three has it");
+    cluster.world.heal();
+    run_departures(&cluster, 10).await;
+    for key in ["one", "all"] {
+        assert!(!holds(&cluster, 2, key), "{key} went");
+        let copies = [0, 1, 3].into_iter().filter(|at| holds(&cluster, *at, key)).count();
+        assert!(copies >= 2, "{key}");
+    }
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    let row = cluster.get(3, Level::Quorum, "one").await.expect("all are up");
+    assert_eq!(values(&row), ["v"]);
+}
+
+/// `no_dominance_check`: that some owner has the key is not enough, it must have all of the row.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_is_behind_gets_what_it_lacks() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 62);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    cluster.world.isolate(id(2), &cluster.ids());
+    cluster.put(2, Level::One, put("k", "w")).await.expect("itself");
+    cluster.world.heal();
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    assert!(!holds(&cluster, 2, "k"));
+    let row = cluster.get(0, Level::Quorum, "k").await.expect("all are up");
+    assert_eq!(values(&row), ["v", "w"]);
+}
+
+/// In Joint nothing is removed, and nothing is said to be.
+#[tokio::test(start_paused = true)]
+async fn while_the_layout_changes_nothing_is_removed() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 63);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3])), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    assert!(holds(&cluster, 2, "k") && cleared(&cluster, 2).is_none());
+}
+
+/// A newcomer whose transition was aborted gives back what it was given, by the same way.
+#[tokio::test(start_paused = true)]
+async fn after_an_abort_the_newcomer_clears_what_it_has() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 64);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3])), &[0, 1, 2, 3]);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("four are up");
+    assert!(holds(&cluster, 3, "k"));
+    cluster.commit(drawn(&cluster).layout(3, &[0, 1, 2], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    assert!(!holds(&cluster, 3, "k"));
+    assert_eq!(cleared(&cluster, 3), Some(3));
+    assert!((0..3).all(|at| holds(&cluster, at, "k")), "owners keep theirs");
+}
+
+/// One that wakes up late, under an epoch that is over, removes nothing by what it knew.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_wakes_up_late_learns_first_and_clears_then() {
+    let cluster = Cluster::with_owners(5, &[0, 1, 2], 65);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    // It knows the second document; the owners have gone on to the fourth.
+    let second = drawn(&cluster).layout(2, &[0, 1, 3], None);
+    cluster.nodes[2].fence.adopt(&second);
+    cluster.commit(drawn(&cluster).layout(4, &[0, 3, 4], None), &[0, 1, 3, 4]);
+    run_departures(&cluster, 10).await;
+    assert!(!holds(&cluster, 2, "k"));
+    assert_eq!(cleared(&cluster, 2), Some(4), "by the owners of the fourth");
+    let copies = [0, 3, 4].into_iter().filter(|at| holds(&cluster, *at, "k")).count();
+    assert!(copies >= 2);
+}
+
+/// A delete is a row too: it must not be lost on the way, or what it deleted comes back.
+#[tokio::test(start_paused = true)]
+async fn deletes_are_handed_over_like_values() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 66);
+    let written = cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    cluster.world.isolate(id(2), &cluster.ids());
+    let delete = store::Mutation { value: None, ..over("k", "", &written.context) };
+    cluster.put(2, Level::One, delete).await.expect("itself");
+    cluster.world.heal();
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    let row = cluster.get(0, Level::Quorum, "k").await.expect("all are up");
+    assert!(!row.found(), "{row:?}");
+}
+
+/// With fewer replicas than owners a node keeps what it owns and gives away the rest; the keys of
+/// its certificate are those it held.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_hands_over_its_rows_and_hints_and_says_so() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 67);
+    for n in 0..40 {
+        let key = format!("k{n}");
+        cluster.put(n % 4, Level::All, put(&key, "v")).await.expect("four are up");
+    }
+    // A hint for one that is down all the time.
+    cluster.world.take_down(id(1));
+    let key = (0..40).map(|n| format!("h{n}"));
+    for key in key {
+        let _ = cluster.put(3, Level::One, put(&key, "v")).await;
+    }
+    tokio::time::sleep(SECOND).await;
+    assert!(cluster.nodes[3].hints.stats().pending > 0);
+    let held = (0..40).filter(|n| holds(&cluster, 3, &format!("k{n}"))).count();
+    let states = BTreeMap::from([(3, MemberState::Leaving)]);
+    let leaving = Drawn { states, ..drawn(&cluster) };
+    cluster.commit(leaving.layout(2, &[0, 1, 2], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 30).await;
+    assert_eq!(cleared(&cluster, 3), Some(2));
+    assert!((0..40).all(|n| !holds(&cluster, 3, &format!("k{n}"))));
+    assert_eq!(cluster.nodes[3].hints.stats().bytes, 0, "no hint is left");
+    let json = cluster.nodes[3].certificates.read(id(3)).expect("reads").expect("kept");
+    let certificate = Certificate::parse(&json).expect("its own");
+    assert!(certificate.totals().0 >= held as u64 && certificate.hints > 0, "{certificate:?}");
+    let kept_by = |at: usize| cluster.nodes[at].certificates.read(id(3)).expect("reads").is_some();
+    assert_eq!([0, 2].map(kept_by), [true, true], "two others keep it");
+    let left = cluster.nodes[3]
+        .reports
+        .lock()
+        .iter()
+        .any(|command| matches!(command, Command::Left { node, .. } if *node == id(3)));
+    assert!(left);
+    for n in 0..40 {
+        let row = cluster.get(0, Level::Quorum, &format!("h{n}")).await.expect("two of three");
+        assert_eq!(values(&row), ["v"], "h{n}");
+    }
+}
+
+/// A node that owns a partition again vouches for nothing in it.
+#[tokio::test(start_paused = true)]
+async fn safe_points_of_partitions_that_went_are_reset() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 68);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    let store = &cluster.nodes[2].store;
+    let time = crate::causality::clock::time_of_ms(T0_MS - 1000);
+    store.fence(0..=3, time).expect("fenced");
+    store.install_floor(0..=3, time).expect("installed");
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(store.floor_at(0).expect("sound"), 0);
+}

@@ -1,0 +1,673 @@
+//! Changes of the layout, as operators ask for them: plan, begin, abort, drain, and how far it is.
+//!
+//! What is decided is decided by the state machine when the command is applied. Here names become
+//! ids, and what a state machine cannot know is judged before anything is proposed: whether those
+//! who would take over rows are up and have room for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::cluster::Cluster;
+use super::status::Problem;
+use crate::cluster::NodeId;
+use crate::cluster::layout::{
+    Answer, Change, Command, Document, Layout, Member, MemberState, rules,
+};
+use crate::cluster::peer::{Class, Reply, Request};
+use crate::cluster::view::Nodes;
+use crate::proto::{self, DrainPhase, TransitionPhase};
+use crate::replication::departure::certificate::{Certificate, digest_of};
+use crate::replication::progress::{Figures, Task};
+use crate::store::Outcome;
+
+/// How long another node may take to give a certificate.
+const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of what a node has free, the share that a change may fill.
+const ROOM_SHARE: f64 = 1.0 / 1.3;
+
+/// A change that cannot be.
+fn refused(reason: &str, message: impl Into<String>) -> Problem {
+    Problem::new(Code::FailedPrecondition, reason.to_owned(), message.into())
+        .of_write(Outcome::NotApplied)
+}
+
+/// What a change would do.
+struct Effects {
+    movements: Vec<proto::Movement>,
+    balance: Vec<proto::NodeBalance>,
+    refusals: Vec<proto::LayoutRefusal>,
+}
+
+impl Cluster {
+    /// The member of a name or an id.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn member_of(&self, document: &Document, text: &str) -> Result<NodeId, Problem> {
+        if let Ok(id) = text.parse::<NodeId>()
+            && document.members.contains_key(&id)
+        {
+            return Ok(id);
+        }
+        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
+        let named = || document.members.iter().filter(|(_, member)| member.name == text);
+        let found = named().find(|(_, member)| !gone(member.state)).or_else(|| named().next());
+        found.map(|(id, _)| *id).ok_or_else(|| {
+            let message = format!("{text:?} is the name or id of no member");
+            Problem::new(Code::NotFound, "UNKNOWN_NODE", message).of_write(Outcome::NotApplied)
+        })
+    }
+
+    fn change_of(
+        &self,
+        document: &Document,
+        asked: &proto::LayoutChange,
+    ) -> Result<Change, Problem> {
+        let all = |names: &[String]| {
+            names.iter().map(|name| self.member_of(document, name)).collect::<Result<_, _>>()
+        };
+        let mut change = Change {
+            leaves: all(&asked.leaves)?,
+            removes: all(&asked.removes)?,
+            ..Change::default()
+        };
+        for new in asked.joins.iter().filter(|new| !new.node.is_empty()) {
+            let node = self.member_of(document, &new.node)?;
+            if let Some(member) = document.members.get(&node) {
+                change.joins.insert(node, member.clone());
+            }
+        }
+        for (name, weight) in &asked.weights {
+            change.weights.insert(self.member_of(document, name)?, *weight);
+        }
+        for (name, zone) in &asked.zones {
+            change.zones.insert(self.member_of(document, name)?, zone.clone());
+        }
+        for (name, factor) in &asked.replication_factors {
+            let tenant = self.store.tenant(name).map_err(|error| Problem::from(&error))?;
+            let factor = u8::try_from(*factor).unwrap_or(u8::MAX);
+            change.factors.insert(tenant.id, factor);
+        }
+        Ok(change)
+    }
+
+    /// What a change would do.
+    ///
+    /// # Errors
+    /// A name in it is not known.
+    pub fn plan(
+        &self,
+        request: &proto::PlanLayoutRequest,
+    ) -> Result<proto::PlanLayoutResponse, Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let asked = request.change.clone().unwrap_or_default();
+        let mut change = self.change_of(document, &asked)?;
+        let mut names = BTreeMap::new();
+        let unnamed = asked.joins.iter().filter(|new| new.node.is_empty());
+        for (new, n) in unnamed.zip(1_u128..) {
+            // No minted id is that small.
+            names.insert(NodeId(n), format!("new-{n}"));
+            let member = Member {
+                name: format!("new-{n}"),
+                zone: new.zone.clone(),
+                weight: new.weight.max(1),
+                state: MemberState::Joining,
+                address: String::new(),
+            };
+            change.joins.insert(NodeId(n), member);
+        }
+        let effects = self.effects(&layout, &change, &names);
+        let bytes: BTreeMap<&str, u64> =
+            effects.movements.iter().fold(BTreeMap::new(), |mut all, one| {
+                *all.entry(one.to.as_str()).or_default() += one.bytes;
+                all
+            });
+        let slowest = bytes.values().max().copied().unwrap_or(0);
+        let rate = self.moving.rate.get();
+        let lost = document.lost_by(&change.removes).into_iter();
+        let lost = lost.filter(|_| !change.removes.is_empty());
+        Ok(proto::PlanLayoutResponse {
+            epoch: layout.epoch(),
+            bytes: bytes.values().sum(),
+            duration_ms: slowest.saturating_mul(1000).checked_div(rate).unwrap_or(0),
+            lost: lost
+                .map(|(partition, factor, left)| proto::LostPartition {
+                    partition,
+                    replication_factor: factor.into(),
+                    replicas_left: left.iter().map(NodeId::to_string).collect(),
+                })
+                .collect(),
+            warnings: warnings(document, &change),
+            refusals: effects.refusals,
+            movements: effects.movements,
+            balance: effects.balance,
+        })
+    }
+
+    fn effects(
+        &self,
+        layout: &Layout,
+        change: &Change,
+        names: &BTreeMap<NodeId, String>,
+    ) -> Effects {
+        let document = layout.document();
+        let mut effects =
+            Effects { movements: Vec::new(), balance: Vec::new(), refusals: Vec::new() };
+        let mut next = Document::clone(document);
+        let command = Command::Change { epoch: document.epoch, change: change.clone() };
+        if let Answer::Refused { reason, message } = next.apply(&command) {
+            effects.refusals.push(proto::LayoutRefusal { reason, message });
+            return effects;
+        }
+        let next = Layout::new(Arc::new(next));
+        let name = |node: &NodeId| names.get(node).cloned().unwrap_or_else(|| node.to_string());
+        let heard = self.view.nodes();
+        let sizes = self.sizes(layout, &heard);
+        let mut moved: BTreeMap<(NodeId, NodeId), (u32, u64)> = BTreeMap::new();
+        for node in next.document().syncers.clone() {
+            for one in next.to_sync(node) {
+                let needed = one.sources;
+                let others = needed.of.iter().filter(|source| **source != node);
+                let count = needed.count.saturating_sub(usize::from(needed.of.contains(&node)));
+                for (nth, source) in others.enumerate() {
+                    if nth < count || needed.leaving.contains(source) {
+                        let pair = moved.entry((*source, node)).or_default();
+                        pair.0 += 1;
+                        pair.1 += sizes.get(source).copied().unwrap_or(0);
+                    }
+                }
+            }
+        }
+        let movement = |((from, to), (partitions, bytes)): (&(NodeId, NodeId), &(u32, u64))| {
+            let (from, to, partitions, bytes) = (name(from), name(to), *partitions, *bytes);
+            proto::Movement { from, to, partitions, bytes }
+        };
+        effects.movements = moved.iter().map(movement).collect();
+        effects.balance = balance(layout, &next, &sizes, &name);
+        effects.refusals = self.obstacles(layout, &moved, &sizes, &heard);
+        effects
+    }
+
+    /// About how many bytes a partition has at each node.
+    fn sizes(&self, layout: &Layout, heard: &Nodes) -> BTreeMap<NodeId, u64> {
+        let factor = layout.document().replication_factors().last().copied().unwrap_or(1);
+        let held = partitions_held(layout, factor);
+        let bytes = |node: &NodeId| match *node == self.node {
+            true => self.store.stats().engine.table_bytes(),
+            false => heard.get(node).map_or(0, |facts| facts.load_bytes),
+        };
+        held.iter().map(|(node, held)| (*node, bytes(node) / u64::from(*held).max(1))).collect()
+    }
+
+    /// Why those who would take rows over cannot.
+    fn obstacles(
+        &self,
+        layout: &Layout,
+        moved: &BTreeMap<(NodeId, NodeId), (u32, u64)>,
+        sizes: &BTreeMap<NodeId, u64>,
+        heard: &Nodes,
+    ) -> Vec<proto::LayoutRefusal> {
+        // Of each partition one copy stays, however many are fetched.
+        let mut takes: BTreeMap<NodeId, (u32, u64)> = BTreeMap::new();
+        for ((source, to), (partitions, _)) in moved {
+            let size = sizes.get(source).copied().unwrap_or(0);
+            let (most, bytes) = takes.entry(*to).or_default();
+            *most = (*most).max(*partitions);
+            *bytes = (*bytes).max(u64::from(*partitions).saturating_mul(size));
+        }
+        let members = &layout.document().members;
+        let mut refusals = Vec::new();
+        for (node, (partitions, bytes)) in takes {
+            let Some(member) = members.get(&node) else { continue };
+            let name = &member.name;
+            let refusal =
+                |reason: &str, message| proto::LayoutRefusal { reason: reason.to_owned(), message };
+            let facts = heard.get(&node);
+            if node != self.node && !facts.is_some_and(|facts| facts.is_up) {
+                let message = format!("{name} would take over {partitions} partitions and is down");
+                refusals.push(refusal("RECEIVER_DOWN", message));
+                continue;
+            }
+            let free = match node == self.node {
+                true => self.store.stats().disk_free,
+                false => facts.map_or(0, |facts| facts.disk_free),
+            };
+            if bytes as f64 > free as f64 * ROOM_SHARE {
+                let message =
+                    format!("{name} would take over about {bytes} bytes and has {free} free");
+                refusals.push(refusal("NO_SPACE", message));
+            }
+        }
+        refusals
+    }
+
+    /// Begins a change.
+    ///
+    /// # Errors
+    /// It is refused, or it is not known whether it was begun.
+    pub async fn commit(
+        &self,
+        request: &proto::CommitLayoutRequest,
+        deadline: Instant,
+    ) -> Result<proto::CommitLayoutResponse, Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let asked = request.change.clone().unwrap_or_default();
+        if asked.joins.iter().any(|new| new.node.is_empty()) {
+            return Err(Problem::invalid("change", "nodes join by themselves when they start"));
+        }
+        let change = self.change_of(document, &asked)?;
+        if let Some(nodes) = given_up(document, &change) {
+            let mut epoch = document.epoch;
+            for node in nodes {
+                let command = Command::GiveUp { node, epoch: document.epoch };
+                epoch = self.decide(command, deadline).await?;
+            }
+            return Ok(proto::CommitLayoutResponse { epoch });
+        }
+        let epoch = match request.epoch {
+            0 => document.epoch,
+            epoch => epoch,
+        };
+        let effects = self.effects(&layout, &change, &BTreeMap::new());
+        if let Some(refusal) = effects.refusals.into_iter().next() {
+            return Err(refused(&refusal.reason, refusal.message));
+        }
+        let epoch = self.decide(Command::Change { epoch, change }, deadline).await?;
+        Ok(proto::CommitLayoutResponse { epoch })
+    }
+
+    /// Ends the transition under way with the owners of before.
+    ///
+    /// # Errors
+    /// There is none, or it is not known whether it was ended.
+    pub async fn abort(
+        &self,
+        request: &proto::AbortLayoutRequest,
+        deadline: Instant,
+    ) -> Result<proto::AbortLayoutResponse, Problem> {
+        let epoch = match request.epoch {
+            0 => self.layout().epoch(),
+            epoch => epoch,
+        };
+        let epoch = self.decide(Command::Abort { epoch }, deadline).await?;
+        Ok(proto::AbortLayoutResponse { epoch })
+    }
+
+    /// Has a command decided; the epoch after it, which this node knows on return if it can.
+    async fn decide(&self, command: Command, deadline: Instant) -> Result<u64, Problem> {
+        let epoch = match self.propose(command, deadline).await? {
+            Answer::Done { epoch } => epoch,
+            Answer::Refused { reason, message } => return Err(refused(&reason, message)),
+            other => return Err(Problem::new(Code::Internal, "INTERNAL", format!("{other:?}"))),
+        };
+        let mut layout = self.layout.clone();
+        let known = layout.wait_for(|layout| layout.epoch() >= epoch);
+        // It is decided; a node that lags behind learns it soon.
+        let _ = tokio::time::timeout_at(deadline, known).await;
+        Ok(epoch)
+    }
+
+    /// Begins to drain a node, or calls it off, as is asked; which node it is.
+    ///
+    /// # Errors
+    /// It is refused, with the reason.
+    pub async fn drain(
+        &self,
+        request: &proto::DrainNodeRequest,
+        deadline: Instant,
+    ) -> Result<NodeId, Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let node = match request.node.as_str() {
+            "" => self.node,
+            text => self.member_of(document, text)?,
+        };
+        let state = document.members.get(&node).map(|member| member.state);
+        let (owns, epoch) = (document.owners.contains_key(&node), document.epoch);
+        match (request.cancel, state) {
+            _ if request.status_only => {}
+            (_, Some(MemberState::Left)) => {}
+            (true, Some(MemberState::Leaving)) if owns && document.is_joint() => {
+                self.decide(Command::Abort { epoch }, deadline).await?;
+            }
+            (true, Some(MemberState::Leaving)) => {
+                let message = "the owners have changed: the node can only leave, and join anew";
+                return Err(refused("TOO_LATE", message));
+            }
+            (true, _) => return Err(refused("NO_TRANSITION", "the node does not leave")),
+            (false, Some(MemberState::Leaving)) => {}
+            (false, _) => {
+                let leaves = vec![node.to_string()];
+                let change = Some(proto::LayoutChange { leaves, ..Default::default() });
+                self.commit(&proto::CommitLayoutRequest { epoch, change }, deadline).await?;
+            }
+        }
+        Ok(node)
+    }
+
+    /// How far a node is on its way out, and whether that is the end of it.
+    pub fn drain_progress(&self, node: NodeId) -> (proto::DrainProgress, bool) {
+        let layout = self.layout();
+        let document = layout.document();
+        let member = document.members.get(&node);
+        let state = member.map(|member| member.state);
+        let mut progress = proto::DrainProgress {
+            node_id: node.to_string(),
+            node_name: member.map(|member| member.name.clone()).unwrap_or_default(),
+            epoch: layout.epoch(),
+            ..Default::default()
+        };
+        let own = self.figures_of(node);
+        let phase = match state {
+            Some(MemberState::Left) => DrainPhase::Left,
+            Some(MemberState::Leaving) if document.is_joint() => DrainPhase::Merging,
+            Some(MemberState::Leaving) => match own.task {
+                Task::Hints => DrainPhase::Hints,
+                Task::Certifying => DrainPhase::Certifying,
+                Task::None | Task::Merging | Task::HandingOver => DrainPhase::HandingOver,
+            },
+            _ => DrainPhase::Cancelled,
+        };
+        progress.set_phase(phase);
+        match phase {
+            DrainPhase::Merging => {
+                let syncers = document.syncers.iter().filter(|one| !document.synced.contains(one));
+                let each: Vec<Figures> = syncers.map(|one| self.figures_of(*one)).collect();
+                fill(&mut progress, &each);
+                progress.waits_for = self.waits_for(&layout);
+            }
+            DrainPhase::Left => {
+                progress.certificate_digest =
+                    document.certificates.get(&node).cloned().unwrap_or_default();
+            }
+            DrainPhase::Cancelled | DrainPhase::Unspecified => {}
+            DrainPhase::HandingOver | DrainPhase::Hints | DrainPhase::Certifying => {
+                fill(&mut progress, &[own]);
+                if !self.is_up(node) {
+                    progress.waits_for.push(format!("{} to come back", progress.node_name));
+                }
+            }
+        }
+        let is_over = matches!(phase, DrainPhase::Left | DrainPhase::Cancelled);
+        (progress, is_over)
+    }
+
+    fn is_up(&self, node: NodeId) -> bool {
+        node == self.node || self.view.is_up(node)
+    }
+
+    /// What a node does for a change of ownership, as far as it was heard of.
+    fn figures_of(&self, node: NodeId) -> Figures {
+        if node == self.node {
+            return self.moving.progress.figures();
+        }
+        let heard = self.view.nodes();
+        heard.get(&node).map(|facts| Figures::from_text(&facts.moving)).unwrap_or_default()
+    }
+
+    /// How far the change of ownership is.
+    pub(super) fn transition_state(&self, layout: &Layout) -> proto::TransitionState {
+        let document = layout.document();
+        let phase = match document.is_formed() {
+            false => TransitionPhase::Unspecified,
+            true if document.is_joint() => TransitionPhase::Joint,
+            true if document.departed.is_empty() => TransitionPhase::Stable,
+            true => TransitionPhase::Clearing,
+        };
+        let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(NodeId::to_string).collect();
+        let progress = document.members.keys().filter_map(|node| {
+            let figures = self.figures_of(*node);
+            (figures.task != Task::None).then(|| proto::TransferProgress {
+                node_id: node.to_string(),
+                task: figures.task.name().to_owned(),
+                partitions: figures.partitions,
+                partitions_done: figures.partitions_done,
+                keys: figures.keys,
+                bytes: figures.bytes,
+                bytes_per_second: figures.bytes_per_second,
+                eta_ms: figures.eta.map(|eta| eta.as_millis() as u64),
+                waits_for: figures.waits_for,
+            })
+        });
+        proto::TransitionState {
+            phase: phase.into(),
+            epoch: layout.epoch(),
+            fenced: names(&document.fenced),
+            syncers: names(&document.syncers),
+            synced: names(&document.synced),
+            waits_for: self.waits_for(layout),
+            departed: document.departed.keys().map(NodeId::to_string).collect(),
+            progress: progress.collect(),
+        }
+    }
+
+    /// What a change of ownership waits for, in words.
+    fn waits_for(&self, layout: &Layout) -> Vec<String> {
+        let document = layout.document();
+        let who = |node: &NodeId| {
+            let name = document.members.get(node).map_or("", |member| &member.name);
+            let down = if self.is_up(*node) { "" } else { ", which is down" };
+            let why = self.figures_of(*node).waits_for;
+            let why = if why.is_empty() { why } else { format!(" ({why})") };
+            (format!("{name}{down}"), why)
+        };
+        let mut waits = Vec::new();
+        if document.is_joint() {
+            for node in document.syncers.difference(&document.synced) {
+                let (name, why) = who(node);
+                waits.push(format!("{name} to merge its partitions{why}"));
+            }
+            let owners = document.owners.keys().filter(|node| !document.fenced.contains(node));
+            let is_fenced = (0..layout.partitions()).all(|partition| {
+                document.replication_factors().into_iter().all(|factor| {
+                    let set = layout.sets(partition, factor).current;
+                    rules::is_fenced(&set, |node| document.fenced.contains(node))
+                })
+            });
+            for node in owners.filter(|_| !is_fenced) {
+                waits.push(format!("{} to learn the new layout", who(node).0));
+            }
+        } else {
+            for node in document.departed.keys() {
+                let (name, why) = who(node);
+                waits.push(format!("{name} to hand over rows that it does not own{why}"));
+            }
+        }
+        waits
+    }
+
+    /// The certificate of a node that left, from here or from one that keeps it.
+    pub async fn certificate(&self, node: NodeId) -> Option<Vec<u8>> {
+        if let Ok(Some(json)) = self.moving.certificates.read(node) {
+            return Some(json);
+        }
+        let layout = self.layout();
+        for other in layout.document().owners.keys().filter(|other| **other != self.node) {
+            let node_id = node.to_bytes().to_vec().into();
+            let request = proto::CertificateRequest { node_id, certificate: Default::default() };
+            let (epoch, request) = (layout.epoch(), Request::Certificate(request));
+            let timeout = CERTIFICATE_TIMEOUT;
+            let asked = self.peers.call(*other, Class::Background, epoch, request, timeout);
+            if let Ok(Reply::Certificate(reply)) = asked.await
+                && !reply.certificate.is_empty()
+            {
+                return Some(reply.certificate.to_vec());
+            }
+        }
+        None
+    }
+
+    /// Checks a certificate.
+    ///
+    /// # Errors
+    /// There is none to check.
+    pub async fn verify(
+        &self,
+        request: &proto::VerifyCertificateRequest,
+    ) -> Result<proto::VerifyCertificateResponse, Problem> {
+        let layout = self.layout();
+        let document = layout.document();
+        let json = match (request.certificate.as_str(), request.node.as_str()) {
+            ("", "") => return Err(Problem::invalid("certificate", "neither it nor a node")),
+            ("", name) => {
+                let node = self.member_of(document, name)?;
+                let none = || {
+                    let message = format!("no node that can be reached keeps one of {name}");
+                    Problem::new(Code::NotFound, "NO_CERTIFICATE", message)
+                };
+                self.certificate(node).await.ok_or_else(none)?
+            }
+            (json, _) => json.as_bytes().to_vec(),
+        };
+        let digest = digest_of(&json);
+        let certificate = match Certificate::parse(&json) {
+            Ok(certificate) => certificate,
+            Err(problem) => {
+                let problem = format!("it cannot be read: {problem}");
+                return Ok(proto::VerifyCertificateResponse {
+                    problem,
+                    digest,
+                    ..Default::default()
+                });
+            }
+        };
+        let problem = problem_of(document, &certificate, &digest);
+        let (keys, bytes) = certificate.totals();
+        Ok(proto::VerifyCertificateResponse {
+            valid: problem.is_empty(),
+            problem,
+            node_id: certificate.node_id.to_string(),
+            node_name: certificate.node_name.clone(),
+            epoch: certificate.epoch,
+            made_ms: certificate.made_ms,
+            partitions: certificate.partitions.len() as u64,
+            keys,
+            bytes,
+            digest,
+            certificate: String::from_utf8_lossy(&json).into_owned(),
+        })
+    }
+}
+
+/// Why a certificate is not the one that the cluster remembers; empty: it is.
+fn problem_of(document: &Document, certificate: &Certificate, digest: &str) -> String {
+    let known = document.certificates.get(&certificate.node_id);
+    match known {
+        _ if certificate.cluster_id != document.cluster_id => {
+            format!("it is of cluster {}", certificate.cluster_id)
+        }
+        None => format!("the cluster knows of no node {} that left", certificate.node_id),
+        Some(known) if known != digest => {
+            format!("its digest is {digest}, the cluster remembers {known}")
+        }
+        Some(_) => String::new(),
+    }
+}
+
+/// The nodes that a change takes out of a transition under way, if that is all it does.
+fn given_up(document: &Document, change: &Change) -> Option<BTreeSet<NodeId>> {
+    let removes = change.removes.clone();
+    let only = Change { removes: removes.clone(), ..Change::default() } == *change;
+    let leaves = |node: &NodeId| {
+        let state = document.members.get(node).map(|member| member.state);
+        matches!(state, Some(MemberState::Leaving | MemberState::Removing))
+            && document.owners.contains_key(node)
+    };
+    let all = document.is_joint() && only && !removes.is_empty() && removes.iter().all(leaves);
+    all.then_some(removes)
+}
+
+fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {
+    let mut held = BTreeMap::new();
+    for partition in 0..layout.partitions() {
+        for node in layout.sets(partition, factor).current {
+            *held.entry(node).or_default() += 1;
+        }
+    }
+    held
+}
+
+/// The nodes before and after.
+fn balance(
+    layout: &Layout,
+    next: &Layout,
+    sizes: &BTreeMap<NodeId, u64>,
+    name: &dyn Fn(&NodeId) -> String,
+) -> Vec<proto::NodeBalance> {
+    let classes = next.document().factor_classes();
+    let factor = layout.document().replication_factors().last().copied().unwrap_or(1);
+    let factor_next = classes.iter().map(|(_, next)| *next).max().unwrap_or(1);
+    let before = partitions_held(layout, factor);
+    let mut after: BTreeMap<NodeId, u32> = BTreeMap::new();
+    for partition in 0..next.partitions() {
+        let sets = next.sets(partition, factor_next);
+        for node in sets.next.unwrap_or(sets.current) {
+            *after.entry(node).or_default() += 1;
+        }
+    }
+    let size = sizes.values().sum::<u64>() / (sizes.len() as u64).max(1);
+    let nodes: BTreeSet<NodeId> = before.keys().chain(after.keys()).copied().collect();
+    let entry = |node: NodeId| {
+        let of = |held: &BTreeMap<NodeId, u32>| held.get(&node).copied().unwrap_or(0);
+        let (partitions, partitions_next) = (of(&before), of(&after));
+        let member = next.document().members.get(&node);
+        proto::NodeBalance {
+            node_id: name(&node),
+            name: member.map(|member| member.name.clone()).unwrap_or_default(),
+            partitions,
+            partitions_next,
+            bytes: u64::from(partitions) * sizes.get(&node).copied().unwrap_or(0),
+            bytes_next: u64::from(partitions_next) * sizes.get(&node).copied().unwrap_or(size),
+        }
+    };
+    nodes.into_iter().map(entry).collect()
+}
+
+/// What is allowed and should be known.
+fn warnings(document: &Document, change: &Change) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for node in &change.removes {
+        let name = document.members.get(node).map_or("", |member| &member.name);
+        warnings.push(format!("writes that only {name} acknowledged (consistency ONE) are lost"));
+    }
+    let goes = |node: &NodeId| change.leaves.contains(node) || change.removes.contains(node);
+    let stays = document.owners.iter().filter(|(node, _)| !goes(node));
+    let zone = |node: &NodeId, zone: &str| {
+        change.zones.get(node).cloned().unwrap_or_else(|| zone.to_owned())
+    };
+    let mut zones: BTreeSet<String> =
+        stays.clone().map(|(node, owner)| zone(node, &owner.zone)).collect();
+    zones.extend(change.joins.values().map(|member| member.zone.clone()));
+    let owners = stays.count() + change.joins.len();
+    for tenant in document.tenants.values() {
+        let factor = change.factors.get(&tenant.id).copied().unwrap_or(tenant.replication_factor);
+        let name = &tenant.name;
+        if usize::from(factor) > owners {
+            warnings.push(format!("tenant {name} wants {factor} replicas, {owners} nodes stay"));
+        } else if usize::from(factor) > zones.len() && zones.len() > 1 {
+            let zones = zones.len();
+            warnings.push(format!("tenant {name} wants {factor} replicas in {zones} zones"));
+        }
+    }
+    warnings
+}
+
+/// The figures of all who work on a phase.
+fn fill(progress: &mut proto::DrainProgress, each: &[Figures]) {
+    let sum = |of: fn(&Figures) -> u64| each.iter().map(of).sum();
+    progress.partitions = sum(|one| one.partitions);
+    progress.partitions_done = sum(|one| one.partitions_done);
+    progress.keys = sum(|one| one.keys);
+    progress.bytes = sum(|one| one.bytes);
+    progress.bytes_per_second = sum(|one| one.bytes_per_second);
+    let eta = each.iter().filter_map(|one| one.eta).max();
+    progress.eta_ms = eta.map(|eta| eta.as_millis() as u64);
+    let waits = each.iter().map(|one| one.waits_for.clone());
+    progress.waits_for = waits.filter(|text| !text.is_empty()).collect();
+}
