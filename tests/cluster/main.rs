@@ -9,6 +9,7 @@
 mod node;
 
 mod nodes;
+mod operators;
 
 use std::time::Duration;
 

@@ -77,11 +77,22 @@ impl Nodes {
 
     /// One more node; its place.
     pub fn join(&mut self) -> usize {
+        self.join_with(&[])
+    }
+
+    /// One more node, with settings of its own.
+    pub fn join_with(&mut self, more: &[(String, String)]) -> usize {
         let at = self.nodes.len();
         self.peer_ports.extend(free_ports(1));
-        let settings = settings(&self.peer_ports, at, 1);
+        let mut settings = settings(&self.peer_ports, at, 1);
+        settings.extend_from_slice(more);
         self.nodes.push(CliNode::with(&borrowed(&settings)));
         at
+    }
+
+    /// SIGTERM.
+    pub fn signal(&self, at: usize) {
+        self.nodes[at].signal();
     }
 
     pub fn kill(&mut self, at: usize) {
@@ -95,7 +106,12 @@ impl Nodes {
     }
 
     pub fn restart(&mut self, at: usize) {
-        let settings = settings(&self.peer_ports, at, self.peer_ports.len());
+        self.restart_with(at, &[]);
+    }
+
+    pub fn restart_with(&mut self, at: usize, more: &[(String, String)]) {
+        let mut settings = settings(&self.peer_ports, at, self.peer_ports.len());
+        settings.extend_from_slice(more);
         self.nodes[at].restart_with(&borrowed(&settings));
     }
 

@@ -82,7 +82,7 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
         cancel: args.cancel,
         status_only: args.status,
     };
-    let mut told = begin(&client, &request).await?;
+    let mut told = begin(&client, &request).await.map_err(Failure::of_change)?;
     let first = told.message().await.map_err(|status| Error::of(&status, false))?;
     let Some(mut last) = first else {
         return Err(Failure::error("the node said nothing of the drain"));

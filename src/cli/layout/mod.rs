@@ -137,7 +137,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Verb::Abort { epoch, connect } => {
             let call = async |admin: &mut Admin, request| admin.abort_layout(request).await;
             let request = proto::AbortLayoutRequest { epoch };
-            let done = connect.admin_client()?.admin_call(request, call).await?;
+            let done = connect.admin_client()?.admin_call(request, call).await;
+            let done = done.map_err(Failure::of_change)?;
             let text = format!("aborted: in epoch {} the owners are those of before", done.epoch);
             connect.print(&text, &json!({ "epoch": done.epoch }))
         }
@@ -175,7 +176,7 @@ pub(super) async fn begin(
         change: Some(change),
     };
     let call = async |admin: &mut Admin, request| admin.commit_layout(request).await;
-    let begun = client.admin_call(request, call).await?;
+    let begun = client.admin_call(request, call).await.map_err(Failure::of_change)?;
     if commit.wait {
         wait_until_stable(&client, connect, begun.epoch).await?;
     }
@@ -199,7 +200,7 @@ async fn ask_plan(
 ) -> Result<proto::PlanLayoutResponse, Failure> {
     let call = async |admin: &mut Admin, request| admin.plan_layout(request).await;
     let request = proto::PlanLayoutRequest { change: Some(change) };
-    Ok(client.admin_call(request, call).await?)
+    client.admin_call(request, call).await.map_err(Failure::of_change)
 }
 
 /// The cluster as the node that is asked knows it.

@@ -58,7 +58,9 @@ pub(super) fn text(status: &proto::ClusterStatusResponse) -> String {
     if !state.departed.is_empty() {
         let _ = write!(text, "\nmay hold rows of others: {}", list(&state.departed));
     }
-    for one in &state.progress {
+    // Of what is over the nodes' last words may still be heard.
+    let busy = state.progress.iter().filter(|_| phase != proto::TransitionPhase::Stable);
+    for one in busy {
         let _ = write!(text, "\n{}: {}", name(&one.node_id), progress_text(one));
     }
     for one in &state.waits_for {
