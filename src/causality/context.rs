@@ -1,7 +1,9 @@
 //! What a client has seen of a key, as bytes it need not understand.
 //!
-//! A context names the clock entries of the row and the tokens of its live versions (a dead
-//! token's version is already gone from the row, so its client need not carry it).
+//! A context names the clock entries of the row, the tokens of its live versions, and the newest
+//! [`DEAD_TOKENS_MAX`] tokens whose versions were replaced. The dead ones matter where the client
+//! writes next: a replica that has missed the replacing write still holds the old version, and
+//! only the context can tell it that this client has seen both.
 //!
 //! | bytes | what |
 //! |---|---|
@@ -16,6 +18,10 @@
 //! 1. A context of another key, cluster or format is refused by name, never misread: a clock entry
 //!    that was not really seen would silently delete what it names.
 //! 2. So is one with an entry in the future: it would mute an actor on the key until then.
+//! 3. A context made here names at most [`DEAD_TOKENS_MAX`] tokens besides those of live versions,
+//!    the newest: a key that is overwritten for ever gets no ever longer contexts. What is given
+//!    up is little: a replica must have missed more than so many overwrites of one key, each with
+//!    an idempotency key, to show an old version beside the new one until it is next compared.
 //!
 //! The checksum keeps mistakes and guesses out. It is no signature: who knows the cluster's id
 //! can forge one, and only harms keys he may write anyway.
@@ -28,6 +34,8 @@ use super::dot::{Dot, Token};
 use super::row::{Mode, Row, find, insert};
 use super::wire::{Reader, read_actors, read_tokens, write_actors, write_tokens};
 
+/// Tokens without a live version that a context names, at most.
+pub const DEAD_TOKENS_MAX: usize = 64;
 /// The format this program writes.
 const FORMAT: u8 = 1;
 /// Bytes before the checksummed body.
@@ -96,9 +104,8 @@ impl Context {
         };
         match row.mode {
             Mode::Siblings => {
-                let live = |(token, _): &&(Token, u64)| row.version(&Dot::Token(*token)).is_some();
-                let tokens = row.tokens.iter().filter(live).copied().collect();
-                Self { vv: row.vv.clone(), tokens }
+                let is_live = |token| row.version(&Dot::Token(token)).is_some();
+                Self { vv: row.vv.clone(), tokens: newest(row.tokens.clone(), is_live) }
             }
             Mode::LastWriteWins => {
                 Self { vv: row.live.iter().filter_map(winner).collect(), tokens: Vec::new() }
@@ -117,7 +124,10 @@ impl Context {
     pub fn with_write(mut self, dot: Dot, time: u64) -> Self {
         match dot {
             Dot::Plain { actor, time } => insert(&mut self.vv, actor, time, u64::max),
-            Dot::Token(token) => insert(&mut self.tokens, token, time, u64::min),
+            Dot::Token(token) => {
+                insert(&mut self.tokens, token, time, u64::min);
+                self.tokens = newest(self.tokens, |other| other == token);
+            }
         }
         self
     }
@@ -127,7 +137,7 @@ impl Context {
         &self.vv
     }
 
-    /// The tokens of the versions seen live.
+    /// The tokens of the versions seen live, and the newest of those that were replaced.
     pub fn tokens(&self) -> &[(Token, u64)] {
         &self.tokens
     }
@@ -193,6 +203,22 @@ impl Context {
     }
 }
 
+/// Invariant 3: the live of `tokens`, and the newest of the rest.
+fn newest(mut tokens: Vec<(Token, u64)>, is_live: impl Fn(Token) -> bool) -> Vec<(Token, u64)> {
+    if tokens.len() <= DEAD_TOKENS_MAX {
+        return tokens;
+    }
+    let is_dead = |entry: &&(Token, u64)| !is_live(entry.0);
+    let mut dead: Vec<u64> = tokens.iter().filter(is_dead).map(|entry| entry.1).collect();
+    let surplus = dead.len().saturating_sub(DEAD_TOKENS_MAX);
+    if surplus > 0 {
+        // Of tokens of one moment all go: there may be fewer than allowed, never more.
+        let (_, &mut last_to_go, _) = dead.select_nth_unstable(surplus - 1);
+        tokens.retain(|&(token, time)| time > last_to_go || is_live(token));
+    }
+    tokens
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +273,26 @@ mod tests {
             let refused = Context::decode(&bytes, other, u64::MAX, LIMIT);
             assert_eq!(refused, Err(ContextError::Forged));
         }
+    }
+
+    #[test]
+    fn of_dead_tokens_only_the_newest_are_named_and_every_live_one() {
+        let tokens: Vec<_> = (0..200_u64).map(|n| (Token::new(n.into()), 1_000 - n)).collect();
+        let oldest = Token::new(199);
+        let kept = newest(tokens, |token| token == oldest);
+        let names: Vec<u128> = kept.iter().map(|(token, _)| token.to_u128()).collect();
+        let newest_ones = 0..DEAD_TOKENS_MAX as u128;
+        assert_eq!(names, newest_ones.chain([199]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_chain_of_tokened_writes_makes_no_ever_longer_context() {
+        let mut context = Context::default();
+        for n in 1..=1_000_u64 {
+            context = context.with_write(Dot::Token(Token::new(n.into())), n);
+        }
+        assert_eq!(context.tokens().len(), DEAD_TOKENS_MAX + 1);
+        assert!(context.has_seen(&Dot::Token(Token::new(1_000))));
     }
 
     #[test]

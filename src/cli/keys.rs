@@ -32,8 +32,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         prefix: scan.prefix,
         start: scan.start,
         end: scan.end,
-        limit: 0,
-        cursor: scan.cursor,
+        ..Default::default()
     };
     let mut out = BufWriter::new(std::io::stdout().lock());
     loop {

@@ -38,8 +38,7 @@ impl Range {
             start: self.start.into(),
             end: self.end.into(),
             limit: self.limit,
-            keys_only: false,
-            cursor: bytes::Bytes::new(),
+            ..Default::default()
         }
     }
 }

@@ -186,6 +186,7 @@ async fn plan(args: &RunArgs, options: &Options, recorder: &Recorder) -> Result<
         keys: args.keys,
         levels: args.levels.iter().map(level).collect(),
         pause_max: args.pause,
+        ttl_max: Duration::ZERO,
     })
 }
 

@@ -250,8 +250,9 @@ impl Client {
     /// See [`Error`].
     pub async fn scan(
         &self,
-        message: proto::ScanRequest,
+        mut message: proto::ScanRequest,
     ) -> Result<Streaming<proto::ScanResponse>, Error> {
+        self.level(&mut message.consistency);
         let answer = self.key_value().scan(message).await;
         Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
     }
@@ -262,8 +263,9 @@ impl Client {
     /// See [`Error`].
     pub async fn key_range(
         &self,
-        message: proto::GetKeyRangeRequest,
+        mut message: proto::GetKeyRangeRequest,
     ) -> Result<proto::GetKeyRangeResponse, Error> {
+        self.level(&mut message.consistency);
         let call = async |client: &mut KeyValueClient<Channel>, request| {
             client.get_key_range(request).await
         };

@@ -73,6 +73,7 @@ mod stripes;
 mod super_version;
 #[cfg(test)]
 mod tests;
+mod varint;
 pub mod version;
 pub mod vfs;
 mod write;

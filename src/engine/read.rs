@@ -155,13 +155,14 @@ impl Shared {
         let mut buffers = JoinBuffers::default();
         let mut joiner = Joiner::new(&*self.operator, &mut buffers);
         let mut read_in_vain = false;
-        let is_timed = self.cache.is_on() && self.cache.admission().is_timed(hash.hash());
+        let is_cold = self.cache.admission().is_dear();
+        let is_timed = self.cache.admission().is_timed(hash.hash());
         let began_ns = is_timed.then(|| self.clock.now_ns());
         for table in view.version.candidates(key) {
             if !table.table().may_contain(hash) {
                 continue;
             }
-            let found = table.table().find(key).inspect_err(|_| {
+            let found = table.table().find(key, is_cold).inspect_err(|_| {
                 self.counters.corruptions.add(1);
             })?;
             if let Some(record) = found {

@@ -21,15 +21,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind with this number on disk, or `None` for a byte no version ever wrote.
-    pub const fn from_u8(byte: u8) -> Option<Self> {
-        match byte {
-            0 => Some(Self::Delta),
-            1 => Some(Self::Full),
-            _ => None,
-        }
-    }
-
     /// The kind of `newer` (self) composed over `older`: Full as soon as one of them is.
     #[must_use]
     pub const fn over(self, older: Self) -> Self {

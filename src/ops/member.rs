@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::async_trait;
 
 use super::config::Config;
+use super::metrics::MemberParts;
 use super::node::Error;
 use super::peer_handler::Handler;
 use super::world::World;
@@ -35,7 +36,7 @@ use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::{self, Departure};
-use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::hints::{HintParts, Hints};
 use crate::replication::progress::Progress;
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
@@ -82,6 +83,7 @@ fn is_alone(config: &Config) -> bool {
 pub(super) struct Running {
     pub cluster: Cluster,
     pub service: PeerService,
+    pub figures: Arc<MemberParts>,
     pub joined: Joined,
 }
 
@@ -229,7 +231,7 @@ pub(super) async fn start(
             fence: Arc::clone(&layout_fence),
             liveness: Arc::clone(&liveness) as _,
         },
-        HintOptions::default(),
+        world.hints.clone(),
     )
     .map_err(|error| failed(error.into()))?;
     let coordinator = Coordinator::new(CoordinatorOptions {
@@ -241,6 +243,7 @@ pub(super) async fn start(
         liveness: Arc::clone(&liveness) as _,
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
+        work: world.work,
     });
     let replica = Replica::new(
         node,
@@ -257,7 +260,7 @@ pub(super) async fn start(
         layout: fence.watch(),
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
-        settings: anti_entropy::Settings::default(),
+        settings: world.anti_entropy.clone(),
     });
     let closing = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -318,8 +321,24 @@ pub(super) async fn start(
         peers: Arc::clone(&others),
         local: Arc::clone(&local),
     };
-    let service =
-        PeerService::new(Arc::clone(&local), Arc::new(handler), PeerOptions::default(), counters);
+    let service = PeerService::new(
+        Arc::clone(&local),
+        Arc::new(handler),
+        PeerOptions::default(),
+        Arc::clone(&counters),
+    );
+    let figures = MemberParts {
+        node,
+        view: Arc::clone(&view),
+        layout: fence.watch(),
+        consensus: Arc::clone(&consensus),
+        coordinator: Arc::clone(&coordinator),
+        hints: Arc::clone(&hints),
+        anti_entropy: Arc::clone(&anti_entropy),
+        transfer: Arc::clone(&moving.progress),
+        peers: Arc::clone(&peers),
+        counters,
+    };
     let cluster = Cluster {
         node,
         store: Arc::clone(&store),
@@ -337,6 +356,7 @@ pub(super) async fn start(
         Arc::clone(&local),
         Arc::clone(&peers),
         Arc::clone(&gossip),
+        Arc::clone(&coordinator),
         closing.clone(),
     ));
     tasks.spawn(tell(
@@ -360,7 +380,7 @@ pub(super) async fn start(
         closing,
         tasks,
     };
-    Ok(Running { cluster, service, joined })
+    Ok(Running { cluster, service, figures: Arc::new(figures), joined })
 }
 
 impl Joined {
@@ -486,10 +506,13 @@ async fn follow(
     local: Arc<Local>,
     peers: Arc<PeerClient>,
     gossip: Arc<Gossip>,
+    coordinator: Arc<Coordinator>,
     closing: CancellationToken,
 ) {
+    let gone = |member: &Member| matches!(member.state, MemberState::Left | MemberState::Removed);
     loop {
         let document = Arc::clone(layout.borrow_and_update().document());
+        coordinator.forget_peers(|node| document.members.get(&node).is_some_and(|one| !gone(one)));
         local.set_epoch(document.epoch);
         for (node, member) in &document.members {
             peers.hint(*node, member.address.clone());

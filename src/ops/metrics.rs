@@ -12,8 +12,10 @@ use super::health::{Health, State};
 use crate::store::Store;
 
 mod figures;
+mod member;
 
 pub use figures::{Figure, Kind, of_store};
+pub use member::MemberParts;
 
 /// The type of the text that [`Exposition::text`] gives.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -29,8 +31,8 @@ impl Exposition {
     ///
     /// # Errors
     /// A name is registered twice.
-    pub fn new(registry: Registry, store: Arc<Store>, health: Health) -> prometheus::Result<Self> {
-        registry.register(Box::new(NodeCollector { store, health }))?;
+    pub fn new(registry: Registry, node: NodeParts) -> prometheus::Result<Self> {
+        registry.register(Box::new(NodeCollector(node)))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let info = Gauge::with_opts(
             Opts::new("pairdb_build_info", "The program; always 1.")
@@ -52,23 +54,34 @@ impl Exposition {
     }
 }
 
-/// Reads the figures of the store at every scrape.
-struct NodeCollector {
-    store: Arc<Store>,
-    health: Health,
+/// The parts whose figures are shown.
+#[derive(Clone)]
+pub struct NodeParts {
+    /// The node's state.
+    pub health: Health,
+    /// Its rows.
+    pub store: Arc<Store>,
+    /// What makes it a member.
+    pub member: Arc<MemberParts>,
 }
 
-/// All figures of a node: of its store, its disk and its state.
-pub fn of_node(store: &Store, health: &Health) -> Vec<Figure> {
-    let mut all = of_store(&store.stats());
-    all.push(
-        Figure::gauge("pairdb_store_pressure_ratio", store.pressure())
-            .help("How far the store is behind: 0 idle, 1 refuses writes."),
-    );
-    let ready = f64::from(u8::from(health.state() == State::Serving));
-    all.push(Figure::gauge("pairdb_node_ready", ready).help("1 while the node serves."));
-    all
+impl NodeParts {
+    /// All figures of a node: of its store, its disk, its state and its part in the cluster.
+    pub fn figures(&self) -> Vec<Figure> {
+        let mut all = of_store(&self.store.stats());
+        all.push(
+            Figure::gauge("pairdb_store_pressure_ratio", self.store.pressure())
+                .help("How far the store is behind: 0 idle, 1 refuses writes."),
+        );
+        let ready = f64::from(u8::from(self.health.state() == State::Serving));
+        all.push(Figure::gauge("pairdb_node_ready", ready).help("1 while the node serves."));
+        all.extend(self.member.figures());
+        all
+    }
 }
+
+/// Reads the figures at every scrape.
+struct NodeCollector(NodeParts);
 
 impl Collector for NodeCollector {
     fn desc(&self) -> Vec<&Desc> {
@@ -78,6 +91,6 @@ impl Collector for NodeCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        figures::families(of_node(&self.store, &self.health))
+        figures::families(self.0.figures())
     }
 }

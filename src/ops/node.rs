@@ -24,7 +24,7 @@ use super::config::{self, Config};
 use super::health::{Health, State};
 use super::kubernetes::Pod;
 use super::member::{self, Joined, Opened, Running};
-use super::metrics::{self, Exposition};
+use super::metrics::{Exposition, NodeParts};
 use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::NodeId;
@@ -304,9 +304,6 @@ impl Node {
         let registry = Registry::new();
         let twice = "each name is registered once, in this function";
         let rpc_metrics = Arc::new(Metrics::register(&registry).expect(twice));
-        let exposition =
-            Exposition::new(registry, Arc::clone(&store), health.clone()).expect(twice);
-        let facts = facts(&config, &node_id, health.clone(), Arc::clone(&store));
         let unreadable = |source| Error::System { what: "read a bound address".to_owned(), source };
         let (client_addr, peer_addr) = listeners.addresses().map_err(unreadable)?;
         let addresses = Addresses {
@@ -315,7 +312,11 @@ impl Node {
             ..Addresses::default()
         };
         let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
-        let Running { cluster, service: peers, joined } = running;
+        let Running { cluster, service: peers, figures, joined } = running;
+        let shown =
+            NodeParts { health: health.clone(), store: Arc::clone(&store), member: figures };
+        let exposition = Exposition::new(registry, shown.clone()).expect(twice);
+        let facts = facts(&config, &node_id, shown);
         let options = config.rpc_options();
         let asked_to_stop = CancellationToken::new();
         let parts = Parts {
@@ -376,8 +377,8 @@ fn open_all(config: Config, world: &World) -> Result<(Config, Opened), Error> {
     Ok((config, opened))
 }
 
-fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> NodeFacts {
-    let of = health.clone();
+fn facts(config: &Config, node_id: &str, shown: NodeParts) -> NodeFacts {
+    let health = shown.health.clone();
     NodeFacts {
         node_id: node_id.to_owned(),
         node_name: match config.node.name.as_str() {
@@ -388,8 +389,7 @@ fn facts(config: &Config, node_id: &str, health: Health, store: Arc<Store>) -> N
         version: VERSION.to_owned(),
         state: Box::new(move || health.state().name().to_owned()),
         figures: Box::new(move || {
-            let figures = metrics::of_node(&store, &of);
-            figures.into_iter().map(|figure| (figure.full_name(), figure.value)).collect()
+            shown.figures().into_iter().map(|figure| (figure.full_name(), figure.value)).collect()
         }),
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::cluster::net::{Net, TokioNet};
 use crate::cluster::work::Work;
+use crate::replication::anti_entropy;
+use crate::replication::hints::HintOptions;
 use crate::store::Environment;
 
 /// Network, files, time, chance, and where work runs. Timers are tokio's, which a simulation drives
@@ -17,11 +19,22 @@ pub struct World {
     /// Work that waits for the disk. [`Work::Inline`] also means an engine without threads: a task
     /// does its background work step by step.
     pub work: Work,
+    /// How hints are kept and delivered. Like `anti_entropy` no setting: a simulation hurries them,
+    /// so that they happen while things go wrong.
+    pub hints: HintOptions,
+    /// How replicas are compared.
+    pub anti_entropy: anti_entropy::Settings,
 }
 
 impl World {
     /// The machine's.
     pub fn real() -> Self {
-        Self { net: Arc::new(TokioNet), environment: Environment::system(), work: Work::Threads }
+        Self {
+            net: Arc::new(TokioNet),
+            environment: Environment::system(),
+            work: Work::Threads,
+            hints: HintOptions::default(),
+            anti_entropy: anti_entropy::Settings::default(),
+        }
     }
 }

@@ -75,6 +75,15 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// A part of the ring cannot be read, and so the scan does not go on. What was shown before it
+    /// stands.
+    #[error("partition {partition} cannot be read: {source}")]
+    Partition {
+        /// The first partition that is not read.
+        partition: u32,
+        /// Why.
+        source: Box<Error>,
+    },
     /// What the replica said that a request was forwarded to.
     #[error("{}", .0.message)]
     Forwarded(Box<proto::Failure>),
@@ -93,6 +102,7 @@ impl Error {
             Self::LayoutUnknown => "STALE_LAYOUT",
             Self::NotForwarded { .. } => "NOT_FORWARDED",
             Self::Lost { .. } => "NO_ANSWER",
+            Self::Partition { source, .. } => source.reason(),
             Self::Forwarded(failure) => &failure.reason,
         }
     }

@@ -35,7 +35,10 @@ mod scores;
 mod tests;
 pub mod transfer;
 
-pub use coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions, WriteOptions};
+pub use coordinator::{
+    Coordinator, CoordinatorOptions, KeyRead, ReadOptions, ScannedRow, Seen, Walk, WalkPage, Want,
+    WriteOptions,
+};
 pub use error::{Error, Result};
 pub use fence::{Closed, Fence, LayoutFence, Pass};
 pub use level::Level;

@@ -16,14 +16,14 @@ use tokio::time::Instant;
 use tonic::async_trait;
 
 use super::convert;
-use super::coordinator::{Coordinator, KeyRead, ReadOptions, WriteOptions};
+use super::coordinator::{Coordinator, Part, REPLY_TOO_LARGE, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
 use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -40,7 +40,7 @@ pub type ToFailure = fn(&Error) -> proto::Failure;
 /// Rows that are joined: how many came for which reason.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
 
-/// Answers [`WriteRows`](proto::WriteRows), [`ReadRows`](proto::ReadRows), forwarded requests and
+/// Answers [`WriteRows`](proto::WriteRows), [`ReadRows`](proto::ReadRows), forwarded writes and
 /// pages.
 pub struct Replica {
     node: NodeId,
@@ -71,7 +71,7 @@ impl Replica {
             Request::WriteRows(_)
                 | Request::ReadRows(_)
                 | Request::ForwardWrite(_)
-                | Request::ForwardRead(_)
+                | Request::ScanRows(_)
                 | Request::Page(_)
         )
     }
@@ -114,6 +114,7 @@ impl Replica {
         match request {
             Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
             Request::ReadRows(request) => request.keys.iter().all(|key| is_known(key.tenant_id)),
+            Request::ScanRows(request) => is_known(request.tenant_id),
             Request::ForwardWrite(request) => {
                 let name = request.request.as_ref().map(|request| request.tenant.as_str());
                 name.is_none_or(|name| self.store.tenant(name).is_ok())
@@ -201,7 +202,7 @@ impl Replica {
             if bytes >= REPLY_BYTES_MAX {
                 return failed(proto::Failure {
                     code: tonic::Code::ResourceExhausted as i32,
-                    reason: "REPLY_TOO_LARGE".to_owned(),
+                    reason: REPLY_TOO_LARGE.to_owned(),
                     message: "the rows before it fill the reply".to_owned(),
                     ..proto::Failure::default()
                 });
@@ -255,30 +256,42 @@ impl Replica {
         Ok(Reply::ForwardWrite(proto::ForwardWriteReply { response }))
     }
 
-    async fn forward_read(
+    /// A page of a tenant's rows. Only the partitions that this node is a replica of are told of.
+    async fn scan_rows(
         &self,
-        request: proto::ForwardRead,
+        layout: &Layout,
+        request: proto::ScanRows,
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
-        use proto::batch_read_result::Result as Item;
-        let request = request.request.unwrap_or_default();
-        check_items(request.keys.len())?;
-        let mut contexts = request.min_contexts.into_iter();
-        let reads = request.keys.into_iter().map(|key| KeyRead {
-            key: key.to_vec(),
-            min_context: contexts.next().filter(|one| !one.is_empty()).map(|one| one.to_vec()),
-        });
-        let options = ReadOptions { level: Level::of(request.consistency), deadline };
-        let rows = self.coordinator.read(&request.tenant, reads.collect(), options).await;
-        let results = rows.into_iter().map(|row| {
-            let item = match row {
-                Ok(row) => Item::Row(row.into()),
-                Err(error) => Item::Failure((self.to_failure)(&error)),
-            };
-            proto::BatchReadResult { result: Some(item) }
-        });
-        let response = Some(proto::BatchReadResponse { results: results.collect() });
-        Ok(Reply::ForwardRead(proto::ForwardReadReply { response }))
+        let tenant = self.store.tenant_by_id(TenantId(request.tenant_id)).map_err(no_tenant)?;
+        if !self.holds(layout, tenant.replication_factor, &request.from, &request.to) {
+            return Err(PeerError::NotAReplica);
+        }
+        let filter = RowFilter {
+            tenant,
+            partition_key: request.partition_key.as_ref().map(|key| key.to_vec()),
+            prefix: request.prefix.to_vec(),
+            start: request.start.to_vec(),
+            end: request.end.to_vec(),
+        };
+        let coordinator = Arc::clone(&self.coordinator);
+        let page = coordinator.page_for(filter, &request, layout.epoch(), deadline).await?;
+        Ok(Reply::ScanRows(page))
+    }
+
+    /// Whether this node is a replica of all partitions from the place `from` to the place `to`.
+    fn holds(&self, layout: &Layout, replicas: u8, from: &[u8], to: &[u8]) -> bool {
+        let mut part =
+            Part::at(layout, replicas, from.to_vec(), Some(to).filter(|to| !to.is_empty()));
+        loop {
+            if !part.contains(self.node) {
+                return false;
+            }
+            match part.behind(to) {
+                Some(start) => part = Part::at(layout, replicas, start, None),
+                None => return true,
+            }
+        }
     }
 
     fn page(&self, layout: &Layout, request: proto::PageRequest) -> Result<Reply, PeerError> {
@@ -331,7 +344,7 @@ impl PeerHandler for Replica {
             Request::WriteRows(request) => self.write_rows(&layout, request, deadline).await,
             Request::ReadRows(request) => self.read_rows(&layout, &request),
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
-            Request::ForwardRead(request) => self.forward_read(request, deadline).await,
+            Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
             Request::Page(request) => self.page(&layout, request),
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
         }

@@ -12,7 +12,7 @@ use super::status::Problem;
 use crate::causality::{Dot, Payload, codec};
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
-use crate::cluster::layout::{Answer, Command, Layout, MemberState};
+use crate::cluster::layout::{Answer, Command, Layout, MemberState, reason};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::{Facts, View};
 use crate::proto;
@@ -25,6 +25,8 @@ use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a change that found no leader may be tried again.
+const LEADER_WAIT: Duration = Duration::from_secs(1);
 /// Replicas of a partition where no tenant says how many.
 const REPLICAS: u8 = 3;
 
@@ -84,9 +86,18 @@ impl Cluster {
                 ProposeError::Stopped { .. } => "STOPPING",
                 ProposeError::Unknown { .. } => "LAYOUT_UNKNOWN",
             };
-            Problem::new(code, reason, error.to_string()).of_write(error.outcome())
+            let problem = Problem::new(code, reason, error.to_string()).of_write(error.outcome());
+            // Nothing was done: once there is a leader it can be.
+            let retry_after = matches!(error, ProposeError::NoLeader).then_some(LEADER_WAIT);
+            Problem { retry_after, ..problem }
         })?;
-        Ok(answer)
+        let is_early = |of: &str| of == reason::NOT_FORMED;
+        match &answer {
+            Answer::Refused { reason, .. } if is_early(reason) => {
+                Err(Problem::starting().of_write(Outcome::NotApplied))
+            }
+            _ => Ok(answer),
+        }
     }
 
     /// Waits until this node knows the tenant as it was answered.
@@ -112,26 +123,6 @@ impl Cluster {
         let message = "rows of a cluster travel on the peer stream, under its layout";
         Err(Problem::new(Code::FailedPrecondition, "NOT_ALONE", message)
             .of_write(Outcome::NotApplied))
-    }
-
-    /// Whether this node holds every partition of a tenant; the epoch in which it does.
-    ///
-    /// # Errors
-    /// It does not; the tenant is not known.
-    pub fn check_whole(&self, tenant: &str) -> Result<u64, Problem> {
-        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
-        let layout = self.layout();
-        let document = layout.document();
-        let holds_all = || {
-            let sets = |partition| layout.sets_of(partition, &tenant);
-            (0..layout.partitions()).all(|one| sets(one).current.contains(&self.node))
-        };
-        let few = document.owners.len() <= usize::from(tenant.replication_factor);
-        if (few && document.owners.contains_key(&self.node)) || holds_all() {
-            return Ok(layout.epoch());
-        }
-        let message = "this node does not hold all partitions of the tenant";
-        Err(Problem::new(Code::FailedPrecondition, "SCAN_INCOMPLETE", message))
     }
 
     /// The cluster as this node knows it.

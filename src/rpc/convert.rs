@@ -79,15 +79,23 @@ impl From<Written> for proto::DeleteResponse {
 }
 
 /// A row of a scan.
-pub(super) fn scan_row(key: Vec<u8>, row: ReadRow, keys_only: bool) -> proto::ScanRow {
-    if keys_only {
-        return proto::ScanRow { key: key.into(), ..Default::default() };
-    }
+pub(super) fn scan_row(key: Bytes, row: ReadRow) -> proto::ScanRow {
     proto::ScanRow {
-        key: key.into(),
+        key,
         siblings: row.siblings.into_iter().map(Into::into).collect(),
         context: row.context.into(),
         deleted_concurrently: row.deleted_concurrently,
+    }
+}
+
+impl From<&proto::StreamKeysRequest> for ScanRequest {
+    fn from(request: &proto::StreamKeysRequest) -> Self {
+        Self {
+            partition_key: request.partition_key.as_ref().map(|key| key.to_vec()),
+            prefix: request.prefix.to_vec(),
+            cursor: given(&request.cursor),
+            ..Default::default()
+        }
     }
 }
 

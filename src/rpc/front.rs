@@ -112,9 +112,7 @@ impl Front {
         let class = method.class();
         let is_upkeep = matches!(class, Class::Admin | Class::Other);
         if !is_upkeep && !self.serving.load(Ordering::Acquire) {
-            let message = "the node starts: it has no cluster yet";
-            let problem = Problem::new(Code::Unavailable, "STARTING", message);
-            return Err(Problem { retry_after: Some(Duration::from_secs(1)), ..problem });
+            return Err(Problem::starting());
         }
         let cap = matches!(class, Class::Read | Class::Write).then_some(self.deadline_max);
         let deadline = Deadline::from_headers(request.headers(), cap)?;

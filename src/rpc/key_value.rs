@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::bytes_of;
@@ -22,7 +21,7 @@ use super::server::Core;
 use super::status::Problem;
 use crate::proto;
 use crate::proto::key_value_server::KeyValue;
-use crate::replication::{self, Coordinator, KeyRead, Level, ReadOptions, WriteOptions};
+use crate::replication::{self, KeyRead, Level, ReadOptions, WriteOptions};
 use crate::store::{self, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.
@@ -35,7 +34,7 @@ pub(super) struct KeyValueService(pub Arc<Core>);
 #[tonic::async_trait]
 impl KeyValue for KeyValueService {
     type PipelineStream = Answers;
-    type ScanStream = ReceiverStream<Result<proto::ScanResponse, Status>>;
+    type ScanStream = scan::Pages<proto::ScanResponse>;
 
     async fn write(
         &self,
@@ -196,28 +195,23 @@ async fn batch_read(
         if deadline.passed() {
             return Err(Problem::deadline("the batch is not read to its end"));
         }
-        let rest = reads.split_off(reads.len().min(READ_CHUNK));
-        let some = std::mem::replace(&mut reads, rest);
-        for row in read_chunk(coordinator, &request.tenant, some, options).await {
-            results.push(proto::BatchReadResult { result: Some(batch_row(core, row)) });
-        }
+        let some = reads.len().min(READ_CHUNK);
+        let rows = match coordinator.read_batch_here(&request.tenant, &reads[..some], level) {
+            Some(rows) => {
+                reads.drain(..some);
+                rows
+            }
+            // It takes others: all that is left goes in one message to each.
+            None => {
+                let all = std::mem::take(&mut reads);
+                coordinator.read(&request.tenant, all, options).await
+            }
+        };
+        let row = |row| proto::BatchReadResult { result: Some(batch_row(core, row)) };
+        results.extend(rows.into_iter().map(row));
         tokio::task::yield_now().await;
     }
     Ok(results)
-}
-
-async fn read_chunk(
-    coordinator: &Arc<Coordinator>,
-    tenant: &str,
-    reads: Vec<KeyRead>,
-    options: ReadOptions,
-) -> Vec<replication::Result<store::ReadRow>> {
-    let here: Option<Vec<_>> =
-        reads.iter().map(|read| coordinator.read_here(tenant, read, options.level)).collect();
-    match here {
-        Some(rows) => rows,
-        None => coordinator.read(tenant, reads, options).await,
-    }
 }
 
 fn batch_row(

@@ -7,6 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
+use super::scan;
 use super::server::Core;
 use super::status::Problem;
 use crate::proto;
@@ -26,7 +27,7 @@ pub(super) struct ReplicaService(pub Arc<Core>);
 
 #[tonic::async_trait]
 impl Replica for ReplicaService {
-    type StreamKeysStream = ReceiverStream<Result<proto::StreamKeysResponse, Status>>;
+    type StreamKeysStream = scan::Pages<proto::StreamKeysResponse>;
 
     async fn replicate(
         &self,
@@ -56,15 +57,20 @@ impl Replica for ReplicaService {
     ) -> Result<Response<Self::StreamKeysStream>, Status> {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
+        let bytes_max = match request.batch_bytes as usize {
+            0 => BATCH_BYTES,
+            asked => asked.min(BATCH_BYTES_MAX),
+        };
+        if !request.tenant.is_empty() {
+            let core = Arc::clone(&self.0);
+            let stream = scan::stream_raw(core, request, bytes_max, deadline).await?;
+            return Ok(Response::new(stream));
+        }
         if request.token_start > request.token_end {
             return Err(Problem::invalid("token_start", "is after token_end").into());
         }
         let core = Arc::clone(&self.0);
         let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
-        let bytes_max = match request.batch_bytes as usize {
-            0 => BATCH_BYTES,
-            asked => asked.min(BATCH_BYTES_MAX),
-        };
         let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
         let first = batch(&core, range, cursor, bytes_max, deadline).await?;
         let (batches, receiver) = mpsc::channel(AHEAD);

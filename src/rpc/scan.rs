@@ -1,7 +1,4 @@
-//! `Scan` and `GetKeyRange`: pages of the store, read on the blocking pool.
-//!
-//! It reads the rows of this node: at ONE, and only on a node that holds all partitions of the
-//! tenant. Another one refuses, for what it would show is not all.
+//! `Scan`, `GetKeyRange`, and `StreamKeys` of a tenant: pages of the whole cluster.
 //!
 //! A scan holds no thread and no snapshot between two pages: the next page is read only when the
 //! client has taken the one before the last. It is not a snapshot of one moment: each row is whole,
@@ -18,7 +15,8 @@ use super::deadline::Deadline;
 use super::server::Core;
 use super::status::Problem;
 use crate::proto;
-use crate::store::{ScanPage, ScanRequest};
+use crate::replication::{Level, ScannedRow, Seen, Walk, WalkPage, Want};
+use crate::store::{PageBounds, ScanRequest};
 
 /// Rows of a page at most.
 const PAGE_ROWS: usize = 1000;
@@ -27,66 +25,47 @@ const PAGE_BYTES: usize = 256 << 10;
 /// Pages read ahead of the client.
 const PAGES_AHEAD: usize = 2;
 
-/// The answers of a scan.
-pub(super) type Pages = ReceiverStream<Result<proto::ScanResponse, Status>>;
+/// The answers of a stream of pages.
+pub(super) type Pages<T> = ReceiverStream<Result<T, Status>>;
 
-/// Begins a scan. Its first page is read here, so that a request that cannot be served is refused
-/// with a status of the call.
+/// Begins a scan.
 pub(super) async fn stream(
     core: Arc<Core>,
     request: proto::ScanRequest,
     deadline: Deadline,
-) -> Result<Pages, Problem> {
-    let mut scan = ScanRequest::from(&request);
-    let mut left = match request.limit {
-        0 => u64::MAX,
-        limit => limit,
+) -> Result<Pages<proto::ScanResponse>, Problem> {
+    let scan = ScanRequest::from(&request);
+    let want = if request.keys_only { Want::Keys } else { Want::Values };
+    let walk = walk(&core, &request.tenant, &scan, want, request.consistency)?;
+    let rows_left = if request.limit == 0 { u64::MAX } else { request.limit };
+    let source = Source { walk, rows_left, bytes: PAGE_BYTES };
+    let answer = |page: WalkPage| proto::ScanResponse {
+        rows: page.rows.into_iter().map(|row| shown(row.key, row.seen)).collect(),
+        cursor: page.cursor.unwrap_or_default().into(),
     };
-    let first = page(&core, &request.tenant, &mut scan, &mut left, deadline).await?;
-    let (pages, receiver) = mpsc::channel(PAGES_AHEAD);
-    let tasks = core.tasks.clone();
-    tasks.spawn(async move {
-        let mut next = Ok(first);
-        loop {
-            let (last, item) = match next {
-                Ok(response) => (response.cursor.is_empty() || left == 0, Ok(response)),
-                Err(problem) => (true, Err(Status::from(problem))),
-            };
-            // Waits while the client has not taken what was read; ends when it is gone.
-            let sent = deadline.limit(pages.send(item)).await;
-            if last || !matches!(sent, Some(Ok(()))) {
-                return;
-            }
-            next = tokio::select! {
-                next = page(&core, &request.tenant, &mut scan, &mut left, deadline) => next,
-                () = core.stopping.cancelled() => {
-                    Err(Problem::new(Code::Unavailable, "STOPPING", "the node is stopping"))
-                }
-            };
-        }
-    });
-    Ok(ReceiverStream::new(receiver))
+    pages(core, source, deadline, answer).await
 }
 
-/// Reads the next page and moves the scan behind it.
-async fn page(
-    core: &Arc<Core>,
-    tenant: &str,
-    scan: &mut ScanRequest,
-    left: &mut u64,
+/// Begins a stream of a tenant's rows as they are stored.
+pub(super) async fn stream_raw(
+    core: Arc<Core>,
+    request: proto::StreamKeysRequest,
+    bytes: usize,
     deadline: Deadline,
-) -> Result<proto::ScanResponse, Problem> {
-    scan.limit = usize::try_from(*left).unwrap_or(usize::MAX).min(PAGE_ROWS);
-    scan.bytes_max = PAGE_BYTES;
-    let found = read(core, tenant, scan.clone(), deadline).await?;
-    *left -= (found.rows.len() as u64).min(*left);
-    scan.cursor = found.cursor.clone();
-    core.metrics.bytes_sent.inc_by(found.rows.iter().map(|(_, row)| bytes_of(row)).sum());
-    let keys_only = scan.keys_only;
-    Ok(proto::ScanResponse {
-        rows: found.rows.into_iter().map(|(key, row)| scan_row(key, row, keys_only)).collect(),
-        cursor: found.cursor.unwrap_or_default().into(),
-    })
+) -> Result<Pages<proto::StreamKeysResponse>, Problem> {
+    let scan = ScanRequest::from(&request);
+    let walk = walk(&core, &request.tenant, &scan, Want::Raw, request.consistency)?;
+    let source = Source { walk, rows_left: u64::MAX, bytes };
+    let tenant = core.store.tenant(&request.tenant).map_err(|error| Problem::of_read(&error))?;
+    let row = move |row: ScannedRow| match row.seen {
+        Seen::Raw(raw) => Some(proto::RowState { tenant_id: tenant.id.0, key: row.key, row: raw }),
+        Seen::Row(_) | Seen::Key => None,
+    };
+    let answer = move |page: WalkPage| proto::StreamKeysResponse {
+        rows: page.rows.into_iter().filter_map(&row).collect(),
+        cursor: page.cursor.unwrap_or_default().into(),
+    };
+    pages(core, source, deadline, answer).await
 }
 
 /// One page of keys.
@@ -95,30 +74,94 @@ pub(super) async fn key_range(
     request: proto::GetKeyRangeRequest,
     deadline: Deadline,
 ) -> Result<proto::GetKeyRangeResponse, Problem> {
-    let mut scan = ScanRequest::from(&request);
-    scan.limit = match request.limit as usize {
-        0 => PAGE_ROWS,
-        limit => limit.min(PAGE_ROWS),
-    };
-    scan.bytes_max = PAGE_BYTES;
-    let found = read(core, &request.tenant, scan, deadline).await?;
+    let scan = ScanRequest::from(&request);
+    let walk = walk(core, &request.tenant, &scan, Want::Keys, request.consistency)?;
+    let rows_left = if request.limit == 0 { u64::MAX } else { request.limit.into() };
+    let mut source = Source { walk, rows_left, bytes: PAGE_BYTES };
+    let page = source.next(core, deadline).await?;
     Ok(proto::GetKeyRangeResponse {
-        keys: found.rows.into_iter().map(|(key, _)| key.into()).collect(),
-        cursor: found.cursor.unwrap_or_default().into(),
+        keys: page.rows.into_iter().map(|row| row.key).collect(),
+        cursor: page.cursor.unwrap_or_default().into(),
     })
 }
 
-async fn read(
-    core: &Arc<Core>,
+fn walk(
+    core: &Core,
     tenant: &str,
-    scan: ScanRequest,
-    deadline: Deadline,
-) -> Result<ScanPage, Problem> {
-    let epoch = core.cluster.check_whole(tenant)?;
-    let (store, tenant) = (Arc::clone(&core.store), tenant.to_owned());
-    let page = core.blocking.run(deadline, move || store.scan(&tenant, scan)).await?;
-    if core.cluster.layout.borrow().epoch() != epoch {
-        return Err(Problem::new(Code::Unavailable, "STALE_LAYOUT", "the layout has changed"));
+    scan: &ScanRequest,
+    want: Want,
+    consistency: i32,
+) -> Result<Walk, Problem> {
+    let level = Level::of(consistency);
+    let walk = core.cluster.coordinator.walk(tenant, scan, want, level);
+    walk.map_err(|error| Problem::of_read(&error))
+}
+
+fn shown(key: bytes::Bytes, seen: Seen) -> proto::ScanRow {
+    match seen {
+        Seen::Row(row) => scan_row(key, row),
+        Seen::Key | Seen::Raw(_) => proto::ScanRow { key, ..Default::default() },
     }
-    page.map_err(|error| Problem::of_read(&error))
+}
+
+/// A walk, and how much of it is still wanted.
+struct Source {
+    walk: Walk,
+    rows_left: u64,
+    bytes: usize,
+}
+
+impl Source {
+    async fn next(&mut self, core: &Core, deadline: Deadline) -> Result<WalkPage, Problem> {
+        let _place = core.scans.enter(deadline).await?;
+        let rows = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(PAGE_ROWS);
+        let bounds = PageBounds { rows, bytes: self.bytes };
+        let page = self.walk.page(bounds, core.instant(deadline)).await;
+        let page = page.map_err(|error| Problem::of_read(&error))?;
+        self.rows_left = self.rows_left.saturating_sub(page.rows.len() as u64);
+        core.metrics.bytes_sent.inc_by(page.rows.iter().map(bytes_shown).sum());
+        Ok(page)
+    }
+}
+
+fn bytes_shown(row: &ScannedRow) -> u64 {
+    match &row.seen {
+        Seen::Row(seen) => bytes_of(seen),
+        Seen::Key => row.key.len() as u64,
+        Seen::Raw(raw) => raw.len() as u64,
+    }
+}
+
+/// Gives out pages as answers. The first one is read here, so that a request that cannot be served
+/// is refused with a status of the call.
+async fn pages<T: Send + 'static>(
+    core: Arc<Core>,
+    mut source: Source,
+    deadline: Deadline,
+    answer: impl Fn(WalkPage) -> T + Send + 'static,
+) -> Result<Pages<T>, Problem> {
+    let first = source.next(&core, deadline).await?;
+    let (pages, receiver) = mpsc::channel(PAGES_AHEAD);
+    let tasks = core.tasks.clone();
+    tasks.spawn(async move {
+        let mut next = Ok(first);
+        loop {
+            let (last, item) = match next {
+                Ok(page) => (page.cursor.is_none() || source.rows_left == 0, Ok(answer(page))),
+                Err(problem) => (true, Err(Status::from(problem))),
+            };
+            // Waits while the client has not taken what was read; ends when it is gone.
+            let sent = deadline.limit(pages.send(item)).await;
+            if last || !matches!(sent, Some(Ok(()))) {
+                return;
+            }
+            next = tokio::select! {
+                next = source.next(&core, deadline) => next,
+                () = core.stopping.cancelled() => {
+                    Err(Problem::new(Code::Unavailable, "STOPPING", "the node is stopping"))
+                }
+            };
+        }
+    });
+    Ok(ReceiverStream::new(receiver))
 }

@@ -46,6 +46,9 @@ use crate::store::Store;
 const SERVICES: [&str; 5] =
     ["", "pairdb.v1.KeyValue", "pairdb.v1.Admin", "pairdb.v1.Replica", "pairdb.v1.Peer"];
 
+/// Pages of scans put together at once, for each thread that reads them.
+const SCANS_PER_THREAD: usize = 8;
+
 /// What can be set. Sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -152,6 +155,8 @@ pub(super) struct Core {
     pub started: Instant,
     pub admission: Admission,
     pub pipelines: Gate,
+    /// Bounds the pages of scans that are put together at once.
+    pub scans: Gate,
     pub blocking: Blocking,
     pub upkeep: Blocking,
     pub work: Work,
@@ -270,7 +275,9 @@ impl Server {
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
         let wait = options.queue_wait_max;
-        let scans = Gate::new("scans", options.scan_threads, options.queue_max, wait);
+        let rows = Gate::new("rows", options.scan_threads, options.queue_max, wait);
+        // A page waits for other nodes most of its time.
+        let scans = options.scan_threads.saturating_mul(SCANS_PER_THREAD);
         let core = Arc::new(Core {
             store,
             cluster,
@@ -279,7 +286,8 @@ impl Server {
             started: Instant::now(),
             admission: Admission { delay_max: options.delay_max },
             pipelines: Gate::new("pipelines", options.pipelines_max, 0, wait),
-            blocking: Blocking::new(scans, work),
+            scans: Gate::new("scans", scans, options.queue_max, wait),
+            blocking: Blocking::new(rows, work),
             upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
             work,
             stopping: CancellationToken::new(),

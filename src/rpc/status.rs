@@ -69,6 +69,13 @@ impl Problem {
             .with("field", what)
     }
 
+    /// The node has no cluster yet.
+    pub fn starting() -> Self {
+        let message = "the node starts: it has no cluster yet";
+        let problem = Self::new(Code::Unavailable, "STARTING", message);
+        Self { retry_after: LATER, ..problem }
+    }
+
     /// Too much is going on; nothing was done.
     pub fn overloaded(reason: &'static str, message: impl Into<String>) -> Self {
         Self { retry_after: SOON, ..Self::new(Code::ResourceExhausted, reason, message) }
@@ -198,6 +205,10 @@ impl From<&replication::Error> for Problem {
         use replication::Error as E;
         let (code, retry_after) = match error {
             E::Store(error) => return Self::from(error),
+            E::Partition { partition, source } => {
+                let message = error.to_string();
+                return Self { message, ..Self::from(&**source) }.with("partition", partition);
+            }
             E::Forwarded(failure) => return Self::from((**failure).clone()),
             E::Unavailable { .. } | E::TooFewAcks { .. } | E::TooFewAnswers { .. } => {
                 (Code::Unavailable, SOON)

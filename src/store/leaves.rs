@@ -6,6 +6,7 @@
 //!
 //! Marks live in memory only: after a start all leaves are marked.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// A leaf is the tokens that share so many top bits.
@@ -57,6 +58,20 @@ impl DirtyLeaves {
         }
     }
 
+    /// The first marked leaf of some. Its mark stays.
+    pub fn next(&self, leaves: Range<u32>) -> Option<u32> {
+        let mut leaf = leaves.start;
+        while leaf < leaves.end {
+            let marks = self.at(leaf).0.load(Ordering::SeqCst) >> (leaf % 64);
+            if marks != 0 {
+                let found = leaf + marks.trailing_zeros();
+                return (found < leaves.end).then_some(found);
+            }
+            leaf = (leaf / 64 + 1) * 64;
+        }
+        None
+    }
+
     /// Takes the mark of a leaf; whether there was one. Read the leaf after, not before.
     pub fn take(&self, leaf: u32) -> bool {
         let (word, bit) = self.at(leaf);
@@ -92,5 +107,16 @@ mod tests {
         leaves.mark(u64::MAX);
         assert!(!leaves.take(leaf_of(u64::MAX) - 1));
         assert!(leaves.take(leaf_of(u64::MAX)) && !leaves.take(leaf_of(u64::MAX)));
+    }
+    #[test]
+    fn marked_leaves_are_found_across_words_and_within_bounds() {
+        let leaves = DirtyLeaves::all();
+        assert_eq!(leaves.next(7..9), Some(7));
+        (0..LEAVES as u32).for_each(|leaf| _ = leaves.take(leaf));
+        assert_eq!(leaves.next(0..LEAVES as u32), None);
+        leaves.mark_leaf(130);
+        assert_eq!(leaves.next(3..131), Some(130));
+        assert_eq!(leaves.next(130..131), Some(130));
+        assert_eq!((leaves.next(3..130), leaves.next(131..LEAVES as u32)), (None, None));
     }
 }

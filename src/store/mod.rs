@@ -58,6 +58,7 @@ pub mod tenant;
 mod tenants;
 #[cfg(test)]
 mod tests;
+mod visit;
 mod write;
 
 use std::collections::HashSet;
@@ -87,8 +88,9 @@ pub use raw::RawRow;
 pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
-pub use scan::{RowPage, ScanPage, ScanRequest, TokenRange};
+pub use scan::{RowFilter, RowPage, ScanPage, ScanPlan, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
+pub use visit::{FoundRow, OnDamage, PageBounds};
 pub use write::{Done, Mutation, Written};
 
 const LOCK_NAME: &str = "LOCK";

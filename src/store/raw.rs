@@ -14,9 +14,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Store;
 use super::error::{Error, Result};
-use super::row::{ReadRow, View, unreadable};
+use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
-use crate::causality::codec::{self, HAS_TOKENS};
+use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::canonical;
 use crate::causality::{Context, Dot, Mode, Row, join_with_floors};
 use crate::engine::version::partition_of;
@@ -69,18 +69,30 @@ impl Store {
         Ok(RawRow { row, floor })
     }
 
+    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
+    pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
+        keys.iter().map(|(tenant, key)| self.raw_row(*tenant, key)).collect()
+    }
+
     /// The digest of a row under the floor of its partition; 0 for no row.
     ///
     /// # Errors
     /// The bytes are no row.
     pub fn digest(&self, raw: &RawRow) -> Result<u64> {
-        let Some(bytes) = &raw.row else { return Ok(0) };
-        if raw.floor == 0 && codec::flags(bytes).map_err(unreadable)? & HAS_TOKENS == 0 {
+        raw.row.as_ref().map_or(Ok(0), |row| self.digest_under(row, raw.floor))
+    }
+
+    /// The digest of a row under a floor.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn digest_under(&self, bytes: &[u8], floor: u64) -> Result<u64> {
+        if floor == 0 && codec::flags(bytes).map_err(unreadable)? & HAS_TOKENS == 0 {
             return Ok(xxh3_64(bytes).max(1));
         }
         let row = codec::decode(bytes).map_err(unreadable)?;
         let window_ms = self.limits.token_window_ms;
-        let Some(canonical) = canonical(&row, raw.floor, window_ms) else { return Ok(0) };
+        let Some(canonical) = canonical(&row, floor, window_ms) else { return Ok(0) };
         let mut out = Vec::with_capacity(bytes.len());
         codec::encode(&canonical, &mut out);
         Ok(xxh3_64(&out).max(1))
@@ -117,6 +129,19 @@ impl Store {
     pub fn show(&self, tenant: &Tenant, key: &[u8], row: Option<&[u8]>) -> Result<ReadRow> {
         let context_key = self.context_key(&tenant.engine_key(key));
         View { context_key, now_ms: self.now_ms(), keys_only: false }.show(row)
+    }
+
+    /// Whether a reader finds a value in a row now.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn has_value(&self, row: &[u8]) -> Result<bool> {
+        let flags = codec::flags(row).map_err(unreadable)?;
+        if flags & (ALL_DEAD | HAS_EXPIRY) != HAS_EXPIRY {
+            return Ok(flags & ALL_DEAD == 0);
+        }
+        let row = codec::decode(row).map_err(unreadable)?;
+        Ok(values_at(&row, self.now_ms()) > 0)
     }
 
     /// Whether a row shows all that the client's context has seen, or what replaced it.

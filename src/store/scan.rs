@@ -8,6 +8,9 @@
 //! A scan is no snapshot: each row is whole, and a row that was there from the first page to the
 //! last is shown once. Rows without a value are passed over.
 //!
+//! What is asked for is a [`RowFilter`]: it goes to every replica that takes part. Where a scan has
+//! come to is an engine key, and the same on every node: so a cursor is good on any of them.
+//!
 //! A cursor is where the next page starts. It is bound to the request by a checksum and names no
 //! other tenant's key. A page may be shorter than asked for, even empty, and still have a cursor;
 //! only a page without one is the last.
@@ -18,6 +21,7 @@
 //! | 8 | checksum of the rest, keyed by cluster and request, little endian |
 //! | rest | the first engine key of the next page, or bytes between two keys |
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -27,11 +31,10 @@ use super::error::{Error, Result};
 use super::key::{EngineKey, KeyRange, partition_key};
 use super::row::{ReadRow, View};
 use super::tenant::{Tenant, TenantId};
+use super::visit::{OnDamage, PageBounds};
 
 const CURSOR_FORMAT: u8 = 1;
 const CURSOR_HEADER_BYTES: usize = 9;
-/// Rows that a page passes at most, so that a call has a bound where few rows match.
-const ROWS_PASSED_MAX: usize = 50_000;
 
 /// Which rows, and how many at once. Empty bounds are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,31 +84,69 @@ pub struct RowPage {
     pub cursor: Option<Vec<u8>>,
 }
 
-/// What a page is collected under.
-struct Plan<'t> {
-    tenant: &'t Tenant,
-    request: ScanRequest,
-    /// The only partition key whose rows are shown.
-    partition: Option<Vec<u8>>,
-    range: KeyRange,
+/// Which rows of a tenant are asked for, wherever a scan of them has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowFilter {
+    /// Whose rows.
+    pub tenant: Arc<Tenant>,
+    /// Only keys of this partition key.
+    pub partition_key: Option<Vec<u8>>,
+    /// Only keys that begin so.
+    pub prefix: Vec<u8>,
+    /// Only keys at or above.
+    pub start: Vec<u8>,
+    /// Only keys below; empty for no end.
+    pub end: Vec<u8>,
+}
+
+/// A scan and where it has come to.
+#[derive(Clone, Debug)]
+pub struct ScanPlan {
+    /// Which rows.
+    pub filter: Arc<RowFilter>,
+    /// What is left to read.
+    pub range: KeyRange,
+    /// Keys the checksum of its cursors.
+    seed: u64,
 }
 
 impl Store {
-    /// A page of a tenant's rows that have a value.
+    /// A scan from its beginning, or from where its cursor says.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenant`], [`Error::InvalidCursor`].
+    pub fn plan_scan(&self, tenant: &str, request: &ScanRequest) -> Result<ScanPlan> {
+        let filter = RowFilter::of(self.catalog.get(tenant)?, request);
+        let seed = self.cursor_seed(filter.scope());
+        let mut range = filter.range();
+        if let Some(cursor) = &request.cursor {
+            range.start = range.start.max(resume(cursor, seed)?.to_vec());
+        }
+        Ok(ScanPlan { filter: Arc::new(filter), range, seed })
+    }
+
+    /// A page of a tenant's rows that have a value, as this store holds them.
     ///
     /// # Errors
     /// [`Error::UnknownTenant`], [`Error::InvalidCursor`], or a source that cannot be read.
-    pub fn scan(&self, tenant: &str, request: ScanRequest) -> Result<ScanPage> {
-        let tenant = self.catalog.get(tenant)?;
-        let plan = Plan::of(&tenant, request);
-        let seed = self.cursor_seed(plan.scope());
-        let from = match &plan.request.cursor {
-            Some(cursor) => resume(cursor, seed)?.to_vec(),
-            None => Vec::new(),
-        };
-        let page = self.page(&plan, from);
-        let (rows, next) = self.watch(page)?;
-        Ok(ScanPage { rows, cursor: next.map(|next| cursor_of(&next, seed)) })
+    pub fn scan(&self, tenant: &str, request: &ScanRequest) -> Result<ScanPage> {
+        let plan = self.plan_scan(tenant, request)?;
+        let bounds = PageBounds { rows: request.limit, bytes: request.bytes_max };
+        let (now_ms, keys_only) = (self.now_ms(), request.keys_only);
+        let mut rows = Vec::new();
+        let next =
+            self.visit_rows(&plan.filter, &plan.range, bounds, OnDamage::Show, |place, found| {
+                let context_key = self.context_key(&place.encode());
+                let view = View { context_key, now_ms, keys_only };
+                let row = view.show(Some(found.row))?;
+                let bytes = place.key.len() + row.value_bytes();
+                let is_shown = row.found();
+                if is_shown {
+                    rows.push((place.key.to_vec(), row));
+                }
+                Ok(is_shown.then_some(bytes))
+            })?;
+        Ok(ScanPage { rows, cursor: next.map(|next| plan.cursor(&next)) })
     }
 
     /// A page of stored rows of all tenants, for streams between replicas.
@@ -159,99 +200,81 @@ impl Store {
         Ok(page)
     }
 
-    /// The rows of a page, and where the next one starts.
-    #[expect(clippy::type_complexity, reason = "the two halves of a page, named by the caller")]
-    fn page(
-        &self,
-        plan: &Plan<'_>,
-        from: Vec<u8>,
-    ) -> Result<(Vec<(Vec<u8>, ReadRow)>, Option<Vec<u8>>)> {
-        let start = plan.range.start.clone().max(from);
-        let range = KeyRange { start, end: plan.range.end.clone() };
-        let mut rows = Vec::new();
-        if range.is_empty() {
-            return Ok((rows, None));
-        }
-        let (rows_max, bytes_max) = (
-            self.limits.scan_rows(plan.request.limit),
-            self.limits.scan_bytes(plan.request.bytes_max),
-        );
-        let (now_ms, keys_only) = (self.now_ms(), plan.request.keys_only);
-        let mut scan = self.engine.scan(&range.start, range.end.as_deref())?;
-        let (mut bytes, mut passed) = (0, 0);
-        while let Some((engine_key, row)) = scan.next()? {
-            let place = EngineKey::decode(engine_key)?;
-            passed += 1;
-            if plan.shows(&place) {
-                let view = View { context_key: self.context_key(engine_key), now_ms, keys_only };
-                let row = view.show(Some(row))?;
-                if row.found() {
-                    bytes += place.key.len() + row.value_bytes();
-                    rows.push((place.key.to_vec(), row));
-                }
-            }
-            if rows.len() >= rows_max || bytes >= bytes_max || passed >= ROWS_PASSED_MAX {
-                return Ok((rows, next_start(plan.tenant.id, &place, engine_key)));
-            }
-        }
-        Ok((rows, None))
-    }
-
     /// Keys the checksum of cursors of a request.
     fn cursor_seed(&self, scope: u64) -> u64 {
         xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash.load(Ordering::Acquire))
     }
 }
 
-impl<'t> Plan<'t> {
-    fn of(tenant: &'t Tenant, request: ScanRequest) -> Self {
-        let delimiter = tenant.delimiter();
+impl RowFilter {
+    fn of(tenant: Arc<Tenant>, request: &ScanRequest) -> Self {
         // A prefix that reaches past the delimiter has only one partition key.
-        let within = partition_key(&request.prefix, delimiter);
+        let within = partition_key(&request.prefix, tenant.delimiter());
         let ends_within = within.len() < request.prefix.len();
-        let partition =
+        let partition_key =
             request.partition_key.clone().or_else(|| ends_within.then(|| within.to_vec()));
-        let range = match &partition {
-            Some(partition) => {
-                let all = KeyRange::of_partition_key(tenant.id, partition);
-                let token = super::key::token_of(tenant.id, partition);
-                let place = |key: &[u8]| EngineKey { token, tenant: tenant.id, key }.encode();
-                let bounds = KeyRange {
-                    start: place(&request.start),
-                    end: (!request.end.is_empty()).then(|| place(&request.end)),
-                };
-                all.intersect(KeyRange::of_prefix(token, tenant.id, &request.prefix))
-                    .intersect(bounds)
-            }
-            None => KeyRange::of_tokens(0, u64::MAX),
-        };
-        Self { tenant, request, partition, range }
+        Self {
+            tenant,
+            partition_key,
+            prefix: request.prefix.clone(),
+            start: request.start.clone(),
+            end: request.end.clone(),
+        }
     }
 
-    fn shows(&self, place: &EngineKey<'_>) -> bool {
-        let request = &self.request;
-        let in_partition = self
-            .partition
-            .as_deref()
-            .is_none_or(|partition| partition_key(place.key, self.tenant.delimiter()) == partition);
+    /// Where such rows can be.
+    pub fn range(&self) -> KeyRange {
+        let tenant = self.tenant.id;
+        let Some(partition) = &self.partition_key else {
+            return KeyRange::of_tokens(0, u64::MAX);
+        };
+        let all = KeyRange::of_partition_key(tenant, partition);
+        let token = super::key::token_of(tenant, partition);
+        let place = |key: &[u8]| EngineKey { token, tenant, key }.encode();
+        let bounds = KeyRange {
+            start: place(&self.start),
+            end: (!self.end.is_empty()).then(|| place(&self.end)),
+        };
+        all.intersect(KeyRange::of_prefix(token, tenant, &self.prefix)).intersect(bounds)
+    }
+
+    /// Whether a row is one of them.
+    pub fn matches(&self, place: &EngineKey<'_>) -> bool {
+        let in_partition = || {
+            self.partition_key
+                .as_deref()
+                .is_none_or(|asked| partition_key(place.key, self.tenant.delimiter()) == asked)
+        };
         place.tenant == self.tenant.id
-            && in_partition
-            && place.key.starts_with(&request.prefix)
-            && place.key >= &request.start[..]
-            && (request.end.is_empty() || place.key < &request.end[..])
+            && place.key.starts_with(&self.prefix)
+            && place.key >= &self.start[..]
+            && (self.end.is_empty() || place.key < &self.end[..])
+            && in_partition()
     }
 
     /// A hash of what must stay the same from page to page.
     fn scope(&self) -> u64 {
         let mut scope = b"scan".to_vec();
         scope.extend_from_slice(&self.tenant.id.0.to_le_bytes());
-        scope.push(u8::from(self.request.partition_key.is_some()));
-        let partition = self.request.partition_key.as_deref().unwrap_or_default();
-        for part in [partition, &self.request.prefix, &self.request.start, &self.request.end] {
+        scope.push(u8::from(self.partition_key.is_some()));
+        let partition = self.partition_key.as_deref().unwrap_or_default();
+        for part in [partition, &self.prefix, &self.start, &self.end] {
             scope.extend_from_slice(&(part.len() as u64).to_le_bytes());
             scope.extend_from_slice(part);
         }
         xxh3_64(&scope)
+    }
+}
+
+impl ScanPlan {
+    /// The cursor of a page behind which the scan goes on at `next`.
+    pub fn cursor(&self, next: &[u8]) -> Vec<u8> {
+        cursor_of(next, self.seed)
+    }
+
+    /// The cursor of a page that ends with this key.
+    pub fn cursor_behind(&self, key: &[u8]) -> Vec<u8> {
+        self.cursor(&after(&self.filter.tenant.engine_key(key)))
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! {"event":"tenant","name":"default","mode":"siblings","replicas":3}
-//! {"event":"fault","at_us":1200000,"what":"crash n1"}
+//! {"event":"fault","at_us":1200000,"what":"kill n1"}
 //! {"event":"op","id":7,"client":2,"node":"n1","tenant":"default","key":"k3","level":"quorum",
 //!  "action":{"write":{"value":"2.14","token":"t2.14"}},"context_in":"9f3a...",
 //!  "invoked_us":1,"returned_us":2,"outcome":"ok","context_out":"04c1..."}
@@ -38,6 +38,11 @@ pub enum Event {
         /// What.
         what: String,
     },
+    /// All faults are over and all replicas hold the same: from here on all must go well.
+    Agreed {
+        /// When, in microseconds.
+        at_us: u64,
+    },
     /// What a node's disk was found to hold, where somebody could look.
     Row {
         /// Its name in the history.
@@ -52,6 +57,9 @@ pub enum Event {
         key: String,
         /// The live versions.
         versions: Vec<Version>,
+        /// What the whole row hashes to, seen or not; given when all is over, for every key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
     },
     /// A client's operation.
     Op(Op),
@@ -109,6 +117,13 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         last: bool,
     },
+}
+
+impl Action {
+    /// Whether it reads.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Self::Read { .. })
+    }
 }
 
 /// What became of an operation.
@@ -200,7 +215,7 @@ impl Op {
 
     /// Whether it reads.
     pub fn is_read(&self) -> bool {
-        matches!(self.action, Action::Read { .. })
+        self.action.is_read()
     }
 
     /// Whether it is a read after all faults.

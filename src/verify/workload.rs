@@ -1,5 +1,5 @@
-//! Clients that write, read and delete at all levels, give contexts back or not, and send writes
-//! again under their tokens.
+//! Clients that write, read and delete at all levels, give contexts back or not, with writes and
+//! with reads, and send writes again under their tokens, to any node.
 //!
 //! Every write has a value of its own, so that a read tells which writes it returns. Keys are few:
 //! clients meet.
@@ -33,7 +33,12 @@ pub struct Plan {
     pub levels: Vec<Level>,
     /// The longest pause between two operations of a worker.
     pub pause_max: Duration,
+    /// The longest lifetime of a write; zero: none has one.
+    pub ttl_max: Duration,
 }
+
+/// How often the last read of a key at a node is tried.
+const LAST_READS_MAX: usize = 3;
 
 /// Makes a client of a node.
 pub type Connect = Box<dyn Fn() -> Client + Send>;
@@ -75,6 +80,7 @@ struct Step {
     key: u64,
     level: Level,
     action: Action,
+    /// What the client has seen of the key.
     context: Bytes,
 }
 
@@ -131,7 +137,11 @@ impl Worker {
                     let action = Action::Read { min_context: None, last: true };
                     let context = Bytes::new();
                     let step = Step { tenant, key, level: Level::One, action, context };
-                    self.send(target, &step).await;
+                    for _ in 0..LAST_READS_MAX {
+                        if self.send(target, &step).await == Outcome::Ok {
+                            break;
+                        }
+                    }
                 }
             }
         }
@@ -161,22 +171,24 @@ impl Worker {
         let known = self.contexts.get(&(tenant, key)).cloned().unwrap_or_default();
         let context = if self.dice.percent(80) { known } else { Bytes::new() };
         let action = match self.dice.below(100) {
-            0..45 => Action::Read { min_context: None, last: false },
+            0..45 => Action::Read { min_context: context_name(&context), last: false },
             45..90 => {
                 self.written += 1;
                 let value = format!("{}{}.{}", self.plan.prefix, self.number, self.written);
-                Action::Write { value, token: self.token(), ttl_ms: None }
+                Action::Write { value, token: self.token(), ttl_ms: self.ttl_ms() }
             }
             _ => {
                 self.written += 1;
                 Action::Delete { token: self.token() }
             }
         };
-        let context = match action {
-            Action::Read { .. } => Bytes::new(),
-            _ => context,
-        };
         Step { tenant, key, level, action, context }
+    }
+
+    /// A lifetime for some of the writes, if there are any.
+    fn ttl_ms(&self) -> Option<u64> {
+        let ttl_max_ms = self.plan.ttl_max.as_millis() as u64;
+        (ttl_max_ms > 0 && self.dice.percent(30)).then(|| 1 + self.dice.below(ttl_max_ms))
     }
 
     /// A token of the write that is being made, for some.
@@ -215,7 +227,8 @@ impl Worker {
             key,
             level: step.level,
             action: step.action.clone(),
-            context_in: context_name(&step.context),
+            // That of a read is in its action.
+            context_in: context_name(&step.context).filter(|_| !step.action.is_read()),
             invoked_us,
             returned_us: answered.then(|| self.recorder.now_us()),
             outcome,
@@ -251,7 +264,7 @@ async fn call(
     let token = |token: &Option<String>| Bytes::from(token.clone().unwrap_or_default());
     match &step.action {
         Action::Read { .. } => {
-            let read = proto::ReadRequest { tenant, key, consistency, ..Default::default() };
+            let read = proto::ReadRequest { tenant, key, consistency, min_context: context };
             let row = client.read_as(read).await?;
             let seen = row.siblings.iter().map(|sibling| Version {
                 value: String::from_utf8_lossy(&sibling.value).into_owned(),

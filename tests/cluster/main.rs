@@ -2,14 +2,19 @@
 //!
 //! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
-//! before anything is written and ONE goes on; a fourth node joins while writes go on.
+//! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
+//! on; of nodes that each hold a part of the rows any one shows all of them, also while another is
+//! down.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
+#[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 mod operators;
+mod transitions;
+mod verified;
 
 use std::time::Duration;
 
@@ -147,4 +152,39 @@ fn a_node_that_stops_is_down_for_the_others_when_its_process_ends() {
     assert!(began.elapsed() < Duration::from_secs(10), "writes wait for a node that has stopped");
     nodes.restart(2);
     nodes.wait_until_equal(&written, 2, CONVERGED_WITHIN);
+}
+
+/// Three replicas on four nodes: nobody holds everything.
+#[test]
+fn scan_keys_and_export_show_the_whole_cluster_through_any_node() {
+    let mut nodes = Nodes::start(4);
+    let mut keys = nodes.write_keys("key", 60, 0);
+    nodes.kill(3);
+    nodes.wait_until_down(0, 1);
+    // What the one that is down has not heard of: a delete, and new keys.
+    nodes.ok(1, &["delete", &keys.remove(7)]);
+    keys.extend(nodes.write_keys("late", 20, 1));
+    keys.sort_unstable();
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    for at in 0..3 {
+        assert_eq!(sorted(nodes.ok(at, &["keys"])), keys, "node {at}");
+    }
+    let refused = nodes.run(0, &["keys", "--consistency", "all"]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert!(refused.stderr.contains("partition"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("QUORUM_UNAVAILABLE"), "{}", refused.stderr);
+    nodes.restart(3);
+    nodes.wait_until_up(3, 4);
+    let rows: Vec<String> = keys.iter().map(|key| format!("{key}\t{key}")).collect();
+    assert_eq!(sorted(nodes.ok(3, &["scan"])), rows);
+    let exported = nodes.ok(3, &["export", "--consistency", "quorum"]);
+    let lines = sorted(exported).into_iter().map(|line| {
+        let row: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
+        row["key"].as_str().expect("text").to_owned()
+    });
+    assert_eq!(lines.collect::<Vec<_>>(), keys);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::node::{CliNode, Done};
+use crate::node::{CliNode, Done, refused};
 
 /// How often something that takes a while is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -15,7 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The nodes; each may be gone.
 pub struct Nodes {
     nodes: Vec<CliNode>,
-    peer_ports: Vec<u16>,
+    ports: Vec<Ports>,
+}
+
+/// Where a node listens, at every start.
+#[derive(Clone, Copy)]
+struct Ports {
+    peer: u16,
+    client: u16,
 }
 
 /// The values of a row, sorted.
@@ -27,24 +34,30 @@ pub fn values(row: &Value) -> Vec<&str> {
     values
 }
 
-/// Ports that were free a moment ago: peers must know each other's before they start.
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|one| one.local_addr().expect("bound").port()).collect()
+/// Ports that were free a moment ago: peers and clients must know them before a node starts, and
+/// find them again when it comes back.
+fn free_ports(count: usize) -> Vec<Ports> {
+    let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listeners: Vec<_> = (0..count).map(|_| (bind(), bind())).collect();
+    let port = |one: &TcpListener| one.local_addr().expect("bound").port();
+    listeners
+        .iter()
+        .map(|(peer, client)| Ports { peer: port(peer), client: port(client) })
+        .collect()
 }
 
-fn settings(ports: &[u16], at: usize, expect: usize) -> Vec<(String, String)> {
+fn settings(ports: &[Ports], at: usize, expect: usize) -> Vec<(String, String)> {
     let seeds: Vec<String> = ports
         .iter()
         .enumerate()
         .filter(|(other, _)| *other != at)
-        .map(|(_, port)| format!("127.0.0.1:{port}"))
+        .map(|(_, ports)| format!("127.0.0.1:{}", ports.peer))
         .collect();
     [
         ("NODE__NAME", format!("n{at}")),
         ("NODE__ZONE", format!("z{at}")),
-        ("LISTEN__PEER", format!("127.0.0.1:{}", ports[at])),
+        ("LISTEN__PEER", format!("127.0.0.1:{}", ports[at].peer)),
+        ("LISTEN__CLIENT", format!("127.0.0.1:{}", ports[at].client)),
         ("CLUSTER__SEEDS", seeds.join(",")),
         ("CLUSTER__BOOTSTRAP_EXPECT", expect.to_string()),
     ]
@@ -59,20 +72,45 @@ fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
 impl Nodes {
     /// A new cluster.
     pub fn start(count: usize) -> Self {
-        let peer_ports = free_ports(count);
+        let ports = free_ports(count);
         // All at once: each waits for the others before it serves.
         let nodes = std::thread::scope(|scope| {
             let starting: Vec<_> = (0..count)
                 .map(|at| {
-                    let settings = settings(&peer_ports, at, count);
+                    let settings = settings(&ports, at, count);
                     scope.spawn(move || CliNode::with(&borrowed(&settings)))
                 })
                 .collect();
             starting.into_iter().map(|node| node.join().expect("it starts")).collect()
         });
-        let nodes = Self { nodes, peer_ports };
+        let nodes = Self { nodes, ports };
         nodes.wait_until_up(0, count);
         nodes
+    }
+
+    /// How many there are, up or not.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The process of a node.
+    pub fn id(&self, at: usize) -> u32 {
+        self.nodes[at].id()
+    }
+
+    /// A path beside the data of a node.
+    pub fn path(&self, at: usize, name: &str) -> String {
+        self.nodes[at].path(name)
+    }
+
+    /// Where the clients of a node connect.
+    pub fn endpoint(&self, at: usize) -> String {
+        self.nodes[at].endpoint()
+    }
+
+    /// Code and body of a page for operators.
+    pub fn page(&self, at: usize, path: &str) -> (u16, String) {
+        self.nodes[at].page(path)
     }
 
     /// One more node; its place.
@@ -83,8 +121,8 @@ impl Nodes {
     /// One more node, with settings of its own.
     pub fn join_with(&mut self, more: &[(String, String)]) -> usize {
         let at = self.nodes.len();
-        self.peer_ports.extend(free_ports(1));
-        let mut settings = settings(&self.peer_ports, at, 1);
+        self.ports.extend(free_ports(1));
+        let mut settings = settings(&self.ports, at, 1);
         settings.extend_from_slice(more);
         self.nodes.push(CliNode::with(&borrowed(&settings)));
         at
@@ -110,9 +148,26 @@ impl Nodes {
     }
 
     pub fn restart_with(&mut self, at: usize, more: &[(String, String)]) {
-        let mut settings = settings(&self.peer_ports, at, self.peer_ports.len());
+        let mut settings = settings(&self.ports, at, self.ports.len());
         settings.extend_from_slice(more);
         self.nodes[at].restart_with(&borrowed(&settings));
+    }
+
+    /// The exit code of a node that ends by itself.
+    pub fn wait(&mut self, at: usize) -> i32 {
+        self.nodes[at].wait()
+    }
+
+    /// Deletes what a node has left on its disk.
+    pub fn delete(&self, at: usize) {
+        std::fs::remove_dir_all(&self.nodes[at].data_dir).expect("it is there");
+    }
+
+    /// Starts a node again that must not be: its exit code, and what it says.
+    pub fn restart_refused(&self, at: usize) -> (i32, String) {
+        let settings = settings(&self.ports, at, self.ports.len());
+        let done = refused(&self.nodes[at].data_dir, &borrowed(&settings));
+        (done.code, done.stderr)
     }
 
     pub fn pause(&self, at: usize) {
@@ -121,6 +176,11 @@ impl Nodes {
 
     pub fn resume(&self, at: usize) {
         self.nodes[at].send(rustix::process::Signal::CONT);
+    }
+
+    /// Where a node listens, by its name in the ready file: `listen`, `peer_listen`.
+    pub fn address(&self, at: usize, listener: &str) -> String {
+        self.nodes[at].ready[listener].as_str().expect("an address").to_owned()
     }
 
     pub fn run(&self, at: usize, arguments: &[&str]) -> Done {

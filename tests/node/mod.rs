@@ -92,6 +92,11 @@ impl CliNode {
         format!("http://{}", self.ready["listen"].as_str().expect("an address"))
     }
 
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A path beside the data.
     pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().expect("UTF-8").to_owned()

@@ -4,14 +4,14 @@ use bytes::Bytes;
 use pairdb::proto;
 use tonic::Code;
 
-use crate::node::{TestNode, refusal, values};
+use crate::node::{TestNode, delete, refusal, values};
 
 async fn stream(node: &TestNode, batch_bytes: u32) -> Vec<proto::RowState> {
     let request = proto::StreamKeysRequest {
         token_start: 0,
         token_end: u64::MAX,
-        cursor: Bytes::new(),
         batch_bytes,
+        ..Default::default()
     };
     let mut stream = node.replica().await.stream_keys(request).await.expect("opened").into_inner();
     let mut rows = Vec::new();
@@ -59,6 +59,53 @@ async fn a_row_that_cannot_be_read_is_refused_alone() {
     let results = node.replica().await.replicate(request).await.expect("answered").into_inner();
     let failed: Vec<bool> = results.results.iter().map(|row| row.failure.is_some()).collect();
     assert_eq!(failed, [true, false, true]);
+    node.stop().await;
+}
+
+/// For tools: the rows of one tenant from the whole cluster, tombstones too, from cursor to cursor.
+#[tokio::test]
+async fn rows_of_a_tenant_are_streamed_as_they_are_stored() {
+    let node = TestNode::start().await;
+    for i in 0..20 {
+        node.write(&format!("k{i}"), "v").await;
+    }
+    let context = node.read("k3").await.context;
+    node.key_value().delete(delete("k3", context)).await.expect("deleted");
+    let request = proto::StreamKeysRequest {
+        tenant: "default".into(),
+        batch_bytes: 100,
+        ..Default::default()
+    };
+    let mut replica = node.replica().await;
+    let mut stream = replica.stream_keys(request.clone()).await.expect("opened").into_inner();
+    let (mut rows, mut cursor) = (Vec::new(), Bytes::new());
+    while rows.len() < 10 {
+        let batch = stream.message().await.expect("a batch").expect("there are more");
+        rows.extend(batch.rows);
+        cursor = batch.cursor;
+    }
+    drop(stream);
+    let request = proto::StreamKeysRequest { cursor, ..request };
+    let mut stream = replica.stream_keys(request.clone()).await.expect("goes on").into_inner();
+    while let Some(batch) = stream.message().await.expect("a batch") {
+        rows.extend(batch.rows);
+    }
+    let mut keys: Vec<Bytes> = rows.iter().map(|row| row.key.clone()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!((keys.len(), rows.len()), (20, 20), "each once, the deleted one too");
+    assert!(rows.iter().all(|row| row.tenant_id == rows[0].tenant_id && !row.row.is_empty()));
+    let prefix = Bytes::from_static(b"k1");
+    let request = proto::StreamKeysRequest { prefix, cursor: Bytes::new(), ..request };
+    let mut stream = replica.stream_keys(request).await.expect("opened").into_inner();
+    let mut rows = 0;
+    while let Some(batch) = stream.message().await.expect("a batch") {
+        rows += batch.rows.len();
+    }
+    assert_eq!(rows, 11);
+    let unknown = proto::StreamKeysRequest { tenant: "nobody".into(), ..Default::default() };
+    let status = replica.stream_keys(unknown).await.expect_err("unknown");
+    assert_eq!(refusal(&status).1, "UNKNOWN_TENANT");
     node.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! What lies on a node's disk, read as a new process would, on a copy.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pairdb::causality::Payload;
@@ -10,8 +11,7 @@ use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::config::Config;
 use pairdb::store::environment::ManualClock;
 use pairdb::store::{EngineKey, Environment, Store, StoreOptions, TokenRange};
-use pairdb::verify::history::{Event, Version};
-use pairdb::verify::recorder::Recorder;
+use pairdb::verify::history::Version;
 
 /// Proposes nothing: the dead change no layout.
 #[derive(Debug)]
@@ -23,8 +23,34 @@ impl Proposer for Nobody {
     }
 }
 
-/// Writes into the history which versions the disk holds, with their dots.
-pub fn record(disk: &MemVfs, config: &Config, now_ms: u64, recorder: &Recorder, at_us: u64) {
+/// A row as it was found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The live versions, with their dots.
+    pub versions: Vec<Version>,
+    /// Of all the row holds; 0: of nothing.
+    pub digest: u64,
+}
+
+/// Rows by tenant and key.
+pub type Rows = BTreeMap<(String, String), Found>;
+
+/// Everything the disk holds.
+pub fn rows(disk: &MemVfs, config: &Config, now_ms: u64) -> Rows {
+    let store = open(disk, config, now_ms);
+    let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+    let (mut rows, mut cursor) = (Rows::new(), None);
+    loop {
+        let page = store.rows_by_token(whole, cursor, 1 << 20).expect("it can be read");
+        rows.extend(page.rows.iter().map(|(key, _)| found(&store, key)));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            return rows;
+        }
+    }
+}
+
+fn open(disk: &MemVfs, config: &Config, now_ms: u64) -> Store {
     let mut options = StoreOptions {
         engine: config.engine_options().expect("they ran"),
         ..StoreOptions::default()
@@ -36,33 +62,17 @@ pub fn record(disk: &MemVfs, config: &Config, now_ms: u64, recorder: &Recorder, 
     let fence = Fence::open(copy, &config.node.data_dir).expect("so can the document");
     let tenants = LayoutCatalog::new(&fence.document(), Arc::new(Nobody), Arc::new(clock));
     options.catalog = Some(Arc::new(tenants));
-    let store = Store::open_in(&config.node.data_dir, options, environment)
-        .expect("whatever a crash leaves can be opened");
-    let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
-    let mut cursor = None;
-    loop {
-        let page = store.rows_by_token(whole, cursor, 1 << 20).expect("it can be read");
-        for (key, row) in &page.rows {
-            record_row(&store, config, (key, row), recorder, at_us);
-        }
-        cursor = page.cursor;
-        if cursor.is_none() {
-            return;
-        }
-    }
+    Store::open_in(&config.node.data_dir, options, environment)
+        .expect("whatever a crash leaves can be opened")
 }
 
-fn record_row(
-    store: &Store,
-    config: &Config,
-    (key, row): (&[u8], &[u8]),
-    recorder: &Recorder,
-    at_us: u64,
-) {
-    let key = EngineKey::decode(key).expect("the store wrote it");
-    let row = codec::decode(row).expect("the store wrote it");
-    let tenants = store.tenants();
-    let tenant = tenants.iter().find(|tenant| tenant.id == key.tenant).expect("it has a row");
+fn found(store: &Store, engine_key: &[u8]) -> ((String, String), Found) {
+    let key = EngineKey::decode(engine_key).expect("the store wrote it");
+    let tenant = store.tenant_by_id(key.tenant).expect("it has a row");
+    let raw = store.raw_row(key.tenant, key.key).expect("it can be read");
+    let digest = store.digest(&raw).expect("so can the row");
+    let row = raw.row.expect("it is there");
+    let row = codec::decode(&row).expect("the store wrote it");
     let version = |(dot, version): &(_, pairdb::causality::Version<'_>)| match version.payload() {
         Payload::Value { value, .. } => Some(Version {
             value: String::from_utf8_lossy(value).into_owned(),
@@ -71,12 +81,7 @@ fn record_row(
         }),
         Payload::Tombstone | Payload::Stripped => None,
     };
-    recorder.event(Event::Row {
-        id: recorder.next_op(),
-        at_us,
-        node: config.node.name.clone(),
-        tenant: tenant.name.clone(),
-        key: String::from_utf8_lossy(key.key).into_owned(),
-        versions: row.live().iter().filter_map(version).collect(),
-    });
+    let versions = row.live().iter().filter_map(version).collect();
+    let place = (tenant.name.clone(), String::from_utf8_lossy(key.key).into_owned());
+    (place, Found { versions, digest })
 }

@@ -5,44 +5,65 @@ use std::time::Duration;
 
 use pairdb::verify::dice::Dice;
 
+/// One host's links to some others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    pub one: String,
+    pub others: Vec<String>,
+}
+
+impl fmt::Display for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} | {}", self.one, self.others.join(" "))
+    }
+}
+
 /// One thing that is done to the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// `kill -9` of a node.
-    Kill(usize),
-    /// Power loss of a node's machine.
-    PowerLoss(usize, u64),
+    /// A node is killed (`kill -9`), or its machine loses power, after so many steps.
+    Stop { node: usize, steps: u64, power_loss: Option<u64> },
     /// The node is started again.
     Restart(usize),
-    /// Nothing passes between two hosts.
-    Cut(String, String),
-    /// Nothing passes from the first to the second.
-    CutOneWay(String, String),
-    /// What passes between two hosts is held back: one of them does not run.
-    Hold(String, String),
-    /// Ends `Cut`, `CutOneWay` and `Hold`.
-    Mend(String, String),
-    /// Messages between two hosts take this long.
-    Latency(String, String, Duration),
+    /// Nothing passes.
+    Cut(Links),
+    /// Nothing passes from the one to the others.
+    CutFrom(Links),
+    /// Nothing passes from the others to the one.
+    CutTo(Links),
+    /// What passes is held back and comes later: on all links it is a node that is paused.
+    Hold(Links),
+    /// Messages take this long: on all links it is a slow node.
+    Slow(Links, Duration),
+    /// Ends all that befell these links.
+    Mend(Links),
     /// A node's time of day is wrong by so many milliseconds.
     Clock(usize, i64),
     /// Each message breaks its link for a while, with a chance of so many per 10,000.
     Loss(u32),
+    /// From here on nothing is wrong any more.
+    MendAll,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kill(node) => write!(f, "kill n{node}"),
-            Self::PowerLoss(node, _) => write!(f, "power loss at n{node}"),
+            Self::Stop { node, steps, power_loss: None } => {
+                write!(f, "kill n{node} after {steps} steps")
+            }
+            Self::Stop { node, steps, power_loss: Some(_) } => {
+                write!(f, "power loss at n{node} after {steps} steps")
+            }
             Self::Restart(node) => write!(f, "restart n{node}"),
-            Self::Cut(one, other) => write!(f, "cut {one} | {other}"),
-            Self::CutOneWay(from, to) => write!(f, "cut {from} > {to}"),
-            Self::Hold(one, other) => write!(f, "hold {one} | {other}"),
-            Self::Mend(one, other) => write!(f, "mend {one} | {other}"),
-            Self::Latency(one, other, time) => write!(f, "latency {one} | {other} {time:?}"),
+            Self::Cut(links) => write!(f, "cut {links}"),
+            Self::CutFrom(links) => write!(f, "cut from {links}"),
+            Self::CutTo(links) => write!(f, "cut to {links}"),
+            Self::Hold(links) => write!(f, "hold {links}"),
+            Self::Slow(links, time) => write!(f, "slow {links}: {time:?}"),
+            Self::Mend(links) => write!(f, "mend {links}"),
             Self::Clock(node, ms) => write!(f, "clock of n{node} wrong by {ms} ms"),
-            Self::Loss(of_10_000) => write!(f, "loss {of_10_000} of 10000"),
+            Self::Loss(of_10_000) => write!(f, "loss of {of_10_000} in 10000"),
+            Self::MendAll => write!(f, "mend all"),
         }
     }
 }
@@ -50,70 +71,98 @@ impl fmt::Display for Fault {
 /// A fault and its moment.
 pub type Planned = (Duration, Fault);
 
-const LATENCY: Duration = Duration::from_millis(2);
+/// Who there is, and what may befall them.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub nodes: usize,
+    pub clients: usize,
+    /// How wrong a clock may be.
+    pub clock_jump_ms_max: u64,
+}
 
-/// Draws faults for `time`; all of them are over at its end. `hosts` are nodes first, then clients.
-pub fn plan(dice: &Dice, nodes: usize, clients: usize, time: Duration) -> Vec<Planned> {
-    let name = |host: usize| match host.checked_sub(nodes) {
-        None => format!("n{host}"),
-        Some(client) => format!("c{client}"),
-    };
-    let mut planned = Vec::new();
-    // One fault a machine at a time; a node that is down cannot go down.
-    let mut down_until = vec![Duration::ZERO; nodes];
-    let mut at = Duration::from_millis(300);
-    loop {
-        at += Duration::from_millis(100 + dice.below(2_000));
-        let end = at + Duration::from_millis(50 + dice.below(4_000));
-        if end >= time {
-            break;
-        }
-        let node = dice.below(nodes as u64) as usize;
-        let other =
-            (node + 1 + dice.below((nodes + clients - 1) as u64) as usize) % (nodes + clients);
-        let (one, other) = (name(node), name(other));
-        match dice.below(100) {
-            0..40 if down_until[node] <= at => {
-                down_until[node] = end;
-                let fault = match dice.percent(50) {
-                    true => Fault::Kill(node),
-                    false => Fault::PowerLoss(node, dice.next()),
-                };
-                planned.extend([(at, fault), (end, Fault::Restart(node))]);
-            }
-            40..52 => planned.extend([
-                (at, Fault::Cut(one.clone(), other.clone())),
-                (end, Fault::Mend(one, other)),
-            ]),
-            52..60 => planned.extend([
-                (at, Fault::CutOneWay(one.clone(), other.clone())),
-                (end, Fault::Mend(one, other)),
-            ]),
-            60..68 => planned.extend([
-                (at, Fault::CutOneWay(other.clone(), one.clone())),
-                (end, Fault::Mend(other, one)),
-            ]),
-            68..78 => planned.extend([
-                (at, Fault::Hold(one.clone(), other.clone())),
-                (end, Fault::Mend(one, other)),
-            ]),
-            78..86 => {
-                let slow = Duration::from_millis(20 + dice.below(500));
-                planned.extend([
-                    (at, Fault::Latency(one.clone(), other.clone(), slow)),
-                    (end, Fault::Latency(one, other, LATENCY)),
-                ]);
-            }
-            86..94 => {
-                let wrong_ms = dice.below(7_200_000) as i64 - 3_600_000;
-                let wrong_ms = if dice.percent(50) { wrong_ms / 2_000 } else { wrong_ms };
-                planned.push((at, Fault::Clock(node, wrong_ms)));
-                planned.push((end, Fault::Clock(node, 0)));
-            }
-            94.. => planned.extend([(at, Fault::Loss(20)), (end, Fault::Loss(0))]),
-            _ => {}
-        }
+impl Stage {
+    /// All hosts, nodes first.
+    pub fn hosts(&self) -> Vec<String> {
+        let nodes = (0..self.nodes).map(|number| format!("n{number}"));
+        nodes.chain((0..self.clients).map(|number| format!("c{number}"))).collect()
     }
-    planned.sort_by_key(|(at, _)| *at);
-    planned
+
+    /// Draws faults for `time`; all of them are over at its end.
+    pub fn plan(&self, dice: &Dice, time: Duration) -> Vec<Planned> {
+        let mut planned = Vec::new();
+        // A node that is down cannot go down.
+        let mut down_until = vec![Duration::ZERO; self.nodes];
+        let mut at = Duration::ZERO;
+        loop {
+            at += Duration::from_millis(50 + dice.below(1_200));
+            let end = at + Duration::from_millis(50 + dice.below(4_000));
+            if end >= time {
+                break;
+            }
+            let node = dice.below(self.nodes as u64) as usize;
+            let stopped = match dice.below(100) {
+                0..36 => node..node + 1,
+                36..40 => 0..self.nodes,
+                _ => {
+                    self.plan_milder(dice, node, (at, end), &mut planned);
+                    continue;
+                }
+            };
+            for node in stopped {
+                if down_until[node] > at {
+                    continue;
+                }
+                down_until[node] = end;
+                // A loaded node takes some thousand steps a second.
+                let steps = dice.below(1 << dice.below(10));
+                let power_loss = dice.percent(50).then(|| dice.next());
+                planned.push((at, Fault::Stop { node, steps, power_loss }));
+                planned.push((end, Fault::Restart(node)));
+            }
+        }
+        planned.push((time, Fault::MendAll));
+        planned.sort_by_key(|(at, _)| *at);
+        planned
+    }
+
+    /// Something that does not kill.
+    fn plan_milder(
+        &self,
+        dice: &Dice,
+        node: usize,
+        (at, end): (Duration, Duration),
+        planned: &mut Vec<Planned>,
+    ) {
+        let links = self.links(dice, node);
+        let fault = match dice.below(60) {
+            0..10 => Fault::Cut(links.clone()),
+            10..18 => Fault::CutFrom(links.clone()),
+            18..26 => Fault::CutTo(links.clone()),
+            26..38 => Fault::Hold(links.clone()),
+            38..46 => Fault::Slow(links.clone(), Duration::from_millis(20 + dice.below(500))),
+            46..54 => {
+                let range_ms = 2 * self.clock_jump_ms_max;
+                let wrong_ms = dice.below(range_ms) as i64 - self.clock_jump_ms_max as i64;
+                planned.push((at, Fault::Clock(node, wrong_ms)));
+                return planned.push((end, Fault::Clock(node, 0)));
+            }
+            _ => {
+                planned.push((at, Fault::Loss(20)));
+                return planned.push((end, Fault::Loss(0)));
+            }
+        };
+        planned.push((at, fault));
+        planned.push((end, Fault::Mend(links)));
+    }
+
+    /// Of a node to another host, or to all others.
+    fn links(&self, dice: &Dice, node: usize) -> Links {
+        let mut others = self.hosts();
+        let one = others.remove(node);
+        if dice.percent(60) {
+            let other = dice.pick(&others).clone();
+            others = vec![other];
+        }
+        Links { one, others }
+    }
 }

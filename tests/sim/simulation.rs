@@ -1,7 +1,6 @@
 //! A cluster, its clients and its misfortune in one thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pairdb::client::{Client, Options};
@@ -9,22 +8,24 @@ use pairdb::cluster::net::Net;
 use pairdb::engine::SyncMode;
 use pairdb::proto;
 use pairdb::verify::dice::Dice;
-use pairdb::verify::history::{Event, Level, Mode};
+use pairdb::verify::history::{Event, Mode};
 use pairdb::verify::recorder::Recorder;
 use pairdb::verify::workload::{Plan, Target, Worker};
+use parking_lot::Mutex;
+use tonic::Code;
 use turmoil::{Builder, Sim};
 
+use crate::character::Character;
+use crate::driver::{Driver, World};
 use crate::machine::{Machine, SimTime, small};
-use crate::nemesis::{self, Fault, Planned};
-use crate::net::SimNet;
+use crate::nemesis::{Planned, Stage};
+use crate::wire::SimNet;
 
-const TICK: Duration = Duration::from_millis(1);
+/// Messages arrive, and timers end, at multiples of this.
+pub const TICK: Duration = Duration::from_millis(1);
 
-/// After the last fault clients go on for a while, rest, and work again for a moment once a healthy
-/// cluster must have recovered.
-const AFTERMATH: Duration = Duration::from_secs(5);
-const RECOVERY: Duration = Duration::from_secs(60);
-const ENCORE: Duration = Duration::from_secs(2);
+/// Between two hosts of which nothing else is said.
+pub const LATENCY: Duration = Duration::from_millis(2);
 
 /// What a run is made of. All else comes from the seed.
 #[derive(Clone, Debug)]
@@ -44,15 +45,39 @@ pub struct Run {
     pub hash: u64,
 }
 
-/// Where the clients are in their work.
-#[derive(Default)]
-struct Phase {
-    /// The tenants are there: clients may begin.
-    ready: AtomicBool,
-    /// Clients do nothing.
-    rest: AtomicBool,
-    /// Clients end their work after the operation at hand.
-    enough: AtomicBool,
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The cluster forms, tenants are made.
+    Forming,
+    /// Clients work, and go on for a moment after the last fault.
+    Work,
+    /// Clients do nothing: the replicas become equal by themselves.
+    Rest,
+    /// One client asks every node for every key.
+    LastReads,
+    /// Clients work again, and nothing may fail.
+    Encore,
+    /// Clients end after the operation at hand.
+    Over,
+}
+
+/// The phase, which driver and clients share.
+#[derive(Clone)]
+pub struct Progress(Arc<Mutex<Phase>>);
+
+impl Progress {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Phase::Forming)))
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.0.lock()
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        *self.0.lock() = phase;
+    }
 }
 
 impl Simulation {
@@ -63,40 +88,30 @@ impl Simulation {
             .rng_seed(self.seed)
             .enable_random_order()
             .tick_duration(TICK)
-            .simulation_duration(Duration::from_secs(3600))
+            .simulation_duration(Duration::from_secs(400))
             .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(4))
+            .max_message_latency(2 * LATENCY)
             .repair_rate(0.05)
             .build();
         let dice = Dice::new(self.seed, 0);
-        let machines: Vec<_> = (0..self.nodes)
-            .map(|number| {
-                let config = small(number, self.nodes, self.sync_mode);
-                Arc::new(Machine::new(config.node.name.clone(), config, dice.next(), time.clone()))
-            })
-            .collect();
+        let character = Character::draw(&dice);
+        let machine = |number| {
+            let config = small(number, self.nodes, self.sync_mode);
+            Arc::new(Machine::new(config, &character, &dice, time.clone()))
+        };
+        let machines: Vec<_> = (0..self.nodes).map(machine).collect();
         for machine in &machines {
             let machine = Arc::clone(machine);
             sim.host(machine.name.clone(), move || Arc::clone(&machine).run());
         }
-        let phase = Arc::new(Phase::default());
-        self.add_clients(&mut sim, &recorder, &phase);
-        let faults = nemesis::plan(&dice, self.nodes, self.clients, self.faults_for);
-        self.drive(&mut sim, faults, &machines, &recorder, &phase, &time);
+        let progress = Progress::new();
+        self.add_clients(&mut sim, &character, &recorder, &progress);
+        let (nodes, clients) = (self.nodes, self.clients);
+        let stage = Stage { nodes, clients, clock_jump_ms_max: character.clock_jump_ms_max };
+        let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
+        let world = World { sim, machines, hosts: stage.hosts(), time };
+        Driver::new(world, &character, Arc::clone(&recorder), progress).run(faults);
         Run { history: recorder.finish().expect("kept in memory"), hash: recorder.hash() }
-    }
-
-    fn plan(&self) -> Plan {
-        Plan {
-            tenants: vec![
-                ("default".to_owned(), Mode::Siblings),
-                ("latest".to_owned(), Mode::LastWriteWins),
-            ],
-            prefix: String::new(),
-            keys: 8,
-            levels: vec![Level::One, Level::Quorum, Level::Quorum, Level::All],
-            pause_max: Duration::from_millis(60),
-        }
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -108,77 +123,42 @@ impl Simulation {
         (0..self.nodes).map(target).collect()
     }
 
-    fn add_clients(&self, sim: &mut Sim<'_>, recorder: &Arc<Recorder>, phase: &Arc<Phase>) {
-        let plan = Arc::new(self.plan());
+    fn add_clients(
+        &self,
+        sim: &mut Sim<'_>,
+        character: &Character,
+        recorder: &Arc<Recorder>,
+        progress: &Progress,
+    ) {
+        let plan = Arc::new(character.plan());
         let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
         for (name, mode) in &plan.tenants {
             recorder.event(Event::Tenant { name: name.clone(), mode: *mode, replicas });
         }
         for number in 0..self.clients {
-            let (this, plan) = (self.clone(), Arc::clone(&plan));
-            let (recorder, phase) = (Arc::clone(recorder), Arc::clone(phase));
+            let (this, plan, progress) = (self.clone(), Arc::clone(&plan), progress.clone());
+            let recorder = Arc::clone(recorder);
             sim.client(format!("c{number}"), async move {
                 if number == 0 {
                     create_tenants(&plan).await;
-                    phase.ready.store(true, Ordering::Relaxed);
+                    progress.enter(Phase::Work);
                 }
-                while !phase.ready.load(Ordering::Relaxed) {
-                    tokio::time::sleep(10 * TICK).await;
-                }
-                let targets = this.targets();
                 let id = u32::try_from(number).expect("few clients");
-                let mut worker = Worker::new(id, plan, targets, recorder, this.seed);
-                while !phase.enough.load(Ordering::Relaxed) {
-                    match phase.rest.load(Ordering::Relaxed) {
-                        true => tokio::time::sleep(10 * TICK).await,
-                        false => worker.step().await,
+                let mut worker = Worker::new(id, plan, this.targets(), recorder, this.seed);
+                loop {
+                    match progress.phase() {
+                        Phase::Work | Phase::Encore => worker.step().await,
+                        Phase::LastReads if number == 0 => {
+                            worker.read_all().await;
+                            progress.enter(Phase::Encore);
+                        }
+                        Phase::Forming | Phase::Rest | Phase::LastReads => {
+                            tokio::time::sleep(10 * TICK).await;
+                        }
+                        Phase::Over => return Ok(()),
                     }
                 }
-                if number == 0 {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                    worker.read_all().await;
-                }
-                Ok(())
             });
-        }
-    }
-
-    fn drive(
-        &self,
-        sim: &mut Sim<'_>,
-        faults: Vec<Planned>,
-        machines: &[Arc<Machine>],
-        recorder: &Recorder,
-        phase: &Phase,
-        time: &SimTime,
-    ) {
-        let mut faults = faults.into_iter().peekable();
-        let mut began = None;
-        loop {
-            time.set(sim.elapsed());
-            if began.is_none() && phase.ready.load(Ordering::Relaxed) {
-                began = Some(sim.elapsed());
-            }
-            let since = began.map_or(Duration::ZERO, |began| sim.elapsed() - began);
-            while let Some((_, fault)) = faults.next_if(|(at, _)| *at <= since) {
-                let at_us = sim.elapsed().as_micros() as u64;
-                recorder.event(Event::Fault { at_us, what: fault.to_string() });
-                apply(sim, machines, &fault);
-                if let Fault::Kill(node) | Fault::PowerLoss(node, _) = fault {
-                    machines[node].autopsy(recorder, at_us);
-                }
-            }
-            let over = since.saturating_sub(self.faults_for);
-            phase.rest.store((AFTERMATH..RECOVERY).contains(&over), Ordering::Relaxed);
-            phase.enough.store(over > RECOVERY + ENCORE, Ordering::Relaxed);
-            match sim.step() {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) => panic!("a node ended by itself: {error}"),
-            }
-        }
-        for machine in machines {
-            machine.autopsy(recorder, sim.elapsed().as_micros() as u64);
         }
     }
 }
@@ -191,10 +171,11 @@ fn connect(endpoint: String) -> Client {
         retries_max: 0,
         ..Options::default()
     };
-    let net: Arc<dyn Net> = Arc::new(SimNet);
+    let net: Arc<dyn Net> = Arc::new(SimNet::default());
     Client::over(&net, options).expect("the endpoint is an address")
 }
 
+/// Makes the tenants that are not there from the beginning, as soon as there is a cluster.
 async fn create_tenants(plan: &Plan) {
     for (name, mode) in plan.tenants.iter().filter(|(name, _)| name != "default") {
         let mode = match mode {
@@ -210,38 +191,15 @@ async fn create_tenants(plan: &Plan) {
                 .admin_call(message, async |admin, request| admin.create_tenant(request).await);
             match created.await {
                 Ok(_) => break,
+                Err(error) if error.reason() == "TENANT_EXISTS" => break,
                 // The cluster forms.
-                Err(error) if error.outcome().is_none() || error.may_retry() => {
+                Err(error)
+                    if matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) =>
+                {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 Err(error) => panic!("no tenant {name}: {error}"),
             }
         }
-    }
-}
-
-fn apply(sim: &mut Sim<'_>, machines: &[Arc<Machine>], fault: &Fault) {
-    match fault {
-        Fault::Kill(node) => {
-            machines[*node].keep_written();
-            sim.crash(machines[*node].name.as_str());
-        }
-        Fault::PowerLoss(node, seed) => {
-            machines[*node].lose_power(*seed);
-            sim.crash(machines[*node].name.as_str());
-        }
-        Fault::Restart(node) => sim.bounce(machines[*node].name.as_str()),
-        Fault::Cut(one, other) => sim.partition(one.as_str(), other.as_str()),
-        Fault::CutOneWay(from, to) => sim.partition_oneway(from.as_str(), to.as_str()),
-        Fault::Hold(one, other) => sim.hold(one.as_str(), other.as_str()),
-        Fault::Mend(one, other) => {
-            sim.release(one.as_str(), other.as_str());
-            sim.repair(one.as_str(), other.as_str());
-        }
-        Fault::Latency(one, other, time) => {
-            sim.set_link_latency(one.as_str(), other.as_str(), *time);
-        }
-        Fault::Clock(node, ms) => machines[*node].set_clock_wrong(*ms),
-        Fault::Loss(of_10_000) => sim.set_fail_rate(f64::from(*of_10_000) / 10_000.0),
     }
 }

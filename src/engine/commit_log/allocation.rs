@@ -19,9 +19,10 @@ pub(super) const SPARES_MAX: usize = 1;
 /// to wait for the file system's journal, and the writers for it.
 const STEPS_MAX: u64 = 8;
 
-/// Whether it pays to write a file's blocks before they are used, and to use them again.
-/// Allocated but never written blocks are marked so in the file's metadata, and every sync of a
-/// first write to them has to change that too: about 60 % on top of each sync.
+/// Whether it pays to use a file's blocks again. Allocated but never written blocks are marked so in
+/// the file's metadata, and the sync of a first write to one has to change that too: about 60 % on
+/// top of that sync. Writing zeros ahead would cost as many bytes as the log itself
+/// (docs/decisions/0013).
 pub(super) fn prefers_written_blocks(mode: SyncMode) -> bool {
     mode == SyncMode::Always
 }
@@ -63,15 +64,10 @@ impl Files<'_> {
         let path = || segment::log_path(self.directory, tip.segment.number);
         let file = &*tip.segment.file;
         if end > tip.allocated {
-            let fills = prefers_written_blocks(self.options.sync_mode);
             let first = u64::from(self.options.grow_bytes).max(1);
-            let step = if fills { first } else { tip.allocated.clamp(first, first * STEPS_MAX) };
+            let step = tip.allocated.clamp(first, first * STEPS_MAX);
             let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
             file.allocate(len).map_err(|source| Error::io("allocate", &path())(source))?;
-            if fills {
-                let zeros = vec![0; (len - end) as usize];
-                file.write_at(end, &zeros).map_err(|source| Error::io("write", &path())(source))?;
-            }
             tip.allocated = len;
         }
         file.write_at(offset, bytes).map_err(|source| Error::io("write", &path())(source))

@@ -1,85 +1,139 @@
 //! The codec of frames: what one write of the log puts down; byte table on the module page.
 //!
+//! A frame's first bytes are a mark that follows from where it stands. So a recovery that looks for
+//! a frame at every byte behind the end of the log passes over nearly all of them with one
+//! comparison, and stale bytes of a reused file, or a frame inside a row (a user may store
+//! anything), are no frames.
+//!
 //! It does not read or write files. Its parsers take any bytes, allocate nothing and never panic.
 
 use crate::engine::Position;
+use crate::engine::varint::{VARINT_BYTES_MAX, put_varint, split_varint, varint_len, write_varint};
 
-/// Header of a frame, in bytes.
-pub(super) const HEADER_BYTES: usize = 24;
-/// Lengths in front of each record, in bytes.
-pub(super) const RECORD_HEADER_BYTES: usize = 6;
-/// Frames begin at multiples of this, so that recovery can look for one after a damaged one.
-pub(super) const ALIGN: usize = 8;
-
-/// `len` rounded up to where the next frame may begin.
-pub(super) const fn aligned(len: usize) -> usize {
-    len.next_multiple_of(ALIGN)
-}
+/// The mark, in bytes.
+pub(super) const MARK_BYTES: usize = 3;
+/// Mark and checksum, in bytes; two numbers follow.
+const FIXED_BYTES: usize = MARK_BYTES + 4;
+/// Shortest header of a frame, in bytes.
+pub(super) const HEADER_BYTES_MIN: usize = FIXED_BYTES + 2;
+/// Longest header of a frame, in bytes. A segment is below 2^32 bytes.
+pub(super) const HEADER_BYTES_MAX: usize = FIXED_BYTES + 5 + VARINT_BYTES_MAX;
+/// Fewest bytes of a record.
+const RECORD_BYTES_MIN: u64 = 2;
 
 /// What the header of a frame says, apart from its checksum and its own place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Bytes of the records, without padding.
-    pub(super) body_bytes: u32,
+    /// Bytes of the header itself.
+    pub(super) header_bytes: usize,
+    /// Bytes of the records.
+    pub(super) body_bytes: usize,
     /// The log up to here was synced when the frame was written.
     pub(super) durable_upto: Position,
 }
 
 impl Header {
-    /// Reads the header found at `position` of a file of `file_bytes`. `None` if it is not that of
-    /// a frame written there: stale bytes of a recycled file name another segment, and a frame
-    /// inside a row (a user may store anything) another offset.
-    pub(super) fn parse(
-        bytes: &[u8; HEADER_BYTES],
-        position: Position,
-        file_bytes: u64,
-    ) -> Option<Self> {
-        let header = Self {
-            body_bytes: u32_at(bytes, 4),
-            durable_upto: Position::from_u64(u64_at(bytes, 16)),
+    /// Reads the header at the front of `bytes`, which stand at `position` of a file of
+    /// `file_bytes`. `None` if it is not that of a frame written there.
+    #[inline]
+    pub(super) fn parse(bytes: &[u8], position: Position, file_bytes: u64) -> Option<Self> {
+        if *bytes.first_chunk()? != identity(position).mark {
+            return None;
+        }
+        let numbers = bytes.get(FIXED_BYTES..)?;
+        let (body_bytes, rest) = split_varint(numbers)?;
+        let (behind, rest) = split_varint(rest)?;
+        let header_bytes = bytes.len() - rest.len();
+        let end = u64::from(position.offset()) + header_bytes as u64;
+        let fits = end.checked_add(body_bytes)? <= file_bytes.min(u64::from(u32::MAX));
+        if body_bytes < RECORD_BYTES_MIN || !fits {
+            return None;
+        }
+        let durable_upto = match behind.checked_sub(1) {
+            Some(behind) => position.to_u64().checked_sub(behind)?,
+            None => 0,
         };
-        let end = u64::from(position.offset()) + header.frame_bytes() as u64;
-        let is_frame = u32_at(bytes, 8) == position.segment()
-            && u32_at(bytes, 12) == position.offset()
-            && header.body_bytes as usize >= RECORD_HEADER_BYTES
-            && end <= file_bytes.min(u64::from(u32::MAX))
-            && header.durable_upto <= position;
-        is_frame.then_some(header)
+        let durable_upto = Position::from_u64(durable_upto);
+        Some(Self { header_bytes, body_bytes: body_bytes as usize, durable_upto })
     }
 
-    /// Bytes of the whole frame, padding included.
+    /// Bytes of the whole frame.
     pub(super) fn frame_bytes(self) -> usize {
-        aligned(HEADER_BYTES + self.body_bytes as usize)
+        self.header_bytes + self.body_bytes
     }
 }
 
-/// Completes `frame` (space for the header, body, padding), to be written at `position`.
-pub(super) fn seal(frame: &mut [u8], body_bytes: usize, position: Position, durable: Position) {
-    debug_assert_eq!(frame.len(), aligned(HEADER_BYTES + body_bytes));
-    frame[4..8].copy_from_slice(&(body_bytes as u32).to_le_bytes());
-    frame[8..12].copy_from_slice(&position.segment().to_le_bytes());
-    frame[12..16].copy_from_slice(&position.offset().to_le_bytes());
-    frame[16..24].copy_from_slice(&durable.to_u64().to_le_bytes());
-    let crc = crc32fast::hash(&frame[4..]);
-    frame[..4].copy_from_slice(&crc.to_le_bytes());
+/// Writes the numbers of a frame's header at the end of `space`, [`HEADER_BYTES_MAX`] bytes in front
+/// of the body, and returns how many of these the header takes. [`seal`] does the rest.
+pub(super) fn put_header(
+    space: &mut [u8],
+    body_bytes: usize,
+    position: Position,
+    durable: Position,
+) -> usize {
+    debug_assert!(durable <= position);
+    let behind = match durable {
+        Position::ZERO => 0,
+        durable => position.to_u64() - durable.to_u64() + 1,
+    };
+    let numbers_bytes = varint_len(body_bytes as u64) + varint_len(behind);
+    let numbers = &mut space[HEADER_BYTES_MAX - numbers_bytes..];
+    let first = write_varint(numbers, body_bytes as u64);
+    write_varint(&mut numbers[first..], behind);
+    FIXED_BYTES + numbers_bytes
 }
 
-/// Whether a whole frame (its length from [`Header::frame_bytes`]) is as it was sealed.
-pub(super) fn verify(frame: &[u8]) -> bool {
-    frame.len() >= HEADER_BYTES && crc32fast::hash(&frame[4..]) == u32_at(frame, 0)
+/// Completes `frame`, whose numbers and body are there, for `position`.
+pub(super) fn seal(frame: &mut [u8], position: Position) {
+    let Identity { mark, salt } = identity(position);
+    let crc = crc32fast::hash(&frame[FIXED_BYTES..]) ^ salt;
+    frame[..MARK_BYTES].copy_from_slice(&mark);
+    frame[MARK_BYTES..FIXED_BYTES].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Whether the whole frame found at `position` (its length from [`Header::frame_bytes`]) is as it
+/// was sealed.
+pub(super) fn verify(frame: &[u8], position: Position) -> bool {
+    let Some((fixed, rest)) = frame.split_first_chunk::<FIXED_BYTES>() else { return false };
+    let Identity { mark, salt } = identity(position);
+    let crc = crc32fast::hash(rest) ^ salt;
+    fixed[..MARK_BYTES] == mark && u32_at(fixed, MARK_BYTES) == crc
+}
+
+/// What tells a frame of one position from that of another.
+struct Identity {
+    /// Its first byte is odd, so no frame begins in zeros.
+    mark: [u8; MARK_BYTES],
+    /// Is part of the checksum.
+    salt: u32,
+}
+
+/// A bijection of the position's 64 bits, cut in pieces: neighbours differ in all of them.
+#[inline]
+fn identity(position: Position) -> Identity {
+    let mixed = position.to_u64().wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    let [.., a, b, c, d, e, f, g] = (mixed ^ (mixed >> 32)).to_le_bytes();
+    Identity { mark: [a | 1, b, c], salt: u32::from_le_bytes([d, e, f, g]) }
+}
+
+/// Where in `bytes`, which begin at `first`, the mark of a frame stands; the first such place.
+pub(super) fn find_mark(bytes: &[u8], first: Position) -> Option<usize> {
+    bytes.windows(MARK_BYTES).enumerate().position(|(at, window)| {
+        let position = Position::new(first.segment(), first.offset() + at as u32);
+        window[0] & 1 == 1 && *window == identity(position).mark
+    })
 }
 
 /// Bytes that a record takes in a frame.
 pub(super) fn record_bytes(key: &[u8], row: &[u8]) -> usize {
-    RECORD_HEADER_BYTES + key.len() + row.len()
+    varint_len(key.len() as u64) + varint_len(row.len() as u64) + key.len() + row.len()
 }
 
 /// Appends a record to a frame's body. The caller has checked the lengths.
 pub(super) fn put_record(body: &mut Vec<u8>, key: &[u8], row: &[u8]) {
-    let mut header = [0; RECORD_HEADER_BYTES];
-    header[..2].copy_from_slice(&(key.len() as u16).to_le_bytes());
-    header[2..].copy_from_slice(&(row.len() as u32).to_le_bytes());
-    body.extend_from_slice(&header);
+    put_varint(body, key.len() as u64);
+    put_varint(body, row.len() as u64);
     body.extend_from_slice(key);
     body.extend_from_slice(row);
 }
@@ -102,10 +156,10 @@ pub(super) fn records(body: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8])
 }
 
 fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (header, rest) = bytes.split_at_checked(RECORD_HEADER_BYTES)?;
-    let key_bytes = usize::from(u16::from_le_bytes([header[0], header[1]]));
-    let (key, rest) = rest.split_at_checked(key_bytes)?;
-    let (row, rest) = rest.split_at_checked(u32_at(header, 2) as usize)?;
+    let (key_bytes, rest) = split_varint(bytes)?;
+    let (row_bytes, rest) = split_varint(rest)?;
+    let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
+    let (row, rest) = rest.split_at_checked(usize::try_from(row_bytes).ok()?)?;
     Some((key, row, rest))
 }
 

@@ -4,11 +4,19 @@
 //! depends on them (where frames begin, when a segment is full) is made here too, under the log
 //! mutex; checksums are left to whoever writes, outside it.
 //!
+//! How long a frame's header is, is known only when the frame is closed: it holds the length of the
+//! body and how far the log is durable. So the longest header's space is left free in the buffer,
+//! and while a frame is open the log counts as ending where it would with the shortest one. The end
+//! of an append is thus a position inside its frame that is reached exactly when the frame is.
+//!
 //! Invariants:
-//! 1. the bytes of a group are the bytes of the log from the end of the group before to
-//!    [`Tail::position`], without a gap, cut into runs where the segment changes;
+//! 1. the pieces of a group are the bytes of the log from the end of the group before to
+//!    [`Tail::position`] with no frame open, without a gap;
 //! 2. an append is inside one frame, a frame inside one segment;
-//! 3. in steady state nothing is allocated: two groups are swapped and keep their capacity.
+//! 3. positions ascend: that of an open frame's end never lies behind that of the closed one;
+//! 4. in steady state nothing is allocated: two groups are swapped and keep their capacity.
+
+use std::ops::Range;
 
 use super::{frame, segment};
 use crate::engine::Position;
@@ -18,23 +26,15 @@ use crate::engine::error::Result;
 #[derive(Debug, Default)]
 pub(super) struct Group {
     bytes: Vec<u8>,
-    frames: Vec<Frame>,
-    runs: Vec<Run>,
+    frames: Vec<Piece>,
+    pieces: Vec<Piece>,
     records: u64,
 }
 
-/// A frame in the buffer.
-#[derive(Clone, Copy, Debug)]
-struct Frame {
-    start: usize,
-    body_bytes: usize,
-    position: Position,
-}
-
-/// Consecutive bytes of one segment, up to the start of the next run.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    start: usize,
+/// Bytes of the buffer, and where in the log they belong.
+#[derive(Clone, Debug)]
+struct Piece {
+    at: Range<usize>,
     position: Position,
 }
 
@@ -48,22 +48,19 @@ impl Group {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.pieces.iter().map(|piece| piece.at.len() as u64).sum()
     }
 
     /// Completes the headers of all frames.
-    pub(super) fn seal(&mut self, durable: Position) {
-        for Frame { start, body_bytes, position } in &self.frames {
-            let end = start + frame::aligned(frame::HEADER_BYTES + body_bytes);
-            frame::seal(&mut self.bytes[*start..end], *body_bytes, *position, durable);
+    pub(super) fn seal(&mut self) {
+        for Piece { at, position } in &self.frames {
+            frame::seal(&mut self.bytes[at.clone()], *position);
         }
     }
 
     /// What to write where, in order.
-    pub(super) fn runs(&self) -> impl Iterator<Item = (Position, &[u8])> {
-        let ends = self.runs.iter().skip(1).map(|run| run.start);
-        let ends = ends.chain(std::iter::once(self.bytes.len()));
-        self.runs.iter().zip(ends).map(|(run, end)| (run.position, &self.bytes[run.start..end]))
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (Position, &[u8])> {
+        self.pieces.iter().map(|piece| (piece.position, &self.bytes[piece.at.clone()]))
     }
 
     /// Empties the group and gives back memory beyond `capacity_max`, which one large append took.
@@ -71,8 +68,17 @@ impl Group {
         self.bytes.clear();
         self.bytes.shrink_to(capacity_max);
         self.frames.clear();
-        self.runs.clear();
+        self.pieces.clear();
         self.records = 0;
+    }
+
+    /// Adds a piece, as a part of the last one if it follows that in the buffer (and so in the
+    /// segment: between two segments a header begins, and no frame ends without its space).
+    fn push(&mut self, piece: Piece) {
+        match self.pieces.last_mut() {
+            Some(last) if last.at.end == piece.at.start => last.at.end = piece.at.end,
+            _ => self.pieces.push(piece),
+        }
     }
 }
 
@@ -81,9 +87,18 @@ impl Group {
 pub(super) struct Tail {
     group: Group,
     position: Position,
-    frame_open: bool,
+    open: Option<Open>,
     segment_bytes: usize,
     next_number: u32,
+}
+
+/// The frame that takes appends.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// Where it begins.
+    position: Position,
+    /// Where its body begins in the buffer.
+    body: usize,
 }
 
 impl Tail {
@@ -92,7 +107,7 @@ impl Tail {
         let mut tail = Self {
             group: Group::default(),
             position: Position::ZERO,
-            frame_open: false,
+            open: None,
             segment_bytes,
             next_number: first,
         };
@@ -105,7 +120,7 @@ impl Tail {
         self.position
     }
 
-    /// Bytes that wait to be written.
+    /// Bytes that wait to be written, space for headers included.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.group.bytes.len()
     }
@@ -118,18 +133,21 @@ impl Tail {
     }
 
     /// Appends `records`, which take `body_bytes` and fit into a segment. The end of the append.
+    /// `durable` is how far the log is durable, here and in all calls.
     pub(super) fn append(
         &mut self,
         records: &[(&[u8], &[u8])],
         body_bytes: usize,
+        durable: Position,
     ) -> Result<Position> {
-        let header = if self.frame_open { 0 } else { frame::HEADER_BYTES };
-        let end = frame::aligned(self.position.offset() as usize + header + body_bytes);
+        let longest = frame::HEADER_BYTES_MAX - frame::HEADER_BYTES_MIN;
+        let header = if self.open.is_some() { longest } else { frame::HEADER_BYTES_MAX };
+        let end = self.position.offset() as usize + header + body_bytes;
         if end > self.segment_bytes {
-            self.close_frame();
+            self.close_frame(durable);
             self.begin_segment()?;
         }
-        if !self.frame_open {
+        if self.open.is_none() {
             self.open_frame();
         }
         self.group.bytes.reserve(body_bytes);
@@ -137,28 +155,27 @@ impl Tail {
             frame::put_record(&mut self.group.bytes, key, row);
         }
         self.group.records += records.len() as u64;
-        if let Some(frame) = self.group.frames.last_mut() {
-            frame.body_bytes += body_bytes;
-        }
-        self.advance(body_bytes);
+        self.position = after(self.position, body_bytes);
         Ok(self.position)
     }
 
     /// Ends the open frame, if any: the end of the log is then where a frame begins.
-    pub(super) fn close_frame(&mut self) -> Position {
-        if self.frame_open {
-            let offset = self.position.offset() as usize;
-            let padding = frame::aligned(offset) - offset;
-            self.group.bytes.extend_from_slice(&[0; frame::ALIGN][..padding]);
-            self.advance(padding);
-            self.frame_open = false;
+    pub(super) fn close_frame(&mut self, durable: Position) -> Position {
+        if let Some(Open { position, body }) = self.open.take() {
+            let end = self.group.bytes.len();
+            let space = &mut self.group.bytes[body - frame::HEADER_BYTES_MAX..body];
+            let header = frame::put_header(space, end - body, position, durable);
+            let frame = Piece { at: body - header..end, position };
+            self.position = after(position, frame.at.len());
+            self.group.frames.push(frame.clone());
+            self.group.push(frame);
         }
         self.position
     }
 
     /// Ends the open frame; also the segment, if that holds `least` bytes.
-    pub(super) fn cut(&mut self, least: u32) -> Position {
-        self.close_frame();
+    pub(super) fn cut(&mut self, least: u32, durable: Position) -> Position {
+        self.close_frame(durable);
         if self.position.offset() >= least {
             // Without a number for it the segment goes on; the append that fills it reports.
             let _ = self.begin_segment();
@@ -167,41 +184,40 @@ impl Tail {
     }
 
     /// Ends the log in front of a segment that will not begin.
-    pub(super) fn end(&mut self) -> Result<Position> {
+    pub(super) fn end(&mut self, durable: Position) -> Result<Position> {
         let number = self.reserve_number()?;
-        self.close_frame();
+        self.close_frame(durable);
         self.position = Position::new(number, 0);
         Ok(self.position)
     }
 
     /// Swaps what waits with `empty`; the position up to which it was taken.
-    pub(super) fn take(&mut self, empty: &mut Group) -> Position {
-        self.close_frame();
+    pub(super) fn take(&mut self, empty: &mut Group, durable: Position) -> Position {
+        self.close_frame(durable);
         std::mem::swap(&mut self.group, empty);
-        self.group.runs.push(Run { start: 0, position: self.position });
         self.position
     }
 
     fn open_frame(&mut self) {
-        let start = self.group.bytes.len();
-        self.group.frames.push(Frame { start, body_bytes: 0, position: self.position });
-        self.group.bytes.extend_from_slice(&[0; frame::HEADER_BYTES]);
-        self.advance(frame::HEADER_BYTES);
-        self.frame_open = true;
+        let position = self.position;
+        self.group.bytes.extend_from_slice(&[0; frame::HEADER_BYTES_MAX]);
+        self.open = Some(Open { position, body: self.group.bytes.len() });
+        self.position = after(position, frame::HEADER_BYTES_MIN);
     }
 
     fn begin_segment(&mut self) -> Result<()> {
         let number = self.reserve_number()?;
-        let header = segment::Header { number, previous_end: self.position };
-        self.position = Position::new(number, 0);
-        self.group.runs.push(Run { start: self.group.bytes.len(), position: self.position });
-        self.group.bytes.extend_from_slice(&header.encode());
-        self.advance(segment::HEADER_BYTES);
+        let header = segment::Header { number, previous_end: self.position }.encode();
+        let position = Position::new(number, 0);
+        let start = self.group.bytes.len();
+        self.group.bytes.extend_from_slice(&header);
+        self.group.pieces.push(Piece { at: start..start + header.len(), position });
+        self.position = after(position, header.len());
         Ok(())
     }
+}
 
-    fn advance(&mut self, bytes: usize) {
-        let offset = self.position.offset() + bytes as u32;
-        self.position = Position::new(self.position.segment(), offset);
-    }
+/// The position `bytes` behind `position`, in its segment.
+fn after(position: Position, bytes: usize) -> Position {
+    Position::new(position.segment(), position.offset() + bytes as u32)
 }

@@ -18,7 +18,7 @@
 //!
 //! # Format
 //!
-//! Files `NNNNNNNNNN.log`, little-endian, version 1. They grow in steps ahead of what is written. A
+//! Files `NNNNNNNNNN.log`, little-endian, version 2. They grow in steps ahead of what is written. A
 //! `NNNNNNNNNN.spare` is a flushed segment that waits to be renamed to the next one; what it holds
 //! means nothing.
 //!
@@ -27,32 +27,32 @@
 //! | offset | bytes | what |
 //! |--:|--:|---|
 //! | 0 | 8 | magic `PAIRDLOG` |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2 |
 //! | 12 | 4 | segment number, as in the file name |
 //! | 16 | 8 | position where the log ended in the segment before; 0 in a log's first segment |
 //! | 24 | 4 | CRC-32 (IEEE) of bytes 0 to 23 |
 //! | 28 | 4 | zero |
 //!
-//! Then frames, each at a multiple of 8:
+//! Then frames, one right behind the other. With `x = p * 0x9E3779B97F4A7C15`,
+//! `y = (x ^ x >> 32) * 0xD6E8FEB86659FD93` and `i = y ^ y >> 32`, all modulo 2^64, of the frame's
+//! position `p`:
 //!
-//! | offset | bytes | what |
-//! |--:|--:|---|
-//! | 0 | 4 | CRC-32 (IEEE) of the rest of the frame, padding included |
-//! | 4 | 4 | bytes of the records (n), at least 6 |
-//! | 8 | 4 | segment number |
-//! | 12 | 4 | offset of this frame in the segment |
-//! | 16 | 8 | `durable_upto`: the log was synced up to this position, at most this frame's |
-//! | 24 | n | records |
-//! | 24 + n | 0-7 | zeros up to a multiple of 8 |
+//! | bytes | what |
+//! |--:|---|
+//! | 3 | mark: bytes 1 to 3 of `i`, the first one made odd |
+//! | 4 | CRC-32 (IEEE) of the rest of the frame, xor bytes 4 to 7 of `i` |
+//! | varint | bytes of the records (n), at least 2 |
+//! | varint | 0: nothing of the log was synced; else 1 + the distance from `durable_upto`, up to which it was, to `p` |
+//! | n | records |
 //!
 //! Record:
 //!
-//! | offset | bytes | what |
-//! |--:|--:|---|
-//! | 0 | 2 | bytes of the key (k) |
-//! | 2 | 4 | bytes of the row (r) |
-//! | 6 | k | key |
-//! | 6 + k | r | row |
+//! | bytes | what |
+//! |--:|---|
+//! | varint | bytes of the key (k) |
+//! | varint | bytes of the row (r) |
+//! | k | key |
+//! | r | row |
 //!
 //! A segment may end anywhere: zeros or frames of an older number follow, and the next segment's
 //! header says that it ended there. Numbers may have gaps. A log that was flushed to its end at a

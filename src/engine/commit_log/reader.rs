@@ -139,29 +139,25 @@ impl Later {
     }
 
     fn scan_segment(&mut self, segment: &mut SegmentReader, start: u32) -> Result<()> {
-        let mut offset = (start as usize).next_multiple_of(frame::ALIGN);
-        while (offset as u64) < segment.len {
-            if offset.is_multiple_of(PAGE_BYTES) && segment.is_zero_page(offset as u64)? {
-                offset += PAGE_BYTES;
-                continue;
-            }
-            let position = Position::new(segment.number, offset as u32);
-            offset += frame::ALIGN;
+        let mut offset = u64::from(start);
+        while let Some(marked) = segment.next_marked(offset)? {
+            let position = Position::new(segment.number, marked as u32);
+            offset = marked + 1;
             if segment.frame_header(position)?.is_none() {
                 continue;
             }
             self.is_log = true;
             if let Some((header, _)) = segment.frame(position)? {
                 self.durable_upto = self.durable_upto.max(header.durable_upto);
-                offset += header.frame_bytes() - frame::ALIGN;
+                offset = marked + header.frame_bytes() as u64;
             }
         }
         Ok(())
     }
 }
 
-/// Zeros are looked for in pieces of this size.
-const PAGE_BYTES: usize = 4 << 10;
+/// Marks of frames are looked for in pieces of this size.
+const PIECE_BYTES: u64 = 4 << 10;
 
 /// Reads a segment through a window, so that memory is bounded by the largest frame.
 struct SegmentReader {
@@ -196,25 +192,38 @@ impl SegmentReader {
         Ok(header.is_some_and(|header| self.number == end.segment() || header.previous_end <= end))
     }
 
-    /// Whether a page holds nothing but zeros, as most of a segment does: then no frame begins in
-    /// it, since a frame's first word holds its length.
-    fn is_zero_page(&mut self, offset: u64) -> Result<bool> {
-        Ok(self.bytes(offset, PAGE_BYTES)?.is_some_and(|page| *page == [0; PAGE_BYTES]))
+    /// The first offset from `offset` on at which the mark of a frame stands.
+    fn next_marked(&mut self, mut offset: u64) -> Result<Option<u64>> {
+        while offset < self.len {
+            // Pieces overlap, so that a mark lies in one of them.
+            let len = (PIECE_BYTES + frame::MARK_BYTES as u64 - 1).min(self.len - offset);
+            let first = Position::new(self.number, offset as u32);
+            let Some(piece) = self.bytes(offset, len as usize)? else { return Ok(None) };
+            // Most of what lies behind the end of a log is zeros, and no mark begins with one.
+            let is_zero =
+                piece.chunks(64).all(|part| part.iter().fold(0, |or, byte| or | byte) == 0);
+            if !is_zero && let Some(at) = frame::find_mark(piece, first) {
+                return Ok(Some(offset + at as u64));
+            }
+            offset += PIECE_BYTES;
+        }
+        Ok(None)
     }
 
     /// What looks like the header of a frame; its checksum may still be wrong.
     fn frame_header(&mut self, position: Position) -> Result<Option<frame::Header>> {
-        let len = self.len;
-        let bytes = self.array(position.offset().into())?;
-        Ok(bytes.and_then(|bytes| frame::Header::parse(&bytes, position, len)))
+        let (len, offset) = (self.len, u64::from(position.offset()));
+        let longest = (frame::HEADER_BYTES_MAX as u64).min(len.saturating_sub(offset));
+        let bytes = self.bytes(offset, longest as usize)?;
+        Ok(bytes.and_then(|bytes| frame::Header::parse(bytes, position, len)))
     }
 
     /// The whole frame at `position`: its header and its body.
     fn frame(&mut self, position: Position) -> Result<Option<(frame::Header, &[u8])>> {
         let Some(header) = self.frame_header(position)? else { return Ok(None) };
-        let body = frame::HEADER_BYTES..frame::HEADER_BYTES + header.body_bytes as usize;
         let bytes = self.bytes(position.offset().into(), header.frame_bytes())?;
-        Ok(bytes.filter(|bytes| frame::verify(bytes)).map(|bytes| (header, &bytes[body])))
+        let whole = bytes.filter(|bytes| frame::verify(bytes, position));
+        Ok(whole.map(|bytes| (header, &bytes[header.header_bytes..])))
     }
 
     fn array<const N: usize>(&mut self, offset: u64) -> Result<Option<[u8; N]>> {

@@ -27,9 +27,8 @@ use crate::engine::{Options, Position};
 /// Options of a commit log.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Only [`SyncMode::Always`] makes a difference here: what a segment grows by is filled with
-    /// zeros and flushed segments are used again, so that a sync has no metadata to write. Who
-    /// syncs when is the engine's business.
+    /// Only [`SyncMode::Always`] makes a difference here: flushed segments are used again, so that a
+    /// sync has no metadata to write. Who syncs when is the engine's business.
     pub sync_mode: SyncMode,
     /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,
@@ -123,11 +122,10 @@ impl<S> CommitLog<S> {
     pub fn create(
         vfs: Arc<dyn Vfs>,
         directory: &Path,
-        mut options: LogOptions,
+        options: LogOptions,
         first_segment: u32,
         state: S,
     ) -> Result<Self> {
-        options.segment_bytes -= options.segment_bytes % frame::ALIGN as u32;
         check_bounds("log_segment_bytes", options.segment_bytes.into(), 4 << 10, 1 << 30)?;
         let lowest = segment::next_segment_number(&*vfs, directory, [])?;
         check_bounds("first commit log segment", first_segment.into(), lowest.into(), u64::MAX)?;
@@ -295,7 +293,7 @@ impl<S> CommitLog<S> {
 
     /// Bytes that one append may take: a segment without its headers.
     pub fn append_bytes_max(&self) -> usize {
-        self.options.segment_bytes as usize - segment::HEADER_BYTES - frame::HEADER_BYTES
+        self.options.segment_bytes as usize - segment::HEADER_BYTES - frame::HEADER_BYTES_MAX
     }
 
     fn check_appended(&self, upto: Position) -> Result<()> {
@@ -308,19 +306,19 @@ impl<S> CommitLog<S> {
         let Io { group, tip } = io;
         let end = {
             let mut inner = self.inner.lock();
-            let end = inner.tail.take(group);
+            let end = inner.tail.take(group, self.progress.durable());
             self.appended.store(end.to_u64(), Ordering::Release);
             end
         };
-        group.seal(self.progress.durable());
-        let written = self.write_runs(group, tip);
+        group.seal();
+        let written = self.write_pieces(group, tip);
         self.counters.group(group);
         group.clear(2 * self.options.group_bytes_max);
         written.map(|()| end)
     }
 
-    fn write_runs(&self, group: &Group, tip: &mut Tip) -> Result<()> {
-        for (position, bytes) in group.runs().filter(|(_, bytes)| !bytes.is_empty()) {
+    fn write_pieces(&self, group: &Group, tip: &mut Tip) -> Result<()> {
+        for (position, bytes) in group.pieces() {
             if position.segment() != tip.segment.number {
                 *tip = self.open_segment(position.segment())?;
             }
@@ -412,7 +410,8 @@ impl<S> LogGuard<'_, S> {
         if records.is_empty() {
             return Ok(self.inner.tail.position());
         }
-        let end = self.inner.tail.append(records, body_bytes)?;
+        let durable = self.log.durable_upto();
+        let end = self.inner.tail.append(records, body_bytes, durable)?;
         self.log.appended.store(end.to_u64(), Ordering::Release);
         Ok(end)
     }
@@ -420,7 +419,7 @@ impl<S> LogGuard<'_, S> {
     /// The exact position now, at the border of two frames: where a recovery may begin. The next
     /// append starts a frame.
     pub fn close_frame(&mut self) -> Position {
-        let end = self.inner.tail.close_frame();
+        let end = self.inner.tail.close_frame(self.log.durable_upto());
         self.log.appended.store(end.to_u64(), Ordering::Release);
         end
     }
@@ -428,7 +427,8 @@ impl<S> LogGuard<'_, S> {
     /// As [`LogGuard::close_frame`], for a position that will be flushed: the next append also
     /// starts a segment if the current one holds enough, so that the flush frees all of it.
     pub fn cut(&mut self) -> Position {
-        let end = self.inner.tail.cut(self.log.options.grow_bytes);
+        let durable = self.log.durable_upto();
+        let end = self.inner.tail.cut(self.log.options.grow_bytes, durable);
         self.log.appended.store(end.to_u64(), Ordering::Release);
         end
     }
@@ -439,7 +439,7 @@ impl<S> LogGuard<'_, S> {
     /// # Errors
     /// `OutOfBounds` after 2^32 segments.
     pub fn end(&mut self) -> Result<Position> {
-        let end = self.inner.tail.end()?;
+        let end = self.inner.tail.end(self.log.durable_upto())?;
         self.inner.ended = true;
         self.log.appended.store(end.to_u64(), Ordering::Release);
         Ok(end)

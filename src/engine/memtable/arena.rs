@@ -5,7 +5,8 @@
 //! reader needs no reference count, and memory is accounted exactly.
 //!
 //! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
-//! a lock.
+//! a lock. Chunks of full size are mapped, so that what a flushed memtable took goes back to the
+//! system at once; an allocator would keep it, beside a page cache that has better use for it.
 //!
 //! # Invariants
 //! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
@@ -17,6 +18,7 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use memmap2::{MmapMut, MmapOptions};
 use parking_lot::Mutex;
 
 /// Everything is aligned to this, so that records may be addressed by words.
@@ -28,6 +30,8 @@ const CHUNK_BYTES_MAX: usize = 1 << 20;
 struct Chunk {
     base: NonNull<u8>,
     capacity: usize,
+    /// Owns the bytes at `base`; without it they came from the allocator.
+    map: Option<MmapMut>,
     /// Bytes handed out; may run past `capacity`, which means "full".
     used: AtomicUsize,
 }
@@ -130,11 +134,20 @@ impl Chunk {
     }
 
     fn new(capacity: usize) -> Self {
+        if capacity >= CHUNK_BYTES_MAX {
+            // Populated at once, which is cheaper than page by page. If it cannot be had, the
+            // allocator is asked, which knows what to do then.
+            let map = MmapOptions::new().len(capacity).populate().map_anon();
+            if let Ok(mut map) = map {
+                let base = NonNull::from(&mut map[..]).cast();
+                return Self { base, capacity, map: Some(map), used: AtomicUsize::new(0) };
+            }
+        }
         let layout = Self::layout(capacity);
         // SAFETY: the layout is not empty: a chunk holds at least `CHUNK_BYTES_MIN` bytes.
         let base = unsafe { alloc(layout) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { base, capacity, used: AtomicUsize::new(0) }
+        Self { base, capacity, map: None, used: AtomicUsize::new(0) }
     }
 
     fn take(&self, len: usize) -> Option<NonNull<u8>> {
@@ -147,8 +160,10 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout, freed once.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+        if self.map.is_none() {
+            // SAFETY: allocated in `new` with this layout, freed once.
+            unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+        }
     }
 }
 

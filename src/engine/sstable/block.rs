@@ -6,9 +6,10 @@
 //! |--:|---|
 //! | 4 | number of entries `n`, at least 1 |
 //! | 2 | length `s` of the prefix that all keys of the block share |
-//! | 2 | zeros |
+//! | 1 | bytes of an offset `w`: 2, or 4 in a block longer than 65,535 bytes |
+//! | 1 | zero |
 //! | 8 n | per entry: the 8 key bytes behind the shared prefix, as a number, zero padded |
-//! | 4 (n + 1) | per entry: where its record begins in the block; then where the last one ends |
+//! | w (n + 1) | per entry: where its record begins in the block; then where the last one ends |
 //! | s | the shared prefix |
 //! | | records |
 //!
@@ -16,8 +17,7 @@
 //!
 //! | bytes | what |
 //! |--:|---|
-//! | 2 | key length behind the shared prefix, `k` |
-//! | 1 | kind: 0 Delta, 1 Full |
+//! | varint | key length behind the shared prefix, `k`, times 2; + 1 for a Full |
 //! | max(k - 8, 0) | the key behind the shared prefix and the 8 bytes in the column |
 //! | rest | the row |
 //!
@@ -32,19 +32,54 @@ use super::column::{column, lower_bound, upper_bound};
 use super::format::{Checked, Damage, array_at};
 use crate::engine::key::key_prefix;
 use crate::engine::record::Kind;
+use crate::engine::varint::split_varint;
 
 /// Bytes before the columns.
 pub(super) const BLOCK_HEADER_BYTES: usize = 8;
-/// Bytes of a record before the key's rest.
-pub(super) const RECORD_HEADER_BYTES: usize = 3;
+/// Bytes of an offset.
+pub(super) const NARROW: u8 = 2;
+const WIDE: u8 = 4;
+
+/// Bytes of an offset in a block of `len` bytes. The builder passes what its length would be with
+/// narrow ones: wide ones only make it longer, so the reader, who knows the length, finds the same.
+pub(super) fn offset_bytes(len: usize) -> u8 {
+    if len <= usize::from(u16::MAX) { NARROW } else { WIDE }
+}
 
 /// A block, parsed in constant time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Block<'a> {
     bytes: &'a [u8],
     prefixes: &'a [[u8; 8]],
-    offsets: &'a [[u8; 4]],
+    offsets: Offsets<'a>,
     shared: &'a [u8],
+}
+
+/// The column of offsets.
+#[derive(Clone, Copy, Debug)]
+enum Offsets<'a> {
+    Narrow(&'a [[u8; 2]]),
+    Wide(&'a [[u8; 4]]),
+}
+
+impl<'a> Offsets<'a> {
+    #[inline]
+    fn parse(bytes: &'a [u8], at: usize, count: usize, width: u8) -> Checked<Self> {
+        match width {
+            NARROW => column(bytes, at, count, "block offsets").map(Self::Narrow),
+            WIDE => column(bytes, at, count, "block offsets").map(Self::Wide),
+            _ => Err(Damage::from("block header")),
+        }
+    }
+
+    #[inline]
+    fn get(&self, index: usize) -> usize {
+        match self {
+            Self::Narrow(column) => column.get(index).map(|at| u16::from_le_bytes(*at).into()),
+            Self::Wide(column) => column.get(index).map(|at| u32::from_le_bytes(*at) as usize),
+        }
+        .unwrap_or(usize::MAX)
+    }
 }
 
 /// One entry of a block.
@@ -69,24 +104,26 @@ impl<'a> Block<'a> {
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Checked<Self> {
         let header: [u8; BLOCK_HEADER_BYTES] = array_at(bytes, 0, "block header")?;
-        let [n0, n1, n2, n3, s0, s1, ..] = header;
+        let [n0, n1, n2, n3, s0, s1, width, _] = header;
         let count = u32::from_le_bytes([n0, n1, n2, n3]) as usize;
         let shared_len = usize::from(u16::from_le_bytes([s0, s1]));
         let prefixes = column(bytes, BLOCK_HEADER_BYTES, count, "block prefixes")?;
         let at = BLOCK_HEADER_BYTES + 8 * count;
-        let offsets = column(bytes, at, count + 1, "block offsets")?;
-        let at = at + 4 * (count + 1);
+        let offsets = Offsets::parse(bytes, at, count + 1, width)?;
+        let at = at + usize::from(width) * (count + 1);
         let shared = bytes.get(at..at + shared_len).ok_or(Damage::from("block prefix"))?;
         Ok(Self { bytes, prefixes, offsets, shared })
     }
 
     /// Checks everything that lookups and iteration lean on. `len` is the block's own length.
     pub fn check(&self, len: usize) -> Checked<()> {
-        let records = self.offsets.len() * 4 + self.prefixes.len() * 8 + 8 + self.shared.len();
-        if self.prefixes.is_empty() || self.bytes.get(6..8) != Some(&[0, 0]) {
+        let width = offset_bytes(len);
+        if self.prefixes.is_empty() || self.bytes.get(6..8) != Some(&[width, 0]) {
             return Err("block header".into());
         }
-        if self.offset(0) != records || self.offset(self.len()) != len {
+        let offsets = usize::from(width) * (self.len() + 1);
+        let records = BLOCK_HEADER_BYTES + 8 * self.len() + offsets + self.shared.len();
+        if self.offsets.get(0) != records || self.offsets.get(self.len()) != len {
             return Err("records do not fill the block".into());
         }
         let mut before: Option<Entry<'_>> = None;
@@ -112,25 +149,18 @@ impl<'a> Block<'a> {
         self.shared
     }
 
-    #[inline]
-    fn offset(&self, index: usize) -> usize {
-        self.offsets.get(index).map_or(usize::MAX, |bytes| u32::from_le_bytes(*bytes) as usize)
-    }
-
     /// The entry `index`.
     #[inline]
     pub fn entry(&self, index: usize) -> Checked<Entry<'a>> {
         let damage = || Damage::from("record out of its block");
         let prefix = self.prefixes.get(index).ok_or_else(damage)?;
-        let (start, end) = (self.offset(index), self.offset(index + 1));
+        let (start, end) = (self.offsets.get(index), self.offsets.get(index + 1));
         let record = self.bytes.get(start..end).ok_or_else(damage)?;
-        let (&[k0, k1, kind], rest) =
-            record.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or_else(damage)?;
-        let suffix_len = usize::from(u16::from_le_bytes([k0, k1]));
-        let kind = Kind::from_u8(kind).ok_or(Damage::from("unknown record kind"))?;
-        let rest_len = suffix_len.saturating_sub(8);
-        let (rest, row) = rest.split_at_checked(rest_len).ok_or_else(damage)?;
-        let row_start = start + RECORD_HEADER_BYTES + rest_len;
+        let (head, rest) = split_varint(record).ok_or_else(damage)?;
+        let kind = if head & 1 == Kind::Full as u64 { Kind::Full } else { Kind::Delta };
+        let suffix_len = usize::try_from(head >> 1).map_err(|_| damage())?;
+        let (rest, row) = rest.split_at_checked(suffix_len.saturating_sub(8)).ok_or_else(damage)?;
+        let row_start = end - row.len();
         Ok(Entry { prefix: u64::from_le_bytes(*prefix), suffix_len, rest, kind, row_start, row })
     }
 

@@ -3,12 +3,13 @@
 //! The shared prefix is known only with the last key, so keys and rows wait in two buffers until
 //! [`BlockBuilder::finish`] writes the columns.
 
-use super::block::{BLOCK_HEADER_BYTES, RECORD_HEADER_BYTES};
+use super::block::{BLOCK_HEADER_BYTES, NARROW, offset_bytes};
 use crate::engine::key::key_prefix;
 use crate::engine::record::Kind;
+use crate::engine::varint::{put_varint, varint_len};
 
-/// Columns and record header of one entry, in bytes.
-const ENTRY_BYTES: usize = 8 + 4 + RECORD_HEADER_BYTES;
+/// Columns and record header of one entry with a short key in a short block, in bytes.
+const ENTRY_BYTES: usize = 8 + NARROW as usize + 1;
 
 /// A block being built. Its buffers are kept from block to block.
 #[derive(Debug, Default)]
@@ -62,21 +63,23 @@ impl BlockBuilder {
         let shared = common_prefix_len(&self.keys[..first_end], self.last_key());
         out.extend_from_slice(&(self.entries.len() as u32).to_le_bytes());
         out.extend_from_slice(&(shared as u16).to_le_bytes());
-        out.extend_from_slice(&[0, 0]);
+        let records: usize = self.iter(shared).map(|(key, _, row)| record_bytes(key, row)).sum();
+        let columns = |width: u8| 8 * self.len() + usize::from(width) * (self.len() + 1);
+        let narrow = BLOCK_HEADER_BYTES + columns(NARROW) + shared + records;
+        let width = offset_bytes(narrow);
+        out.extend_from_slice(&[width, 0]);
         for (key, ..) in self.iter(shared) {
             out.extend_from_slice(&key_prefix(key).to_le_bytes());
         }
-        let columns = BLOCK_HEADER_BYTES + 12 * self.entries.len() + 4;
-        let mut offset = columns + shared;
+        let mut offset = BLOCK_HEADER_BYTES + columns(width) + shared;
         for (key, _, row) in self.iter(shared) {
-            out.extend_from_slice(&(offset as u32).to_le_bytes());
-            offset += RECORD_HEADER_BYTES + key.len().saturating_sub(8) + row.len();
+            out.extend_from_slice(&(offset as u32).to_le_bytes()[..usize::from(width)]);
+            offset += record_bytes(key, row);
         }
-        out.extend_from_slice(&(offset as u32).to_le_bytes());
+        out.extend_from_slice(&(offset as u32).to_le_bytes()[..usize::from(width)]);
         out.extend_from_slice(&self.keys[..shared]);
         for (key, kind, row) in self.iter(shared) {
-            let [k0, k1] = (key.len() as u16).to_le_bytes();
-            out.extend_from_slice(&[k0, k1, kind as u8]);
+            put_varint(out, head(key, kind));
             out.extend_from_slice(key.get(8..).unwrap_or_default());
             out.extend_from_slice(row);
         }
@@ -96,6 +99,16 @@ impl BlockBuilder {
             (key, entry.kind, row)
         })
     }
+}
+
+/// What a record begins with: its key behind the shared prefix is `key`.
+fn head(key: &[u8], kind: Kind) -> u64 {
+    (key.len() as u64) << 1 | kind as u64
+}
+
+/// Bytes of a record.
+fn record_bytes(key: &[u8], row: &[u8]) -> usize {
+    varint_len(head(key, Kind::Full)) + key.len().saturating_sub(8) + row.len()
 }
 
 /// How many leading bytes two keys have in common.

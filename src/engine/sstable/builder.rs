@@ -18,11 +18,6 @@ use crate::engine::vfs::File;
 
 /// Bytes that are gathered before a write, and written before writeback is asked for.
 const WRITE_BYTES: usize = 1 << 20;
-/// A block holds at least this many entries unless that makes it
-/// [`BLOCK_STRETCH_MAX`] times its target: with rows near the target size, fewer blocks keep the
-/// index small.
-const BLOCK_ENTRIES_MIN: usize = 8;
-const BLOCK_STRETCH_MAX: usize = 4;
 /// Sections have 32-bit lengths. No sane table comes near; one that does fails while it is built.
 const ENTRIES_MAX: u64 = 1 << 28;
 const INDEX_BYTES_MAX: u64 = 1 << 31;
@@ -151,9 +146,7 @@ impl TableBuilder {
         self.last.extend_from_slice(key);
         self.block.add(key, kind, row);
 
-        let (bytes, target) = (self.block.bytes(), self.options.block_bytes);
-        let enough = self.block.len() >= BLOCK_ENTRIES_MIN || bytes >= target * BLOCK_STRETCH_MAX;
-        if bytes >= target && enough { self.finish_block() } else { Ok(()) }
+        if self.block.bytes() >= self.options.block_bytes { self.finish_block() } else { Ok(()) }
     }
 
     /// About how long the file would be if it were finished now, in bytes.

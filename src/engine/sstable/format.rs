@@ -42,13 +42,13 @@ use crate::engine::options::{KEY_BYTES_MAX, ROW_BYTES_MAX};
 
 /// The last eight bytes of every table.
 pub(super) const MAGIC: [u8; 8] = *b"PairSST\n";
-/// The newest format this program reads, and the one it writes.
-pub(super) const FORMAT_VERSION: u32 = 1;
+/// The format this program writes. It reads no older one: there was no release with one.
+pub(super) const FORMAT_VERSION: u32 = 2;
 /// Length of the footer, in bytes.
 pub(super) const FOOTER_BYTES: usize = 88;
 /// What a frame adds behind its padded payload, in bytes.
 pub(super) const TRAILER_BYTES: usize = 16;
-/// No data block is longer: its largest target size, stretched, one more row and key, columns.
+/// No data block is longer: its largest target size, one more row and key, columns.
 pub(super) const BLOCK_BYTES_MAX: usize = ROW_BYTES_MAX + 2 * KEY_BYTES_MAX + (16 << 20);
 
 const ENCODING_NONE: u8 = 0;
@@ -275,6 +275,9 @@ impl Footer {
         }
         if version > FORMAT_VERSION {
             return Err(FooterError::TooNew(version));
+        }
+        if version < FORMAT_VERSION {
+            return Err(Damage::from("format version 1, of before the first release").into());
         }
         let Some(at) = bytes.len().checked_sub(FOOTER_BYTES) else {
             return Err(Damage::from("file shorter than a footer").into());

@@ -28,6 +28,9 @@ use crate::engine::options::Compression;
 use crate::engine::record::{Kind, Record};
 use crate::engine::vfs::{Mapping, Vfs};
 
+/// What a fault of a mapping fetches.
+const PAGE_BYTES: u64 = 4 << 10;
+
 /// Bounds of keys, as `RangeBounds<[u8]>`.
 pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
@@ -165,14 +168,18 @@ impl Table {
     }
 
     /// The record of `key`. Without copying, unless its block is compressed. The filter is not
-    /// asked: the caller has done that, so that it can ask all tables before it reads any.
+    /// asked: the caller has done that, so that it can ask all tables before it reads any. With
+    /// `is_cold` the block is taken to be on the disk ([`Mapping::fetch`]).
     ///
     /// # Errors
     /// `Corruption` if the block that may hold the key is damaged.
     #[inline]
-    pub fn find(&self, key: &[u8]) -> Result<Option<TableRecord<'_>>> {
+    pub fn find(&self, key: &[u8], is_cold: bool) -> Result<Option<TableRecord<'_>>> {
         let block = self.index().and_then(|index| index.find(key));
         let block = block.map_err(|damage| self.index_corruption(damage))?;
+        if is_cold {
+            self.fetch(block);
+        }
         match self.block(block, self.verify_every_read)? {
             BlockBytes::Mapped(bytes) => {
                 load_columns(bytes);
@@ -281,12 +288,28 @@ impl Table {
     pub(super) fn block(&self, block: usize, verify: bool) -> Result<BlockBytes<'_>> {
         let frame = self.frame(block).map_err(|damage| self.block_corruption(block, damage))?;
         let seen = |word: &AtomicU64| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0;
-        if verify || !self.touched.get(block / 64).is_some_and(seen) {
+        if verify {
+            return self.check_block(block, frame);
+        }
+        if !self.touched.get(block / 64).is_some_and(seen) {
+            // All of it is read, and it was not read before.
+            self.fetch(block);
             return self.check_block(block, frame);
         }
         match self.properties.compression {
             Compression::None => Ok(BlockBytes::Mapped(frame)),
             Compression::Lz4 => self.decode_block(block, frame),
+        }
+    }
+
+    /// Has a block fetched from the disk at once, if it is in several pages.
+    #[cold]
+    fn fetch(&self, block: usize) {
+        let Ok(Range { start, end }) = self.index().and_then(|index| index.frame(block)) else {
+            return;
+        };
+        if start / PAGE_BYTES < end.saturating_sub(1) / PAGE_BYTES && end <= self.file_bytes() {
+            self.map.fetch(start as usize..end as usize);
         }
     }
 

@@ -55,7 +55,7 @@ pub fn tiny() -> Options {
         log_segment_bytes: 8 << 10,
         memtable_bytes: 4 << 10,
         row_cache_bytes: 64 << 10,
-        block_bytes: 128,
+        block_bytes: 400,
         table_bytes: 1 << 10,
         base_level_bytes: 4 << 10,
         level_ratio: 3,

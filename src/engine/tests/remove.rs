@@ -93,7 +93,7 @@ fn without_a_permit_nothing_is_removed() {
     let disk = MemVfs::new();
     let engine = filled(Arc::new(disk.clone())).expect("fills");
     let range = (vec![], None);
-    let refused = engine.remove(&[range.clone()], &goes, &|_| Ok(false));
+    let refused = engine.remove(std::slice::from_ref(&range), &goes, &|_| Ok(false));
     assert_eq!(refused.expect("tries"), None);
     check(&engine, false);
     let once = Cell::new(true);

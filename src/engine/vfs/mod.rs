@@ -114,6 +114,16 @@ pub enum Mapping {
 }
 
 impl Mapping {
+    /// A hint: all of `range` is read next. What of it lies on the disk is fetched at once, where
+    /// each page would else be waited for by itself. Costs a call to the system.
+    pub fn fetch(&self, range: Range<usize>) {
+        debug_assert!(range.end <= self.len());
+        match self {
+            Self::Os(map) => os::fetch(map, range),
+            Self::Memory(_) => {}
+        }
+    }
+
     /// A hint for whoever reads a whole file once: `range` was read, and as much behind it comes
     /// next. What was read then no longer counts as memory of the process. The bytes stay readable.
     pub fn move_on(&self, range: Range<usize>) {

@@ -182,6 +182,11 @@ fn or_current(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
+/// See [`Mapping::fetch`]. An error would only mean that the hint was not taken.
+pub(super) fn fetch(map: &memmap2::Mmap, range: Range<usize>) {
+    let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+}
+
 /// See [`Mapping::move_on`]. Mappings are advised as random, so nothing is read ahead unasked. An
 /// error would only mean that the hint was not taken.
 #[expect(unsafe_code, reason = "advice that some mappings do not survive; these do")]

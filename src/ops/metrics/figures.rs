@@ -102,10 +102,16 @@ pub(super) fn families(figures: Vec<Figure>) -> Vec<MetricFamily> {
     families.into_values().collect()
 }
 
+pub(super) fn counter(name: &'static str, value: u64, help: &'static str) -> Figure {
+    Figure::counter(name, value as f64).help(help)
+}
+
+pub(super) fn gauge(name: &'static str, value: u64, help: &'static str) -> Figure {
+    Figure::gauge(name, value as f64).help(help)
+}
+
 /// The figures of the store.
 pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
-    let counter = |name, value: u64, help| Figure::counter(name, value as f64).help(help);
-    let gauge = |name, value: u64, help| Figure::gauge(name, value as f64).help(help);
     let e = &stats.engine;
     let mut all = vec![
         gauge("pairdb_memtable_size_bytes", e.memtable_bytes, "Memory of the memtables."),

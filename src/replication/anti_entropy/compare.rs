@@ -102,11 +102,7 @@ impl AntiEntropy {
         let bits = layout.document().partition_bits;
         let trees = Arc::clone(&self.trees);
         let work = self.work.run(move || {
-            let root = |partition| {
-                let hashes = trees.hashes(replicas, leaves_of(partition, bits))?;
-                let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-                Ok(xxhash_rust::xxh3::xxh3_64(&bytes))
-            };
+            let root = |partition| trees.root(replicas, leaves_of(partition, bits));
             partitions.into_iter().map(root).collect::<store::Result<Vec<u64>>>()
         });
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)

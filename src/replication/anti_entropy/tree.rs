@@ -17,13 +17,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use crate::store::leaves::{LEAF_BITS, LEAVES, leaf_of, tokens_of};
 use crate::store::{EngineKey, KeyRange, RawRow, Result, Store};
 
 /// Bytes of rows that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// Hashes of leaves that hold nothing.
+const ZEROS: [u64; 64] = [0; 64];
 
 /// The hashes of one node.
 #[derive(Debug)]
@@ -61,16 +64,27 @@ impl Trees {
         Ok(class[leaves.start as usize..leaves.end as usize].to_vec())
     }
 
+    /// One hash over those of some leaves; 0 if they hold nothing.
+    ///
+    /// # Errors
+    /// As [`Trees::hashes`].
+    pub fn root(&self, replicas: u8, leaves: Range<u32>) -> Result<u64> {
+        let hashes = self.hashes(replicas, leaves)?;
+        // In a small store this is most of them: a few comparisons of memory.
+        if hashes.chunks(ZEROS.len()).all(|some| *some == ZEROS[..some.len()]) {
+            return Ok(0);
+        }
+        let mut root = Xxh3Default::new();
+        hashes.iter().for_each(|hash| root.update(&hash.to_le_bytes()));
+        Ok(root.digest().max(1))
+    }
+
     fn refresh(&self, hashes: &mut BTreeMap<u8, Box<[u64]>>, leaves: Range<u32>) -> Result<()> {
         let marks = self.store.dirty_leaves();
         let mut leaf = leaves.start;
-        while leaf < leaves.end {
-            if !marks.take(leaf) {
-                leaf += 1;
-                continue;
-            }
-            let first = leaf;
-            leaf += 1;
+        while let Some(first) = marks.next(leaf..leaves.end) {
+            marks.take(first);
+            leaf = first + 1;
             while leaf < leaves.end && marks.take(leaf) {
                 leaf += 1;
             }

@@ -7,6 +7,9 @@
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
 //! | `read_key` | what a coordinator knows of one key, and what follows from it |
+//! | `walk` | the rows of a tenant, part of the ring after part |
+//! | `part` | a page of one part, from as many replicas as the level asks for |
+//! | `pages` | what pages of several replicas say together |
 //!
 //! # Invariants
 //! 1. A write is refused before it is minted if too few replicas are up. From its minting on it
@@ -22,8 +25,11 @@
 
 mod flight;
 mod forward;
+mod pages;
+mod part;
 mod read;
 mod read_key;
+mod walk;
 mod write;
 
 use std::collections::BTreeMap;
@@ -32,7 +38,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -46,10 +52,18 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::store::{Store, Tenant};
 
+pub(super) use part::Part;
+pub use part::{ScannedRow, Seen, Want};
+pub(super) use read::REPLY_TOO_LARGE;
 pub use read::{KeyRead, ReadOptions};
+pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;
+
+/// Pages of the own store that are read at once.
+const PAGES_AT_ONCE: usize = 4;
 
 /// What a coordinator works with.
 pub struct CoordinatorOptions {
@@ -70,6 +84,8 @@ pub struct CoordinatorOptions {
     /// Writes that are answered and still wait for slow replicas, at most; beyond, what a replica
     /// has not answered by then becomes a hint at once.
     pub lingering_max: usize,
+    /// Where pages of the own store are read.
+    pub work: Work,
 }
 
 /// Coordinates requests. All calls may run at the same time.
@@ -83,6 +99,7 @@ pub struct Coordinator {
     liveness: Arc<dyn Liveness>,
     hints: Option<HintSender>,
     lingering_max: usize,
+    work: Work,
 
     // Each with its own synchronisation.
     lanes: Mutex<BTreeMap<(NodeId, LaneKind), Lane>>,
@@ -92,6 +109,12 @@ pub struct Coordinator {
     lingering: AtomicUsize,
     /// Batches that this node coordinates, until their last replica.
     flights: TaskTracker,
+    /// Bounds pages of the own store, for whomever they are read.
+    pages: Semaphore,
+    /// Bounds reads that nobody waits for.
+    checks: Semaphore,
+    // Relaxed: only says whose turn it is.
+    reads_at_one: AtomicU64,
     counters: Counters,
 }
 
@@ -112,6 +135,7 @@ struct Counters {
     repairs: AtomicU64,
     hedges: AtomicU64,
     widened: AtomicU64,
+    checks: AtomicU64,
 }
 
 /// Figures since the start.
@@ -134,6 +158,8 @@ pub struct CoordinatorStats {
     pub hedges: u64,
     /// Keys read from more replicas because of what the client had seen.
     pub widened: u64,
+    /// Reads at ONE that were checked at QUORUM, with nobody waiting.
+    pub checks: u64,
 }
 
 fn count(counter: &AtomicU64, by: usize) {
@@ -152,11 +178,15 @@ impl Coordinator {
             liveness: options.liveness,
             hints: options.hints,
             lingering_max: options.lingering_max,
+            work: options.work,
             lanes: Mutex::default(),
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
             flights: TaskTracker::new(),
+            pages: Semaphore::new(PAGES_AT_ONCE),
+            checks: Semaphore::new(read::CHECKS_MAX),
+            reads_at_one: AtomicU64::new(0),
             counters: Counters::default(),
         })
     }
@@ -174,6 +204,7 @@ impl Coordinator {
             repairs: get(&counters.repairs),
             hedges: get(&counters.hedges),
             widened: get(&counters.widened),
+            checks: get(&counters.checks),
         }
     }
 

@@ -1,15 +1,19 @@
 //! Rows from as many replicas as the level asks for, and their repair.
 //!
-//! Keys of the same replica sets are read together: one message to each replica, however many keys.
-//! What each key needs next is decided in `read_key`; here it is sent and waited for.
+//! All keys of a batch are read together: one message to each replica for the rows, one for the
+//! digests, however many keys of however many replica sets. What each key needs next is decided in
+//! `read_key`; here it is sent and waited for.
 //!
 //! 1. One replica, the best, is asked for the row, the others for digests. Where they differ the
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
 //! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
+//! 4. Of reads at ONE that this node answers by itself a small share is read again at QUORUM, with
+//!    nobody waiting: so replicas that nobody compares otherwise are compared where they are read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +34,14 @@ use crate::store::{Mutation, RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
+/// One of so many reads at ONE is checked.
+const CHECK_ONE_OF: u64 = 100;
+/// Checks under way at most; beyond, none is begun.
+pub(super) const CHECKS_MAX: usize = 32;
+/// How long a check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Why a replica did not tell a row: those before it had filled the reply.
+pub(in crate::replication) const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
 /// A key to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,10 +61,11 @@ pub struct ReadOptions {
     pub deadline: Instant,
 }
 
-/// Why a group starts over: who said so, and the epoch it knows.
-struct Stale {
-    from: Option<NodeId>,
-    epoch: u64,
+/// Why a read starts over: who said so, and the epoch it knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stale {
+    pub from: Option<NodeId>,
+    pub epoch: u64,
 }
 
 /// What a replica said to a request about some keys of the group.
@@ -62,11 +75,16 @@ struct Heard {
     answers: Result<Answers, PeerError>,
 }
 
+/// The replicas of some keys of a batch, in both sets, and those of them that may be asked.
+type Replicas = (Sets, Vec<NodeId>);
+
 /// Keys under way.
 struct Reading<'r> {
     coordinator: &'r Coordinator,
     tenant: &'r Tenant,
-    group: Group<'r>,
+    groups: Vec<Group<'r>>,
+    /// Which of them each key belongs to.
+    group_of: Vec<usize>,
     epoch: u64,
     options: ReadOptions,
     keys: Vec<ReadKey>,
@@ -77,6 +95,8 @@ struct Reading<'r> {
 /// What is to be sent, by receiver.
 #[derive(Default)]
 struct Sending {
+    /// Of this node itself.
+    own: Vec<usize>,
     /// With `true`: for the whole rows.
     asks: BTreeMap<(NodeId, bool), Vec<usize>>,
     repairs: BTreeMap<NodeId, Vec<(usize, Bytes)>>,
@@ -85,26 +105,96 @@ struct Sending {
 impl Coordinator {
     /// Reads a key right here, if that is all the level asks for: this node is the whole cluster,
     /// or a replica at ONE. `None`: it takes others, see [`Coordinator::read`].
-    pub fn read_here(&self, tenant: &str, read: &KeyRead, level: Level) -> Option<Result<ReadRow>> {
+    pub fn read_here(
+        self: &Arc<Self>,
+        tenant: &str,
+        read: &KeyRead,
+        level: Level,
+    ) -> Option<Result<ReadRow>> {
         let layout = self.layout();
-        if !self.is_solo(&layout) {
-            if level != Level::One || read.min_context.is_some() {
-                return None;
-            }
-            let tenant = self.store.tenant(tenant).ok()?;
-            let (_, sets) = self.sets(&layout, &tenant, &read.key);
-            if !sets.current.contains(&self.node) {
-                return None;
-            }
-            self.store.check_undamaged(&tenant, &read.key).ok()?;
-        } else if read.min_context.is_some() {
+        let is_solo = self.is_solo(&layout);
+        if !self.is_enough(&layout, is_solo, tenant, std::slice::from_ref(read), level) {
             return None;
         }
         let _pass = self.fence.enter(layout.epoch()).ok()?;
         let row = self.store.read(tenant, &read.key);
-        // Where the own copy cannot be read another one may do.
-        let is_last = self.is_solo(&layout);
-        if is_last || row.is_ok() { Some(row.map_err(Error::from)) } else { None }
+        if !is_solo {
+            // Where the own copy cannot be read another one may do.
+            row.as_ref().ok()?;
+            self.check_sometimes(tenant, &read.key);
+        }
+        Some(row.map_err(Error::from))
+    }
+
+    /// As [`Coordinator::read_here`], for all of these keys or none of them. A whole batch is looked
+    /// up under one layout.
+    pub fn read_batch_here(
+        self: &Arc<Self>,
+        tenant: &str,
+        reads: &[KeyRead],
+        level: Level,
+    ) -> Option<Vec<Result<ReadRow>>> {
+        let layout = self.layout();
+        let is_solo = self.is_solo(&layout);
+        if !self.is_enough(&layout, is_solo, tenant, reads, level) {
+            return None;
+        }
+        let _pass = self.fence.enter(layout.epoch()).ok()?;
+        let keys: Vec<&[u8]> = reads.iter().map(|read| &read.key[..]).collect();
+        let rows = self.store.read_batch(tenant, &keys);
+        if !is_solo {
+            rows.iter().all(Result::is_ok).then_some(())?;
+            reads.iter().for_each(|read| self.check_sometimes(tenant, &read.key));
+        }
+        Some(rows.into_iter().map(|row| row.map_err(Error::from)).collect())
+    }
+
+    /// Whether this node's own word on these keys is all that is asked for.
+    fn is_enough(
+        &self,
+        layout: &Layout,
+        is_solo: bool,
+        tenant: &str,
+        reads: &[KeyRead],
+        level: Level,
+    ) -> bool {
+        if reads.iter().any(|read| read.min_context.is_some()) {
+            return false;
+        }
+        if is_solo {
+            return true;
+        }
+        if level != Level::One {
+            return false;
+        }
+        let Ok(tenant) = self.store.tenant(tenant) else { return false };
+        reads.iter().all(|read| {
+            let (_, sets) = self.sets(layout, &tenant, &read.key);
+            sets.current.contains(&self.node)
+                && self.store.check_undamaged(&tenant, &read.key).is_ok()
+        })
+    }
+
+    /// Reads one key of a hundred again at QUORUM, which repairs whoever is behind.
+    fn check_sometimes(self: &Arc<Self>, tenant: &str, key: &[u8]) {
+        let turn = self.reads_at_one.fetch_add(1, Ordering::Relaxed);
+        // Not every hundredth in turn: a client that reads a hundred keys over and over would have
+        // the same one checked for ever.
+        let is_chosen =
+            xxhash_rust::xxh3::xxh3_64(&turn.to_le_bytes()).is_multiple_of(CHECK_ONE_OF);
+        if !is_chosen || self.checks.available_permits() == 0 {
+            return;
+        }
+        let Ok(tenant) = self.store.tenant(tenant) else { return };
+        let (this, key) = (Arc::clone(self), key.to_vec());
+        tokio::spawn(async move {
+            let Ok(_place) = this.checks.try_acquire() else { return };
+            count(&this.counters.checks, 1);
+            let deadline = Instant::now() + CHECK_TIMEOUT;
+            let options = ReadOptions { level: Level::Quorum, deadline };
+            // Nobody waits for it: what cannot be checked now is checked another time.
+            let _ = this.read_raw(&tenant, vec![KeyRead { key, min_context: None }], options).await;
+        });
     }
 
     /// Reads keys; each has its own outcome, in their order.
@@ -147,87 +237,88 @@ impl Coordinator {
     }
 
     /// Reads whole rows.
-    async fn read_raw(
+    pub(super) async fn read_raw(
         &self,
         tenant: &Tenant,
         reads: Vec<KeyRead>,
         options: ReadOptions,
     ) -> Vec<Result<RawRow>> {
-        let mut rows: Vec<Option<Result<RawRow>>> = vec![None; reads.len()];
-        let mut left: Vec<usize> = (0..reads.len()).collect();
-        while !left.is_empty() {
+        if reads.is_empty() {
+            return Vec::new();
+        }
+        loop {
             let layout = self.layout();
-            let mut groups: BTreeMap<Vec<NodeId>, (Sets, Vec<usize>)> = BTreeMap::new();
-            for place in std::mem::take(&mut left) {
-                let (_, sets) = self.sets(&layout, tenant, &reads[place].key);
-                // In the order of the ranks: both sets, one after the other, say which they are.
-                let mut name = sets.current.clone();
-                name.extend(sets.next.iter().flatten());
-                groups.entry(name).or_insert_with(|| (sets, Vec::new())).1.push(place);
-            }
-            let groups = groups.into_values().map(|(sets, places)| {
-                let keys = places.iter().map(|place| reads[*place].clone()).collect();
-                let layout = Arc::clone(&layout);
-                async move { (places, self.read_group(&layout, tenant, sets, keys, options).await) }
-            });
-            let mut stale = None;
-            for (places, outcome) in join_all(groups.collect()).await {
-                match outcome {
-                    Ok(outcomes) => {
-                        for (place, outcome) in places.into_iter().zip(outcomes) {
-                            rows[place] = Some(outcome);
-                        }
-                    }
-                    Err(later) => {
-                        count(&self.counters.restarts, places.len());
-                        left.extend(places);
-                        stale = Some(later);
-                    }
-                }
-            }
-            if let Some(Stale { from, epoch }) = stale
-                && !self.wait_for_layout(epoch - 1, from, options.deadline).await
-            {
-                left.drain(..).for_each(|place| rows[place] = Some(Err(Error::LayoutUnknown)));
+            let Stale { from, epoch } =
+                match self.read_under(&layout, tenant, &reads, options).await {
+                    Ok(rows) => return rows,
+                    Err(stale) => stale,
+                };
+            count(&self.counters.restarts, reads.len());
+            if !self.wait_for_layout(epoch - 1, from, options.deadline).await {
+                return reads.iter().map(|_| Err(Error::LayoutUnknown)).collect();
             }
         }
-        let lost = || Err(Error::LayoutUnknown);
-        rows.into_iter().map(|row| row.unwrap_or_else(lost)).collect()
     }
 
-    /// Reads keys of the same sets under one layout.
-    async fn read_group(
+    /// The replicas of keys, each combination once, and which of them each key has.
+    fn replicas(
         &self,
         layout: &Layout,
         tenant: &Tenant,
-        sets: Sets,
-        reads: Vec<KeyRead>,
+        reads: &[KeyRead],
+        level: Level,
+    ) -> (Vec<Replicas>, Vec<usize>) {
+        let mut found: Vec<Replicas> = Vec::new();
+        let mut known: BTreeMap<[Vec<NodeId>; 2], usize> = BTreeMap::new();
+        let group_of = reads.iter().map(|read| {
+            let (_, sets) = self.sets(layout, tenant, &read.key);
+            let mut name = [sets.current.clone(), sets.next.clone().unwrap_or_default()];
+            name.iter_mut().for_each(|set| set.sort_unstable());
+            *known.entry(name).or_insert_with(|| {
+                let candidates = self.candidates(&sets);
+                // A newcomer may be empty: at ONE the word of a current owner is asked for (R4).
+                let sets = match level {
+                    Level::One => Sets { next: None, ..sets },
+                    Level::Quorum | Level::All => sets,
+                };
+                found.push((sets, candidates));
+                found.len() - 1
+            })
+        });
+        let group_of = group_of.collect();
+        (found, group_of)
+    }
+
+    /// Reads keys under one layout.
+    async fn read_under(
+        &self,
+        layout: &Layout,
+        tenant: &Tenant,
+        reads: &[KeyRead],
         options: ReadOptions,
     ) -> Result<Vec<Result<RawRow>>, Stale> {
-        let candidates = self.candidates(&sets);
-        // A newcomer may be empty: at ONE the word of a current owner is asked for (R4).
-        let sets = match options.level {
-            Level::One => Sets { next: None, ..sets },
-            Level::Quorum | Level::All => sets,
-        };
-        if let Err(error) = self.check_reachable(&sets, options.level) {
-            return Ok(reads.iter().map(|_| Err(error.clone())).collect());
-        }
+        let (replicas, group_of) = self.replicas(layout, tenant, reads, options.level);
+        let reachable = replicas.iter().map(|(sets, _)| self.check_reachable(sets, options.level));
+        let reachable: Vec<Result<()>> = reachable.collect();
+        let refusal = |group: &usize| reachable[*group].clone().err().map(Err);
+        let groups = replicas.iter().map(|(sets, candidates)| Group {
+            store: &self.store,
+            tenant,
+            sets,
+            level: options.level,
+            candidates,
+        });
         let (told, mut heard) = mpsc::unbounded_channel();
+        let key = |read: &KeyRead| ReadKey::new(read.key.clone(), read.min_context.clone());
         let mut reading = Reading {
             coordinator: self,
             tenant,
-            group: Group {
-                store: &self.store,
-                tenant,
-                sets: &sets,
-                level: options.level,
-                candidates: &candidates,
-            },
+            groups: groups.collect(),
             epoch: layout.epoch(),
             options,
-            rows: vec![None; reads.len()],
-            keys: reads.into_iter().map(|read| ReadKey::new(read.key, read.min_context)).collect(),
+            rows: group_of.iter().map(refusal).collect(),
+            group_of,
+            keys: reads.iter().map(key).collect(),
             told,
         };
         reading.advance()?;
@@ -254,7 +345,7 @@ impl Coordinator {
 
     /// Who may be asked: this node first, then those in both sets, then the fast ones. Newcomers
     /// last, for at ONE they are only asked for what nobody else shows.
-    fn candidates(&self, sets: &Sets) -> Vec<NodeId> {
+    pub(super) fn candidates(&self, sets: &Sets) -> Vec<NodeId> {
         let mut nodes = sets.members();
         nodes.retain(|node| self.is_up(*node));
         nodes.sort_by_cached_key(|node| {
@@ -319,30 +410,43 @@ impl Reading<'_> {
     /// Takes every key as far as it comes without waiting, and sends what it needs.
     fn advance(&mut self) -> Result<(), Stale> {
         let mut sending = Sending::default();
-        for index in 0..self.keys.len() {
-            while self.rows[index].is_none() {
-                if !self.step(index, &mut sending)? {
-                    break;
+        let mut indexes: Vec<usize> = (0..self.keys.len()).collect();
+        loop {
+            for index in indexes {
+                while self.rows[index].is_none() {
+                    if !self.step(index, &mut sending) {
+                        break;
+                    }
                 }
             }
+            if sending.own.is_empty() {
+                break;
+            }
+            // All that this node has to say is read at once; its keys go on from there.
+            indexes = std::mem::take(&mut sending.own);
+            self.read_own(&indexes)?;
         }
         self.send(sending);
         Ok(())
     }
 
     /// One step of a key. `false`: it waits.
-    fn step(&mut self, index: usize, sending: &mut Sending) -> Result<bool, Stale> {
+    fn step(&mut self, index: usize, sending: &mut Sending) -> bool {
         let key = &mut self.keys[index];
-        let step = match key.step(&self.group) {
+        let step = match key.step(&self.groups[self.group_of[index]]) {
             Ok(step) => step,
             Err(error) => {
                 self.rows[index] = Some(Err(error.into()));
-                return Ok(true);
+                return true;
             }
         };
         match step {
-            Step::Wait => return Ok(false),
-            Step::Ask(node, _) if node == self.coordinator.node => self.read_own(index)?,
+            Step::Wait => return false,
+            Step::Ask(node, _) if node == self.coordinator.node => {
+                key.words.insert(node, Word::Asked(true));
+                sending.own.push(index);
+                return false;
+            }
             Step::Ask(node, whole) => {
                 if !key.words.is_empty() && whole && key.min_context.is_some() {
                     count(&self.coordinator.counters.widened, 1);
@@ -368,7 +472,7 @@ impl Reading<'_> {
             }
             Step::Stale => self.rows[index] = Some(Err(Error::Stale)),
         }
-        Ok(true)
+        true
     }
 
     fn repair(&self, index: usize, nodes: &[NodeId], raw: RawRow, sending: &mut Sending) {
@@ -379,24 +483,28 @@ impl Reading<'_> {
         }
     }
 
-    /// This node's own word on a key.
-    fn read_own(&mut self, index: usize) -> Result<(), Stale> {
+    /// This node's own word on keys.
+    fn read_own(&mut self, indexes: &[usize]) -> Result<(), Stale> {
         let coordinator = self.coordinator;
-        let key = &mut self.keys[index];
-        let read = {
+        let words = {
             let _pass = coordinator.fence.enter(self.epoch).map_err(|closed| match closed {
                 Closed::Stale { epoch } => Stale { from: None, epoch },
                 Closed::Behind { .. } => Stale { from: None, epoch: self.epoch + 1 },
             })?;
-            coordinator.store.raw_row(self.tenant.id, &key.key)
+            let keys = indexes.iter().map(|index| &self.keys[*index].key[..]);
+            let keys: Vec<(TenantId, &[u8])> = keys.map(|key| (self.tenant.id, key)).collect();
+            coordinator.store.raw_rows(&keys)
         };
-        let word = read.and_then(|raw| {
-            let digest = coordinator.store.digest(&raw)?;
-            Ok(Word::Row { raw, digest })
-        });
-        match word {
-            Ok(word) => key.take(coordinator.node, word),
-            Err(error) => key.fail(coordinator.node, error.to_string()),
+        for (index, word) in indexes.iter().zip(words) {
+            let key = &mut self.keys[*index];
+            let word = word.and_then(|raw| {
+                let digest = coordinator.store.digest(&raw)?;
+                Ok(Word::Row { raw, digest })
+            });
+            match word {
+                Ok(word) => key.take(coordinator.node, word),
+                Err(error) => key.fail(coordinator.node, error.to_string()),
+            }
         }
         Ok(())
     }
@@ -475,9 +583,17 @@ impl Reading<'_> {
                 items.iter().for_each(|index| self.keys[*index].fail(node, error.to_string()));
             }
             Ok(Answers::Keys(answers)) => {
+                let mut again = Sending::default();
                 for (index, answer) in items.iter().zip(answers) {
-                    self.keys[*index].hear(node, answer);
+                    let left_out = answer.failure.as_ref().map(|failure| &failure.reason[..]);
+                    if left_out == Some(REPLY_TOO_LARGE) {
+                        // Only rows fill a reply, and the first of each is told.
+                        again.asks.entry((node, true)).or_default().push(*index);
+                    } else {
+                        self.keys[*index].hear(node, answer);
+                    }
                 }
+                self.send(again);
             }
             Ok(Answers::Rows(results)) => {
                 for (index, result) in items.iter().zip(results) {
@@ -505,41 +621,24 @@ impl Reading<'_> {
             if self.rows[index].is_some() || key.waits_for().next().is_none() {
                 continue;
             }
-            let Some(node) = key.hedge(self.group.candidates) else { continue };
+            let candidates = self.groups[self.group_of[index]].candidates;
+            let Some(node) = key.hedge(candidates) else { continue };
             count(&self.coordinator.counters.hedges, 1);
             match node == self.coordinator.node {
                 true => own.push(index),
                 false => sending.asks.entry((node, true)).or_default().push(index),
             }
         }
-        own.into_iter().try_for_each(|index| self.read_own(index))?;
+        self.read_own(&own)?;
         self.send(sending);
         self.advance()
     }
 
     fn time_is_over(&mut self) {
-        for (key, row) in self.keys.iter().zip(&mut self.rows).filter(|(_, row)| row.is_none()) {
-            let (answers, needed) = key.progress(&self.group);
+        let keys = self.keys.iter().zip(&self.group_of).zip(&mut self.rows);
+        for ((key, group), row) in keys.filter(|(_, row)| row.is_none()) {
+            let (answers, needed) = key.progress(&self.groups[*group]);
             *row = Some(Err(Error::ReadTimeout { answers, needed }));
         }
     }
-}
-
-/// Polls all futures to their ends, in turns, on this task.
-async fn join_all<T>(futures: Vec<impl Future<Output = T>>) -> Vec<T> {
-    let mut running: Vec<_> = futures.into_iter().map(|future| Ok(Box::pin(future))).collect();
-    std::future::poll_fn(|context| {
-        let mut is_done = true;
-        for slot in &mut running {
-            if let Ok(future) = slot {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(output) => *slot = Err(Some(output)),
-                    std::task::Poll::Pending => is_done = false,
-                }
-            }
-        }
-        if is_done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    running.into_iter().filter_map(|slot| slot.err().flatten()).collect()
 }

@@ -119,6 +119,11 @@ fn kind_of(request: &Request) -> &'static str {
         Request::ReadRows(read) if read.digest_only => "digest",
         Request::ReadRows(_) => "read",
         Request::ForwardWrite(_) => "forward",
+        Request::ScanRows(scan) => match scan.what() {
+            proto::ScanWhat::Rows => "scan",
+            proto::ScanWhat::Digests => "scan digest",
+            proto::ScanWhat::Keys => "scan keys",
+        },
         _ => "other",
     }
 }
@@ -475,6 +480,12 @@ impl Node {
         let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
+        let two = TenantSpec {
+            replication_factor: 2,
+            partition_delimiter: Some(b":".to_vec()),
+            ..TenantSpec::new("two")
+        };
+        store.create_tenant(two).expect("created");
         let store = Arc::new(store);
         let id = id(index);
         let links = Arc::new(Links { node: id, world: Arc::clone(world) });
@@ -521,6 +532,7 @@ impl Node {
             liveness: links,
             hints: Some(sender),
             lingering_max: 1000,
+            work: Work::Inline,
         });
         let replica = Replica::new(
             id,

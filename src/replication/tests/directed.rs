@@ -234,6 +234,24 @@ async fn a_retry_through_another_node_is_the_same_write() {
     assert_eq!(other.expect_err("another value").reason(), "IDEMPOTENCY_CONFLICT");
 }
 
+/// I10: x was written once, by its token. One node has taken the overwrite of x, and is gone. Who
+/// deletes with what he has seen there deletes x too, on nodes that never heard of the overwrite.
+#[tokio::test(start_paused = true)]
+async fn a_tokened_value_stays_deleted_where_its_overwrite_never_came() {
+    let cluster = Cluster::new(3, 41);
+    cluster.put(0, Level::All, once("k", "x", "token of x")).await.expect("all are up");
+    let x = cluster.get(0, Level::Quorum, "k").await.expect("all are up");
+    cluster.world.isolate(id(0), &cluster.ids());
+    let overwrite = over("k", "y", &x.context);
+    let y = cluster.put(0, Level::One, overwrite).await.expect("its own log is enough");
+    cluster.world.take_down(id(0));
+    cluster.put(1, Level::Quorum, delete("k", Some(y.context))).await.expect("two are up");
+    for at in [1, 2] {
+        let row = cluster.get(at, Level::Quorum, "k").await.expect("two are up");
+        assert_eq!(values(&row), [""; 0], "node {at} brings x back");
+    }
+}
+
 /// Last-write-wins rows name no dots by tokens: a retry that did not ask would be a later write,
 /// and bring back what was replaced.
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,9 @@
 //! Clusters in one process, on a paused clock.
 
+mod batches;
 mod cluster;
 mod departures;
 mod directed;
 mod epochs;
 mod histories;
+mod scans;

@@ -35,6 +35,7 @@ mod tests;
 
 pub use client::PeerClient;
 pub use counters::Counters;
+pub use hello::Reason;
 pub use service::PeerService;
 
 /// What can be set. Sizes in bytes.

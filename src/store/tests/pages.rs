@@ -8,7 +8,7 @@ use super::*;
 fn keys_of(node: &Node, tenant: &str, mut request: ScanRequest) -> Vec<String> {
     let mut keys = Vec::new();
     for _ in 0..10_000 {
-        let page = node.store().scan(tenant, request.clone()).unwrap();
+        let page = node.store().scan(tenant, &request).unwrap();
         assert!(request.limit == 0 || page.rows.len() <= request.limit);
         keys.extend(page.rows.into_iter().map(|(key, _)| String::from_utf8(key).unwrap()));
         match page.cursor {
@@ -97,7 +97,7 @@ fn keys_only_leaves_the_values_out() {
     let node = Node::new();
     node.put("default", "k", "value");
     let request = ScanRequest { keys_only: true, ..ScanRequest::default() };
-    let page = node.store().scan("default", request).unwrap();
+    let page = node.store().scan("default", &request).unwrap();
     assert_eq!(page.rows.len(), 1);
     assert!(page.rows[0].1.found() && page.rows[0].1.siblings[0].value.is_empty());
 }
@@ -108,20 +108,54 @@ fn a_foreign_or_altered_cursor_is_refused() {
     let node = Node::new();
     fill(&node);
     let request = ScanRequest { limit: 3, ..ScanRequest::default() };
-    let cursor = node.store().scan("lists", request.clone()).unwrap().cursor.unwrap();
+    let cursor = node.store().scan("lists", &request).unwrap().cursor.unwrap();
     let with = |cursor: &[u8]| ScanRequest { cursor: Some(cursor.to_vec()), ..request.clone() };
-    assert!(node.store().scan("lists", with(&cursor)).is_ok());
+    assert!(node.store().scan("lists", &with(&cursor)).is_ok());
     let mut altered = cursor.clone();
     *altered.last_mut().unwrap() ^= 1;
     let refused = [
-        node.store().scan("default", with(&cursor)),
-        node.store().scan("lists", ScanRequest { prefix: b"u".to_vec(), ..with(&cursor) }),
-        node.store().scan("lists", with(&altered)),
-        node.store().scan("lists", with(b"")),
-        node.store().scan("lists", with(b"\x02\0\0\0\0\0\0\0\0")),
+        node.store().scan("default", &with(&cursor)),
+        node.store().scan("lists", &ScanRequest { prefix: b"u".to_vec(), ..with(&cursor) }),
+        node.store().scan("lists", &with(&altered)),
+        node.store().scan("lists", &with(b"")),
+        node.store().scan("lists", &with(b"\x02\0\0\0\0\0\0\0\0")),
     ];
     for page in refused {
         assert_eq!(page.unwrap_err().reason(), "INVALID_CURSOR");
+    }
+}
+
+/// As one replica of several: a partition that has lost data is left to others, also where it looks
+/// empty; alone it shows what is left.
+#[test]
+fn a_visit_ends_before_a_partition_that_has_lost_data() {
+    let node = Node::new();
+    fill(&node);
+    let store = node.store();
+    let plan = store.plan_scan("lists", &ScanRequest::default()).unwrap();
+    let visit = |range: &KeyRange, on_damage| {
+        let mut rows = 0;
+        let bounds = PageBounds { rows: 0, bytes: 0 };
+        let next = store.visit_rows(&plan.filter, range, bounds, on_damage, |_, _| {
+            rows += 1;
+            Ok(Some(1))
+        });
+        next.map(|next| (rows, next))
+    };
+    let partitions = store.engine.partitions();
+    let start = |partition: u32| {
+        (u64::from(partition) << (64 - partitions.trailing_zeros())).to_be_bytes().to_vec()
+    };
+    let (last, middle) = (partitions - 1, partitions / 2);
+    for damaged in [last, middle] {
+        store.mark_damaged(damaged, &[7]).unwrap();
+        let (rows, next) = visit(&plan.range, OnDamage::Stop).unwrap();
+        assert_eq!(next, Some(start(damaged)));
+        let (all, end) = visit(&plan.range, OnDamage::Show).unwrap();
+        assert_eq!((all, end), (105, None));
+        assert!(rows <= all);
+        let behind = KeyRange { start: start(damaged), end: None };
+        assert_eq!(visit(&behind, OnDamage::Stop).unwrap_err().reason(), "DAMAGED");
     }
 }
 

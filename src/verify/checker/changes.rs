@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::Terms;
-use crate::verify::history::{Level, Mode, Op, Outcome};
+use crate::verify::history::{Action, Level, Mode, Op, Outcome};
 
 /// How far clocks may be apart when a time to live is judged, in microseconds.
 const SKEW_US: u64 = 5_000_000;
@@ -77,6 +77,8 @@ pub struct Change<'h> {
     pub outcome: Outcome,
     /// When it may begin to expire.
     pub expires_us: Option<u64>,
+    /// When it surely has expired, if it has a time to live at all.
+    pub expired_us: Option<u64>,
     pub hlc: Option<u64>,
     context_in: Option<&'h str>,
     /// What it replaces.
@@ -255,11 +257,6 @@ impl<'h> KeyHistory<'h> {
 
 impl<'h> Change<'h> {
     fn new(op: &'h Op) -> Self {
-        use crate::verify::history::Action;
-        let ttl_ms = match op.action {
-            Action::Write { ttl_ms, .. } => ttl_ms,
-            _ => None,
-        };
         let mut change = Self {
             value: op.value(),
             has_token: op.token().is_some(),
@@ -268,9 +265,8 @@ impl<'h> Change<'h> {
             strongly_acked_us: None,
             end_us: 0,
             outcome: Outcome::NotApplied,
-            expires_us: ttl_ms.map(|ttl_ms| {
-                (op.invoked_us + ttl_ms.saturating_mul(1000)).saturating_sub(SKEW_US)
-            }),
+            expires_us: ttl_us(op).map(|ttl_us| (op.invoked_us + ttl_us).saturating_sub(SKEW_US)),
+            expired_us: None,
             hlc: None,
             context_in: op.context_in.as_deref(),
             covers: Covered::default(),
@@ -282,6 +278,8 @@ impl<'h> Change<'h> {
     fn attempt(&mut self, op: &'h Op) {
         self.end_us = self.end_us.max(op.end_us());
         self.hlc = self.hlc.or(op.hlc);
+        self.expired_us =
+            ttl_us(op).map(|ttl_us| self.end_us.saturating_add(ttl_us).saturating_add(SKEW_US));
         self.outcome = match (self.outcome, op.outcome) {
             (Outcome::Ok, _) | (_, Outcome::Ok) => Outcome::Ok,
             (Outcome::Unknown, _) | (_, Outcome::Unknown) => Outcome::Unknown,
@@ -290,5 +288,12 @@ impl<'h> Change<'h> {
         if op.outcome == Outcome::Ok {
             self.acked_us = self.acked_us.into_iter().chain(op.returned_us).min();
         }
+    }
+}
+
+fn ttl_us(op: &Op) -> Option<u64> {
+    match op.action {
+        Action::Write { ttl_ms, .. } => ttl_ms.map(|ttl_ms| ttl_ms.saturating_mul(1000)),
+        _ => None,
     }
 }

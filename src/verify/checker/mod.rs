@@ -73,7 +73,7 @@ impl Invariant {
                 "a version that was seen disappears only by a write that had seen it"
             }
             Self::NoFalseSibling => "no version stands beside one that its writer had seen",
-            Self::NoResurrection => "what was replaced or deleted does not come back",
+            Self::NoResurrection => "what was replaced, deleted or has expired does not come back",
             Self::Sessions => "a read with a context shows at least what the context has seen",
             Self::QuorumRegularity => {
                 "a quorum read shows the quorum writes acknowledged before it, or their successors"
@@ -83,7 +83,9 @@ impl Invariant {
             Self::Once => "a write sent again under its token takes effect once",
             Self::OutcomeHonesty => "a write that was answered not_applied never appears",
             Self::TenantIsolation => "a read shows only what was written to its tenant and key",
-            Self::Liveness => "a minute after the last fault every operation succeeds",
+            Self::Liveness => {
+                "when all replicas agree, or a minute after the last fault, every operation succeeds"
+            }
         }
     }
 }
@@ -140,7 +142,7 @@ pub fn check(events: &[Event]) -> Vec<Violation> {
             Event::Tenant { name, mode, replicas } => {
                 terms.insert(name.as_str(), Terms { mode: *mode, replicas: *replicas });
             }
-            Event::Fault { .. } | Event::Row { .. } => {}
+            Event::Fault { .. } | Event::Agreed { .. } | Event::Row { .. } => {}
             Event::Op(op) => keys.entry((&op.tenant, &op.key)).or_default().push(op),
         }
     }

@@ -140,8 +140,15 @@ fn sessions(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
 
 /// I2.
 fn convergence(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
+    // What expires between two reads is there in one of them.
+    let ended_us = history.reads().filter(|op| op.is_last_read()).map(Op::end_us).max();
+    let lasts = |value: &str| {
+        let change = history.change_of_value(value).map(|at| &history.changes[at]);
+        change.is_none_or(|change| change.expires_us.is_none_or(|us| Some(us) > ended_us))
+    };
     let values = |op: &Op| -> BTreeSet<String> {
-        op.seen.iter().map(|version| version.value.clone()).collect()
+        let values = op.seen.iter().map(|version| version.value.clone());
+        values.filter(|value| lasts(value)).collect()
     };
     let mut last = history.reads().filter(|op| op.is_last_read());
     let Some(first) = last.next() else { return };
@@ -210,6 +217,11 @@ fn returned(history: &KeyHistory<'_>, found: &mut Vec<Violation>) {
                     format!("{value} was answered not_applied, and is there (op {})", read.id);
                 found.push(violation(history, Invariant::OutcomeHonesty, value, read, what));
             }
+            if change.expired_us.is_some_and(|expired_us| expired_us < read.invoked_us) {
+                let invariant = Invariant::NoResurrection;
+                let what = format!("{value} has expired, and is there (op {})", read.id);
+                found.push(violation(history, invariant, value, read, what));
+            }
             if strong && replaced_us[at].is_some_and(|acked_us| acked_us < read.invoked_us) {
                 let invariant = match change.has_token {
                     true => Invariant::Once,
@@ -246,12 +258,13 @@ fn sightings(events: &[Event]) -> Vec<Sighting<'_>> {
         &Event::Row { id, ref tenant, ref key, ref versions, .. } => {
             Some(Sighting { id, tenant, key, versions, on_disk: true })
         }
-        Event::Tenant { .. } | Event::Fault { .. } => None,
+        Event::Tenant { .. } | Event::Fault { .. } | Event::Agreed { .. } => None,
     };
     events.iter().filter_map(sighting).collect()
 }
 
-/// What is wrong across keys, or visible without their histories: I9, I15, I16, and I11 on disks.
+/// What is wrong across keys, or visible without their histories: I9, I15, I16, and I2 and I11 on
+/// disks.
 pub fn of_all(events: &[Event]) -> Vec<Violation> {
     let ops: Vec<&Op> = events
         .iter()
@@ -263,6 +276,7 @@ pub fn of_all(events: &[Event]) -> Vec<Violation> {
     let sightings = sightings(events);
     let mut found = Vec::new();
     dots(&sightings, &mut found);
+    equality(events, &mut found);
     written(&ops, &sightings, &mut found);
     liveness(events, &ops, &mut found);
     found
@@ -280,6 +294,26 @@ fn dots(sightings: &[Sighting<'_>], found: &mut Vec<Violation>) {
                     format!("the dot {dot} is {first}, and {} (op {})", version.value, seen.id);
                 found.push(seen.violation(Invariant::DotUniqueness, &version.value, what));
             }
+        }
+    }
+}
+
+/// I2 on disks: what the replicas of a key hold in the end, down to what no client sees.
+fn equality(events: &[Event], found: &mut Vec<Violation>) {
+    let mut first_of: BTreeMap<(&str, &str), (&str, &str)> = BTreeMap::new();
+    for event in events {
+        let Event::Row { id, node, tenant, key, digest: Some(digest), .. } = event else {
+            continue;
+        };
+        let (first, expected) = *first_of.entry((tenant, key)).or_insert((node, digest));
+        if expected != digest {
+            let what = format!(
+                "in the end {first} holds a row of digest {expected} and {node} one of {digest} \
+                 (op {id})"
+            );
+            let (invariant, value) = (Invariant::Convergence, String::new());
+            let place = (tenant.clone(), key.clone());
+            found.push(Violation { invariant, place, value, op: *id, what });
         }
     }
 }
@@ -320,8 +354,13 @@ fn liveness(events: &[Event], ops: &[&Op], found: &mut Vec<Violation>) {
         _ => None,
     });
     let Some(last_us) = faults.max() else { return };
+    let agreed = events.iter().filter_map(|event| match event {
+        Event::Agreed { at_us } if *at_us >= last_us => Some(*at_us),
+        _ => None,
+    });
+    let due_us = agreed.chain([last_us + RECOVERY_US]).min().expect("there is one");
     for op in ops {
-        let due = op.level == Level::Quorum && op.invoked_us >= last_us + RECOVERY_US;
+        let due = op.level == Level::Quorum && op.invoked_us >= due_us;
         if due && op.outcome != Outcome::Ok && !DESERVED.contains(&op.reason.as_str()) {
             let what = format!(
                 "an operation at QUORUM failed {} s after the last fault: {} (op {})",

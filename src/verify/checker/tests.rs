@@ -145,6 +145,27 @@ fn i2_nodes_that_say_different_things_in_the_end_are_found() {
 }
 
 #[test]
+fn i2_replicas_that_differ_only_where_no_client_looks_are_found() {
+    let mut story = siblings();
+    story.write("a", None);
+    noise(&mut story);
+    story.last("n0", &["a"]);
+    story.last("n1", &["a"]);
+    for (id, node, digest) in [(50, "n0", "17"), (51, "n1", "17"), (52, "n2", "18")] {
+        story.events.push(Event::Row {
+            id,
+            at_us: 90_000_000,
+            node: node.to_owned(),
+            tenant: "t".to_owned(),
+            key: "k".to_owned(),
+            versions: Vec::new(),
+            digest: Some(digest.to_owned()),
+        });
+    }
+    story.convicts(Invariant::Convergence, 0);
+}
+
+#[test]
 fn i3_a_version_that_was_seen_and_is_gone_without_a_successor_is_found() {
     let mut story = siblings();
     story.write("a", None).outcome = Outcome::Unknown;
@@ -206,6 +227,36 @@ fn i5_a_delete_without_context_covers_what_the_only_replica_has_and_no_more_than
         story.read(&["a"]);
         assert_eq!(story.found().contains(&Invariant::NoResurrection), convicted);
     }
+}
+
+#[test]
+fn i5_a_version_that_outlives_its_time_is_found() {
+    let shown_after = |ttl_ms: u64, outcome: Outcome| {
+        let mut story = siblings();
+        let op = story.write("a", None);
+        op.action = Action::Write { value: "a".to_owned(), token: None, ttl_ms: Some(ttl_ms) };
+        op.outcome = outcome;
+        noise(&mut story);
+        story.read(&["a"]).level = Level::One;
+        story.found().contains(&Invariant::NoResurrection)
+    };
+    assert!(shown_after(30_000, Outcome::Ok));
+    assert!(!shown_after(36_000, Outcome::Ok), "clocks differ");
+    assert!(!shown_after(1, Outcome::Unknown), "it may have been made just now");
+}
+
+#[test]
+fn i2_what_expires_between_two_last_reads_is_no_difference() {
+    let differs = |ttl_ms: u64| {
+        let mut story = siblings();
+        let op = story.write("a", None);
+        op.action = Action::Write { value: "a".to_owned(), token: None, ttl_ms: Some(ttl_ms) };
+        story.last("n0", &["a"]);
+        story.last("n1", &[]);
+        story.found().contains(&Invariant::Convergence)
+    };
+    assert!(!differs(2_000));
+    assert!(differs(60_000));
 }
 
 #[test]
@@ -285,6 +336,7 @@ fn i9_and_i11_are_seen_on_a_disk_too() {
                 tenant: "t".to_owned(),
                 key: "k".to_owned(),
                 versions: vec![Version { value: value.to_owned(), hlc: 1, dot }],
+                digest: None,
             });
         }
         assert!(story.found().contains(&invariant));
@@ -356,6 +408,21 @@ fn i16_a_failure_long_after_the_last_fault_is_found_and_one_soon_after_it_is_not
     noise(&mut story);
     failed(&mut story);
     story.convicts(Invariant::Liveness, 1);
+}
+
+#[test]
+fn i16_nothing_may_fail_any_more_once_the_replicas_agree() {
+    let failed_after = |agreed_us: u64| {
+        let mut story = siblings();
+        story.events.push(Event::Fault { at_us: 1, what: "mend".to_owned() });
+        story.events.push(Event::Agreed { at_us: agreed_us });
+        let op = story.write("a", None);
+        (op.outcome, op.reason) = (Outcome::NotApplied, "UNREACHABLE".to_owned());
+        story.found().contains(&Invariant::Liveness)
+    };
+    assert!(failed_after(900_000));
+    assert!(!failed_after(1_100_000));
+    assert!(!failed_after(0), "a fault came after it");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::frame::{self, HEADER_BYTES, Header};
+use super::super::frame::{self, HEADER_BYTES_MAX, HEADER_BYTES_MIN, Header};
 use super::super::segment;
 use crate::engine::{Error, Position};
 use std::path::Path;
@@ -10,24 +10,26 @@ use std::path::Path;
 type Record = (Vec<u8>, Vec<u8>);
 
 fn sealed(records: &[Record], position: Position, durable: Position) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER_BYTES];
+    let mut bytes = vec![0; HEADER_BYTES_MAX];
     records.iter().for_each(|(key, row)| frame::put_record(&mut bytes, key, row));
-    let body_bytes = bytes.len() - HEADER_BYTES;
-    bytes.resize(frame::aligned(bytes.len()), 0);
-    frame::seal(&mut bytes, body_bytes, position, durable);
+    let body_bytes = bytes.len() - HEADER_BYTES_MAX;
+    let space = &mut bytes[..HEADER_BYTES_MAX];
+    let header_bytes = frame::put_header(space, body_bytes, position, durable);
+    assert!((HEADER_BYTES_MIN..=HEADER_BYTES_MAX).contains(&header_bytes));
+    let mut bytes = bytes.split_off(HEADER_BYTES_MAX - header_bytes);
+    frame::seal(&mut bytes, position);
     bytes
 }
 
 /// What a reader takes for the frame at `position`.
 fn read(bytes: &[u8], position: Position) -> Option<(Header, Vec<Record>)> {
-    let header_bytes = bytes.get(..HEADER_BYTES)?.try_into().ok()?;
     let file_bytes = u64::from(position.offset()) + bytes.len() as u64;
-    let header = Header::parse(header_bytes, position, file_bytes)?;
+    let header = Header::parse(bytes, position, file_bytes)?;
     let frame = bytes.get(..header.frame_bytes())?;
-    let body = HEADER_BYTES..HEADER_BYTES + header.body_bytes as usize;
-    let records = frame::records(frame.get(body)?).collect::<Result<Vec<_>, _>>().ok()?;
+    let body = frame.get(header.header_bytes..)?;
+    let records = frame::records(body).collect::<Result<Vec<_>, _>>().ok()?;
     let owned = records.into_iter().map(|(key, row)| (key.to_vec(), row.to_vec())).collect();
-    frame::verify(frame).then_some((header, owned))
+    frame::verify(frame, position).then_some((header, owned))
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
@@ -41,16 +43,37 @@ proptest! {
     /// Law: a frame is read back where it was written, and nowhere else.
     #[test]
     fn frames_are_read_back_only_where_they_were_written(
-        records in records(), segment in 1_u32..9, slot in 4_u32..1000, durable in 0_u32..9,
+        records in records(), segment in 1_u32..9, offset in 32_u32..8000, durable in 0_u32..10,
+        elsewhere in 1_u32..100,
     ) {
-        let position = Position::new(segment, slot * 8);
-        let durable = Position::new(durable.min(segment - 1), 77);
+        let position = Position::new(segment, offset);
+        let durable = match durable {
+            0 => Position::ZERO,
+            9 => position,
+            durable => Position::new(durable.min(segment - 1), 77),
+        };
         let bytes = sealed(&records, position, durable);
         let (header, found) = read(&bytes, position).unwrap();
         prop_assert_eq!(header.durable_upto, durable);
         prop_assert_eq!(found, records);
-        prop_assert_eq!(read(&bytes, Position::new(segment + 1, slot * 8)), None);
-        prop_assert_eq!(read(&bytes, Position::new(segment, slot * 8 + 8)), None);
+        prop_assert_eq!(read(&bytes, Position::new(segment + elsewhere, offset)), None);
+        prop_assert_eq!(read(&bytes, Position::new(segment, offset + elsewhere)), None);
+    }
+
+    /// Law: the search for a mark finds a frame wherever it stands, among zeros and garbage.
+    #[test]
+    fn a_frame_is_found_by_its_mark(
+        records in records(), garbage in proptest::collection::vec(any::<u8>(), 0..200),
+        zeros in 0_usize..200, first in 0_u32..9000,
+    ) {
+        let before = garbage.len() + zeros;
+        let position = Position::new(3, first + before as u32);
+        let frame = sealed(&records, position, Position::ZERO);
+        let bytes = [&garbage[..], &vec![0; zeros], &frame].concat();
+        // One in millions of places of garbage bears its own mark.
+        let found = frame::find_mark(&bytes, Position::new(3, first));
+        prop_assert!(found.is_some_and(|at| at == before || at < garbage.len()));
+        prop_assert_eq!(frame::find_mark(&vec![0; 5000], position), None);
     }
 
     /// Law: any changed bit and any missing byte makes it no frame.
@@ -64,21 +87,19 @@ proptest! {
         prop_assert_eq!(read(&bytes[..cut as usize % bytes.len()], position), None);
     }
 
-    /// Law: garbage is refused without a panic, also behind a header that looks right.
+    /// Law: garbage is refused without a panic, also behind a mark that is right.
     #[test]
-    fn garbage_is_no_frame(mut bytes in proptest::collection::vec(any::<u8>(), 0..300), len: u32) {
+    fn garbage_is_no_frame(mut bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let position = Position::new(3, 64);
+        let mark = sealed(&[(vec![1], vec![2])], position, Position::ZERO);
         prop_assert_eq!(read(&bytes, position), None);
-        if let Some(header) = bytes.get_mut(..HEADER_BYTES) {
-            header[4..8].copy_from_slice(&len.to_le_bytes());
-            header[8..12].copy_from_slice(&3_u32.to_le_bytes());
-            header[12..16].copy_from_slice(&64_u32.to_le_bytes());
-            header[16..24].fill(0);
+        if let Some(start) = bytes.get_mut(..frame::MARK_BYTES) {
+            start.copy_from_slice(&mark[..frame::MARK_BYTES]);
         }
         prop_assert_eq!(read(&bytes, position), None);
         let total: usize = frame::records(&bytes)
             .flatten()
-            .map(|(key, row)| frame::record_bytes(key, row))
+            .map(|(key, row)| key.len() + row.len() + 2)
             .sum();
         prop_assert!(total <= bytes.len());
     }
@@ -95,13 +116,16 @@ proptest! {
     }
 }
 
-/// A later program's segment is refused by name instead of being taken for the end of the log.
+/// Another program's segment is refused by name instead of being taken for the end of the log.
 #[test]
-fn a_newer_format_is_named() {
-    let mut bytes = segment::Header { number: 1, previous_end: Position::ZERO }.encode();
-    bytes[8] = 2;
-    let crc = crc32fast::hash(&bytes[..24]);
-    bytes[24..28].copy_from_slice(&crc.to_le_bytes());
-    let error = segment::Header::decode(&bytes, Path::new("0000000001.log")).unwrap_err();
-    assert!(matches!(error, Error::FormatTooNew { found: 2, supported: 1, .. }));
+fn another_format_is_named() {
+    let decoded = |version| {
+        let mut bytes = segment::Header { number: 1, previous_end: Position::ZERO }.encode();
+        bytes[8] = version;
+        let crc = crc32fast::hash(&bytes[..24]);
+        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        segment::Header::decode(&bytes, Path::new("0000000001.log")).unwrap_err()
+    };
+    assert!(matches!(decoded(3), Error::FormatTooNew { found: 3, supported: 2, .. }));
+    assert!(matches!(decoded(1), Error::Corruption(found) if found.what.contains("version 1")));
 }

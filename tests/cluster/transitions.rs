@@ -1,0 +1,199 @@
+//! Nodes that come, leave and are taken out while writes go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use pairdb::proto::admin_client::AdminClient;
+use pairdb::proto::key_value_client::KeyValueClient;
+use pairdb::proto::{
+    CommitLayoutRequest, ConsistencyLevel, DrainNodeRequest, DrainPhase, DrainProgress,
+    LayoutChange, PlanLayoutRequest, ReadRequest, VerifyCertificateRequest, WriteRequest,
+};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::nodes::Nodes;
+
+/// Longest wait for a change that nothing is in the way of.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn channel(endpoint: &str) -> Channel {
+    let endpoint = Channel::from_shared(endpoint.to_owned()).expect("an endpoint");
+    endpoint.connect().await.expect("it listens")
+}
+
+async fn admin(nodes: &Nodes, at: usize) -> AdminClient<Channel> {
+    AdminClient::new(channel(&nodes.endpoint(at)).await)
+}
+
+/// A writer that goes on until it is told to stop, by way of several nodes.
+struct Load {
+    stop: Arc<AtomicBool>,
+    written: tokio::task::JoinHandle<BTreeMap<String, String>>,
+}
+
+impl Load {
+    async fn start(nodes: &Nodes, at: &[usize], prefix: &str) -> Self {
+        let mut clients = Vec::new();
+        for at in at {
+            clients.push(KeyValueClient::new(channel(&nodes.endpoint(*at)).await));
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, prefix) = (Arc::clone(&stop), prefix.to_owned());
+        let written = tokio::spawn(async move {
+            let mut acknowledged = BTreeMap::new();
+            for n in 0.. {
+                if stopped.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (key, value) = (format!("{prefix}-{n}"), format!("value {n}"));
+                let request = WriteRequest {
+                    tenant: "default".to_owned(),
+                    key: key.clone().into(),
+                    value: value.clone().into(),
+                    ..WriteRequest::default()
+                };
+                let many = clients.len();
+                match clients[n % many].write(request).await {
+                    Ok(_) => drop(acknowledged.insert(key, value)),
+                    Err(status) => assert!(may_be_tried_again(&status), "{key}: {status}"),
+                }
+            }
+            acknowledged
+        });
+        Self { stop, written }
+    }
+
+    /// What was acknowledged.
+    async fn end(self) -> BTreeMap<String, String> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.written.await.expect("no error but retryable ones")
+    }
+}
+
+fn may_be_tried_again(status: &Status) -> bool {
+    let codes = [Code::Unavailable, Code::DeadlineExceeded, Code::Aborted, Code::Cancelled];
+    // A connection that a node closed when it had left.
+    codes.contains(&status.code()) || status.message().contains("transport error")
+}
+
+async fn check_readable(nodes: &Nodes, at: usize, written: &BTreeMap<String, String>) {
+    let mut client = KeyValueClient::new(channel(&nodes.endpoint(at)).await);
+    for consistency in [ConsistencyLevel::Quorum, ConsistencyLevel::All] {
+        for (key, value) in written {
+            let request = ReadRequest {
+                tenant: "default".to_owned(),
+                key: key.clone().into(),
+                consistency: consistency.into(),
+                ..ReadRequest::default()
+            };
+            let row = client.read(request).await.unwrap_or_else(|e| panic!("{key}: {e}"));
+            let values: Vec<_> =
+                row.into_inner().siblings.into_iter().map(|one| one.value).collect();
+            assert_eq!(values, [value.as_bytes()], "{key} at {consistency:?}");
+        }
+    }
+}
+
+async fn drained(mut admin: AdminClient<Channel>, node: &str) -> Vec<DrainProgress> {
+    let request = DrainNodeRequest { node: node.to_owned(), ..DrainNodeRequest::default() };
+    let mut stream = admin.drain_node(request).await.expect("it may leave").into_inner();
+    let mut told = Vec::new();
+    let all = async {
+        while let Some(progress) = stream.message().await.expect("told to the end") {
+            told.push(progress);
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("it hangs: {told:#?}"));
+    told
+}
+
+/// Law: after a drain has ended, deleting the node's directory changes no read. Its process ends
+/// by itself, with code 0.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_can_be_deleted_while_writes_go_on() {
+    let mut nodes = Nodes::start(3);
+    let before = Load::start(&nodes, &[0, 1, 2], "before").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let mut written = before.end().await;
+    let load = Load::start(&nodes, &[0, 1, fourth], "during").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let told = drained(admin(&nodes, 0).await, "n2").await;
+    let last = told.last().expect("something was told");
+    assert_eq!(last.phase(), DrainPhase::Left, "{told:#?}");
+    assert_eq!(nodes.wait(2), 0, "a node that has left ends without a failure");
+    nodes.delete(2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    written.extend(load.end().await);
+    assert!(written.len() > 100, "{} writes were acknowledged", written.len());
+    check_readable(&nodes, fourth, &written).await;
+
+    let verify = VerifyCertificateRequest {
+        certificate: last.certificate.clone(),
+        ..VerifyCertificateRequest::default()
+    };
+    let verified = admin(&nodes, 1).await.verify_certificate(verify).await.expect("it can be read");
+    let verified = verified.into_inner();
+    assert!(verified.valid && verified.keys > 0 && verified.node_name == "n2", "{verified:#?}");
+    assert_eq!(verified.digest, last.certificate_digest);
+    let forged = last.certificate.replacen("\"keys\":", "\"keys\":1", 1);
+    let verify = VerifyCertificateRequest { certificate: forged, ..Default::default() };
+    let verified = admin(&nodes, 1).await.verify_certificate(verify).await.expect("it can be read");
+    assert!(!verified.into_inner().valid);
+}
+
+/// A drain that cannot be safe refuses at once, and says why; one that was begun can be called off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_would_leave_too_few_nodes_is_refused_with_the_reason() {
+    let mut nodes = Nodes::start(3);
+    let written = nodes.write_keys("key", 10, 0);
+    let request = DrainNodeRequest { node: "n1".to_owned(), ..DrainNodeRequest::default() };
+    let refused = admin(&nodes, 0).await.drain_node(request).await.expect_err("three are needed");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("2 owners would be left"), "{refused}");
+    let unknown = DrainNodeRequest { node: "n9".to_owned(), ..DrainNodeRequest::default() };
+    let refused = admin(&nodes, 0).await.drain_node(unknown).await.expect_err("nobody");
+    assert_eq!(refused.code(), Code::NotFound, "{refused}");
+
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    nodes.kill(fourth);
+    nodes.wait_until_down(0, 1);
+    let request = DrainNodeRequest { node: "n1".to_owned(), ..DrainNodeRequest::default() };
+    let refused = admin(&nodes, 0).await.drain_node(request).await.expect_err("n3 is down");
+    assert!(refused.message().contains("n3 would take over"), "{refused}");
+    assert_eq!(nodes.ok(1, &["get", &written[0]]), written[0]);
+}
+
+/// A dead node is taken out without its help; when it comes back it is told, and ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_that_comes_back_is_fenced_and_says_so() {
+    let mut nodes = Nodes::start(3);
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let load = Load::start(&nodes, &[0, 1], "load").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    nodes.kill(fourth);
+    nodes.wait_until_down(0, 1);
+    let change = Some(LayoutChange { removes: vec!["n3".to_owned()], ..LayoutChange::default() });
+    let mut admin = admin(&nodes, 0).await;
+    let plan = admin.plan_layout(PlanLayoutRequest { change: change.clone() }).await;
+    let plan = plan.expect("it is planned").into_inner();
+    assert!(plan.refusals.is_empty() && plan.lost.is_empty(), "{plan:#?}");
+    assert!(plan.warnings.iter().any(|warning| warning.contains("n3")), "{plan:#?}");
+    let mut next: Vec<u32> = plan.balance.iter().map(|one| one.partitions_next).collect();
+    next.sort_unstable();
+    assert_eq!(next, [0, 1024, 1024, 1024]);
+    let commit = CommitLayoutRequest { epoch: plan.epoch, change };
+    admin.commit_layout(commit).await.expect("it is begun");
+    nodes.wait_until_stable(0, 3);
+    let written = load.end().await;
+    check_readable(&nodes, 1, &written).await;
+    let (code, stderr) = nodes.restart_refused(fourth);
+    assert_eq!(code, 77, "{stderr}");
+    assert!(stderr.contains("FENCED"), "{stderr}");
+}
