@@ -1,7 +1,7 @@
 //! A pod that is taken out of its StatefulSet hands over what it holds before it ends.
 //!
 //! ```text
-//! SIGTERM        asked: is the pod to come back? if not: note it, drain, and look again now and then
+//! SIGTERM        is the pod to come back? if not: note it, drain, and look again now and then
 //! wanted again   the drain is cancelled, and the pod ends as for a restart
 //! start          noted, leaving still, and wanted again: the drain is cancelled
 //! ```
@@ -25,6 +25,8 @@ use crate::proto::{DrainNodeRequest, DrainPhase};
 
 /// How often it is looked, in mid-drain, whether the pod is wanted again.
 const LOOK: Duration = Duration::from_secs(5);
+/// Why a drain is refused for good: no wait helps.
+const FINAL: [&str; 2] = ["TOO_FEW_OWNERS", "UNKNOWN_NODE"];
 /// Notes that the drain under way was begun because the set became smaller.
 const NOTE: &str = "TAKEN_OUT_OF_SET";
 
@@ -54,7 +56,7 @@ impl Node {
         }
         let timeout = self.config.kubernetes.drain_timeout;
         let drained = tokio::select! {
-            drained = self.drain(DrainPhase::Left) => drained,
+            drained = self.drain() => drained,
             () = self.wanted_again(pod) => return self.cancel().await,
             () = tokio::time::sleep(timeout) => {
                 Err(format!("the drain did not end within {timeout:?}"))
@@ -67,7 +69,8 @@ impl Node {
         })
     }
 
-    /// Cancels a drain that an earlier life of the pod began, if the pod is wanted again. Never ends.
+    /// Cancels a drain that an earlier life of the pod began, if the pod is wanted again. Never
+    /// ends.
     pub(super) async fn stay_if_wanted(&self) -> End {
         match &self.pod {
             Some(pod) if self.member_state() == Some(MemberState::Leaving) => {
@@ -94,11 +97,13 @@ impl Node {
     }
 
     async fn cancel(&self) -> Result<(), Error> {
-        tracing::info!("the pod is wanted again: the drain is cancelled");
-        self.drain(DrainPhase::Cancelled).await.map_err(|why| {
-            tracing::warn!(why, "the drain cannot be cancelled");
-            Error::NotDrained { why }
-        })?;
+        if self.member_state() == Some(MemberState::Leaving) {
+            tracing::info!("the pod is wanted again: the drain is cancelled");
+            self.ask_for_drain(DrainPhase::Cancelled).await.map_err(|error| {
+                tracing::warn!(%error, "the drain cannot be cancelled");
+                Error::NotDrained { why: error.to_string() }
+            })?;
+        }
         self.forget();
         Ok(())
     }
@@ -112,13 +117,32 @@ impl Node {
         self.config.node.data_dir.join(NOTE)
     }
 
+    /// Drains until the node has left. What is in the way may pass: the change of another pod, say.
+    async fn drain(&self) -> Result<(), String> {
+        let mut said = String::new();
+        loop {
+            let error = match self.ask_for_drain(DrainPhase::Left).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if FINAL.contains(&error.reason()) {
+                return Err(error.to_string());
+            }
+            if said != error.reason() {
+                error.reason().clone_into(&mut said);
+                tracing::warn!(%error, "the drain waits");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
     /// Asks the own admin service for a drain, or for its end, as an operator would, and follows
     /// it until `wanted`.
-    async fn drain(&self, wanted: DrainPhase) -> Result<(), String> {
+    async fn ask_for_drain(&self, wanted: DrainPhase) -> Result<(), client::Error> {
         let endpoints = vec![format!("http://{}", reachable(self.server.client_addr))];
         let options = Options { endpoints, ..Options::default() };
-        let client = Client::over(&self.net, options).map_err(|error| error.to_string())?;
-        let said = |status| client::Error::of(&status, false).to_string();
+        let client = Client::over(&self.net, options)?;
+        let said = |status| client::Error::of(&status, false);
         let cancel = wanted == DrainPhase::Cancelled;
         let request = DrainNodeRequest { cancel, ..Default::default() };
         let mut progress = client.admin().drain_node(request).await.map_err(said)?.into_inner();
@@ -131,7 +155,10 @@ impl Node {
         }
         match phase == wanted {
             true => Ok(()),
-            false => Err(format!("it ended in {}", phase.as_str_name())),
+            false => {
+                let message = format!("the drain ended in {}", phase.as_str_name());
+                Err(said(tonic::Status::aborted(message)))
+            }
         }
     }
 }

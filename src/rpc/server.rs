@@ -1,8 +1,8 @@
 //! The two listeners and their life: 8080 for clients and operators, 7946 for peers.
 //!
 //! Stopping: health says NOT_SERVING and long streams end, then clients' connections are told to
-//! go and their calls in flight finish. Peers are answered until after that: a write in flight here may
-//! need theirs, and they must hear that the node goes. What is left after the time given is cut.
+//! go and their calls in flight finish. Peers are answered until after that: a write in flight here
+//! may need theirs, and they must hear that the node goes. What is left after the time given is cut.
 
 use std::io;
 use std::net::SocketAddr;

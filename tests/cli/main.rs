@@ -5,6 +5,7 @@ mod kubernetes;
 mod migrate;
 mod no_room;
 #[path = "../node/mod.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 mod stopping;
 

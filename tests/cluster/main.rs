@@ -123,7 +123,7 @@ fn rows_are_copied_to_a_node_that_missed_them_and_read_back() {
     assert_eq!(again["sent"], 0, "{again}");
 
     let unknown = nodes.run(0, &["migrate", "--to", "n9", "--progress-file", &place]);
-    assert_eq!(unknown.code, 1, "{}", unknown.stderr);
+    assert_eq!(unknown.code, 5, "{}", unknown.stderr);
     assert!(unknown.stderr.contains("UNKNOWN_NODE"), "{}", unknown.stderr);
     let itself = nodes.run(0, &["migrate", "--to", "n0", "--progress-file", &place]);
     assert!(itself.stderr.contains("SAME_NODE"), "{}", itself.stderr);

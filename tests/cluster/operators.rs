@@ -1,4 +1,5 @@
-//! Changes of the layout as operators make them: by commands, their exit codes, and SIGTERM in a pod.
+//! Changes of the layout as operators make them: by commands and their exit codes, and by SIGTERM in
+//! a pod.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;

@@ -25,11 +25,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Have a node hand over all it holds, and leave for good
 ///
-/// Refused at once where it could not be safe: too few nodes would be left, say. What was begun goes
-/// on by itself, also when the node is started anew; without --wait this returns when it has begun.
-/// With --wait it returns when the node has left, with a certificate of what it handed over: then its
-/// directory may be deleted, not before. Exit code 7: it has begun, and has not ended; run it again
-/// to look on.
+/// Refused at once where it could not be safe: too few nodes would be left, say. What was begun
+/// goes on by itself, also when the node is started anew; without --wait this returns when it has
+/// begun. With --wait it returns when the node has left, with a certificate of what it handed over:
+/// then its directory may be deleted, not before. Exit code 7: it has begun, and has not ended; run
+/// it again to look on.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {

@@ -161,7 +161,7 @@ pub(super) async fn begin(
     if is_text {
         connect.print(&plan::text(&plan), &json!(null))?;
     }
-    // Who leaves and has died is given up in the middle of the change; that is no change of its own.
+    // Who leaves and has died is given up in mid-change; that is no change of its own.
     let is_more = change.removes.is_empty() || !plan.refusals.iter().all(is_in_progress);
     if is_more {
         refused(&plan)?;

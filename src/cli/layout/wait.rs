@@ -17,8 +17,8 @@ pub(crate) const UNDER_WAY: u8 = 7;
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Waits until the change that began in `epoch` has ended: the owners have changed, and nobody holds
-/// rows of others any more. A node that does not answer is asked again.
+/// Waits until the change that began in `epoch` has ended: the owners have changed, and nobody
+/// holds rows of others any more. A node that does not answer is asked again.
 pub(crate) async fn wait_until_stable(
     client: &Client,
     connect: &Connect,

@@ -96,7 +96,7 @@ async fn copy(
         };
         attempt += 1;
         if attempt > ATTEMPTS || !error.may_retry() {
-            return Err(error.into());
+            return Err(Failure::of_change(error));
         }
         tokio::time::sleep(Duration::from_millis(200) * attempt).await;
     }
