@@ -109,6 +109,32 @@ impl Fence {
         })
     }
 
+    /// Reads the file again. To be called once the directory is this process's alone: until then
+    /// another one, about to stop, may have adopted more and acted under it.
+    ///
+    /// # Errors
+    /// As [`Fence::open`].
+    pub fn reload(&self) -> Result<()> {
+        let _one = self.adopting.lock();
+        let Some(document) = self.file.read::<Document>(&*self.vfs)? else { return Ok(()) };
+        document.check().map_err(|why| self.file.invalid(0, why))?;
+        if document.version > self.layout().version() {
+            self.show(&Arc::new(document));
+        }
+        Ok(())
+    }
+
+    /// Lets a document that is durable count.
+    fn show(&self, document: &Arc<Document>) {
+        *self.gate.write() = document.epoch;
+        self.epoch.store(document.epoch, Ordering::Release);
+        if let Some(tell) = self.before_shown.get() {
+            (tell.0)(document);
+        }
+        let next = self.layout().succeeded_by(Arc::clone(document));
+        self.published.send_replace(Arc::new(next));
+    }
+
     /// The highest epoch known, durably: E.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
@@ -231,12 +257,7 @@ impl Fence {
             *refused = Some(Error::ReadOnly { cause: error.to_string() });
             return Err(error);
         }
-        *self.gate.write() = document.epoch;
-        self.epoch.store(document.epoch, Ordering::Release);
-        if let Some(tell) = self.before_shown.get() {
-            (tell.0)(document);
-        }
-        self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
+        self.show(document);
         Ok(())
     }
 
@@ -374,6 +395,23 @@ mod tests {
         fence.adopt(&document(4, 3)).unwrap();
         assert_eq!((fence.epoch(), watch.borrow().version()), (4, 5));
         assert_eq!(open(&vfs).document(), document(5, 4));
+    }
+
+    /// Two processes on one directory, one about to stop: what it acted under counts for the next.
+    #[test]
+    fn what_another_process_adopted_before_it_stopped_is_read_again() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let stopping = open(&vfs);
+        stopping.adopt(&document(4, 4)).unwrap();
+        let starting = open(&vfs);
+        stopping.adopt(&document(5, 5)).unwrap();
+        let watch = starting.watch();
+        assert_eq!(starting.epoch(), 4);
+        starting.reload().unwrap();
+        assert_eq!((starting.epoch(), watch.borrow().version()), (5, 5));
+        assert!(starting.enter(4).is_err());
+        starting.reload().unwrap();
+        assert_eq!(starting.epoch(), 5);
     }
 
     #[test]

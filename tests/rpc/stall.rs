@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use pairdb::cluster::net::TokioNet;
-use pairdb::cluster::work::Work;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::node::Node;
@@ -93,7 +91,7 @@ impl Stalling {
             monotonic: clock,
             random: Arc::new(SeededRandom::new(1)),
         };
-        let world = World { net: Arc::new(TokioNet), environment, work: Work::Threads };
+        let world = World { environment, ..World::real() };
         let node = Node::start_in(config("/node".as_ref(), settings), world).await;
         let node = node.expect("starts");
         let client = KeyValueClient::new(connect(&node.ready.listen).await);

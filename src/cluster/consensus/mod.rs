@@ -223,7 +223,7 @@ impl Consensus {
             .and_then(|()| vfs.sync_dir(dir))
             .map_err(engine::Error::io("create", &raft_dir))
             .map_err(store::Error::from)?;
-        check_whole(&**vfs, &raft_dir)?;
+        check_whole(&**vfs, &raft_dir, fence.epoch())?;
         let log = LogStore::open(Arc::clone(vfs), &raft_dir)?;
         let machine = StateMachine::open(Arc::clone(vfs), &raft_dir, Arc::clone(&fence))?;
         let heartbeat = Duration::from_millis(options.heartbeat_ms);
@@ -409,12 +409,22 @@ impl Consensus {
     }
 }
 
-/// A member that lost its votes but not its snapshot must not vote again.
-fn check_whole(vfs: &dyn engine::vfs::Vfs, raft_dir: &Path) -> Result<(), store::Error> {
+/// A member that lost its votes, but not what it learnt by them, must not vote again.
+fn check_whole(
+    vfs: &dyn engine::vfs::Vfs,
+    raft_dir: &Path,
+    epoch: u64,
+) -> Result<(), store::Error> {
     let (log, snapshot) = (raft_dir.join("LOG"), raft_dir.join("SNAPSHOT"));
     let exists = |path: &Path| vfs.exists(path).map_err(engine::Error::io("look for", path));
-    if exists(&snapshot)? && !exists(&log)? {
+    let missing = !exists(&log)?;
+    if missing && exists(&snapshot)? {
         let what = "it is missing beside SNAPSHOT";
+        return Err(engine::Error::corrupt(&log, 0, what).into());
+    }
+    if missing && epoch > 0 {
+        // It is made by the first start, before there is a layout.
+        let what = "it is missing, but there is a LAYOUT";
         return Err(engine::Error::corrupt(&log, 0, what).into());
     }
     Ok(())

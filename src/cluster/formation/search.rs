@@ -220,7 +220,7 @@ impl Formation {
             let is_seed = self.options.seeds.contains(&address);
             match answer {
                 Ok((from, Reply::Join(reply))) if from != self.me => {
-                    if let Some(entered) = self.take(from, &reply)? {
+                    if let Some(entered) = self.take(from, &reply, promise.as_ref())? {
                         return Ok(Round::Entered(entered));
                     }
                 }
@@ -238,8 +238,13 @@ impl Formation {
         Ok(Round::Waiting(in_the_way))
     }
 
-    /// Takes what one node has answered.
-    fn take(&self, from: NodeId, reply: &JoinReply) -> store::Result<Option<Entered>> {
+    /// Takes what one node has answered to a question that named the promise `asked`.
+    pub(super) fn take(
+        &self,
+        from: NodeId,
+        reply: &JoinReply,
+        asked: Option<&Promise>,
+    ) -> store::Result<Option<Entered>> {
         let promise = self.promises.current();
         if !reply.document.is_empty() {
             // What cannot be read is of another version or garbled: the next answer may do.
@@ -263,7 +268,9 @@ impl Formation {
                 self.promises.replace(Some(&promise), Some(committed.clone()))?;
                 return self.enter_as_founder(committed).map(Some);
             }
-            if promise.initiator() == Some(from) && !reply.promise_holds {
+            // A promise given since the question was asked is not what the answer is about.
+            let is_asked = asked.is_some_and(|asked| asked.id == promise.id);
+            if is_asked && promise.initiator() == Some(from) && !reply.promise_holds {
                 self.promises.replace(Some(&promise), None)?;
             }
         }
