@@ -310,6 +310,7 @@ impl Trio {
             liveness: link,
             hints: None,
             lingering_max: 10,
+            work: Work::Inline,
         });
         let failure = |error: &error::Error| proto::Failure {
             reason: error.reason().to_owned(),

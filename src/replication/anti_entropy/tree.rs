@@ -105,7 +105,7 @@ fn indexes(leaves: &Range<u32>) -> Range<usize> {
     leaves.start as usize..leaves.end as usize
 }
 
-/// One hash over those of a partition's leaves; 0 if they hold nothing.
+/// One hash over those of some leaves; 0 if they hold nothing.
 fn root_of(hashes: &[u64]) -> u64 {
     // In a small store this is most of them: a few comparisons of memory.
     if hashes.chunks(ZEROS.len()).all(|some| *some == ZEROS[..some.len()]) {
