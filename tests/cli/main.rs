@@ -3,6 +3,7 @@
 mod bad_data;
 mod no_room;
 #[path = "../node/mod.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 mod stopping;
 
