@@ -23,7 +23,7 @@ use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -42,8 +42,8 @@ pub type ToFailure = fn(&Error) -> proto::Failure;
 /// Rows that are joined: how many came for which reason.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
 
-/// Answers [`WriteRows`](proto::WriteRows), [`ReadRows`](proto::ReadRows), forwarded writes and
-/// pages.
+/// Answers [`WriteRows`](proto::WriteRows), [`RepairRows`](proto::RepairRows),
+/// [`ReadRows`](proto::ReadRows), forwarded writes and pages.
 pub struct Replica {
     node: NodeId,
     store: Arc<Store>,
@@ -71,6 +71,7 @@ impl Replica {
         matches!(
             request,
             Request::WriteRows(_)
+                | Request::RepairRows(_)
                 | Request::ReadRows(_)
                 | Request::ForwardWrite(_)
                 | Request::ScanRows(_)
@@ -115,6 +116,10 @@ impl Replica {
         let is_known = |id: u32| self.store.tenant_by_id(TenantId(id)).is_ok();
         match request {
             Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
+            Request::RepairRows(request) => {
+                let mut states = request.rows.iter().filter_map(|row| row.state.as_ref());
+                states.all(|state| is_known(state.tenant_id))
+            }
             Request::ReadRows(request) => request.keys.iter().all(|key| is_known(key.tenant_id)),
             Request::ScanRows(request) => is_known(request.tenant_id),
             Request::ForwardWrite(request) => {
@@ -150,31 +155,37 @@ impl Replica {
         }
     }
 
+    /// Joins rows; with floors, repairs that were judged under them.
     async fn write_rows(
         &self,
         layout: &Layout,
-        request: proto::WriteRows,
+        rows: Vec<proto::RowState>,
+        floors: Option<Vec<u64>>,
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
-        check_items(request.rows.len())?;
-        let refusals: Vec<Option<proto::Failure>> = request
-            .rows
+        check_items(rows.len())?;
+        let refusals: Vec<Option<proto::Failure>> = rows
             .iter()
             .map(|row| self.refusal(layout, TenantId(row.tenant_id), &row.key))
             .collect();
-        let taken = request.rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
+        let floors: Option<Vec<u64>> = floors.map(|floors| {
+            let taken = floors.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
+            taken.map(|(floor, _)| floor).collect()
+        });
+        let taken = rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
         let rows: Rows =
             taken.map(|(row, _)| (TenantId(row.tenant_id), row.key, row.row)).collect();
         let (done, joined) = oneshot::channel();
         {
             let _pass = self.enter(layout.epoch())?;
-            self.store.submit_rows(
-                &rows,
-                Box::new(move |results| {
-                    // Nobody may wait any more; the rows are there all the same.
-                    let _ = done.send(results);
-                }),
-            );
+            let told = Box::new(move |results| {
+                // Nobody may wait any more; the rows are there all the same.
+                let _ = done.send(results);
+            });
+            match floors {
+                None => self.store.submit_rows(&rows, told),
+                Some(floors) => self.store.submit_repairs(&rows, &floors, told),
+            }
         }
         let lost = |why: &str| refused("NOT_DURABLE", why.to_owned());
         let joined = tokio::time::timeout_at(deadline, joined).await;
@@ -323,17 +334,30 @@ impl Replica {
             asked => asked.min(PAGE_BYTES_MAX),
         };
         let _pass = self.enter(layout.epoch())?;
-        let page = self.store.rows_by_token(range, cursor, bytes_max);
+        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
+        let page = self.store.check_all_undamaged(&[within]).and_then(|()| {
+            // A source that has lost data would be counted for what it does not know.
+            self.store.rows_by_token(range, cursor, bytes_max)
+        });
         let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
+        let cursor = page.cursor.unwrap_or_default().into();
+        let failed = |error: store::Error| refused(error.reason(), error.to_string());
+        if request.digests {
+            let keys = page.rows.into_iter().map(|(engine_key, row)| {
+                let digest = self.store.digest(&RawRow { row: Some(row), floor: 0 });
+                let digest = digest.map_err(failed)?;
+                Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
+            });
+            let keys = keys.collect::<Result<_, PeerError>>()?;
+            return Ok(Reply::Page(proto::PageReply { keys, cursor, ..Default::default() }));
+        }
         let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key)
-                .map_err(|error| refused(error.reason(), error.to_string()))?;
+            let at = EngineKey::decode(&engine_key).map_err(failed)?;
             let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
             Ok(proto::RowState { tenant_id, key, row: row.into() })
         });
         let rows = rows.collect::<Result<_, PeerError>>()?;
-        let cursor = page.cursor.unwrap_or_default().into();
-        Ok(Reply::Page(proto::PageReply { rows, cursor }))
+        Ok(Reply::Page(proto::PageReply { rows, cursor, ..Default::default() }))
     }
 
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
@@ -362,7 +386,14 @@ impl PeerHandler for Replica {
             let _ = self.fence.refresh(from, timeout).await;
         }
         match request {
-            Request::WriteRows(request) => self.write_rows(&layout, request, deadline).await,
+            Request::WriteRows(request) => {
+                self.write_rows(&layout, request.rows, None, deadline).await
+            }
+            Request::RepairRows(request) => {
+                let floors = request.rows.iter().map(|row| row.floor).collect();
+                let states = request.rows.into_iter().map(|row| row.state.unwrap_or_default());
+                self.write_rows(&layout, states.collect(), Some(floors), deadline).await
+            }
             Request::ReadRows(request) => self.read_rows(&layout, &request),
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,

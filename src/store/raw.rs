@@ -18,7 +18,7 @@ use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
 use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
-use crate::causality::floor::canonical;
+use crate::causality::floor::{canonical, canonical_until, purgeable_at};
 use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
@@ -29,6 +29,17 @@ pub struct RawRow {
     pub row: Option<Vec<u8>>,
     /// What is at or below it and not live in the row is dead.
     pub floor: u64,
+}
+
+/// The digest of a row under a floor, and which floors would change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloorDigest {
+    /// 0 for a row that may be forgotten.
+    pub digest: u64,
+    /// The least higher floor under which the digest may be another; `u64::MAX`: none.
+    pub until: u64,
+    /// The least higher floor under which the row may be forgotten; `u64::MAX`: none.
+    pub purgeable_at: u64,
 }
 
 impl Store {
@@ -117,6 +128,38 @@ impl Store {
         let mut out = Vec::with_capacity(bytes.len());
         codec::encode(&canonical, &mut out);
         Ok(xxh3_64(&out).max(1))
+    }
+
+    /// The digest of a row under a floor, and which floors would change it.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn floor_digest(&self, bytes: &[u8], floor: u64) -> Result<FloorDigest> {
+        let row = codec::decode(bytes).map_err(unreadable)?;
+        let window_ms = self.limits.token_window_ms;
+        let digest = canonical(&row, floor, window_ms).map_or(0, |canonical| {
+            if canonical == row {
+                return xxh3_64(bytes).max(1);
+            }
+            let mut out = Vec::with_capacity(bytes.len());
+            codec::encode(&canonical, &mut out);
+            xxh3_64(&out).max(1)
+        });
+        let until = canonical_until(&row, floor, window_ms);
+        let purgeable = purgeable_at(&row, window_ms).filter(|at| *at > floor);
+        Ok(FloorDigest { digest, until, purgeable_at: purgeable.unwrap_or(u64::MAX) })
+    }
+
+    /// [`Store::raw_row`] of a partition that has lost data, for an exchange that mends it: it
+    /// vouches for nothing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenantId`], or a source that cannot be read.
+    pub fn damaged_row(&self, tenant: TenantId, key: &[u8]) -> Result<RawRow> {
+        let tenant = self.catalog.by_id(tenant)?;
+        self.limits.check_key(key)?;
+        let row = self.watch(self.engine.get(&tenant.engine_key(key)).map_err(Into::into))?;
+        Ok(RawRow { row, floor: 0 })
     }
 
     /// The join of what two replicas hold. Versions below both floors that only one of them has

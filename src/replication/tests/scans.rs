@@ -269,7 +269,7 @@ async fn a_partition_that_has_lost_data_is_read_from_others() {
     let keys = fill(&cluster, "default", 40).await;
     let store = &cluster.nodes[1].store;
     for partition in [0, 2] {
-        store.mark_damaged(partition, &[1, 3]).expect("marked");
+        store.mark_damaged(partition..=partition, &[1, 3]).expect("marked");
     }
     for level in [Level::One, Level::Quorum] {
         let shown = scan(&cluster, 1, "default", level).await.expect("two others are whole");
