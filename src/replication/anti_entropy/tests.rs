@@ -311,6 +311,7 @@ impl Trio {
             hints: None,
             lingering_max: 10,
             work: Work::Inline,
+            pages_max: 4,
         });
         let failure = |error: &error::Error| proto::Failure {
             reason: error.reason().to_owned(),
