@@ -67,6 +67,29 @@ pub fn may_purge(row: &Row<'_>, floor: u64, token_window_ms: u64) -> bool {
         && row.tokens.iter().all(|&(_, time)| is_window_over(time, floor, token_window_ms))
 }
 
+/// The least floor under which [`may_purge`] forgets the row; `None` while it holds a value that
+/// does not expire.
+pub fn purgeable_at(row: &Row<'_>, token_window_ms: u64) -> Option<u64> {
+    let keeps = |version: &super::Version<'_>| !version.is_dead() && version.expires_at_ms() == 0;
+    if row.live.iter().any(|(_, version)| keeps(version)) {
+        return None;
+    }
+    let expiries = row.live.iter().map(|(_, version)| time_of_ms(version.expires_at_ms()));
+    let window = time_of_ms(token_window_ms);
+    let windows = row.tokens.iter().map(|entry| entry.1.saturating_add(window));
+    expiries.chain(windows).chain([row.time_max()]).max()
+}
+
+/// The least floor above `floor` under which [`canonical`] may be another than under `floor`;
+/// `u64::MAX` for none.
+pub fn canonical_until(row: &Row<'_>, floor: u64, token_window_ms: u64) -> u64 {
+    let expiries = row.live.iter().map(|(_, version)| version.expires_at_ms());
+    let expiries = expiries.filter(|at| *at != 0).map(time_of_ms);
+    let prunes = (row.mode == Mode::Siblings).then(|| row.time_max());
+    let changes = expiries.chain(prunes).chain(purgeable_at(row, token_window_ms));
+    changes.filter(|at| *at > floor).min().unwrap_or(u64::MAX)
+}
+
 /// Takes out of a row that lies wholly at or below `floor` the clock entries and tokens that have
 /// no live version, and says whether anything went. Not a lattice step: only for states that no
 /// older record can be joined with again (the exchange between replicas under floors).

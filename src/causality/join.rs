@@ -32,7 +32,8 @@ pub fn join<'a>(x: &Row<'a>, y: &Row<'a>) -> Result<Row<'a>, ModeMismatch> {
 
 /// The join of two replicas' rows, each with the floor that its replica vouches for (0 if it is
 /// damaged or vouches for nothing): "every dot at or below it that my row does not hold live is
-/// dead". Versions below both floors that only one side has are kept and reported in `alarms`.
+/// dead". Versions below both floors that only one side has are kept and reported in `alarms`. A
+/// last-write-wins version that a floor declares dead is left as a delete.
 ///
 /// # Errors
 /// [`ModeMismatch`] if the rows are of different modes.
@@ -77,11 +78,11 @@ pub fn join_with_floors<'a>(
     }
     live.sort_unstable_by_key(|entry| entry.0);
     if x.mode == Mode::LastWriteWins && live.is_empty() {
-        // The greater version is dead by a floor. The lesser one was replaced by nothing that is
-        // left, so it is all there is.
-        if let ([x_version], [y_version]) = (&x.live[..], &y.live[..]) {
-            live.push(*std::cmp::min_by(x_version, y_version, |a, b| lww_order(a, b)));
-        }
+        // The greater version is dead by a floor. It stays as a delete, so that the join contains
+        // both rows and kills the value where it is put; the lesser one had lost to it anyway.
+        let versions = x.live.iter().chain(&y.live).copied();
+        let greater = versions.max_by(lww_order);
+        live.extend(greater.map(|(dot, version)| (dot, version.buried())));
     }
     Ok(Row { mode: x.mode, vv, tokens, live })
 }

@@ -105,21 +105,34 @@ impl<'a> Version<'a> {
         }
     }
 
-    /// The total order that picks one of two versions of the same dot: the later minting, then
-    /// stripped above value, then the greater fingerprint and bytes. Any total order makes the join
-    /// a lattice; this one lets a drop of expired bytes spread.
+    /// The version as a delete under its own dot.
+    ///
+    /// The caller has judged that it is dead, by a floor. A lattice step: for one write, a delete
+    /// ranks above the value, so the value does not come back in a join.
+    #[must_use]
+    pub fn buried(self) -> Self {
+        Self::new(Payload::Tombstone, 0, self.time)
+    }
+
+    /// The total order that picks one of two versions of the same dot: the later minting, then a
+    /// delete above stripped above a value, then the greater fingerprint and bytes. Any total order
+    /// makes the join a lattice; this one lets a drop of expired bytes, and a death, spread.
     pub fn rank(&self, other: &Self) -> Ordering {
         if self == other {
             return Ordering::Equal;
         }
-        let stripped = |v: &Self| matches!(v.payload, Payload::Stripped);
+        let deadness = |v: &Self| match v.payload {
+            Payload::Value { .. } => 0,
+            Payload::Stripped => 1,
+            Payload::Tombstone => 2,
+        };
         let bytes = |v: &Self| match v.payload {
             Payload::Value { value, content_type } => Some((value, content_type)),
             Payload::Tombstone | Payload::Stripped => None,
         };
         self.time
             .cmp(&other.time)
-            .then_with(|| stripped(self).cmp(&stripped(other)))
+            .then_with(|| deadness(self).cmp(&deadness(other)))
             .then_with(|| self.payload_hash().cmp(&other.payload_hash()))
             .then_with(|| bytes(self).cmp(&bytes(other)))
             .then_with(|| self.expires_at_ms.cmp(&other.expires_at_ms))

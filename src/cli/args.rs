@@ -120,9 +120,12 @@ impl Connect {
         self.client(Duration::from_secs(10), tenant.consistency.into())
     }
 
-    /// A client of the tenant's rows, with time for large batches.
+    /// A client of the tenant's rows, with time for large batches, that goes to the nodes that hold
+    /// them.
     pub fn import_client(&self, tenant: &Tenant) -> Result<Client, Failure> {
-        self.client(Duration::from_secs(60), tenant.consistency.into())
+        let consistency = tenant.consistency.into();
+        let options = self.options(Duration::from_secs(60))?;
+        Ok(Client::new(Options { consistency, direct: true, ..options })?)
     }
 
     /// A client whose calls end within the timeout, or `default` if none is given.

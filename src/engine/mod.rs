@@ -106,10 +106,13 @@ pub use pressure::OnStall;
 pub use record::{Kind, Record};
 pub(crate) use recovery::create_dir_durably;
 pub use remove::{Permit, Range};
+#[cfg(test)]
+pub(crate) use rules::open_without as without_rules;
 pub use scan::Scan;
 pub use scrub::ScrubReport;
 pub use stats::Stats;
 pub use version::SafePoint;
+pub use write::WriteObserver;
 
 /// What the engine takes from the world around it.
 #[derive(Clone, Debug)]
@@ -165,6 +168,7 @@ pub(crate) struct Shared {
     log: CommitLog<LogState>,
     stripes: Stripes,
     guards: Guards,
+    observer: OnceLock<write::Observer>,
     cache: RowCache,
     super_version: ArcSwap<SuperVersion>,
     background: Background,

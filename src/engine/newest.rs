@@ -2,8 +2,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | time, big endian; the caller's own ascending clock |
-//! | 1 | 0 = value, 1 = tombstone |
+//! | 8 | time, times 2, + 1 for a tombstone; big endian. The caller's own ascending clock |
 //! | n | the value |
 //!
 //! Of two states the one with the greater bytes wins, that is the greater time, then a tombstone
@@ -11,7 +10,7 @@
 
 use super::merge::{MergeError, MergeOperator};
 
-const HEADER_BYTES: usize = 9;
+const HEADER_BYTES: usize = 8;
 
 /// See the module page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,19 +18,25 @@ pub struct Newest;
 
 impl Newest {
     /// The state of a key that was set to `value` at `time`.
+    ///
+    /// # Panics
+    /// If the time is 2^63 or later.
     pub fn value(time: u64, value: &[u8]) -> Vec<u8> {
         Self::encode(time, 0, value)
     }
 
     /// The state of a key that was deleted at `time`.
+    ///
+    /// # Panics
+    /// If the time is 2^63 or later.
     pub fn tombstone(time: u64) -> Vec<u8> {
         Self::encode(time, 1, &[])
     }
 
-    fn encode(time: u64, kind: u8, value: &[u8]) -> Vec<u8> {
+    fn encode(time: u64, tombstone: u64, value: &[u8]) -> Vec<u8> {
+        assert!(time < 1 << 63, "a time has 63 bits");
         let mut row = Vec::with_capacity(HEADER_BYTES + value.len());
-        row.extend_from_slice(&time.to_be_bytes());
-        row.push(kind);
+        row.extend_from_slice(&(time << 1 | tombstone).to_be_bytes());
         row.extend_from_slice(value);
         row
     }
@@ -46,14 +51,15 @@ impl Newest {
     }
 
     fn parts(row: &[u8]) -> Result<(u64, bool, &[u8]), MergeError> {
-        let (time, rest) = row
-            .split_first_chunk::<8>()
-            .ok_or_else(|| MergeError(format!("{} bytes, at least 9 expected", row.len())))?;
-        match rest {
-            [0, value @ ..] => Ok((u64::from_be_bytes(*time), false, value)),
-            [1] => Ok((u64::from_be_bytes(*time), true, &[])),
-            _ => Err(MergeError("neither a value nor a tombstone".into())),
+        let (header, value) = row
+            .split_first_chunk::<HEADER_BYTES>()
+            .ok_or_else(|| MergeError(format!("{} bytes, at least 8 expected", row.len())))?;
+        let header = u64::from_be_bytes(*header);
+        let (time, tombstone) = (header >> 1, header & 1 == 1);
+        if tombstone && !value.is_empty() {
+            return Err(MergeError("a tombstone with a value".into()));
         }
+        Ok((time, tombstone, value))
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Options {
     pub sync_mode: SyncMode,
     /// Interval of [`SyncMode::Interval`], in milliseconds.
     pub sync_interval_ms: u64,
-    /// Size of a log segment. Segments are allocated whole and recycled.
+    /// Size of a full log segment.
     pub log_segment_bytes: u32,
     /// A memtable is sealed when it holds this much.
     pub memtable_bytes: usize,

@@ -65,6 +65,48 @@ impl Engine {
         let view = self.shared.super_version.load();
         self.shared.read(&view, key, &KeyHash::new(key), Depth::Newest, use_row)
     }
+
+    /// [`Engine::get_newest_with`] for several keys: `use_row` is called once for each, in their
+    /// order, with its place among them. All are read as of one moment's memtables and tables,
+    /// which is no snapshot: a write may come between two of them.
+    pub fn get_newest_each<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        use_row: impl FnMut(usize, Result<Option<&[u8]>>),
+    ) {
+        self.each(keys, Depth::Newest, use_row);
+    }
+
+    /// [`Engine::get_with`] for several keys, as [`Engine::get_newest_each`] does it.
+    pub fn get_each<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        use_row: impl FnMut(usize, Result<Option<&[u8]>>),
+    ) {
+        self.each(keys, Depth::State, use_row);
+    }
+
+    fn each<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        depth: Depth,
+        mut use_row: impl FnMut(usize, Result<Option<&[u8]>>),
+    ) {
+        let view = self.shared.super_version.load();
+        let hashes: Vec<KeyHash> = keys.iter().map(|key| KeyHash::new(key.as_ref())).collect();
+        for memtable in view.memtables() {
+            // Waits for memory overlap here, where each read would wait for its own.
+            hashes.iter().for_each(|hash| memtable.touch(hash.hash()));
+        }
+        for (at, (key, hash)) in keys.iter().zip(&hashes).enumerate() {
+            let read = self.shared.read(&view, key.as_ref(), hash, depth, |row| {
+                use_row(at, Ok(row));
+            });
+            if let Err(error) = read {
+                use_row(at, Err(error));
+            }
+        }
+    }
 }
 
 /// How far down a read looks.

@@ -99,6 +99,7 @@ pub fn open(
         log,
         stripes: Stripes::new(),
         guards,
+        observer: OnceLock::new(),
         picker_options,
         pacer,
         cache,

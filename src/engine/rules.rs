@@ -28,6 +28,18 @@ macro_rules! rule {
 
 pub(super) use rule;
 
+impl super::Engine {
+    /// [`rule!`] for the layers above, whose rules are kept or removed with the engine's.
+    #[inline]
+    pub(crate) fn keeps(&self, rule: &'static str) -> bool {
+        #[cfg(test)]
+        let keeps = !self.shared.removed_rules.lock().contains(rule);
+        #[cfg(not(test))]
+        let keeps = !rule.is_empty();
+        keeps
+    }
+}
+
 #[cfg(test)]
 thread_local! {
     static REMOVED_AT_OPEN: std::cell::RefCell<std::collections::HashSet<&'static str>> =
@@ -42,7 +54,7 @@ pub(super) fn removed_at_open() -> std::collections::HashSet<&'static str> {
 
 /// Runs `open` with these rules removed.
 #[cfg(test)]
-pub(super) fn open_without<R>(names: &[&'static str], open: impl FnOnce() -> R) -> R {
+pub(crate) fn open_without<R>(names: &[&'static str], open: impl FnOnce() -> R) -> R {
     REMOVED_AT_OPEN.set(names.iter().copied().collect());
     let opened = open();
     REMOVED_AT_OPEN.set(std::collections::HashSet::default());

@@ -4,7 +4,8 @@
 //! fence:      manifest edit (guard), then in force under the log mutex
 //!             wait for every write that had picked its memtable before
 //! mend:       guard in force again; then as set_floor
-//! set_floor:  sync the log; take the epoch of the youngest memtable under the log mutex
+//! set_floor:  under the log mutex: hold repairs to the floor, name the youngest memtable
+//!             sync the log
 //!             manifest edit (floor and epoch): in force with the version it installs
 //! ```
 //!
@@ -20,12 +21,14 @@
 //!    names the youngest memtable anew, and vouches only for what is durable.
 
 use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 
+use super::commit_log::LogGuard;
 use super::error::{Error, Result};
 use super::flush::CacheChange;
 use super::rules::rule;
 use super::version::{SafePoint, VersionEdit};
-use super::{Engine, Shared};
+use super::{Engine, LogState, Shared};
 
 impl Engine {
     /// Takes no new version at or below `guard` in these partitions from now on; durable.
@@ -35,6 +38,14 @@ impl Engine {
     /// [`Error::OutOfBounds`] for a partition that does not exist; I/O errors of the manifest,
     /// which poison the engine.
     pub fn fence(&self, partitions: RangeInclusive<u32>, guard: u64) -> Result<()> {
+        self.fence_ranges(&[partitions], guard)
+    }
+
+    /// [`Engine::fence`] for several ranges, with one edit of the manifest.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn fence_ranges(&self, partitions: &[RangeInclusive<u32>], guard: u64) -> Result<()> {
         let shared = &self.shared;
         shared.change_safe_points(partitions, |point| {
             point.guard = point.guard.max(guard);
@@ -54,14 +65,41 @@ impl Engine {
     /// [`Error::OutOfBounds`] if the floor is above a guard or a partition does not exist; I/O
     /// errors of log and manifest, which poison the engine.
     pub fn set_floor(&self, partitions: RangeInclusive<u32>, floor: u64) -> Result<()> {
+        self.set_floor_unless_news(&[partitions], floor, None).map(|_| ())
+    }
+
+    /// [`Engine::set_floor`] for several ranges, with one edit of the manifest; if `news` is given,
+    /// only while [`Engine::news`] of them is that. Says whether the floor was declared.
+    ///
+    /// # Errors
+    /// As [`Engine::set_floor`].
+    pub fn set_floor_unless_news(
+        &self,
+        partitions: &[RangeInclusive<u32>],
+        floor: u64,
+        news: Option<u64>,
+    ) -> Result<bool> {
         let shared = &self.shared;
-        let epoch = shared.sync_and_name_epoch()?;
+        shared.check_ranges(partitions)?;
+        let _one = shared.ingest_lock.lock();
+        let each = || partitions.iter().flat_map(Clone::clone);
+        let points = shared.versions.current().state().safe_points().clone();
+        if let Some(point) = each().map(|at| &points[at as usize]).find(|it| floor > it.guard) {
+            let (what, limit) = ("floor", point.guard);
+            return Err(Error::OutOfBounds { what, found: floor, limit });
+        }
+        let log = shared.log.lock();
+        if news.is_some_and(|news| shared.news_of(partitions) != news)
+            && rule!(shared, news_voids_a_round)
+        {
+            return Ok(false);
+        }
+        for at in each().filter(|at| !points[*at as usize].is_damaged()) {
+            shared.guards.raise_floor(at as usize, floor);
+        }
+        let epoch = shared.name_epoch_and_sync(log)?;
         shared.hook("floor:synced");
-        shared.change_safe_points(partitions, |point| {
-            if floor > point.guard {
-                let (what, limit) = ("floor", point.guard);
-                return Err(Error::OutOfBounds { what, found: floor, limit });
-            }
+        shared.change_safe_points_locked(partitions, |point| {
             if floor > point.floor {
                 point.floor = floor;
                 point.floor_epoch = epoch;
@@ -69,7 +107,30 @@ impl Engine {
             Ok(())
         })?;
         shared.background.wake_compaction(1);
-        Ok(())
+        Ok(true)
+    }
+
+    /// How many repairs since the engine was opened brought a version at or below the guard of one
+    /// of these partitions that was neither live nor seen here.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] for a partition that does not exist.
+    pub fn news(&self, partitions: &[RangeInclusive<u32>]) -> Result<u64> {
+        self.shared.check_ranges(partitions)?;
+        // Under the mutex under which they are counted: what is counted later was picked later.
+        let _log = self.shared.log.lock();
+        Ok(self.shared.news_of(partitions))
+    }
+
+    /// Makes everything written before durable, whatever the sync mode.
+    ///
+    /// # Errors
+    /// The log could not be written or synced.
+    pub fn sync(&self) -> Result<()> {
+        let mut log = self.shared.log.lock();
+        let end = log.close_frame();
+        drop(log);
+        if rule!(self.shared, durable_barrier) { self.shared.log.sync(end) } else { Ok(()) }
     }
 
     /// Marks partitions as having lost data that only `peers` can give back (none: clears the
@@ -81,7 +142,7 @@ impl Engine {
         if peers.is_empty() {
             return self.shared.mend(partitions);
         }
-        self.shared.change_safe_points(partitions, |point| {
+        self.shared.change_safe_points(&[partitions], |point| {
             point.damaged = peers.into();
             Ok(())
         })
@@ -93,7 +154,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::fence`].
     pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
-        self.shared.change_safe_points(partitions, |point| {
+        self.shared.change_safe_points(&[partitions], |point| {
             *point = SafePoint::default();
             Ok(())
         })
@@ -107,6 +168,11 @@ impl Engine {
         self.shared.check_partitions(&(partition..=partition))?;
         let view = self.shared.super_version.load();
         Ok(view.version.state().safe_points()[partition as usize].clone())
+    }
+
+    /// The words of all partitions.
+    pub fn safe_points(&self) -> Arc<[SafePoint]> {
+        Arc::clone(self.shared.super_version.load().version.state().safe_points())
     }
 
     /// Whether a floor waits for memtables to become tables: until then no row is purged on its
@@ -135,10 +201,18 @@ impl Shared {
         Ok(first..last + 1)
     }
 
+    fn check_ranges(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        partitions.iter().try_for_each(|range| self.check_partitions(range).map(|_| ()))
+    }
+
+    fn news_of(&self, partitions: &[RangeInclusive<u32>]) -> u64 {
+        let each = partitions.iter().flat_map(Clone::clone);
+        each.map(|partition| self.guards.news(partition as usize)).sum()
+    }
+
     /// Makes what a floor is about to vouch for durable. Returns the epoch of the youngest memtable
     /// that holds any of it.
-    fn sync_and_name_epoch(&self) -> Result<u64> {
-        let mut log = self.log.lock();
+    fn name_epoch_and_sync(&self, mut log: LogGuard<'_, LogState>) -> Result<u64> {
         let end = log.close_frame();
         let idle = log.active.is_empty() && !log.active.has_writers();
         let epoch = log.active.epoch() - u64::from(idle);
@@ -158,9 +232,8 @@ impl Shared {
         // The guard first: what was taken without it is then in memtables up to the epoch below.
         let log = self.log.lock();
         self.guards.put_in_force(range.start as usize..range.end as usize, &points);
-        drop(log);
-        let epoch = self.sync_and_name_epoch()?;
-        self.change_safe_points_locked(range, |point| {
+        let epoch = self.name_epoch_and_sync(log)?;
+        self.change_safe_points_locked(&[partitions], |point| {
             if point.is_damaged() && rule!(self, mended_floor_waits) {
                 point.floor_epoch = point.floor_epoch.max(epoch);
             }
@@ -171,33 +244,33 @@ impl Shared {
 
     fn change_safe_points(
         &self,
-        partitions: RangeInclusive<u32>,
+        partitions: &[RangeInclusive<u32>],
         change: impl Fn(&mut SafePoint) -> Result<()>,
     ) -> Result<()> {
-        let range = self.check_partitions(&partitions)?;
+        self.check_ranges(partitions)?;
         // One change at a time, and none while an ingest is between its check and its install.
         let _one = self.ingest_lock.lock();
-        self.change_safe_points_locked(range, change)
+        self.change_safe_points_locked(partitions, change)
     }
 
     /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
     ///
-    /// REQUIRES: `ingest_lock`.
+    /// REQUIRES: `ingest_lock`; the partitions exist.
     fn change_safe_points_locked(
         &self,
-        range: Range<u32>,
+        partitions: &[RangeInclusive<u32>],
         change: impl Fn(&mut SafePoint) -> Result<()>,
     ) -> Result<()> {
         let points = self.versions.current().state().safe_points().clone();
         let mut runs: Vec<(Range<u32>, SafePoint)> = Vec::new();
         let mut changed = false;
-        for partition in range.clone() {
+        for partition in partitions.iter().flat_map(Clone::clone) {
             let old = &points[partition as usize];
             let mut new = old.clone();
             change(&mut new)?;
             changed |= new != *old;
             match runs.last_mut() {
-                Some((run, point)) if *point == new => run.end = partition + 1,
+                Some((run, point)) if *point == new && run.end == partition => run.end += 1,
                 _ => runs.push((partition..partition + 1, new)),
             }
         }
@@ -207,9 +280,15 @@ impl Shared {
         let edit = VersionEdit { safe_points: runs, ..VersionEdit::default() };
         self.install(edit, CacheChange::None, |_| {})?;
         let version = self.versions.current();
+        let points = version.state().safe_points();
         let _log = self.log.lock();
-        let range = range.start as usize..range.end as usize;
-        self.guards.put_in_force(range, version.state().safe_points());
+        for range in partitions {
+            let range = *range.start() as usize..*range.end() as usize + 1;
+            let vouching = |point: &SafePoint| point.is_damaged();
+            if !points[range.clone()].iter().any(vouching) || rule!(self, damaged_strips_nothing) {
+                self.guards.put_in_force(range, points);
+            }
+        }
         Ok(())
     }
 }

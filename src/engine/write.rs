@@ -9,7 +9,9 @@
 //! lock stripes(keys)
 //!   update: pin a SuperVersion, read, make the new state
 //!   apply:  at or below the guard of the partition? read, strip or refuse
-//!   lock log { guard changed? start over : append, pick the memtable, take a writer reference }
+//!   judged: at or below the guard? read, and note whether it is news
+//!   lock log { guard changed? start over; judged under another floor? refuse;
+//!              append, pick the memtable, take a writer reference }
 //!   insert into the memtable, drop the writer reference
 //! unlock stripes
 //! wait until the log is as durable as asked
@@ -35,6 +37,9 @@ use super::record::Kind;
 use super::rules::rule;
 use super::sstable::KeyHash;
 use super::{Engine, Shared};
+
+/// What is called with the key of every record: see [`Engine::observe`].
+pub type WriteObserver = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 /// Checks a key and a row against the engine's bounds.
 fn check_bounds(key: &[u8], row: &[u8]) -> Result<()> {
@@ -77,6 +82,28 @@ impl Engine {
     /// As [`Engine::apply`].
     pub fn apply_with(&self, batch: &[(&[u8], &[u8])], on_stall: OnStall) -> Result<Position> {
         self.shared.apply(batch, on_stall)
+    }
+
+    /// [`Engine::apply`] of repairs: states that were judged by the floors of this replica and
+    /// another, so the guard does not concern them. Each names the floor of this replica that it
+    /// was judged under.
+    ///
+    /// # Errors
+    /// As [`Engine::apply`]; [`Error::BelowSafePoint`] if a floor has been set since.
+    pub fn apply_judged(
+        &self,
+        batch: &[(&[u8], &[u8])],
+        floors: &[u64],
+        on_stall: OnStall,
+    ) -> Result<Position> {
+        self.shared.apply_judged(batch, floors, on_stall)
+    }
+
+    /// Has `observer` called with the key of every record once it can be read, before a fence that
+    /// comes later returns. The first call counts.
+    pub fn observe(&self, observer: WriteObserver) {
+        // A second observer is ignored, as said.
+        let _ = self.shared.observer.set(Observer(observer));
     }
 
     /// Reads keys and replaces their states by what `make` answers, atomically for each key.
@@ -128,6 +155,9 @@ impl Engine {
     }
 }
 
+/// See [`Engine::observe`].
+pub(super) struct Observer(WriteObserver);
+
 /// A log record's worth of one key.
 #[derive(Clone, Copy)]
 struct Write<'a> {
@@ -136,12 +166,17 @@ struct Write<'a> {
     partition: usize,
     /// The guard under which the row was checked or made.
     guard: u64,
+    /// The floor that a repair was judged under.
+    judged_under: Option<u64>,
+    /// It is a repair that brings a version at or below the guard.
+    is_news: bool,
 }
 
 impl<'a> Write<'a> {
     fn new(shared: &Shared, key: &'a [u8]) -> Self {
         let partition = shared.guards.partition_of(key);
-        Self { key, hash: KeyHash::new(key).hash(), partition, guard: shared.guards.get(partition) }
+        let (hash, guard) = (KeyHash::new(key).hash(), shared.guards.get(partition));
+        Self { key, hash, partition, guard, judged_under: None, is_news: false }
     }
 }
 
@@ -162,6 +197,28 @@ impl Shared {
                 self.apply_writes(&mut writes, &rows, batch)
             }
         }
+    }
+
+    fn apply_judged(
+        &self,
+        batch: &[(&[u8], &[u8])],
+        floors: &[u64],
+        on_stall: OnStall,
+    ) -> Result<Position> {
+        debug_assert_eq!(batch.len(), floors.len());
+        for (key, row) in batch {
+            check_bounds(key, row)?;
+        }
+        self.make_room(on_stall)?;
+        if batch.is_empty() {
+            return Ok(Position::ZERO);
+        }
+        let records = batch.iter().zip(floors);
+        let mut writes: Vec<_> = records
+            .map(|((key, _), floor)| Write { judged_under: Some(*floor), ..Write::new(self, key) })
+            .collect();
+        let rows: Vec<&[u8]> = batch.iter().map(|(_, row)| *row).collect();
+        self.apply_writes(&mut writes, &rows, batch)
     }
 
     fn apply_writes(
@@ -193,7 +250,8 @@ impl Shared {
         }
     }
 
-    /// The rows that must be replaced because they bring versions at or below the guard.
+    /// The rows that must be replaced because they bring versions at or below the guard. Marks the
+    /// repairs that do.
     fn strip_below_guard(
         &self,
         writes: &mut [Write<'_>],
@@ -202,13 +260,18 @@ impl Shared {
         let mut stripped = Vec::new();
         for (index, (write, row)) in writes.iter_mut().zip(rows).enumerate() {
             write.guard = self.guards.get(write.partition);
+            write.is_news = false;
             let oldest = self.operator.live_time_min(row)?;
             // A guard of 0 is none: even time 0 is above it.
             if oldest > write.guard || write.guard == 0 || !rule!(self, guard) {
                 continue;
             }
             let view = self.super_version.load();
-            let floor = view.version.state().safe_points()[write.partition].floor;
+            // A repair is only looked at: what the guard alone covers is refused, so it is news.
+            let floor = match write.judged_under {
+                Some(_) => 0,
+                None => view.version.state().safe_points()[write.partition].floor,
+            };
             let mut out = Vec::new();
             let taken = self.read(
                 &view,
@@ -217,6 +280,10 @@ impl Shared {
                 Depth::State,
                 |local| self.operator.strip(row, local, write.guard, floor, &mut out),
             )??;
+            if write.judged_under.is_some() {
+                write.is_news = !taken;
+                continue;
+            }
             if !taken {
                 return Err(Error::BelowSafePoint);
             }
@@ -301,6 +368,16 @@ impl Shared {
         if rule!(self, guard_at_pick) && !writes.iter().all(unchanged) {
             return Ok(None);
         }
+        let has_changed = |write: &Write<'_>| {
+            write.judged_under.is_some_and(|floor| floor != self.guards.floor(write.partition))
+        };
+        if writes.iter().any(has_changed) && rule!(self, judged_by_floor_in_force) {
+            return Err(Error::BelowSafePoint);
+        }
+        writes
+            .iter()
+            .filter(|write| write.is_news)
+            .for_each(|write| self.guards.count_news(write.partition));
         #[cfg(test)]
         let increments = super::tests::increments(self, records);
         #[cfg(test)]
@@ -330,6 +407,9 @@ impl Shared {
             outcome = memtable.insert(key, write.hash, kind, row, &*self.operator);
             if outcome.is_err() {
                 break;
+            }
+            if let Some(Observer(observer)) = self.observer.get() {
+                observer(key);
             }
         }
         if rule!(self, writer_reference) {

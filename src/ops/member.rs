@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::async_trait;
 
 use super::config::Config;
+use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
 use super::peer_handler::Handler;
@@ -186,6 +187,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&others),
         Arc::clone(&fence),
+        identity.cluster_id.is_some(),
     );
     let consensus = consensus.await.map_err(|error| match error {
         crate::cluster::consensus::ConsensusError::Store(error) => failed(error),
@@ -244,6 +246,7 @@ pub(super) async fn start(
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
         work: world.work,
+        pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
     let replica = Replica::new(
         node,
@@ -258,6 +261,7 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         layout: fence.watch(),
+        fence: Arc::clone(&layout_fence),
         liveness: Arc::clone(&liveness) as _,
         work: world.work,
         settings: world.anti_entropy.clone(),
@@ -394,6 +398,22 @@ impl Joined {
         self.fence.watch()
     }
 
+    /// Has `health` told when the layout is no longer followed here: the node would go on to serve
+    /// under an old one.
+    pub fn tell_health(&self, health: Health) {
+        let (consensus, fence) = (Arc::clone(&self.consensus), Arc::clone(&self.fence));
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            let why = tokio::select! {
+                why = consensus.ended() => why,
+                why = fence.ended() => why,
+                () = closing.cancelled() => return,
+            };
+            tracing::error!(why, "the layout is not followed any more: restart the node");
+            health.set_layout_lost(why);
+        });
+    }
+
     /// Waits until the node stands in a document it acts under.
     ///
     /// # Errors
@@ -418,7 +438,9 @@ impl Joined {
             let now_ms = self.store.now_ms();
             let formed =
                 self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
-            formed.await.map_err(|e| refused(&e))?;
+            if let Answer::Refused { reason, message } = formed.await.map_err(|e| refused(&e))? {
+                return Err(refused(&format!("the cluster cannot be formed: {reason}: {message}")));
+            }
         }
         self.ask_others().await;
         let node = self.local.node();

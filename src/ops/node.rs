@@ -257,6 +257,7 @@ impl Node {
                 return Err(error);
             }
         };
+        joined.tell_health(health.clone());
         let solo = (NodeId(store.identity().node_id), joined.layout());
         let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
         let mut upkeep = vec![tokio::spawn(tick)];

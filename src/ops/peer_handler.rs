@@ -110,7 +110,7 @@ impl PeerHandler for Handler {
                 if let Request::Certificate(request) = request {
                     return self.certificate(&request).map(Reply::Certificate);
                 }
-                match self.anti_entropy.answer(&request).await {
+                match self.anti_entropy.answer(epoch, &request).await {
                     Some(answer) => answer,
                     None => {
                         let reason = "UNKNOWN_REQUEST".to_owned();

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::scores::Scores;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
+use crate::resilience::scores::Scores;
 
 /// Parcels that wait for a peer at most.
 const PARCELS_MAX: usize = 4096;
@@ -131,6 +131,24 @@ impl Answers {
     }
 }
 
+/// How many of `rows` go in each message, so that none exceeds the limits unless one row does.
+/// A parcel is never split: who makes one looks here first.
+pub(super) fn messages_of(rows: &[proto::RowState]) -> Vec<usize> {
+    let mut messages = Vec::new();
+    let (mut items, mut bytes) = (0, 0);
+    for row in rows {
+        let more = row.key.len() + row.row.len();
+        if items > 0 && (bytes + more > MESSAGE_BYTES_MAX || items == MESSAGE_ITEMS_MAX) {
+            messages.push(items);
+            (items, bytes) = (0, 0);
+        }
+        items += 1;
+        bytes += more;
+    }
+    messages.push(items);
+    messages
+}
+
 impl Message {
     fn of(parcel: Parcel) -> Self {
         let Parcel { epoch, load, deadline, answered } = parcel;
@@ -153,14 +171,18 @@ impl Message {
         Ok(())
     }
 
-    async fn send(self, node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) {
+    async fn send(self, node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores<NodeId>>) {
         let began = Instant::now();
         let timeout = self.deadline.saturating_duration_since(began);
         let items = self.load.items();
-        scores.begin(node);
+        scores.begin(&node);
         let request = self.load.into_request();
         let reply = peers.call(node, Class::Foreground, self.epoch, request, timeout).await;
-        scores.end(node, began.elapsed());
+        match &reply {
+            // How long it takes to be refused says nothing of how fast the peer is.
+            Err(error) if !matches!(error, PeerError::NoAnswer { .. }) => scores.refused(&node),
+            _ => scores.end(&node, began.elapsed()),
+        }
         match reply.and_then(|reply| Answers::of(reply, items)) {
             Ok(mut answers) => {
                 for (items, answered) in self.parts {
@@ -176,7 +198,7 @@ impl Message {
 
 impl Lane {
     /// A lane to `node`. Its task ends when the last sender is gone.
-    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) -> Self {
+    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores<NodeId>>) -> Self {
         let (sender, parcels) = mpsc::channel(PARCELS_MAX);
         tokio::spawn(run(node, peers, scores, parcels));
         Self(sender)
@@ -194,7 +216,7 @@ impl Lane {
 async fn run(
     node: NodeId,
     peers: Arc<dyn Peers>,
-    scores: Arc<Scores>,
+    scores: Arc<Scores<NodeId>>,
     mut parcels: mpsc::Receiver<Parcel>,
 ) {
     let mut calls = JoinSet::new();
@@ -227,4 +249,28 @@ async fn run(
     }
     // What was taken is answered even when nobody sends any more.
     while calls.join_next().await.is_some() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(bytes: usize) -> proto::RowState {
+        let row = vec![0; bytes].into();
+        proto::RowState { tenant_id: 1, key: "k".into(), row }
+    }
+
+    #[test]
+    fn rows_that_exceed_a_message_together_go_in_several() {
+        let half = MESSAGE_BYTES_MAX / 2;
+        assert_eq!(messages_of(&[row(half), row(half), row(10), row(half)]), [1, 2, 1]);
+        let large = 3 * MESSAGE_BYTES_MAX;
+        assert_eq!(
+            messages_of(&[row(large), row(1), row(large)]),
+            [1, 1, 1],
+            "one row is never cut"
+        );
+        let many = vec![row(1); MESSAGE_ITEMS_MAX + 3];
+        assert_eq!(messages_of(&many), [MESSAGE_ITEMS_MAX, 3]);
+    }
 }

@@ -13,7 +13,7 @@
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
-//! | `lane`, `scores` | the way to one peer; how fast it is |
+//! | `lane` | the way to one peer |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -30,7 +30,6 @@ pub mod level;
 pub mod migration;
 pub mod progress;
 pub mod replica;
-mod scores;
 #[cfg(test)]
 mod tests;
 pub mod transfer;

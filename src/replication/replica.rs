@@ -23,10 +23,12 @@ use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
+/// Keys that are read in one go.
+const READ_CHUNK: usize = 64;
 /// Rows of a reply together, before its last one: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a page where the request names none.
@@ -40,8 +42,8 @@ pub type ToFailure = fn(&Error) -> proto::Failure;
 /// Rows that are joined: how many came for which reason.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
 
-/// Answers [`WriteRows`](proto::WriteRows), [`ReadRows`](proto::ReadRows), forwarded writes and
-/// pages.
+/// Answers [`WriteRows`](proto::WriteRows), [`RepairRows`](proto::RepairRows),
+/// [`ReadRows`](proto::ReadRows), forwarded writes and pages.
 pub struct Replica {
     node: NodeId,
     store: Arc<Store>,
@@ -69,6 +71,7 @@ impl Replica {
         matches!(
             request,
             Request::WriteRows(_)
+                | Request::RepairRows(_)
                 | Request::ReadRows(_)
                 | Request::ForwardWrite(_)
                 | Request::ScanRows(_)
@@ -113,6 +116,10 @@ impl Replica {
         let is_known = |id: u32| self.store.tenant_by_id(TenantId(id)).is_ok();
         match request {
             Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
+            Request::RepairRows(request) => {
+                let mut states = request.rows.iter().filter_map(|row| row.state.as_ref());
+                states.all(|state| is_known(state.tenant_id))
+            }
             Request::ReadRows(request) => request.keys.iter().all(|key| is_known(key.tenant_id)),
             Request::ScanRows(request) => is_known(request.tenant_id),
             Request::ForwardWrite(request) => {
@@ -148,31 +155,37 @@ impl Replica {
         }
     }
 
+    /// Joins rows; with floors, repairs that were judged under them.
     async fn write_rows(
         &self,
         layout: &Layout,
-        request: proto::WriteRows,
+        rows: Vec<proto::RowState>,
+        floors: Option<Vec<u64>>,
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
-        check_items(request.rows.len())?;
-        let refusals: Vec<Option<proto::Failure>> = request
-            .rows
+        check_items(rows.len())?;
+        let refusals: Vec<Option<proto::Failure>> = rows
             .iter()
             .map(|row| self.refusal(layout, TenantId(row.tenant_id), &row.key))
             .collect();
-        let taken = request.rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
+        let floors: Option<Vec<u64>> = floors.map(|floors| {
+            let taken = floors.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
+            taken.map(|(floor, _)| floor).collect()
+        });
+        let taken = rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
         let rows: Rows =
             taken.map(|(row, _)| (TenantId(row.tenant_id), row.key, row.row)).collect();
         let (done, joined) = oneshot::channel();
         {
             let _pass = self.enter(layout.epoch())?;
-            self.store.submit_rows(
-                &rows,
-                Box::new(move |results| {
-                    // Nobody may wait any more; the rows are there all the same.
-                    let _ = done.send(results);
-                }),
-            );
+            let told = Box::new(move |results| {
+                // Nobody may wait any more; the rows are there all the same.
+                let _ = done.send(results);
+            });
+            match floors {
+                None => self.store.submit_rows(&rows, told),
+                Some(floors) => self.store.submit_repairs(&rows, &floors, told),
+            }
         }
         let lost = |why: &str| refused("NOT_DURABLE", why.to_owned());
         let joined = tokio::time::timeout_at(deadline, joined).await;
@@ -194,12 +207,33 @@ impl Replica {
         check_items(request.keys.len())?;
         let _pass = self.enter(layout.epoch())?;
         let mut bytes = 0;
-        let answers = request.keys.iter().map(|key| {
-            let tenant = TenantId(key.tenant_id);
-            if let Some(failure) = self.refusal(layout, tenant, &key.key) {
+        let mut answers = Vec::with_capacity(request.keys.len());
+        for keys in request.keys.chunks(READ_CHUNK) {
+            self.read_chunk(layout, keys, request.digest_only, &mut bytes, &mut answers);
+        }
+        Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
+    }
+
+    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far.
+    fn read_chunk(
+        &self,
+        layout: &Layout,
+        keys: &[proto::RowKey],
+        digest_only: bool,
+        bytes: &mut usize,
+        answers: &mut Vec<proto::RowAnswer>,
+    ) {
+        let is_full = *bytes >= REPLY_BYTES_MAX;
+        let places: Vec<(TenantId, &[u8])> =
+            keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
+        let rows = if is_full { Vec::new() } else { self.store.raw_rows(&places) };
+        let mut rows = rows.into_iter();
+        answers.extend(places.iter().map(|(tenant, key)| {
+            let raw = rows.next().unwrap_or(Err(store::Error::Closed));
+            if let Some(failure) = self.refusal(layout, *tenant, key) {
                 return failed(failure);
             }
-            if bytes >= REPLY_BYTES_MAX {
+            if *bytes >= REPLY_BYTES_MAX {
                 return failed(proto::Failure {
                     code: tonic::Code::ResourceExhausted as i32,
                     reason: REPLY_TOO_LARGE.to_owned(),
@@ -207,18 +241,16 @@ impl Replica {
                     ..proto::Failure::default()
                 });
             }
-            let raw = self.store.raw_row(tenant, &key.key);
             let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
-                    let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);
-                    bytes += row.as_ref().map_or(0, Bytes::len);
+                    let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
+                    *bytes += row.as_ref().map_or(0, Bytes::len);
                     proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
                 }
                 Err(error) => failed(self.failure(error)),
             }
-        });
-        Ok(Reply::ReadRows(proto::ReadRowsReply { answers: answers.collect() }))
+        }));
     }
 
     async fn forward_write(
@@ -302,17 +334,30 @@ impl Replica {
             asked => asked.min(PAGE_BYTES_MAX),
         };
         let _pass = self.enter(layout.epoch())?;
-        let page = self.store.rows_by_token(range, cursor, bytes_max);
+        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
+        let page = self.store.check_all_undamaged(&[within]).and_then(|()| {
+            // A source that has lost data would be counted for what it does not know.
+            self.store.rows_by_token(range, cursor, bytes_max)
+        });
         let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
+        let cursor = page.cursor.unwrap_or_default().into();
+        let failed = |error: store::Error| refused(error.reason(), error.to_string());
+        if request.digests {
+            let keys = page.rows.into_iter().map(|(engine_key, row)| {
+                let digest = self.store.digest(&RawRow { row: Some(row), floor: 0 });
+                let digest = digest.map_err(failed)?;
+                Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
+            });
+            let keys = keys.collect::<Result<_, PeerError>>()?;
+            return Ok(Reply::Page(proto::PageReply { keys, cursor, ..Default::default() }));
+        }
         let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key)
-                .map_err(|error| refused(error.reason(), error.to_string()))?;
+            let at = EngineKey::decode(&engine_key).map_err(failed)?;
             let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
             Ok(proto::RowState { tenant_id, key, row: row.into() })
         });
         let rows = rows.collect::<Result<_, PeerError>>()?;
-        let cursor = page.cursor.unwrap_or_default().into();
-        Ok(Reply::Page(proto::PageReply { rows, cursor }))
+        Ok(Reply::Page(proto::PageReply { rows, cursor, ..Default::default() }))
     }
 
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
@@ -341,7 +386,14 @@ impl PeerHandler for Replica {
             let _ = self.fence.refresh(from, timeout).await;
         }
         match request {
-            Request::WriteRows(request) => self.write_rows(&layout, request, deadline).await,
+            Request::WriteRows(request) => {
+                self.write_rows(&layout, request.rows, None, deadline).await
+            }
+            Request::RepairRows(request) => {
+                let floors = request.rows.iter().map(|row| row.floor).collect();
+                let states = request.rows.into_iter().map(|row| row.state.unwrap_or_default());
+                self.write_rows(&layout, states.collect(), Some(floors), deadline).await
+            }
             Request::ReadRows(request) => self.read_rows(&layout, &request),
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,

@@ -48,5 +48,6 @@ pub mod status;
 mod transition;
 
 pub use cluster::Cluster;
+pub use front::LAYOUT_HEADER;
 pub use metrics::Metrics;
 pub use server::{Listeners, NodeFacts, Options, Parts, Server};

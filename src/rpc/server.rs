@@ -354,6 +354,7 @@ fn front(core: &Core, serving: Arc<AtomicBool>) -> FrontLayer {
         deadline_max: options.deadline_max,
         slow: options.slow,
         serving,
+        layout: core.cluster.layout.clone(),
     }))
 }
 

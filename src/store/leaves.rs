@@ -1,8 +1,9 @@
 //! Which parts of the token space have changed since somebody last looked.
 //!
 //! The token space is cut into `2^18` leaves. Every write marks the leaf of its token after it can
-//! be read; who hashes a leaf takes the mark first and reads then. So a mark that is gone means
-//! that every write before it was read, or has set the mark again.
+//! be read, and before a fence that comes later returns; who hashes a leaf takes the mark first and
+//! reads then. So a mark that is gone means that every write before it was read, or has set the
+//! mark again.
 //!
 //! Marks live in memory only: after a start all leaves are marked.
 
@@ -58,6 +59,12 @@ impl DirtyLeaves {
         }
     }
 
+    /// Whether a leaf is marked.
+    pub fn is_marked(&self, leaf: u32) -> bool {
+        let (word, bit) = self.at(leaf);
+        word.load(Ordering::SeqCst) & bit != 0
+    }
+
     /// The first marked leaf of some. Its mark stays.
     pub fn next(&self, leaves: Range<u32>) -> Option<u32> {
         let mut leaf = leaves.start;
@@ -105,6 +112,7 @@ mod tests {
         let leaves = DirtyLeaves::all();
         assert!((0..LEAVES as u32).all(|leaf| leaves.take(leaf)));
         leaves.mark(u64::MAX);
+        assert!(leaves.is_marked(leaf_of(u64::MAX)) && !leaves.is_marked(0));
         assert!(!leaves.take(leaf_of(u64::MAX) - 1));
         assert!(leaves.take(leaf_of(u64::MAX)) && !leaves.take(leaf_of(u64::MAX)));
     }

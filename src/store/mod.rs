@@ -84,10 +84,11 @@ pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starti
 pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use prepared::{Prepared, ShippedRow};
-pub use raw::RawRow;
+pub use raw::{FloorDigest, RawRow};
 pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
+pub use safe_point::Participant;
 pub use scan::{RowFilter, RowPage, ScanPage, ScanPlan, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
 pub use visit::{FoundRow, OnDamage, PageBounds};
@@ -202,7 +203,7 @@ pub struct Store {
     damage: Mutex<HashSet<(PathBuf, u64)>>,
     floor_state: Mutex<safe_point::FloorState>,
     /// Leaves written to since they were last looked at.
-    dirty: leaves::DirtyLeaves,
+    dirty: Arc<leaves::DirtyLeaves>,
 
     /// Held, not used: keeps other processes out of the directory. The last to be dropped.
     _lock: Box<dyn engine::vfs::FileLock>,
@@ -268,6 +269,9 @@ impl Store {
         };
         let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
         let began = environment.monotonic.elapsed();
+        let dirty = Arc::new(leaves::DirtyLeaves::all());
+        let written = Arc::clone(&dirty);
+        engine.observe(Box::new(move |key| written.mark_key(key)));
         Ok(Self {
             dir: dir.to_path_buf(),
             cluster_hash: AtomicU64::new(cluster_hash(identity.identity().cluster_id)),
@@ -284,7 +288,7 @@ impl Store {
             read_only: std::sync::OnceLock::new(),
             damage: Mutex::default(),
             floor_state: Mutex::new(safe_point::FloorState::new(began)),
-            dirty: leaves::DirtyLeaves::all(),
+            dirty,
             _lock: lock,
         })
     }
@@ -414,13 +418,6 @@ impl Store {
         &self.dirty
     }
 
-    /// Marks the leaves of records that can be read by now.
-    fn mark_written(&self, records: &[(&[u8], &[u8])]) {
-        for (key, _) in records {
-            self.dirty.mark_key(key);
-        }
-    }
-
     /// Does one piece of background work; `false`: there was none. For stores whose engine has no
     /// threads (`compaction_threads = 0`).
     ///
@@ -527,16 +524,21 @@ impl Store {
             let new =
                 damage.len() < DAMAGE_REMEMBERED_MAX && damage.insert((file.clone(), *offset));
             if new {
-                self.counters.actor_rotations.fetch_add(1, Ordering::Relaxed);
-                match self.identity.rotate() {
-                    Ok(actor) => self.actor.store(actor, Ordering::Release),
-                    Err(failed) => {
-                        self.read_only.get_or_init(|| failed.to_string());
-                    }
-                }
+                self.rotate_actor();
             }
         }
         error
+    }
+
+    /// Takes a new actor; without one nothing more is written.
+    fn rotate_actor(&self) {
+        self.counters.actor_rotations.fetch_add(1, Ordering::Relaxed);
+        match self.identity.rotate() {
+            Ok(actor) => self.actor.store(actor, Ordering::Release),
+            Err(failed) => {
+                self.read_only.get_or_init(|| failed.to_string());
+            }
+        }
     }
 }
 

@@ -16,9 +16,10 @@ use super::Store;
 use super::error::{Error, Result};
 use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
+use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
-use crate::causality::floor::canonical;
-use crate::causality::{Context, Dot, Mode, Row, join_with_floors};
+use crate::causality::floor::{canonical, canonical_until, purgeable_at};
+use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
 /// A replica's whole word on one row.
@@ -28,6 +29,17 @@ pub struct RawRow {
     pub row: Option<Vec<u8>>,
     /// What is at or below it and not live in the row is dead.
     pub floor: u64,
+}
+
+/// The digest of a row under a floor, and which floors would change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloorDigest {
+    /// 0 for a row that may be forgotten.
+    pub digest: u64,
+    /// The least higher floor under which the digest may be another; `u64::MAX`: none.
+    pub until: u64,
+    /// The least higher floor under which the row may be forgotten; `u64::MAX`: none.
+    pub purgeable_at: u64,
 }
 
 impl Store {
@@ -71,7 +83,27 @@ impl Store {
 
     /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
     pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
-        keys.iter().map(|(tenant, key)| self.raw_row(*tenant, key)).collect()
+        let place = |(tenant, key): &(TenantId, &[u8])| {
+            self.limits.check_key(key)?;
+            let engine_key = self.catalog.by_id(*tenant)?.engine_key(key);
+            // The floors first, as for one row.
+            let floor = self.floor_of(&engine_key)?;
+            Ok((engine_key, floor))
+        };
+        let places: Vec<Result<(Vec<u8>, u64)>> = keys.iter().map(place).collect();
+        let readable = places.iter().filter_map(|place| place.as_ref().ok());
+        let readable: Vec<&[u8]> = readable.map(|(engine_key, _)| &engine_key[..]).collect();
+        let mut rows = Vec::with_capacity(readable.len());
+        self.engine.get_each(&readable, |_, row| {
+            rows.push(self.watch(row.map(|row| row.map(<[u8]>::to_vec)).map_err(Into::into)));
+        });
+        let mut rows = rows.into_iter();
+        let mut raw = |place: Result<(Vec<u8>, u64)>| {
+            let (_, floor) = place?;
+            let row = rows.next().unwrap_or(Err(Error::Closed))?;
+            Ok(RawRow { row, floor })
+        };
+        places.into_iter().map(&mut raw).collect()
     }
 
     /// The digest of a row under the floor of its partition; 0 for no row.
@@ -96,6 +128,38 @@ impl Store {
         let mut out = Vec::with_capacity(bytes.len());
         codec::encode(&canonical, &mut out);
         Ok(xxh3_64(&out).max(1))
+    }
+
+    /// The digest of a row under a floor, and which floors would change it.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn floor_digest(&self, bytes: &[u8], floor: u64) -> Result<FloorDigest> {
+        let row = codec::decode(bytes).map_err(unreadable)?;
+        let window_ms = self.limits.token_window_ms;
+        let digest = canonical(&row, floor, window_ms).map_or(0, |canonical| {
+            if canonical == row {
+                return xxh3_64(bytes).max(1);
+            }
+            let mut out = Vec::with_capacity(bytes.len());
+            codec::encode(&canonical, &mut out);
+            xxh3_64(&out).max(1)
+        });
+        let until = canonical_until(&row, floor, window_ms);
+        let purgeable = purgeable_at(&row, window_ms).filter(|at| *at > floor);
+        Ok(FloorDigest { digest, until, purgeable_at: purgeable.unwrap_or(u64::MAX) })
+    }
+
+    /// [`Store::raw_row`] of a partition that has lost data, for an exchange that mends it: it
+    /// vouches for nothing.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTenantId`], or a source that cannot be read.
+    pub fn damaged_row(&self, tenant: TenantId, key: &[u8]) -> Result<RawRow> {
+        let tenant = self.catalog.by_id(tenant)?;
+        self.limits.check_key(key)?;
+        let row = self.watch(self.engine.get(&tenant.engine_key(key)).map_err(Into::into))?;
+        Ok(RawRow { row, floor: 0 })
     }
 
     /// The join of what two replicas hold. Versions below both floors that only one of them has
@@ -189,6 +253,17 @@ fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
     raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
 }
 
+/// Below this time a row may have forgotten tokens whose versions are gone: it keeps the newest,
+/// and has as many as it may.
+fn forgotten_below(row: &Row<'_>) -> u64 {
+    if row.tokens().len() < DEAD_TOKENS_MAX {
+        return 0;
+    }
+    let is_dead = |token: &&(Token, u64)| row.version_of_token(token.0).is_none();
+    let dead: Vec<u64> = row.tokens().iter().filter(is_dead).map(|token| token.1).collect();
+    if dead.len() < DEAD_TOKENS_MAX { 0 } else { dead.into_iter().min().unwrap_or(0) }
+}
+
 /// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
 /// have been forgotten, and is dead where it is not live.
 fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
@@ -199,6 +274,7 @@ fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
     // A last-write-wins row names no tokens in its contexts.
     let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
     let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
+    let evicted = |time: u64| row.is_some_and(|row| time < forgotten_below(row));
     clocks.all(|(dot, time)| seen(&dot, time))
-        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time)))
+        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time) || evicted(time)))
 }

@@ -26,13 +26,29 @@ impl Store {
         let bytes = keys.iter().map(|key| key.as_ref().len()).sum();
         let tenant =
             self.limits.check_batch(keys.len(), bytes).and_then(|()| self.catalog.get(tenant));
-        match tenant {
-            Ok(tenant) => {
-                let now_ms = self.now_ms();
-                keys.iter().map(|key| self.read_one(&tenant, key.as_ref(), now_ms)).collect()
-            }
-            Err(error) => keys.iter().map(|_| Err(error.clone())).collect(),
+        let tenant = match tenant {
+            Ok(tenant) => tenant,
+            Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
+        };
+        if keys.iter().all(|key| self.limits.check_key(key.as_ref()).is_ok()) {
+            self.read_checked(&tenant, keys)
+        } else {
+            let now_ms = self.now_ms();
+            keys.iter().map(|key| self.read_one(&tenant, key.as_ref(), now_ms)).collect()
         }
+    }
+
+    /// Reads keys that are within their limits.
+    fn read_checked<K: AsRef<[u8]>>(&self, tenant: &Tenant, keys: &[K]) -> Vec<Result<ReadRow>> {
+        let now_ms = self.now_ms();
+        let keys: Vec<_> = keys.iter().map(|key| tenant.engine_key(key.as_ref())).collect();
+        let mut rows = Vec::with_capacity(keys.len());
+        self.engine.get_newest_each(&keys, |at, row| {
+            let context_key = self.context_key(&keys[at]);
+            let view = View { context_key, now_ms, keys_only: false };
+            rows.push(self.watch(row.map_err(Into::into).and_then(|row| view.show(row))));
+        });
+        rows
     }
 
     fn read_one(&self, tenant: &Tenant, key: &[u8], now_ms: u64) -> Result<ReadRow> {

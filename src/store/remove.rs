@@ -61,6 +61,11 @@ impl Store {
     /// # Errors
     /// I/O, which may leave the store read-only.
     pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
-        Ok(self.engine.reset_safe_points(partitions)?)
+        self.engine.reset_safe_points(partitions.clone())?;
+        // Their hashes were taken under the floors that are gone.
+        let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
+        let (first, last) = (*partitions.start(), *partitions.end());
+        (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));
+        Ok(())
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! They come as whole rows and are joined without being read: blind Deltas. What a client sent was
 //! checked at its own door; here only what would harm this node is refused.
+//!
+//! A write's row is held to the guard of its partition. A *repair*, the join of what two replicas
+//! hold, was judged by the floors of both ([`Store::join_raw`]) and names the one of this replica
+//! that it was judged under: it is taken while that floor is in force.
 
 use super::Store;
 use super::error::{Error, Result};
@@ -12,6 +16,15 @@ use crate::causality::codec;
 use crate::engine::options::ROW_BYTES_MAX;
 use crate::engine::{self, OnStall, Position};
 
+/// How rows are let in.
+#[derive(Clone, Copy)]
+enum Judge<'f> {
+    /// By the guard.
+    Guard,
+    /// As repairs, each under this floor.
+    Floors(&'f [u64]),
+}
+
 /// A row from another replica: its tenant, its key, its encoded state.
 pub type ForeignRow<B> = (TenantId, B, B);
 
@@ -21,7 +34,25 @@ pub type Joined = Box<dyn FnOnce(Vec<Result<()>>) + Send>;
 impl Store {
     /// Joins rows and waits until they are durable. Each has its own outcome.
     pub fn replicate<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>]) -> Vec<Result<()>> {
-        let (results, position) = self.join_rows(rows, OnStall::Wait);
+        self.replicate_by(rows, Judge::Guard)
+    }
+
+    /// [`Store::replicate`] for repairs, each with the floor of this replica that it was judged
+    /// under. One whose floor is another by now is refused: it must be judged anew.
+    pub fn repair<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        floors: &[u64],
+    ) -> Vec<Result<()>> {
+        self.replicate_by(rows, Judge::Floors(floors))
+    }
+
+    fn replicate_by<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        judge: Judge<'_>,
+    ) -> Vec<Result<()>> {
+        let (results, position) = self.join_rows(rows, judge, OnStall::Wait);
         if position == Position::ZERO {
             return results;
         }
@@ -33,7 +64,18 @@ impl Store {
     /// engine or on this one. Where the other would wait for a flush or a compaction, this one
     /// refuses.
     pub fn submit_rows<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>], done: Joined) {
-        let (results, position) = self.join_rows(rows, OnStall::Refuse);
+        let (results, position) = self.join_rows(rows, Judge::Guard, OnStall::Refuse);
+        self.on_durable(position, move |durable| done(settle(results, durable)));
+    }
+
+    /// [`Store::submit_rows`] for repairs: see [`Store::repair`].
+    pub fn submit_repairs<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        floors: &[u64],
+        done: Joined,
+    ) {
+        let (results, position) = self.join_rows(rows, Judge::Floors(floors), OnStall::Refuse);
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
@@ -41,6 +83,7 @@ impl Store {
     fn join_rows<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
+        judge: Judge<'_>,
         on_stall: OnStall,
     ) -> (Vec<Result<()>>, Position) {
         let placed: Vec<Result<Vec<u8>>> = rows
@@ -52,7 +95,18 @@ impl Store {
             .zip(rows)
             .filter_map(|(place, row)| Some((place.as_deref().ok()?, row.2.as_ref())))
             .collect();
-        let (joined, position) = self.join_records(&records, on_stall);
+        let floors: Vec<u64> = match judge {
+            Judge::Guard => Vec::new(),
+            Judge::Floors(floors) => {
+                let placed = placed.iter().zip(floors);
+                placed.filter(|(place, _)| place.is_ok()).map(|(_, floor)| *floor).collect()
+            }
+        };
+        let judge = match judge {
+            Judge::Guard => Judge::Guard,
+            Judge::Floors(_) => Judge::Floors(&floors),
+        };
+        let (joined, position) = self.join_records(&records, judge, on_stall);
         let mut joined = joined.into_iter();
         let results = placed
             .into_iter()
@@ -92,21 +146,27 @@ impl Store {
     fn join_records(
         &self,
         records: &[(&[u8], &[u8])],
+        judge: Judge<'_>,
         on_stall: OnStall,
     ) -> (Vec<Result<()>>, Position) {
         if records.is_empty() {
             return (Vec::new(), Position::ZERO);
         }
-        match self.engine.apply_with(records, on_stall) {
-            Ok(position) => {
-                self.mark_written(records);
-                (vec![Ok(()); records.len()], position)
-            }
+        let applied = match judge {
+            Judge::Guard => self.engine.apply_with(records, on_stall),
+            Judge::Floors(floors) => self.engine.apply_judged(records, floors, on_stall),
+        };
+        match applied {
+            Ok(position) => (vec![Ok(()); records.len()], position),
             Err(engine::Error::BelowSafePoint) if records.len() > 1 => {
                 let mut results = Vec::with_capacity(records.len());
                 let mut end = Position::ZERO;
-                for record in records {
-                    let (result, position) = self.join_records(&[*record], on_stall);
+                for (index, record) in records.iter().enumerate() {
+                    let judge = match judge {
+                        Judge::Guard => Judge::Guard,
+                        Judge::Floors(floors) => Judge::Floors(&floors[index..=index]),
+                    };
+                    let (result, position) = self.join_records(&[*record], judge, on_stall);
                     results.extend(result);
                     end = end.max(position);
                 }

@@ -15,6 +15,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::error::{Error, Result};
 use super::{Store, leaves};
 use crate::causality::clock;
@@ -32,6 +34,15 @@ impl FloorState {
     }
 }
 
+/// What a replica was at one moment of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Participant {
+    /// See [`Store::incarnation`].
+    pub incarnation: u64,
+    /// Repairs so far that brought the partitions a version at or below their guards.
+    pub news: u64,
+}
+
 impl Store {
     /// The floor of the partition that a token lies in.
     ///
@@ -39,7 +50,14 @@ impl Store {
     /// [`Error::Damaged`]: the partition vouches for nothing.
     pub fn floor_at(&self, token: u64) -> Result<u64> {
         let bits = self.engine.options().partition_bits;
-        let partition = token.checked_shr(u64::BITS - bits).unwrap_or(0) as u32;
+        self.floor_of_partition(token.checked_shr(u64::BITS - bits).unwrap_or(0) as u32)
+    }
+
+    /// The floor of a partition.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]: it vouches for nothing; or it does not exist.
+    pub fn floor_of_partition(&self, partition: u32) -> Result<u64> {
         let point = self.engine.safe_point(partition)?;
         if point.is_damaged() {
             return Err(Error::Damaged { partition });
@@ -48,35 +66,144 @@ impl Store {
     }
 
     /// Takes part in a safe-point round: from here on this node mints above `time` in these
-    /// partitions and takes nothing new at or below it; durable. Waits for writes that began
-    /// before.
+    /// partitions and takes nothing new at or below it but repairs; durable. Waits for writes that
+    /// began before.
     ///
     /// # Errors
     /// [`Error::Damaged`]; `time` is ahead of the clock; I/O.
-    pub fn fence(&self, partitions: RangeInclusive<u32>, time: u64) -> Result<()> {
+    pub fn fence(&self, partitions: &[RangeInclusive<u32>], time: u64) -> Result<Participant> {
         self.check_writable()?;
-        for partition in partitions.clone() {
-            if self.engine.safe_point(partition)?.is_damaged() {
-                return Err(Error::Damaged { partition });
-            }
-        }
+        self.check_all_undamaged(partitions)?;
         self.minter.check_ahead(time)?;
-        self.raise_clock_to(time)?;
-        Ok(self.engine.fence(partitions, time)?)
+        if self.keeps("fence") {
+            self.raise_clock_to(time)?;
+            self.engine.fence_ranges(partitions, time)?;
+        }
+        self.participant(partitions)
+    }
+
+    /// Makes durable all that was compared in a round.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]; I/O.
+    pub fn hold(&self, partitions: &[RangeInclusive<u32>]) -> Result<Participant> {
+        self.check_writable()?;
+        // Before the sync: a repair that is counted later is not known to be durable.
+        let participant = self.participant(partitions)?;
+        self.engine.sync()?;
+        self.check_all_undamaged(partitions)?;
+        Ok(participant)
     }
 
     /// Ends a safe-point round that was proven: what is at or below `time` and not live in these
-    /// partitions is dead. Durable, with all that was compared.
+    /// partitions is dead. Durable, with all that was compared. `false`: this node is not any more
+    /// what it was when it was last asked, and the round proved nothing for it.
     ///
     /// # Errors
-    /// As [`Store::fence`]; the partitions were not fenced at `time`.
-    pub fn install_floor(&self, partitions: RangeInclusive<u32>, time: u64) -> Result<()> {
+    /// [`Error::Damaged`]; the partitions were not fenced at `time`; I/O.
+    pub fn install_floor(
+        &self,
+        partitions: &[RangeInclusive<u32>],
+        time: u64,
+        was: Participant,
+    ) -> Result<bool> {
         self.check_writable()?;
-        self.engine.set_floor(partitions.clone(), time)?;
-        // Digests leave out what the floor covers.
+        self.check_all_undamaged(partitions)?;
+        if self.incarnation() != was.incarnation {
+            return Ok(false);
+        }
+        if !self.keeps("fence") {
+            self.engine.fence_ranges(partitions, time)?;
+        }
+        self.engine.set_floor_unless_news(partitions, time, Some(was.news)).map_err(Into::into)
+    }
+
+    /// Names this life of the node: another one after every start and every loss of data.
+    pub fn incarnation(&self) -> u64 {
+        let generation = self.identity().generation.to_le_bytes();
+        let actor = self.actor().to_u64().to_le_bytes();
+        xxh3_64(&[generation, actor].concat())
+    }
+
+    /// Whether a rule holds: always, except in a test that removed it.
+    pub(crate) fn keeps(&self, rule: &'static str) -> bool {
+        self.engine.keeps(rule)
+    }
+
+    fn participant(&self, partitions: &[RangeInclusive<u32>]) -> Result<Participant> {
+        let incarnation = self.incarnation();
+        Ok(Participant { incarnation, news: self.engine.news(partitions)? })
+    }
+
+    /// Refuses if one of these partitions has lost data.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn check_all_undamaged(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        let mut each = partitions.iter().flat_map(Clone::clone);
+        each.try_for_each(|partition| self.floor_of_partition(partition).map(|_| ()))
+    }
+
+    /// The partitions that have lost data, each with the peers that can give it back.
+    pub fn damaged(&self) -> Vec<(u32, Vec<u128>)> {
+        let points = self.engine.safe_points();
+        let damaged = points.iter().enumerate().filter(|(_, point)| point.is_damaged());
+        damaged.map(|(at, point)| (at as u32, point.damaged.to_vec())).collect()
+    }
+
+    /// Marks partitions as having lost data which `peers` (not empty, ascending) can give back; the
+    /// actor is another one from here on. They vouch for nothing and answer no reads until
+    /// [`Store::mend`] was told of an exchange with each.
+    ///
+    /// # Errors
+    /// I/O, after which the store takes no writes.
+    pub fn mark_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
+        self.check_writable()?;
+        if self.keeps("damaged_state") {
+            self.engine.set_damaged(partitions.clone(), peers)?;
+        }
         let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
         let (first, last) = (*partitions.start(), *partitions.end());
         (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));
+        if self.keeps("rotate_on_loss") {
+            self.rotate_actor();
+        }
+        match self.read_only.get() {
+            Some(cause) => Err(Error::ReadOnly { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes note that all rows of a partition were exchanged with `peer`. After the last one of
+    /// those that could give back what was lost the partition vouches again.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn mend(&self, partition: u32, peer: u128) -> Result<()> {
+        let point = self.engine.safe_point(partition)?;
+        let left: Vec<u128> = point.damaged.iter().copied().filter(|one| *one != peer).collect();
+        Ok(self.engine.set_damaged(partition..=partition, &left)?)
+    }
+
+    /// What a floor waits for is flushed if it waits for longer than
+    /// [`SafePoints::flush_ms`](super::SafePoints::flush_ms), because next to nothing is written.
+    /// To be called every now and then where replicas move the safe points.
+    ///
+    /// # Errors
+    /// A table, the log or the manifest could not be written or synced.
+    pub fn settle_floors(&self) -> Result<()> {
+        self.check_writable()?;
+        let mut state = self.floor_state.lock();
+        let now = self.environment.monotonic.elapsed();
+        let waits = self.engine.floor_waits();
+        if state.waits != waits {
+            *state = FloorState { waits, since: now };
+        }
+        let waited = now.saturating_sub(state.since);
+        if waits && waited >= Duration::from_millis(self.safe_points.flush_ms) {
+            self.engine.flush()?;
+            *state = FloorState { waits: self.engine.floor_waits(), since: now };
+        }
         Ok(())
     }
 

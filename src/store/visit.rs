@@ -158,11 +158,3 @@ fn last_token(end: Option<&[u8]>) -> u64 {
         Some(end) => token_at(end).saturating_sub(1),
     }
 }
-
-#[cfg(test)]
-impl Store {
-    /// Lets tests have a replica that has lost data, without breaking its tables.
-    pub(crate) fn mark_damaged(&self, partition: u32, peers: &[u128]) -> Result<()> {
-        Ok(self.engine.set_damaged(partition..=partition, peers)?)
-    }
-}

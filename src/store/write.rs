@@ -33,7 +33,7 @@ use crate::causality::{
 use crate::engine::{self, OnStall, Position};
 
 /// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
-const DEAD_TOKENS_MAX: usize = 1024;
+pub(super) const DEAD_TOKENS_MAX: usize = 1024;
 /// How often a blind write is minted anew because a fence overtook it.
 const FENCE_RETRIES: usize = 8;
 
@@ -269,7 +269,6 @@ impl Store {
             .collect();
         let position =
             self.engine.apply_with(&records, on_stall).map_err(|error| self.failed(error))?;
-        self.mark_written(&records);
         for ((index, _), row) in items.iter().zip(rows) {
             shipped.take(*index, row);
         }
@@ -305,7 +304,6 @@ impl Store {
             }
         };
         let updated = self.engine.update_with(&keys, make, on_stall);
-        keys.iter().for_each(|key| self.dirty.mark_key(key));
         updated.unwrap_or_else(|error: engine::Error| {
             let error = self.failed(error);
             items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));

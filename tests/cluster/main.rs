@@ -4,12 +4,13 @@
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
 //! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
 //! on; of nodes that each hold a part of the rows any one shows all of them, also while another is
-//! down.
+//! down; a client that knows who holds what needs no node in between.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
+mod direct;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 mod operators;

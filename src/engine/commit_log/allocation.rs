@@ -1,7 +1,10 @@
 //! The files of segments: made or reused, grown piece by piece, and written.
 //!
-//! A segment's file grows by [`LogOptions::grow_bytes`] at a time, later by several of them, so
-//! that a store takes about the space of what is in its log, whatever the size of a segment.
+//! Where every write is synced, a segment's file grows by [`LogOptions::grow_bytes`] at a time, later
+//! by several of them, so that a sync has little metadata to write and a store takes about the space
+//! of what is in its log, whatever the size of a segment. Elsewhere it grows with each write: to
+//! allocate takes a place in the file system's journal, for which the writers would have to wait
+//! while a flush is synced (docs/decisions/0013).
 
 use std::path::Path;
 
@@ -19,11 +22,10 @@ pub(super) const SPARES_MAX: usize = 1;
 /// to wait for the file system's journal, and the writers for it.
 const STEPS_MAX: u64 = 8;
 
-/// Whether it pays to use a file's blocks again. Allocated but never written blocks are marked so in
-/// the file's metadata, and the sync of a first write to one has to change that too: about 60 % on
-/// top of that sync. Writing zeros ahead would cost as many bytes as the log itself
-/// (docs/decisions/0013).
-pub(super) fn prefers_written_blocks(mode: SyncMode) -> bool {
+/// Whether it pays to allocate a file's blocks ahead and to use them again. Allocated but never
+/// written blocks are marked so in the file's metadata, and the sync of a first write to one has to
+/// change that too. Writing zeros ahead would cost as many bytes as the log itself.
+pub(super) fn keeps_blocks(mode: SyncMode) -> bool {
     mode == SyncMode::Always
 }
 
@@ -63,7 +65,7 @@ impl Files<'_> {
         let end = offset + bytes.len() as u64;
         let path = || segment::log_path(self.directory, tip.segment.number);
         let file = &*tip.segment.file;
-        if end > tip.allocated {
+        if end > tip.allocated && keeps_blocks(self.options.sync_mode) {
             let first = u64::from(self.options.grow_bytes).max(1);
             let step = tip.allocated.clamp(first, first * STEPS_MAX);
             let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
@@ -85,8 +87,7 @@ pub(super) fn adopt_spares(
         let path = segment::spare_path(directory, number);
         let file = vfs.open(&path).map_err(Error::io("open", &path))?;
         let len = file.len().map_err(Error::io("read the length of", &path))?;
-        let fits =
-            len <= u64::from(options.segment_bytes) && prefers_written_blocks(options.sync_mode);
+        let fits = len <= u64::from(options.segment_bytes) && keeps_blocks(options.sync_mode);
         if fits && spares.len() < SPARES_MAX {
             spares.push(Segment { number, file });
         } else {

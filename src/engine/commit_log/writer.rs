@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::allocation::{Files, SPARES_MAX, Tip, adopt_spares, prefers_written_blocks};
+use super::allocation::{Files, SPARES_MAX, Tip, adopt_spares, keeps_blocks};
 use super::frame;
 use super::group::{Group, Tail};
 use super::progress::{OnDurable, Progress, Turn};
@@ -27,8 +27,9 @@ use crate::engine::{Options, Position};
 /// Options of a commit log.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Only [`SyncMode::Always`] makes a difference here: flushed segments are used again, so that a
-    /// sync has no metadata to write. Who syncs when is the engine's business.
+    /// Only [`SyncMode::Always`] makes a difference here: blocks are allocated ahead and flushed
+    /// segments are used again, so that a sync has little or no metadata to write. Who syncs when is
+    /// the engine's business.
     pub sync_mode: SyncMode,
     /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,
@@ -248,7 +249,7 @@ impl<S> CommitLog<S> {
         // Begins the segment that `flushed` may lie in front of. If that fails the log is poisoned,
         // which is its writers' business: what is flushed is flushed, and the last segment stays.
         let _ = self.write_out(flushed);
-        let recycles = prefers_written_blocks(self.options.sync_mode);
+        let recycles = keeps_blocks(self.options.sync_mode);
         loop {
             let oldest = self.segments.lock().pop_below(flushed.segment());
             let Some((segment, is_room)) = oldest else { return Ok(()) };

@@ -16,6 +16,7 @@ mod arena;
 mod filter;
 mod list;
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -123,6 +124,12 @@ impl Memtable {
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64) -> Option<Record<'_>> {
         if self.filter.may_contain(hash) { self.list.get(key) } else { None }
+    }
+
+    /// Brings near what [`Memtable::get`] will look at first.
+    #[inline]
+    pub fn touch(&self, hash: u64) {
+        black_box(self.filter.may_contain(hash));
     }
 
     /// Memory it takes.

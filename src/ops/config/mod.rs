@@ -19,6 +19,7 @@ use std::time::Duration;
 pub use load::{Loaded, Origin, Source, load};
 pub use value::{ClusterId, List, LogFormat, Size, Value};
 
+use crate::cluster::layout::{MEMBER_TEXT_BYTES_MAX, OWNERS_MAX};
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
 use crate::{rpc, store};
 
@@ -183,7 +184,7 @@ settings! {
     }
     /// The cluster to form or join.
     cluster: Cluster {
-        /// The cluster's id, a UUID: a data directory of another is refused; empty for any.
+        /// The cluster's id, a UUID: a data directory of another is refused; needs seeds; empty for any.
         id: ClusterId = "",
         /// Peer addresses of nodes to join.
         seeds: List = "",
@@ -373,6 +374,15 @@ impl Config {
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return invalid(format!("{name} must be at least 1"));
+        }
+        let texts = [("node.name", &self.node.name), ("node.zone", &self.node.zone)];
+        if let Some((name, text)) = texts.iter().find(|(_, t)| t.len() > MEMBER_TEXT_BYTES_MAX) {
+            let (found, limit) = (text.len(), MEMBER_TEXT_BYTES_MAX);
+            return invalid(format!("{name} has {found} bytes, the limit is {limit}"));
+        }
+        if self.cluster.bootstrap_expect > OWNERS_MAX as u64 {
+            let found = self.cluster.bootstrap_expect;
+            return invalid(format!("cluster.bootstrap_expect = {found} is over {OWNERS_MAX}"));
         }
         // What the semaphores behind these can count.
         let counted = [

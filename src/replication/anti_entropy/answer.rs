@@ -1,14 +1,24 @@
 //! The other side: what this node answers when others compare with it or conduct a round.
+//!
+//! 1. A request is answered under its epoch (R1): this node acted under it before it looked, and
+//!    still does when it answers. A floor is installed while the fence is held at it.
+//! 2. Only a replica of a partition has a word on it, and only an undamaged one.
+//! 3. No step of a round is taken while ownership changes, while somebody may hold rows that it does
+//!    not own (D3), or under another version of the layout than the conductor's: it may know
+//!    tenants, and so replicas, that the conductor does not.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::compare::{KEYS_MAX, Scope};
+use super::compare::Scope;
+use super::tree::LeafPage;
 use super::{AntiEntropy, Error};
 use crate::cluster::NodeId;
+use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply, Request};
-use crate::proto;
-use crate::store::leaves::LEAVES;
+use crate::proto::{self, RoundStep};
+use crate::store::Participant;
+use crate::store::leaves::{LEAF_BITS, LEAVES};
 
 /// Most partitions of one request.
 const PARTITIONS_MAX: usize = 1024;
@@ -20,10 +30,15 @@ fn invalid(what: &str, found: impl std::fmt::Display, limit: impl std::fmt::Disp
     PeerError::Refused { reason: "INVALID_ARGUMENT".to_owned(), message }
 }
 
+fn refused(reason: &str, message: impl Into<String>) -> PeerError {
+    PeerError::Refused { reason: reason.to_owned(), message: message.into() }
+}
+
 fn failed(error: Error) -> PeerError {
     match error {
         Error::Peer(error) => error,
-        error => PeerError::Refused { reason: "FAILED".to_owned(), message: error.to_string() },
+        Error::Store(error) => refused(error.reason(), error.to_string()),
+        error => refused("FAILED", error.to_string()),
     }
 }
 
@@ -32,53 +47,115 @@ fn replicas(found: u32) -> Result<u8, PeerError> {
 }
 
 impl AntiEntropy {
-    /// Answers a request of another replica, made under this node's epoch. `None`: it is for
-    /// somebody else.
-    pub async fn answer(self: &Arc<Self>, request: &Request) -> Option<Result<Reply, PeerError>> {
+    /// Answers a request of another replica, made under `epoch`. `None`: it is for somebody else.
+    pub async fn answer(
+        self: &Arc<Self>,
+        epoch: u64,
+        request: &Request,
+    ) -> Option<Result<Reply, PeerError>> {
         Some(match request {
-            Request::Tree(request) => self.answer_tree(request).await.map(Reply::Tree),
-            Request::Leaves(request) => self.answer_leaves(request).await.map(Reply::Leaves),
+            Request::Tree(request) => self.answer_tree(epoch, request).await.map(Reply::Tree),
+            Request::Leaves(request) => self.answer_leaves(epoch, request).await.map(Reply::Leaves),
             Request::Fence(request) => {
-                self.answer_fence(request.clone()).await.map(Reply::Fence).map_err(failed)
+                self.answer_fence(epoch, request.clone()).await.map(Reply::Fence).map_err(failed)
             }
-            Request::Compare(request) => self.answer_compare(request).await.map(Reply::Compare),
+            Request::Compare(request) => {
+                self.answer_compare(epoch, request).await.map(Reply::Compare)
+            }
             _ => return None,
         })
     }
 
+    /// The layout of `epoch`, under which this node acts.
+    async fn layout_under(&self, epoch: u64) -> Result<Arc<Layout>, PeerError> {
+        self.still_under(epoch)?;
+        // The watch shows a document a little later than the fence acts by it.
+        let mut layout = self.layout.clone();
+        let shown = layout.wait_for(|layout| layout.epoch() >= epoch);
+        let shown = tokio::time::timeout(self.settings.timeout, shown).await;
+        let layout = match shown {
+            Ok(Ok(layout)) => Arc::clone(&layout),
+            _ => return Err(refused("LAYOUT_UNKNOWN", format!("{epoch} is not shown yet"))),
+        };
+        if layout.epoch() > epoch {
+            return Err(PeerError::StaleLayout { epoch: layout.epoch() });
+        }
+        self.check_bits(&layout).map_err(failed)?;
+        Ok(layout)
+    }
+
+    fn check_replica(
+        &self,
+        layout: &Layout,
+        replicas: u8,
+        mut partitions: impl Iterator<Item = u32>,
+    ) -> Result<(), PeerError> {
+        let is_mine = |partition| layout.sets(partition, replicas).contains(self.node);
+        if partitions.all(is_mine) { Ok(()) } else { Err(PeerError::NotAReplica) }
+    }
+
     async fn answer_tree(
         &self,
+        epoch: u64,
         request: &proto::TreeRequest,
     ) -> Result<proto::TreeReply, PeerError> {
-        let layout = self.layout();
+        let layout = self.layout_under(epoch).await?;
         let replicas = replicas(request.replicas)?;
-        let partitions = &request.partitions;
+        let (partitions, floors) = (&request.partitions, &request.floors);
         // Leaves are many: one partition at a time.
         let max = if request.roots { PARTITIONS_MAX } else { 1 };
         if partitions.len() > max {
             return Err(invalid("the number of partitions", partitions.len(), max));
         }
+        if floors.len() != partitions.len() {
+            return Err(invalid("the number of floors", floors.len(), partitions.len()));
+        }
         if let Some(found) = partitions.iter().find(|one| **one >= layout.partitions()) {
             return Err(invalid("a partition", found, layout.partitions() - 1));
         }
-        let hashes = match (request.roots, partitions.first()) {
-            (true, _) => self.roots(&layout, replicas, partitions.clone()).await,
-            (false, Some(partition)) => self.leaves(&layout, replicas, *partition).await,
-            (false, None) => Ok(Vec::new()),
-        };
-        Ok(proto::TreeReply { hashes: hashes.map_err(failed)? })
+        self.check_replica(&layout, replicas, partitions.iter().copied())?;
+        let each = partitions.iter().copied().zip(floors.iter().copied());
+        let mut reply = proto::TreeReply::default();
+        if request.roots {
+            let roots = self.roots(replicas, each.clone().collect()).await.map_err(failed)?;
+            let root = |(root, (partition, _)): (Option<(u64, u64)>, _)| {
+                let own_floor = self.store.floor_of_partition(partition);
+                let (Some((hash, floor)), Ok(own_floor)) = (root, own_floor) else {
+                    return proto::Root::default();
+                };
+                proto::Root { known: true, hash, floor, own_floor }
+            };
+            reply.roots = roots.into_iter().zip(each).map(root).collect();
+        } else if let Some((partition, floor)) = each.clone().next() {
+            let leaves = self.leaves(replicas, partition, floor).await.map_err(failed)?;
+            let not_yet = || refused("NOT_READY", "the partition was not read yet");
+            (reply.hashes, reply.floor) = leaves.ok_or_else(not_yet)?;
+        }
+        self.still_under(epoch)?;
+        Ok(reply)
     }
 
     async fn answer_leaves(
         &self,
+        epoch: u64,
         request: &proto::LeafRequest,
     ) -> Result<proto::LeafReply, PeerError> {
-        if request.leaf as usize >= LEAVES {
-            return Err(invalid("the leaf", request.leaf, LEAVES - 1));
+        let layout = self.layout_under(epoch).await?;
+        let leaf = request.leaf;
+        if leaf as usize >= LEAVES {
+            return Err(invalid("the leaf", leaf, LEAVES - 1));
         }
         let replicas = replicas(request.replicas)?;
-        let keys = self.keys(replicas, request.leaf, request.after.to_vec(), KEYS_MAX).await;
+        let partition = leaf >> (LEAF_BITS - self.store.partition_bits());
+        self.check_replica(&layout, replicas, std::iter::once(partition))?;
+        let sound = |_| self.store.floor_of_partition(partition).map(|_| ());
+        sound(()).map_err(|error| failed(error.into()))?;
+        let (after, floor) = (request.after.to_vec(), request.floor);
+        let keys = self.keys(LeafPage { replicas, leaf, after, floor }).await;
         let (keys, more) = keys.map_err(failed)?;
+        // Not damaged meanwhile either.
+        sound(()).map_err(|error| failed(error.into()))?;
+        self.still_under(epoch)?;
         let keys = keys
             .into_iter()
             .map(|(key, digest)| proto::KeyDigest { engine_key: key.into(), digest })
@@ -88,42 +165,65 @@ impl AntiEntropy {
 
     pub(super) async fn answer_fence(
         &self,
+        epoch: u64,
         request: proto::FenceRequest,
     ) -> Result<proto::FenceReply, Error> {
-        let incarnation = self.store.identity().generation;
-        let layout = self.layout();
-        if !layout.safe_points_may_move() {
-            let message = "ownership changes or may be disputed".to_owned();
-            let reason = "LAYOUT_CHANGING".to_owned();
-            return Err(PeerError::Refused { reason, message }.into());
-        }
-        if request.install != 0 && request.install != incarnation {
-            let message = "the node was started anew since its fence".to_owned();
-            let reason = "ROUND_VOID".to_owned();
-            return Err(PeerError::Refused { reason, message }.into());
-        }
+        let layout = self.layout_under(epoch).await?;
+        check_round(&layout, request.version)?;
         let ranges = ranges_of(&request.partitions, layout.partitions())?;
-        let (store, time) = (Arc::clone(&self.store), request.time);
-        let work = self.work.run(move || {
-            ranges.into_iter().try_for_each(|range| match request.install {
-                0 => store.fence(range, time),
-                _ => store.install_floor(range, time),
-            })
+        let factor = layout.document().replication_factors().into_iter().max().unwrap_or(1);
+        self.check_replica(&layout, factor, ranges.iter().flat_map(Clone::clone))?;
+        let (store, time, step) = (Arc::clone(&self.store), request.time, request.step());
+        let (fence, shown) = (Arc::clone(&self.fence), self.layout.clone());
+        let was = Participant { incarnation: request.incarnation, news: request.news };
+        let work = self.work.run(move || match step {
+            RoundStep::Fence => Ok(store.fence(&ranges, time)?),
+            RoundStep::Hold => Ok(store.hold(&ranges)?),
+            RoundStep::Install => {
+                // Held to the end: no other layout is acted upon before the floor is there.
+                let _pass = fence
+                    .enter(epoch)
+                    .map_err(|_| refused("LAYOUT_CHANGING", "ownership changes"))?;
+                check_round(&shown.borrow(), request.version)?;
+                if !store.install_floor(&ranges, time, was)? {
+                    let why = "the node is not what it was when it held".to_owned();
+                    return Err(Error::Void { why });
+                }
+                Ok(was)
+            }
+            RoundStep::Unspecified => Err(refused("INVALID_ARGUMENT", "no step").into()),
         });
-        work.await.map_err(|_| Error::Stopping)??;
-        Ok(proto::FenceReply { incarnation })
+        let Participant { incarnation, news } = work.await.map_err(|_| Error::Stopping)??;
+        self.still_under(epoch)?;
+        Ok(proto::FenceReply { incarnation, news })
     }
 
     async fn answer_compare(
         &self,
+        epoch: u64,
         request: &proto::CompareRequest,
     ) -> Result<proto::CompareReply, PeerError> {
+        let layout = self.layout_under(epoch).await?;
         let with = NodeId::from_bytes(&request.with);
         let with = with.ok_or_else(|| invalid("the length of the id", request.with.len(), 16))?;
-        let ranges = ranges_of(&request.partitions, self.layout().partitions())?;
-        self.compare_until_equal(with, Scope::of(ranges)).await.map_err(failed)?;
-        Ok(proto::CompareReply {})
+        let ranges = ranges_of(&request.partitions, layout.partitions())?;
+        let summary = self.compare_with(with, Scope::of(ranges)).await.map_err(failed)?;
+        self.still_under(epoch)?;
+        let (rows, refused, left) = (summary.rows, summary.refused, summary.left);
+        Ok(proto::CompareReply { rows, refused, left })
     }
+}
+
+/// Whether a round may go on under a layout.
+fn check_round(layout: &Layout, version: u64) -> Result<(), PeerError> {
+    if !layout.safe_points_may_move() {
+        return Err(refused("LAYOUT_CHANGING", "ownership changes or may be disputed"));
+    }
+    if layout.version() != version {
+        let message = format!("version {version} is asked for, {} is known", layout.version());
+        return Err(refused("LAYOUT_CHANGING", message));
+    }
+    Ok(())
 }
 
 /// Ranges of partitions that exist.

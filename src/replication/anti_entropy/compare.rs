@@ -1,10 +1,10 @@
 //! One node's partitions beside another's.
 //!
 //! ```text
-//! roots of all shared partitions    1,024 hashes a request
+//! roots of all shared partitions    1,024 hashes a request, each under the higher floor
 //! leaves of those that differ       wait `settle`, then only what differs still
 //! keys of leaves that differ        merged page by page
-//! rows that differ                  joined; put where they are missing
+//! rows that differ                  see `repair`
 //! ```
 
 use std::cmp::Ordering::{Greater, Less};
@@ -14,50 +14,67 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::tree::{KeyDigests, leaves_of};
+use super::tree::{KeyDigests, LeafPage, leaves_of};
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RawRow};
 
 /// Partitions whose roots are asked for at once.
 const ROOTS_MAX: usize = 1024;
 /// Keys of a page of a leaf.
 pub(super) const KEYS_MAX: usize = 4096;
+/// Bytes of a page of a leaf, before its last key.
+pub(super) const KEYS_BYTES_MAX: usize = 1 << 20;
 /// Rows that are fetched at once.
 const ROWS_MAX: usize = 64;
 
 /// Which partitions are compared.
 #[derive(Clone, Debug)]
-pub struct Scope(Vec<RangeInclusive<u32>>);
+pub struct Scope {
+    partitions: Vec<RangeInclusive<u32>>,
+    /// Leaves that are repaired at most; the rest is left.
+    leaves_max: usize,
+}
+
+/// Two replicas of a partition, for the tenants of so many replicas.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'l> {
+    pub layout: &'l Layout,
+    pub peer: NodeId,
+    pub replicas: u8,
+    /// What digests are taken under.
+    pub floor: u64,
+    /// The partition of this node has lost data: its floor counts as 0.
+    pub is_damaged: bool,
+}
 
 impl Scope {
-    /// All of them.
-    pub fn all(layout: &Layout) -> Self {
-        Self(vec![0..=layout.partitions() - 1])
+    /// All of them, as far as `leaves_max` reaches.
+    pub fn all(layout: &Layout, leaves_max: usize) -> Self {
+        Self { partitions: vec![0..=layout.partitions() - 1], leaves_max }
     }
 
-    /// These.
-    pub fn of(ranges: Vec<RangeInclusive<u32>>) -> Self {
-        Self(ranges)
+    /// These, whole.
+    pub fn of(partitions: Vec<RangeInclusive<u32>>) -> Self {
+        Self { partitions, leaves_max: usize::MAX }
     }
 
     fn partitions(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().flat_map(Clone::clone)
+        self.partitions.iter().flat_map(Clone::clone)
     }
 }
 
 /// What a reply should have been.
-fn unexpected(node: NodeId) -> PeerError {
+pub(super) fn unexpected(node: NodeId) -> PeerError {
     PeerError::NoAnswer { why: format!("{node} answered something else") }
 }
 
 impl AntiEntropy {
-    /// Makes what both nodes hold equal, up to `leaves_max`.
+    /// Makes what both nodes hold equal, as far as the scope reaches.
     pub(super) async fn compare(&self, peer: NodeId, scope: &Scope) -> Result<Summary, Error> {
-        let layout = self.layout();
+        let layout = self.checked_layout()?;
         let mut summary = Summary::default();
         for replicas in layout.document().replication_factors() {
             let shared: Vec<u32> = scope
@@ -68,153 +85,199 @@ impl AntiEntropy {
                 })
                 .collect();
             summary.partitions = summary.partitions.max(shared.len() as u32);
+            let pair = Pair { layout: &layout, peer, replicas, floor: 0, is_damaged: false };
             let mut leaves = Vec::new();
             for some in shared.chunks(ROOTS_MAX) {
-                for partition in self.differing_partitions(&layout, peer, replicas, some).await? {
-                    leaves.extend(self.differing(&layout, peer, replicas, partition).await?);
+                for (partition, floor) in
+                    self.differing_partitions(pair, some, &mut summary).await?
+                {
+                    let pair = Pair { floor, ..pair };
+                    leaves.extend(self.differing_leaves(pair, partition, &mut summary).await?);
                 }
             }
-            if leaves.is_empty() {
-                continue;
-            }
-            let room = self.settings.leaves_max.saturating_sub(summary.leaves_left as usize);
-            summary.leaves_left += leaves.len().saturating_sub(room) as u64;
-            // Not the same ones every time, if there are too many.
-            let turn = self.counters.comparisons.load(Ordering::Relaxed) as usize;
-            let begin = turn.wrapping_mul(self.settings.leaves_max) % leaves.len();
-            leaves.rotate_left(begin);
-            leaves.truncate(room);
-            tokio::time::sleep(self.settings.settle).await;
-            for leaf in leaves {
-                summary.rows += self.repair_leaf(&layout, peer, replicas, leaf).await?;
-            }
+            self.repair_leaves(pair, leaves, scope.leaves_max, &mut summary).await?;
         }
+        self.still_under(layout.epoch())?;
         Ok(summary)
     }
 
-    /// The hashes of this node for some partitions: a root for each.
-    pub(super) async fn roots(
+    async fn repair_leaves(
         &self,
-        layout: &Layout,
-        replicas: u8,
-        partitions: Vec<u32>,
-    ) -> Result<Vec<u64>, Error> {
-        let bits = layout.document().partition_bits;
-        let trees = Arc::clone(&self.trees);
-        let work = self.work.run(move || {
-            let root = |partition| trees.root(replicas, leaves_of(partition, bits));
-            partitions.into_iter().map(root).collect::<store::Result<Vec<u64>>>()
-        });
-        work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
+        pair: Pair<'_>,
+        mut leaves: Vec<(u32, u64)>,
+        leaves_max: usize,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        if leaves.is_empty() {
+            return Ok(());
+        }
+        summary.left += leaves.len().saturating_sub(leaves_max) as u64;
+        // Not the same ones every time, if there are too many.
+        let turn = self.counters.comparisons.load(Ordering::Relaxed) as usize;
+        let begin = turn.wrapping_mul(leaves_max) % leaves.len();
+        leaves.rotate_left(begin);
+        leaves.truncate(leaves_max);
+        tokio::time::sleep(self.settings.settle).await;
+        for (leaf, floor) in leaves {
+            self.repair_leaf(Pair { floor, ..pair }, leaf, summary).await?;
+        }
+        Ok(())
     }
 
-    /// The hashes of this node for the leaves of a partition.
+    /// The hashes of this node for some partitions, a root for each, under the higher of the floors
+    /// named and the own ones.
+    pub(super) async fn roots(
+        &self,
+        replicas: u8,
+        partitions: Vec<(u32, u64)>,
+    ) -> Result<Vec<Option<(u64, u64)>>, Error> {
+        let trees = Arc::clone(&self.trees);
+        let work = self.work.run(move || trees.roots(replicas, &partitions));
+        work.await.map_err(|_| Error::Stopping)
+    }
+
+    /// The hashes of this node for the leaves of a partition, likewise.
     pub(super) async fn leaves(
         &self,
-        layout: &Layout,
         replicas: u8,
         partition: u32,
-    ) -> Result<Vec<u64>, Error> {
-        let leaves = leaves_of(partition, layout.document().partition_bits);
+        floor: u64,
+    ) -> Result<Option<(Vec<u64>, u64)>, Error> {
         let trees = Arc::clone(&self.trees);
-        let work = self.work.run(move || trees.hashes(replicas, leaves));
+        let work = self.work.run(move || trees.hashes(replicas, partition, floor));
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
     }
 
     /// Keys and digests of this node.
-    pub(super) async fn keys(
-        &self,
-        replicas: u8,
-        leaf: u32,
-        after: Vec<u8>,
-        max: usize,
-    ) -> Result<(KeyDigests, bool), Error> {
+    pub(super) async fn keys(&self, page: LeafPage) -> Result<(KeyDigests, bool), Error> {
         let trees = Arc::clone(&self.trees);
-        let work = self.work.run(move || trees.keys(replicas, leaf, &after, max));
+        let work = self.work.run(move || trees.keys(page, KEYS_MAX, KEYS_BYTES_MAX));
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
     }
 
-    async fn ask(&self, layout: &Layout, peer: NodeId, body: Request) -> Result<Reply, Error> {
+    pub(super) async fn ask(
+        &self,
+        layout: &Layout,
+        peer: NodeId,
+        body: Request,
+    ) -> Result<Reply, Error> {
         let timeout = self.settings.timeout;
         let call = self.peers.call(peer, Class::Background, layout.epoch(), body, timeout);
         Ok(call.await?)
     }
 
-    async fn ask_tree(
+    pub(super) async fn ask_tree(
         &self,
-        layout: &Layout,
-        peer: NodeId,
-        request: proto::TreeRequest,
-        expected: usize,
-    ) -> Result<Vec<u64>, Error> {
-        let Reply::Tree(reply) = self.ask(layout, peer, Request::Tree(request)).await? else {
-            return Err(unexpected(peer).into());
+        pair: Pair<'_>,
+        partitions: Vec<u32>,
+        floors: Vec<u64>,
+        roots: bool,
+    ) -> Result<proto::TreeReply, Error> {
+        let replicas = pair.replicas.into();
+        let request = proto::TreeRequest { replicas, partitions, roots, floors };
+        let Reply::Tree(reply) = self.ask(pair.layout, pair.peer, Request::Tree(request)).await?
+        else {
+            return Err(unexpected(pair.peer).into());
         };
-        let found = reply.hashes.len();
-        if found != expected {
-            return Err(Error::Answer { node: peer, what: "hashes", found, expected });
-        }
-        Ok(reply.hashes)
+        Ok(reply)
     }
 
+    /// The partitions whose roots differ, with the floor to compare them under. Of those that have
+    /// no hash yet it is counted that they were left.
     async fn differing_partitions(
         &self,
-        layout: &Layout,
-        peer: NodeId,
-        replicas: u8,
+        pair: Pair<'_>,
         partitions: &[u32],
-    ) -> Result<Vec<u32>, Error> {
-        let request = proto::TreeRequest {
-            replicas: replicas.into(),
-            partitions: partitions.to_vec(),
-            roots: true,
+        summary: &mut Summary,
+    ) -> Result<Vec<(u32, u64)>, Error> {
+        // A damaged one is left to its exchange.
+        let floor = |partition: &u32| {
+            let floor = self.store.floor_of_partition(*partition).ok();
+            floor.map(|floor| (*partition, floor))
         };
-        let theirs = self.ask_tree(layout, peer, request, partitions.len()).await?;
-        let own = self.roots(layout, replicas, partitions.to_vec()).await?;
-        let pairs = partitions.iter().zip(own.iter().zip(&theirs));
-        Ok(pairs.filter(|(_, (own, theirs))| own != theirs).map(|(p, _)| *p).collect())
+        let sound: Vec<(u32, u64)> = partitions.iter().filter_map(floor).collect();
+        summary.left += (partitions.len() - sound.len()) as u64;
+        if sound.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (asked, floors) = sound.iter().copied().unzip();
+        let theirs = self.ask_tree(pair, asked, floors, true).await?.roots;
+        if theirs.len() != sound.len() {
+            let (found, expected) = (theirs.len(), sound.len());
+            return Err(Error::Answer { node: pair.peer, what: "roots", found, expected });
+        }
+        self.note_floors(&sound, &theirs);
+        let known = sound.iter().zip(theirs).filter(|(_, root)| root.known);
+        let (asked, theirs): (Vec<(u32, u64)>, Vec<proto::Root>) =
+            known.map(|((partition, _), root)| ((*partition, root.floor), root)).unzip();
+        summary.left += (sound.len() - asked.len()) as u64;
+        let own = self.roots(pair.replicas, asked.clone()).await?;
+        let mut differing = Vec::new();
+        for ((own, theirs), (partition, _)) in own.into_iter().zip(theirs).zip(asked) {
+            match own {
+                None => summary.left += 1,
+                // Of another floor than asked for: one was installed meanwhile.
+                Some(own) if own == (theirs.hash, theirs.floor) => {}
+                Some((_, floor)) => differing.push((partition, floor)),
+            }
+        }
+        Ok(differing)
     }
 
-    /// The leaves of a partition that differ.
-    async fn differing(
+    /// Remembers where the other's floor is behind this node's: it forgets nothing until a round
+    /// has moved it.
+    fn note_floors(&self, own: &[(u32, u64)], theirs: &[proto::Root]) {
+        let mut behind = self.behind.lock();
+        for ((partition, floor), root) in own.iter().zip(theirs) {
+            if root.known && root.own_floor < *floor {
+                behind.insert(*partition);
+            }
+        }
+    }
+
+    /// The leaves of a partition that differ, each with the floor to compare it under.
+    async fn differing_leaves(
         &self,
-        layout: &Layout,
-        peer: NodeId,
-        replicas: u8,
+        pair: Pair<'_>,
         partition: u32,
-    ) -> Result<Vec<u32>, Error> {
-        let request = proto::TreeRequest {
-            replicas: replicas.into(),
-            partitions: vec![partition],
-            roots: false,
+        summary: &mut Summary,
+    ) -> Result<Vec<(u32, u64)>, Error> {
+        let leaves = leaves_of(partition, self.store.partition_bits());
+        let reply = self.ask_tree(pair, vec![partition], vec![pair.floor], false).await?;
+        if reply.hashes.len() != leaves.len() {
+            let (found, expected) = (reply.hashes.len(), leaves.len());
+            return Err(Error::Answer { node: pair.peer, what: "hashes", found, expected });
+        }
+        let Some((own, floor)) = self.leaves(pair.replicas, partition, reply.floor).await? else {
+            summary.left += 1;
+            return Ok(Vec::new());
         };
-        let leaves = leaves_of(partition, layout.document().partition_bits);
-        let theirs = self.ask_tree(layout, peer, request, leaves.len()).await?;
-        let own = self.leaves(layout, replicas, partition).await?;
-        let pairs = leaves.zip(own.iter().zip(&theirs));
-        Ok(pairs.filter(|(_, (own, theirs))| own != theirs).map(|(leaf, _)| leaf).collect())
+        let pairs = leaves.zip(own.iter().zip(&reply.hashes));
+        let differing = pairs.filter(|(_, (own, theirs))| own != theirs);
+        Ok(differing.map(|(leaf, _)| (leaf, floor)).collect())
     }
 
-    /// Makes a leaf equal. Returns how many rows differed.
-    async fn repair_leaf(
+    /// Makes a leaf equal.
+    pub(super) async fn repair_leaf(
         &self,
-        layout: &Layout,
-        peer: NodeId,
-        replicas: u8,
+        pair: Pair<'_>,
         leaf: u32,
-    ) -> Result<u64, Error> {
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let Pair { replicas, floor, .. } = pair;
         let mut after = Vec::new();
-        let mut repaired = 0;
         loop {
-            let (own, own_more) = self.keys(replicas, leaf, after.clone(), KEYS_MAX).await?;
+            let page = LeafPage { replicas, leaf, after: after.clone(), floor };
+            let (own, own_more) = self.keys(page).await?;
             let request = proto::LeafRequest {
                 replicas: replicas.into(),
                 leaf,
                 after: Bytes::copy_from_slice(&after),
+                floor,
             };
-            let Reply::Leaves(reply) = self.ask(layout, peer, Request::Leaves(request)).await?
-            else {
-                return Err(unexpected(peer).into());
+            let request = Request::Leaves(request);
+            let Reply::Leaves(reply) = self.ask(pair.layout, pair.peer, request).await? else {
+                return Err(unexpected(pair.peer).into());
             };
             let theirs: KeyDigests = reply
                 .keys
@@ -231,90 +294,14 @@ impl AntiEntropy {
             let within = |(key, _): &(Vec<u8>, u64)| end.as_ref().is_none_or(|end| key <= end);
             let own = own.into_iter().filter(within).collect();
             let theirs = theirs.into_iter().filter(within).collect();
-            let keys = differing_keys(own, theirs);
-            for some in keys.chunks(ROWS_MAX) {
-                repaired += self.repair_rows(layout, peer, some).await?;
+            for some in differing_keys(own, theirs).chunks(ROWS_MAX) {
+                self.repair_rows(pair, some, summary).await?;
             }
             match end {
                 // A page that does not move on would be asked for for ever.
                 Some(end) if end > after => after = end,
-                _ => return Ok(repaired),
+                _ => return Ok(()),
             }
-        }
-    }
-
-    /// Joins rows from both sides and puts the join where it is missing.
-    async fn repair_rows(
-        &self,
-        layout: &Layout,
-        peer: NodeId,
-        engine_keys: &[Vec<u8>],
-    ) -> Result<u64, Error> {
-        let decode = |key: &Vec<u8>| {
-            let at = EngineKey::decode(key)?;
-            Ok((at.tenant, at.key.to_vec()))
-        };
-        let keys: Vec<_> = engine_keys.iter().map(decode).collect::<Result<_, Error>>()?;
-        let row_keys = keys.iter().map(|(tenant, key)| proto::RowKey {
-            tenant_id: tenant.0,
-            key: Bytes::copy_from_slice(key),
-        });
-        let request = proto::ReadRows { keys: row_keys.collect(), digest_only: false };
-        let Reply::ReadRows(reply) = self.ask(layout, peer, Request::ReadRows(request)).await?
-        else {
-            return Err(unexpected(peer).into());
-        };
-        if reply.answers.len() != keys.len() {
-            let (found, expected) = (reply.answers.len(), keys.len());
-            return Err(Error::Answer { node: peer, what: "rows", found, expected });
-        }
-        let (mut here, mut there) = (Vec::new(), Vec::new());
-        for ((tenant, key), answer) in keys.into_iter().zip(reply.answers) {
-            if let Some(failure) = &answer.failure {
-                // It has no word on this row; the next comparison asks again.
-                self.refused(peer, std::iter::once(&failure.message));
-                continue;
-            }
-            let theirs = RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor };
-            let own = self.store.raw_row(tenant, &key)?;
-            let joined = self.store.join_raw(own.clone(), theirs.clone())?;
-            let Some(row) = joined.row else { continue };
-            if theirs.row.as_ref() != Some(&row) {
-                there.push(proto::RowState {
-                    tenant_id: tenant.0,
-                    key: key.clone().into(),
-                    row: row.clone().into(),
-                });
-            }
-            if own.row.as_ref() != Some(&row) {
-                here.push((tenant, key, row));
-            }
-        }
-        let repaired = here.len().max(there.len()) as u64;
-        if !here.is_empty() {
-            let store = Arc::clone(&self.store);
-            let results = self.work.run(move || store.replicate(&here)).await;
-            let results = results.map_err(|_| Error::Stopping)?;
-            self.refused(peer, results.iter().filter_map(|result| result.as_ref().err()));
-        }
-        if !there.is_empty() {
-            let cause = proto::RowsCause::AntiEntropy.into();
-            let request = Request::WriteRows(proto::WriteRows { rows: there, cause });
-            let Reply::WriteRows(reply) = self.ask(layout, peer, request).await? else {
-                return Err(unexpected(peer).into());
-            };
-            let failures = reply.results.iter().filter_map(|result| result.failure.as_ref());
-            self.refused(peer, failures.map(|failure| &failure.message));
-        }
-        Ok(repaired)
-    }
-
-    /// Counts rows that one of the sides did not give or take. They keep no other row from being
-    /// repaired; as long as they differ, no safe point moves.
-    fn refused<E: std::fmt::Display>(&self, peer: NodeId, errors: impl Iterator<Item = E>) {
-        for error in errors {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(%peer, %error, "a row was not taken");
         }
     }
 }

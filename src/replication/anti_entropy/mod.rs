@@ -3,30 +3,41 @@
 //! | file | what |
 //! |---|---|
 //! | [`tree`] | hashes of leaves, kept up to date by reading what was written to |
-//! | [`compare`] | one node's partitions beside another's: roots, leaves, keys, rows |
-//! | [`round`] | safe points: fence, compare every pair, install the floor |
+//! | [`compare`] | one node's partitions beside another's: roots, leaves, keys |
+//! | [`repair`] | rows that differ: joined, put where they are missing |
+//! | [`exchange`] | a partition that has lost data gets it back from each of its peers |
+//! | [`round`] | safe points: fence, compare every pair, hold, install the floor |
 //! | [`answer`] | the other side of each |
 //!
 //! Of two nodes the one with the smaller id begins; every `interval` it asks each other one for the
-//! roots of all partitions they share. Equal roots end it: 8 bytes for each partition. What differs
-//! is looked at twice, `settle` apart, so that writes under way are not taken for damage.
+//! roots of all partitions they share. Equal roots end it: a few bytes for each partition. What
+//! differs is looked at twice, `settle` apart, so that writes under way are not taken for damage.
 //!
 //! # Invariants
 //! 1. A row that differs is joined from both, under the floors of both, and the join is put where
 //!    it is missing; nothing is ever removed because the other side lacks it, unless a floor says
-//!    that it is dead.
+//!    that it is dead. The join is taken while the floors it was made under are in force.
 //! 2. One comparison runs at a time on each node, and each holds a bounded number of keys.
 //! 3. A round that did not get an answer from every replica, for every pair, moves no floor.
+//! 4. What is answered, compared, repaired and installed is so under one epoch, that of the
+//!    request (R1 of the transitions).
+//! 5. A damaged partition gives no hash and no row, and its node takes part in no round of it.
 
 pub mod answer;
 pub mod compare;
+pub mod exchange;
+pub mod repair;
 pub mod round;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +49,7 @@ use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::store::{self, Store};
 
+use super::fence::{Closed, Fence};
 use tree::Trees;
 
 /// What can be set.
@@ -51,10 +63,11 @@ pub struct Settings {
     pub timeout: Duration,
     /// Leaves that are repaired in one comparison; the rest waits for the next.
     pub leaves_max: usize,
-    /// How often safe points are moved; `None`: never, and no delete is forgotten. The default, for
-    /// a repair does not pass the guard of a round yet: what a replica missed for longer than
-    /// `round_margin` could not be given to it any more.
+    /// How often safe points are moved, where there is something to forget; `None`: never, and no
+    /// delete is forgotten.
     pub round_interval: Option<Duration>,
+    /// How soon a round that failed is tried again.
+    pub round_retry: Duration,
     /// How far behind the clock they are set: longer than hints live, so that little is refused.
     pub round_margin: Duration,
 }
@@ -66,7 +79,8 @@ impl Default for Settings {
             settle: Duration::from_secs(2),
             timeout: Duration::from_secs(10),
             leaves_max: 256,
-            round_interval: None,
+            round_interval: Some(Duration::from_secs(1800)),
+            round_retry: Duration::from_secs(120),
             round_margin: Duration::from_secs(3 * 3600 + 12),
         }
     }
@@ -93,6 +107,20 @@ pub enum Error {
         /// How many there should be.
         expected: usize,
     },
+    /// The layout has another number of partitions than this node's store.
+    #[error("the layout has 2^{layout} partitions, the store 2^{store}")]
+    Partitions {
+        /// The layout's bits.
+        layout: u32,
+        /// The store's.
+        store: u32,
+    },
+    /// A safe-point round proved nothing.
+    #[error("the round is void: {why}")]
+    Void {
+        /// Why.
+        why: String,
+    },
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
@@ -105,8 +133,25 @@ pub struct Summary {
     pub partitions: u32,
     /// Rows that differed and were made equal.
     pub rows: u64,
-    /// Leaves that differed and were left for the next comparison.
-    pub leaves_left: u64,
+    /// Rows that one of the sides did not give or take.
+    pub refused: u64,
+    /// Partitions and leaves that were left for the next comparison: not read yet, damaged, or
+    /// simply too many.
+    pub left: u64,
+}
+
+impl Summary {
+    /// Whether every row was equal on both at some moment.
+    pub fn is_whole(&self) -> bool {
+        self.refused == 0 && self.left == 0
+    }
+
+    fn add(&mut self, other: Self) {
+        self.partitions = self.partitions.max(other.partitions);
+        self.rows += other.rows;
+        self.refused += other.refused;
+        self.left += other.left;
+    }
 }
 
 /// Counted since the start.
@@ -122,6 +167,10 @@ pub struct Counters {
     pub refused: AtomicU64,
     /// Rounds that moved floors.
     pub rounds: AtomicU64,
+    /// Rounds that did not.
+    pub rounds_failed: AtomicU64,
+    /// Partitions that lost data and have got it back.
+    pub mended: AtomicU64,
 }
 
 /// See the module page.
@@ -130,10 +179,13 @@ pub struct AntiEntropy {
     store: Arc<Store>,
     peers: Arc<dyn Peers>,
     layout: watch::Receiver<Arc<Layout>>,
+    fence: Arc<dyn Fence>,
     liveness: Arc<dyn Liveness>,
     work: Work,
     settings: Settings,
     trees: Arc<Trees>,
+    /// Partitions where a replica's floor was seen to be behind this node's.
+    behind: SyncMutex<BTreeSet<u32>>,
     /// Held by the comparison that runs.
     running: Mutex<()>,
     /// What happened so far.
@@ -150,6 +202,8 @@ pub struct Parts {
     pub peers: Arc<dyn Peers>,
     /// Who owns what.
     pub layout: watch::Receiver<Arc<Layout>>,
+    /// The epoch this node acts under.
+    pub fence: Arc<dyn Fence>,
     /// Who is up.
     pub liveness: Arc<dyn Liveness>,
     /// Where leaves are read.
@@ -161,17 +215,20 @@ pub struct Parts {
 impl AntiEntropy {
     /// Nothing runs before [`AntiEntropy::run`].
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { node, store, peers, layout, liveness, work, settings } = parts;
-        let trees = Arc::new(Trees::new(Arc::clone(&store)));
+        let Parts { node, store, peers, layout, fence, liveness, work, settings } = parts;
+        // Whoever asks for hashes waits for as long as one request may take, for both sides' work.
+        let trees = Arc::new(Trees::new(Arc::clone(&store), settings.timeout / 4));
         Arc::new(Self {
             node,
             store,
             peers,
             layout,
+            fence,
             liveness,
             work,
             settings,
             trees,
+            behind: SyncMutex::default(),
             running: Mutex::default(),
             counters: Counters::default(),
         })
@@ -181,25 +238,68 @@ impl AntiEntropy {
         Arc::clone(&self.layout.borrow())
     }
 
+    /// The layout, if it is of this store.
+    fn checked_layout(&self) -> Result<Arc<Layout>, Error> {
+        let layout = self.layout();
+        self.check_bits(&layout)?;
+        Ok(layout)
+    }
+
+    fn check_bits(&self, layout: &Layout) -> Result<(), Error> {
+        let (layout, store) = (layout.document().partition_bits, self.store.partition_bits());
+        if layout == store { Ok(()) } else { Err(Error::Partitions { layout, store }) }
+    }
+
+    /// Whether this node still acts under `epoch`, and so did since it last said so.
+    fn still_under(&self, epoch: u64) -> Result<(), PeerError> {
+        self.fence.enter(epoch).map(drop).map_err(|closed| match closed {
+            Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
+            Closed::Behind { epoch: own } => PeerError::Refused {
+                reason: "LAYOUT_UNKNOWN".to_owned(),
+                message: format!("epoch {epoch} is asked for, {own} is known"),
+            },
+        })
+    }
+
     /// Compares and moves safe points until told to stop.
     pub async fn run(self: Arc<Self>, closing: CancellationToken) {
         let mut comparisons = tokio::time::interval(self.settings.interval);
         comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last_round = Instant::now();
+        let interval = self.settings.round_interval;
+        let mut round_at = interval.map(|interval| Instant::now() + interval);
         loop {
             let work = async {
                 comparisons.tick().await;
+                self.exchange_damaged().await;
                 self.compare_all().await;
-                let due = |interval| last_round.elapsed() >= interval;
-                if self.settings.round_interval.is_some_and(due) {
-                    last_round = Instant::now();
-                    self.move_safe_points().await;
+                self.settle_floors().await;
+                let (Some(interval), Some(at)) = (interval, round_at) else { return };
+                if Instant::now() >= at {
+                    let wait = match self.move_safe_points().await {
+                        0 => interval,
+                        _ => self.settings.round_retry.min(interval),
+                    };
+                    round_at = Some(Instant::now() + wait);
                 }
             };
             tokio::select! {
                 () = work => {}
                 () = closing.cancelled() => return,
             }
+        }
+    }
+
+    /// Has what floors wait for flushed, when they have waited for long.
+    async fn settle_floors(&self) {
+        if self.layout().document().is_owned_by(self.node) {
+            // A node that is alone moves its safe points by itself.
+            return;
+        }
+        let store = Arc::clone(&self.store);
+        match self.work.run(move || store.settle_floors()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot flush what safe points wait for"),
+            Err(error) => tracing::error!(%error, "flushing for safe points panicked"),
         }
     }
 
@@ -211,7 +311,9 @@ impl AntiEntropy {
                 continue;
             }
             // The next interval tries again.
-            let _ = self.compare_with(peer, compare::Scope::all(&layout)).await;
+            let _ = self
+                .compare_with(peer, compare::Scope::all(&layout, self.settings.leaves_max))
+                .await;
         }
     }
 
@@ -229,13 +331,11 @@ impl AntiEntropy {
             }
             let scope = match partition {
                 Some(partition) => compare::Scope::of(vec![partition..=partition]),
-                None => compare::Scope::all(&layout),
+                None => compare::Scope::all(&layout, self.settings.leaves_max),
             };
             match self.compare_with(peer, scope).await {
                 Ok(summary) => {
-                    total.partitions = total.partitions.max(summary.partitions);
-                    total.rows += summary.rows;
-                    total.leaves_left += summary.leaves_left;
+                    total.add(summary);
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -251,6 +351,7 @@ impl AntiEntropy {
             Ok(summary) => {
                 self.counters.comparisons.fetch_add(1, Ordering::Relaxed);
                 self.counters.rows.fetch_add(summary.rows, Ordering::Relaxed);
+                self.counters.refused.fetch_add(summary.refused, Ordering::Relaxed);
                 if summary.rows > 0 {
                     tracing::info!(%peer, rows = summary.rows, "made rows equal");
                 }

@@ -8,23 +8,33 @@
 //! Replicas of a partition do not all hold the same tenants: the fourth holds only those with four
 //! replicas or more. So there is one hash for each number of replicas.
 //!
-//! 1. Hashes are brought up to date when they are asked for: leaves written to since are read
-//!    again. What was written before that began is in the answer.
-//! 2. A leaf that could not be read stays marked, and nobody gets a hash of it.
+//! A hash is taken under a floor: usually the partition's own. Beside a replica with a higher one
+//! it is taken under that one, and kept too: a floor that only one of the two has does not make
+//! them look different.
+//!
+//! 1. Hashes are brought up to date when they are asked for: leaves written to since, and those
+//!    that a higher floor changes, are read again. What was written before that began is in the
+//!    answer.
+//! 2. A leaf that could not be read stays marked, and nobody gets a hash of it. Nor of a damaged
+//!    partition.
+//! 3. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
+//!    is not known yet.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
-use crate::store::leaves::{LEAF_BITS, LEAVES, leaf_of, tokens_of};
-use crate::store::{EngineKey, KeyRange, RawRow, Result, Store};
+use crate::store::leaves::{DirtyLeaves, LEAF_BITS, LEAVES, leaf_of, tokens_of};
+use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store};
 
 /// Bytes of rows that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
-
+/// Leaves that are read in one go.
+const RUN_LEAVES: u32 = 1024;
 /// Hashes of leaves that hold nothing.
 const ZEROS: [u64; 64] = [0; 64];
 
@@ -32,12 +42,54 @@ const ZEROS: [u64; 64] = [0; 64];
 #[derive(Debug)]
 pub struct Trees {
     store: Arc<Store>,
-    /// By number of replicas. Held while leaves are read: one reader at a time.
-    hashes: Mutex<BTreeMap<u8, Box<[u64]>>>,
+    /// How long one call may read.
+    patience: Duration,
+    /// Held while leaves are read: one reader at a time.
+    hashes: Mutex<Hashes>,
+}
+
+/// By number of replicas.
+type Classes = BTreeMap<u8, Box<[u64]>>;
+
+/// Hashes under the own floors, and under another one for each partition.
+#[derive(Debug)]
+struct Hashes {
+    own: Classes,
+    /// By leaf: the least floor under which its hash may be another.
+    until: Box<[u64]>,
+    /// By leaf: the least floor under which a row of it may be forgotten.
+    purgeable_at: Box<[u64]>,
+    other: Classes,
+    /// By partition: the floor of `other`.
+    other_floors: BTreeMap<u32, u64>,
+    /// Leaves of `other` to be read again.
+    other_stale: DirtyLeaves,
+}
+
+/// Where the hashes of leaves go.
+struct Run<'h> {
+    leaves: Range<u32>,
+    floor: u64,
+    classes: &'h mut Classes,
+    /// `until` and `purgeable_at`, if they are of this floor.
+    bounds: Option<(&'h mut [u64], &'h mut [u64])>,
 }
 
 /// A row's key and digest, in key order within a leaf.
 pub type KeyDigests = Vec<(Vec<u8>, u64)>;
+
+/// A page of a leaf that is asked for.
+#[derive(Clone, Debug)]
+pub struct LeafPage {
+    /// Of the tenants that have so many replicas.
+    pub replicas: u8,
+    /// Which leaf.
+    pub leaf: u32,
+    /// Begin behind this engine key; empty: with the first.
+    pub after: Vec<u8>,
+    /// The floor to take digests under.
+    pub floor: u64,
+}
 
 /// The leaves of a partition.
 pub fn leaves_of(partition: u32, partition_bits: u32) -> Range<u32> {
@@ -45,107 +97,283 @@ pub fn leaves_of(partition: u32, partition_bits: u32) -> Range<u32> {
     partition << shift..(partition + 1) << shift
 }
 
+fn none() -> Box<[u64]> {
+    vec![u64::MAX; LEAVES].into()
+}
+
+fn indexes(leaves: &Range<u32>) -> Range<usize> {
+    leaves.start as usize..leaves.end as usize
+}
+
+/// One hash over those of some leaves; 0 if they hold nothing.
+fn root_of(hashes: &[u64]) -> u64 {
+    // In a small store this is most of them: a few comparisons of memory.
+    if hashes.chunks(ZEROS.len()).all(|some| *some == ZEROS[..some.len()]) {
+        return 0;
+    }
+    let mut root = Xxh3Default::new();
+    hashes.iter().for_each(|hash| root.update(&hash.to_le_bytes()));
+    root.digest().max(1)
+}
+
+impl Hashes {
+    /// The first of some leaves that is to be read again for this floor.
+    fn next_stale(&self, marks: &DirtyLeaves, leaves: Range<u32>, floor: u64) -> Option<u32> {
+        let marked = marks.next(leaves.clone());
+        let fresh = leaves.start..marked.unwrap_or(leaves.end);
+        let is_due = |until: &u64| *until <= floor;
+        let due = self.until[indexes(&fresh)].iter().position(is_due);
+        due.map(|at| leaves.start + at as u32).or(marked)
+    }
+}
+
 impl Trees {
     /// All leaves are unknown until they are asked for.
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store, hashes: Mutex::default() }
+    pub fn new(store: Arc<Store>, patience: Duration) -> Self {
+        let hashes = Hashes {
+            own: Classes::new(),
+            until: none(),
+            purgeable_at: none(),
+            other: Classes::new(),
+            other_floors: BTreeMap::new(),
+            other_stale: DirtyLeaves::all(),
+        };
+        Self { store, patience, hashes: Mutex::new(hashes) }
     }
 
-    /// The hashes of leaves, for tenants with `replicas` replicas. Reads what was written to since
-    /// the last call: run it where waiting for the disk is allowed.
+    /// When a call that begins now has to end.
+    fn deadline(&self) -> Duration {
+        self.store.environment().monotonic.elapsed().saturating_add(self.patience)
+    }
+
+    fn is_over(&self, deadline: Duration) -> bool {
+        self.store.environment().monotonic.elapsed() >= deadline
+    }
+
+    /// The hashes of a partition's leaves, for tenants with `replicas` replicas, under the higher
+    /// of `floor` and the own floor; and that floor. `None`: not all were read yet. Reads what was
+    /// written to since the last call: run it where waiting for the disk is allowed.
     ///
     /// # Errors
     /// A source that cannot be read, or a damaged partition.
-    pub fn hashes(&self, replicas: u8, leaves: Range<u32>) -> Result<Vec<u64>> {
-        let mut hashes = self.hashes.lock();
-        self.refresh(&mut hashes, leaves.clone())?;
-        let zeros = || vec![0; LEAVES].into();
-        let class = hashes.entry(replicas).or_insert_with(zeros);
-        Ok(class[leaves.start as usize..leaves.end as usize].to_vec())
+    pub fn hashes(
+        &self,
+        replicas: u8,
+        partition: u32,
+        floor: u64,
+    ) -> Result<Option<(Vec<u64>, u64)>> {
+        let own_floor = self.store.floor_of_partition(partition)?;
+        self.hashes_until(replicas, partition, (own_floor, floor), self.deadline())
     }
 
-    /// One hash over those of some leaves; 0 if they hold nothing.
+    /// [`Trees::hashes`] of a damaged partition, whose own floor counts as 0: for the exchange that
+    /// mends it.
+    ///
+    /// # Errors
+    /// A source that cannot be read.
+    pub fn hashes_of_damaged(
+        &self,
+        replicas: u8,
+        partition: u32,
+        floor: u64,
+    ) -> Result<Option<(Vec<u64>, u64)>> {
+        self.hashes_until(replicas, partition, (0, floor), self.deadline())
+    }
+
+    /// One hash for each partition, each under the higher of the floor named with it and the own
+    /// one; and that floor. `None` where a partition is damaged, cannot be read or was not read
+    /// yet.
+    pub fn roots(&self, replicas: u8, partitions: &[(u32, u64)]) -> Vec<Option<(u64, u64)>> {
+        let deadline = self.deadline();
+        let root = |(partition, floor): &(u32, u64)| {
+            let hashes = self
+                .store
+                .floor_of_partition(*partition)
+                .and_then(|own| self.hashes_until(replicas, *partition, (own, *floor), deadline));
+            let (hashes, floor) = hashes
+                .inspect_err(|error| tracing::debug!(partition, %error, "no hash"))
+                .ok()??;
+            Some((root_of(&hashes), floor))
+        };
+        partitions.iter().map(root).collect()
+    }
+
+    /// The least floor above the own one under which a row of a partition may be forgotten;
+    /// `u64::MAX`: none. `None`: not all was read yet.
     ///
     /// # Errors
     /// As [`Trees::hashes`].
-    pub fn root(&self, replicas: u8, leaves: Range<u32>) -> Result<u64> {
-        let hashes = self.hashes(replicas, leaves)?;
-        // In a small store this is most of them: a few comparisons of memory.
-        if hashes.chunks(ZEROS.len()).all(|some| *some == ZEROS[..some.len()]) {
-            return Ok(0);
+    pub fn purgeable_at(&self, partition: u32) -> Result<Option<u64>> {
+        let floor = self.store.floor_of_partition(partition)?;
+        let leaves = leaves_of(partition, self.store.partition_bits());
+        let mut hashes = self.hashes.lock();
+        if !self.refresh(&mut hashes, leaves.clone(), floor, self.deadline())? {
+            return Ok(None);
         }
-        let mut root = Xxh3Default::new();
-        hashes.iter().for_each(|hash| root.update(&hash.to_le_bytes()));
-        Ok(root.digest().max(1))
+        let least = hashes.purgeable_at[indexes(&leaves)].iter().min();
+        Ok(Some(least.copied().unwrap_or(u64::MAX)))
     }
 
-    fn refresh(&self, hashes: &mut BTreeMap<u8, Box<[u64]>>, leaves: Range<u32>) -> Result<()> {
+    fn hashes_until(
+        &self,
+        replicas: u8,
+        partition: u32,
+        (own_floor, floor): (u64, u64),
+        deadline: Duration,
+    ) -> Result<Option<(Vec<u64>, u64)>> {
+        let leaves = leaves_of(partition, self.store.partition_bits());
+        let mut hashes = self.hashes.lock();
+        if !self.refresh(&mut hashes, leaves.clone(), own_floor, deadline)? {
+            return Ok(None);
+        }
+        let zeros = || vec![0; LEAVES].into();
+        let own = hashes.own.entry(replicas).or_insert_with(zeros);
+        let mut all = own[indexes(&leaves)].to_vec();
+        if floor <= own_floor {
+            return Ok(Some((all, own_floor)));
+        }
+        if !self.refresh_other(&mut hashes, partition, leaves.clone(), floor, deadline)? {
+            return Ok(None);
+        }
+        let hashes = &mut *hashes;
+        let other = hashes.other.entry(replicas).or_insert_with(zeros);
+        for (hash, leaf) in all.iter_mut().zip(leaves) {
+            if hashes.until[leaf as usize] <= floor {
+                *hash = other[leaf as usize];
+            }
+        }
+        Ok(Some((all, floor)))
+    }
+
+    /// `false`: the time is over, and there is more to read.
+    fn refresh(
+        &self,
+        hashes: &mut Hashes,
+        leaves: Range<u32>,
+        floor: u64,
+        deadline: Duration,
+    ) -> Result<bool> {
         let marks = self.store.dirty_leaves();
         let mut leaf = leaves.start;
-        while let Some(first) = marks.next(leaf..leaves.end) {
-            marks.take(first);
-            leaf = first + 1;
-            while leaf < leaves.end && marks.take(leaf) {
-                leaf += 1;
+        while let Some(first) = hashes.next_stale(marks, leaf..leaves.end, floor) {
+            if self.is_over(deadline) {
+                return Ok(false);
             }
-            if let Err(error) = self.rehash(hashes, first..leaf) {
-                (first..leaf).for_each(|leaf| marks.mark_leaf(leaf));
+            leaf = first;
+            let is_stale =
+                |leaf: u32| marks.is_marked(leaf) || hashes.until[leaf as usize] <= floor;
+            let end = leaves.end.min(leaf + RUN_LEAVES);
+            let run = leaf..(leaf..end).find(|leaf| !is_stale(*leaf)).unwrap_or(end);
+            leaf = run.end;
+            run.clone().for_each(|leaf| {
+                marks.take(leaf);
+                hashes.other_stale.mark_leaf(leaf);
+            });
+            let into = Run {
+                leaves: run.clone(),
+                floor,
+                classes: &mut hashes.own,
+                bounds: Some((&mut hashes.until, &mut hashes.purgeable_at)),
+            };
+            if let Err(error) = self.rehash(into) {
+                run.for_each(|leaf| marks.mark_leaf(leaf));
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn rehash(&self, hashes: &mut BTreeMap<u8, Box<[u64]>>, leaves: Range<u32>) -> Result<()> {
-        for class in hashes.values_mut() {
-            class[leaves.start as usize..leaves.end as usize].fill(0);
+    /// As [`Trees::refresh`], for the hashes under a floor that others have.
+    fn refresh_other(
+        &self,
+        hashes: &mut Hashes,
+        partition: u32,
+        leaves: Range<u32>,
+        floor: u64,
+        deadline: Duration,
+    ) -> Result<bool> {
+        if hashes.other_floors.insert(partition, floor) != Some(floor) {
+            leaves.clone().for_each(|leaf| hashes.other_stale.mark_leaf(leaf));
+        }
+        for leaf in leaves {
+            let is_needed = hashes.until[leaf as usize] <= floor;
+            if !is_needed || !hashes.other_stale.is_marked(leaf) {
+                continue;
+            }
+            if self.is_over(deadline) {
+                return Ok(false);
+            }
+            let leaves = leaf..leaf + 1;
+            self.rehash(Run { leaves, floor, classes: &mut hashes.other, bounds: None })?;
+            hashes.other_stale.take(leaf);
+        }
+        Ok(true)
+    }
+
+    fn rehash(&self, run: Run<'_>) -> Result<()> {
+        let Run { leaves, floor, classes, mut bounds } = run;
+        for class in classes.values_mut() {
+            class[indexes(&leaves)].fill(0);
+        }
+        if let Some((until, purgeable_at)) = &mut bounds {
+            until[indexes(&leaves)].fill(u64::MAX);
+            purgeable_at[indexes(&leaves)].fill(u64::MAX);
         }
         let mut piece = Vec::new();
         let range = KeyRange::of_tokens(tokens_of(leaves.start).0, tokens_of(leaves.end - 1).1);
-        self.each_row(range, |key, digest| {
+        self.each_row(range, floor, |key, found| {
             let at = EngineKey::decode(key)?;
+            let leaf = leaf_of(at.token) as usize;
             let Some(replicas) = self.replicas_of(&at) else {
                 // Looked at again when its tenant is known.
-                self.store.dirty_leaves().mark_leaf(leaf_of(at.token));
+                self.store.dirty_leaves().mark_leaf(leaf as u32);
                 return Ok(true);
             };
-            piece.clear();
-            piece.extend_from_slice(key);
-            piece.extend_from_slice(&digest.to_le_bytes());
-            let class = hashes.entry(replicas).or_insert_with(|| vec![0; LEAVES].into());
-            class[leaf_of(at.token) as usize] ^= xxh3_64(&piece);
+            if let Some((until, purgeable_at)) = &mut bounds {
+                until[leaf] = until[leaf].min(found.until);
+                purgeable_at[leaf] = purgeable_at[leaf].min(found.purgeable_at);
+            }
+            if found.digest != 0 {
+                piece.clear();
+                piece.extend_from_slice(key);
+                piece.extend_from_slice(&found.digest.to_le_bytes());
+                let class = classes.entry(replicas).or_insert_with(|| vec![0; LEAVES].into());
+                class[leaf] ^= xxh3_64(&piece);
+            }
             Ok(true)
         })
     }
 
-    /// Up to `max` keys of a leaf with their digests, behind `after`, for tenants with `replicas`
-    /// replicas; and whether there are more.
+    /// Keys of a leaf with their digests, until there are `keys_max` or `bytes_max` bytes of them;
+    /// and whether there are more.
     ///
     /// # Errors
-    /// As [`Trees::hashes`].
+    /// A source that cannot be read.
     pub fn keys(
         &self,
-        replicas: u8,
-        leaf: u32,
-        after: &[u8],
-        max: usize,
+        page: LeafPage,
+        keys_max: usize,
+        bytes_max: usize,
     ) -> Result<(KeyDigests, bool)> {
-        let mut keys = Vec::new();
+        let LeafPage { replicas, leaf, after, floor } = page;
+        let (mut keys, mut bytes) = (Vec::new(), 0);
         let mut more = false;
         let (first, last) = tokens_of(leaf);
         let mut range = KeyRange::of_tokens(first, last);
         if !after.is_empty() {
-            range.start = range.start.max([after, &[0]].concat());
+            range.start = range.start.max([&after[..], &[0]].concat());
         }
-        self.each_row(range, |key, digest| {
+        self.each_row(range, floor, |key, found| {
             let is_one = self.replicas_of(&EngineKey::decode(key)?) == Some(replicas);
-            if is_one && keys.len() == max {
+            if found.digest == 0 || !is_one {
+                return Ok(true);
+            }
+            if keys.len() == keys_max || bytes >= bytes_max {
                 more = true;
                 return Ok(false);
             }
-            if is_one {
-                keys.push((key.to_vec(), digest));
-            }
+            bytes += key.len() + size_of::<u64>();
+            keys.push((key.to_vec(), found.digest));
             Ok(true)
         })?;
         Ok((keys, more))
@@ -160,14 +388,13 @@ impl Trees {
     fn each_row(
         &self,
         mut range: KeyRange,
-        mut each: impl FnMut(&[u8], u64) -> Result<bool>,
+        floor: u64,
+        mut each: impl FnMut(&[u8], FloorDigest) -> Result<bool>,
     ) -> Result<()> {
         loop {
             let page = self.store.rows_within(range.clone(), PAGE_BYTES)?;
             for (key, row) in page.rows {
-                let floor = self.store.floor_at(EngineKey::decode(&key)?.token)?;
-                let digest = self.store.digest(&RawRow { row: Some(row), floor })?;
-                if digest != 0 && !each(&key, digest)? {
+                if !each(&key, self.store.floor_digest(&row, floor)?)? {
                     return Ok(());
                 }
             }

@@ -31,7 +31,7 @@ use crate::engine::Position;
 use crate::proto;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::replication::lane::{Answers, Load, Parcel};
+use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::store::{Prepared, ShippedRow, Tenant, Written};
 
 /// How long beyond its deadline a batch waits for slow replicas.
@@ -157,8 +157,13 @@ impl Flight {
             }
         }
         let own = by_node.remove(&me);
-        for (node, items) in by_node {
-            self.send_to(node, items);
+        for (node, mut items) in by_node {
+            let rows: Vec<_> = items.iter().map(|index| self.items[*index].row.clone()).collect();
+            for count in messages_of(&rows) {
+                let rest = items.split_off(count);
+                self.send_to(node, items);
+                items = rest;
+            }
         }
         // The others first: the own log may be synced right here.
         match (own, position) {

@@ -38,7 +38,9 @@ impl Coordinator {
                 by_members.entry(members).or_default().push(place);
             }
             let epoch = layout.epoch();
-            let mut results = refused(mutations.len(), &Error::LayoutUnknown);
+            // What became of a way that ends without a word is not known.
+            let lost = Error::Lost { why: "forwarding it ended without an answer".to_owned() };
+            let mut results = refused(mutations.len(), &lost);
             let mut mutations: Vec<Option<Mutation>> = mutations.into_iter().map(Some).collect();
             let mut ways = JoinSet::new();
             for (members, places) in by_members {
@@ -69,7 +71,7 @@ impl Coordinator {
     ) -> Vec<Result<Written>> {
         let mut members: Vec<NodeId> =
             members.into_iter().filter(|node| self.is_up(*node)).collect();
-        members.sort_by_key(|node| self.scores.cost(*node));
+        members.sort_by_key(|node| self.scores.cost(node));
         let request = proto::BatchWriteRequest {
             tenant: tenant.name.clone(),
             mutations: group.iter().map(convert::forwarded).collect(),

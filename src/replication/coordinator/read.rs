@@ -8,12 +8,8 @@
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
 //! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
-//! 4. Of reads at ONE that this node answers by itself a small share is read again at QUORUM, with
-//!    nobody waiting: so replicas that nobody compares otherwise are compared where they are read.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,25 +17,18 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::read_key::{Group, ReadKey, Step, Word};
-use super::write::WriteOptions;
 use super::{Coordinator, LaneKind, Layout, Sets, count};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerError;
 use crate::proto;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::replication::lane::{Answers, Load, Parcel};
+use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::replication::level::Level;
-use crate::store::{Mutation, RawRow, ReadRow, Tenant, TenantId};
+use crate::store::{RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
-/// One of so many reads at ONE is checked.
-const CHECK_ONE_OF: u64 = 100;
-/// Checks under way at most; beyond, none is begun.
-pub(super) const CHECKS_MAX: usize = 32;
-/// How long a check may take.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a replica did not tell a row: those before it had filled the reply.
 pub(in crate::replication) const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
@@ -50,6 +39,15 @@ pub struct KeyRead {
     pub key: Vec<u8>,
     /// What the client has seen of it: no older row is answered.
     pub min_context: Option<Vec<u8>>,
+}
+
+/// What replicas are asked for beside the one that is asked for the row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Others {
+    /// Whether they hold the same.
+    Digests,
+    /// The row as well.
+    Rows,
 }
 
 /// How keys are read.
@@ -103,100 +101,6 @@ struct Sending {
 }
 
 impl Coordinator {
-    /// Reads a key right here, if that is all the level asks for: this node is the whole cluster,
-    /// or a replica at ONE. `None`: it takes others, see [`Coordinator::read`].
-    pub fn read_here(
-        self: &Arc<Self>,
-        tenant: &str,
-        read: &KeyRead,
-        level: Level,
-    ) -> Option<Result<ReadRow>> {
-        let layout = self.layout();
-        let is_solo = self.is_solo(&layout);
-        if !self.is_enough(&layout, is_solo, tenant, std::slice::from_ref(read), level) {
-            return None;
-        }
-        let _pass = self.fence.enter(layout.epoch()).ok()?;
-        let row = self.store.read(tenant, &read.key);
-        if !is_solo {
-            // Where the own copy cannot be read another one may do.
-            row.as_ref().ok()?;
-            self.check_sometimes(tenant, &read.key);
-        }
-        Some(row.map_err(Error::from))
-    }
-
-    /// As [`Coordinator::read_here`], for all of these keys or none of them. A whole batch is looked
-    /// up under one layout.
-    pub fn read_batch_here(
-        self: &Arc<Self>,
-        tenant: &str,
-        reads: &[KeyRead],
-        level: Level,
-    ) -> Option<Vec<Result<ReadRow>>> {
-        let layout = self.layout();
-        let is_solo = self.is_solo(&layout);
-        if !self.is_enough(&layout, is_solo, tenant, reads, level) {
-            return None;
-        }
-        let _pass = self.fence.enter(layout.epoch()).ok()?;
-        let keys: Vec<&[u8]> = reads.iter().map(|read| &read.key[..]).collect();
-        let rows = self.store.read_batch(tenant, &keys);
-        if !is_solo {
-            rows.iter().all(Result::is_ok).then_some(())?;
-            reads.iter().for_each(|read| self.check_sometimes(tenant, &read.key));
-        }
-        Some(rows.into_iter().map(|row| row.map_err(Error::from)).collect())
-    }
-
-    /// Whether this node's own word on these keys is all that is asked for.
-    fn is_enough(
-        &self,
-        layout: &Layout,
-        is_solo: bool,
-        tenant: &str,
-        reads: &[KeyRead],
-        level: Level,
-    ) -> bool {
-        if reads.iter().any(|read| read.min_context.is_some()) {
-            return false;
-        }
-        if is_solo {
-            return true;
-        }
-        if level != Level::One {
-            return false;
-        }
-        let Ok(tenant) = self.store.tenant(tenant) else { return false };
-        reads.iter().all(|read| {
-            let (_, sets) = self.sets(layout, &tenant, &read.key);
-            sets.current.contains(&self.node)
-                && self.store.check_undamaged(&tenant, &read.key).is_ok()
-        })
-    }
-
-    /// Reads one key of a hundred again at QUORUM, which repairs whoever is behind.
-    fn check_sometimes(self: &Arc<Self>, tenant: &str, key: &[u8]) {
-        let turn = self.reads_at_one.fetch_add(1, Ordering::Relaxed);
-        // Not every hundredth in turn: a client that reads a hundred keys over and over would have
-        // the same one checked for ever.
-        let is_chosen =
-            xxhash_rust::xxh3::xxh3_64(&turn.to_le_bytes()).is_multiple_of(CHECK_ONE_OF);
-        if !is_chosen || self.checks.available_permits() == 0 {
-            return;
-        }
-        let Ok(tenant) = self.store.tenant(tenant) else { return };
-        let (this, key) = (Arc::clone(self), key.to_vec());
-        tokio::spawn(async move {
-            let Ok(_place) = this.checks.try_acquire() else { return };
-            count(&this.counters.checks, 1);
-            let deadline = Instant::now() + CHECK_TIMEOUT;
-            let options = ReadOptions { level: Level::Quorum, deadline };
-            // Nobody waits for it: what cannot be checked now is checked another time.
-            let _ = this.read_raw(&tenant, vec![KeyRead { key, min_context: None }], options).await;
-        });
-    }
-
     /// Reads keys; each has its own outcome, in their order.
     pub async fn read(
         &self,
@@ -218,7 +122,7 @@ impl Coordinator {
             }
         }
         let keys: Vec<KeyRead> = wanted.iter().map(|(_, read)| read.clone()).collect();
-        let rows = self.read_raw(&tenant, keys, options).await;
+        let rows = self.read_raw(&tenant, keys, options, Others::Digests).await;
         for ((place, read), row) in wanted.into_iter().zip(rows) {
             let shown =
                 row.and_then(|raw| Ok(self.store.show(&tenant, &read.key, raw.row.as_deref())?));
@@ -242,6 +146,7 @@ impl Coordinator {
         tenant: &Tenant,
         reads: Vec<KeyRead>,
         options: ReadOptions,
+        others: Others,
     ) -> Vec<Result<RawRow>> {
         if reads.is_empty() {
             return Vec::new();
@@ -249,7 +154,7 @@ impl Coordinator {
         loop {
             let layout = self.layout();
             let Stale { from, epoch } =
-                match self.read_under(&layout, tenant, &reads, options).await {
+                match self.read_under(&layout, tenant, &reads, options, others).await {
                     Ok(rows) => return rows,
                     Err(stale) => stale,
                 };
@@ -296,6 +201,7 @@ impl Coordinator {
         tenant: &Tenant,
         reads: &[KeyRead],
         options: ReadOptions,
+        others: Others,
     ) -> Result<Vec<Result<RawRow>>, Stale> {
         let (replicas, group_of) = self.replicas(layout, tenant, reads, options.level);
         let reachable = replicas.iter().map(|(sets, _)| self.check_reachable(sets, options.level));
@@ -309,7 +215,10 @@ impl Coordinator {
             candidates,
         });
         let (told, mut heard) = mpsc::unbounded_channel();
-        let key = |read: &KeyRead| ReadKey::new(read.key.clone(), read.min_context.clone());
+        let key = |read: &KeyRead| {
+            let wants_rows = others == Others::Rows;
+            ReadKey::new(read.key.clone(), read.min_context.clone(), wants_rows)
+        };
         let mut reading = Reading {
             coordinator: self,
             tenant,
@@ -351,58 +260,9 @@ impl Coordinator {
         nodes.sort_by_cached_key(|node| {
             let is_new = !sets.current.contains(node);
             let is_old = sets.next.as_ref().is_some_and(|next| !next.contains(node));
-            (is_new, *node != self.node, is_old, self.scores.cost(*node))
+            (is_new, *node != self.node, is_old, self.scores.cost(node))
         });
         nodes
-    }
-
-    /// Asks a quorum which of the idempotency keys of a last-write-wins batch it knows, and takes
-    /// their rows over. Says which writes failed by that.
-    pub(super) async fn learn_tokens(
-        &self,
-        tenant: &Tenant,
-        batch: &[Mutation],
-        options: WriteOptions,
-    ) -> BTreeMap<usize, Error> {
-        let tokened = |mutation: &&Mutation| mutation.idempotency_key.is_some();
-        let (mut places, mut reads) = (Vec::new(), Vec::new());
-        let mut failed = BTreeMap::new();
-        let layout = self.layout();
-        for (place, mutation) in batch.iter().enumerate().filter(|(_, one)| tokened(one)) {
-            let (_, sets) = self.sets(&layout, tenant, &mutation.key);
-            // Who coordinates asks; a forwarded write is asked for there.
-            if !sets.contains(self.node) {
-                continue;
-            }
-            match self.store.limits().check_key(&mutation.key) {
-                Ok(()) => {
-                    places.push(place);
-                    reads.push(KeyRead { key: mutation.key.clone(), min_context: None });
-                }
-                Err(error) => {
-                    failed.insert(place, error.into());
-                }
-            }
-        }
-        let options = ReadOptions { level: Level::Quorum, deadline: options.deadline };
-        let rows = self.read_raw(tenant, reads, options).await;
-        let mut known: Vec<(TenantId, Vec<u8>, Vec<u8>)> = Vec::new();
-        for (place, row) in places.into_iter().zip(rows) {
-            match row {
-                Ok(RawRow { row: Some(row), .. }) => {
-                    known.push((tenant.id, batch[place].key.clone(), row));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    failed.insert(place, error.not_applied());
-                }
-            }
-        }
-        if !known.is_empty() {
-            // Only for the read that makes the write: nobody relies on it being durable.
-            self.store.submit_rows(&known, Box::new(|_| {}));
-        }
-        failed
     }
 }
 
@@ -529,9 +389,14 @@ impl Reading<'_> {
                 key: self.keys[*index].key.clone().into(),
                 row,
             };
-            let rows = items.iter().zip(rows).map(state).collect();
-            let load = Load::Rows(rows, proto::RowsCause::ReadRepair);
-            self.send_to(node, LaneKind::Rows, load, items);
+            let mut rows: Vec<proto::RowState> = items.iter().zip(rows).map(state).collect();
+            let mut items = items;
+            for count in messages_of(&rows) {
+                let rest = (items.split_off(count), rows.split_off(count));
+                let load = Load::Rows(rows, proto::RowsCause::ReadRepair);
+                self.send_to(node, LaneKind::Rows, load, items);
+                (items, rows) = rest;
+            }
         }
     }
 
@@ -610,7 +475,7 @@ impl Reading<'_> {
     /// How long the slowest of those asked takes for nearly all its answers.
     fn slow_after(&self) -> Duration {
         let asked = self.keys.iter().flat_map(ReadKey::waits_for);
-        let p95 = asked.map(|node| self.coordinator.scores.p95(node)).max();
+        let p95 = asked.map(|node| self.coordinator.scores.p95(&node)).max();
         p95.unwrap_or_default().max(HEDGE_MIN)
     }
 

@@ -56,6 +56,9 @@ pub(super) struct ReadKey {
     pub key: Vec<u8>,
     /// What the client has seen.
     pub min_context: Option<Vec<u8>>,
+    /// Digests tell nothing of tokens whose versions are gone: who wants to know of those asks
+    /// everybody for whole rows.
+    pub wants_rows: bool,
     pub words: BTreeMap<NodeId, Word>,
     /// Why the last replica that failed did.
     pub why: String,
@@ -76,10 +79,11 @@ pub(super) struct Group<'g> {
 }
 
 impl ReadKey {
-    pub fn new(key: Vec<u8>, min_context: Option<Vec<u8>>) -> Self {
+    pub fn new(key: Vec<u8>, min_context: Option<Vec<u8>>, wants_rows: bool) -> Self {
         Self {
             key,
             min_context,
+            wants_rows,
             words: BTreeMap::new(),
             why: String::new(),
             joined: None,
@@ -178,7 +182,10 @@ impl ReadKey {
         if let Some(fetch) = self.fetch() {
             return Ok(fetch);
         }
-        if self.is_fetching() {
+        // A slow one is waited for only where the others are too few without it.
+        let has_told = |node| self.has_answered(node) && !self.is_fetching(node);
+        let has_row = self.joined.is_some() || !self.rows.is_empty();
+        if !has_row || lacks(&has_told).is_some() {
             return Ok(Step::Wait);
         }
         self.settle(group)
@@ -196,11 +203,11 @@ impl ReadKey {
         let fresh = |node: &&NodeId| !self.words.contains_key(node);
         let node = group.candidates.iter().filter(fresh).find(|node| wanted(node))?;
         let has_row = |word: &Word| matches!(word, Word::Asked(true) | Word::Row { .. });
-        Some(Step::Ask(*node, !self.words.values().any(has_row)))
+        Some(Step::Ask(*node, self.wants_rows || !self.words.values().any(has_row)))
     }
 
-    fn is_fetching(&self) -> bool {
-        self.words.values().any(|word| matches!(word, Word::Fetching))
+    fn is_fetching(&self, node: NodeId) -> bool {
+        matches!(self.words.get(&node), Some(Word::Fetching))
     }
 
     /// Whose rows are needed, if digests do not settle it.
@@ -221,7 +228,7 @@ impl ReadKey {
         let whole = match first {
             Some(_) => pick(&differs),
             // The one that was asked for the row failed; any other will do.
-            None if self.joined.is_none() && !self.is_fetching() => {
+            None if self.joined.is_none() && !self.words.keys().any(|n| self.is_fetching(*n)) => {
                 pick(&is_digest).into_iter().take(1).collect()
             }
             None => Vec::new(),
@@ -237,7 +244,10 @@ impl ReadKey {
         drop(rows);
         self.joined = Some(joined.clone());
         let mut behind = Vec::new();
-        for (node, word) in &self.words {
+        // Where the floors prove that nothing is left there is nothing to send either: who still
+        // holds what they call dead forgets it by himself.
+        let words = self.words.iter().filter(|_| joined.row.is_some());
+        for (node, word) in words {
             let (held, floor) = match word {
                 Word::Row { raw, digest } => (*digest, raw.floor),
                 Word::Digest { digest, floor } | Word::Repaired { digest, floor } => {
@@ -266,8 +276,13 @@ impl ReadKey {
             self.words.extend(behind);
             return Ok(Step::Repair(nodes, joined));
         }
-        let is_repairing = self.words.values().any(|word| matches!(word, Word::Repairing { .. }));
-        Ok(if is_repairing { Step::Wait } else { Step::Done(joined, nodes) })
+        let holds_it = |node: NodeId| {
+            let word = self.words.get(&node);
+            matches!(word, Some(Word::Row { .. } | Word::Digest { .. } | Word::Repaired { .. }))
+        };
+        // Who is slow to take its repair is waited for only where it is needed.
+        let is_read = lacking(group.sets, group.level, holds_it).is_none();
+        Ok(if is_read { Step::Done(joined, nodes) } else { Step::Wait })
     }
 
     /// Asks one more, for what the client has seen and the answers do not show.

@@ -66,13 +66,9 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
     loop {
         tokio::select! {
             biased;
+            // What is rarely ready first: while one node is away there is always one more hint,
+            // and the others' would never be delivered.
             () = &mut closing, if !missed.is_closed() => missed.close(),
-            received = missed.recv_many(&mut rows, WRITE_ROWS_MAX) => {
-                if received == 0 {
-                    return;
-                }
-                hints.write(std::mem::take(&mut rows));
-            }
             Some(Ok(ended)) = streams.join_next() => {
                 busy.remove(&ended.target);
                 if let Some(target) = targets.get_mut(&ended.target) {
@@ -91,6 +87,12 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
                         streams.spawn(deliver(Arc::clone(&hints), node, window_bytes));
                     }
                 }
+            }
+            received = missed.recv_many(&mut rows, WRITE_ROWS_MAX) => {
+                if received == 0 {
+                    return;
+                }
+                hints.write(std::mem::take(&mut rows));
             }
         }
     }

@@ -49,6 +49,8 @@ pub struct World {
     /// Ordered pairs that do not hear each other.
     cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
     down: Mutex<BTreeSet<NodeId>>,
+    /// What gets lost on its way, by receiver and kind.
+    lost: Mutex<BTreeSet<(NodeId, &'static str)>>,
     handlers: Mutex<BTreeMap<NodeId, Arc<dyn PeerHandler>>>,
     layout: watch::Sender<Arc<Layout>>,
     /// Messages by receiver and kind.
@@ -108,6 +110,11 @@ impl World {
         self.down.lock().remove(&node);
     }
 
+    /// Requests of a kind do not arrive any more.
+    pub fn lose(&self, to: NodeId, kind: &'static str) {
+        self.lost.lock().insert((to, kind));
+    }
+
     pub fn sent_to(&self, node: NodeId, kind: &'static str) -> u64 {
         self.sent.lock().get(&(node, kind)).copied().unwrap_or(0)
     }
@@ -153,7 +160,8 @@ impl Peers for Links {
         *world.sent.lock().entry((to, kind_of(&request))).or_default() += 1;
         let there = async move {
             let handler = world.handlers.lock().get(&to).cloned();
-            if !world.travel(from, to).await {
+            let is_lost = world.lost.lock().contains(&(to, kind_of(&request)));
+            if is_lost || !world.travel(from, to).await {
                 return std::future::pending().await;
             }
             let handler = handler.expect("every node was started");
@@ -390,6 +398,7 @@ impl Cluster {
             handlers: Mutex::default(),
             layout: watch::Sender::new(layout(1, owners, None)),
             sent: Mutex::default(),
+            lost: Mutex::default(),
             calls: AtomicU64::new(0),
         });
         let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
@@ -533,6 +542,7 @@ impl Node {
             hints: Some(sender),
             lingering_max: 1000,
             work: Work::Inline,
+            pages_max: 4,
         });
         let replica = Replica::new(
             id,

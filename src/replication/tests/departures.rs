@@ -230,8 +230,9 @@ async fn safe_points_of_partitions_that_went_are_reset() {
     cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
     let store = &cluster.nodes[2].store;
     let time = crate::causality::clock::time_of_ms(T0_MS - 1000);
-    store.fence(0..=3, time).expect("fenced");
-    store.install_floor(0..=3, time).expect("installed");
+    let all = [0..=3];
+    let was = store.fence(&all, time).expect("fenced");
+    assert!(store.install_floor(&all, time, was).expect("installed"));
     cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2, 3]);
     run_departures(&cluster, 10).await;
     assert_eq!(store.floor_at(0).expect("sound"), 0);

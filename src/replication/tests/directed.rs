@@ -270,6 +270,43 @@ async fn a_retry_of_a_replaced_last_write_wins_write_changes_nothing() {
     assert_eq!(values(&row), ["new"]);
 }
 
+/// The retry goes to a node that has the later write and not the one that is retried: its digest is
+/// that of the others, who know more.
+#[tokio::test(start_paused = true)]
+async fn a_retry_asks_for_what_digests_do_not_tell() {
+    let cluster = Cluster::new(3, 42);
+    let write = |at, mutation| cluster.write(at, LWW, Level::Quorum, mutation);
+    cluster.world.take_down(id(2));
+    write(0, once("k", "old", "t1")).await.expect("two are up");
+    cluster.world.bring_up(id(2));
+    cluster.world.clock.advance_ms(5);
+    cluster.write(1, LWW, Level::All, put("k", "new")).await.expect("three are up");
+    let digests = cluster.digests(LWW, "k");
+    assert!(digests.iter().all(|digest| *digest == digests[0]), "they look equal");
+    cluster.world.clock.advance_ms(5);
+    let again = write(2, once("k", "old", "t1")).await.expect("three are up");
+    assert!(again.duplicate);
+    let row = cluster.read(0, LWW, Level::All, "k", None).await.expect("three are up");
+    assert_eq!(values(&row), ["new"]);
+}
+
+/// One that was asked for its row, or sent a repair, and then is silent: the others are a quorum.
+#[tokio::test(start_paused = true)]
+async fn who_falls_silent_in_the_middle_of_a_read_is_not_waited_for() {
+    let cluster = Cluster::new(3, 43);
+    cluster.world.isolate(id(1), &cluster.ids());
+    cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two hear each other");
+    cluster.world.heal();
+    // Who is behind answers, and its disk hangs when it is sent the repair.
+    cluster.world.lose(id(1), "write");
+    let began = tokio::time::Instant::now();
+    for _ in 0..10 {
+        let row = cluster.get(0, Level::Quorum, "k").await.expect("two of three hold it");
+        assert_eq!(values(&row), ["v"]);
+    }
+    assert!(began.elapsed() < SECOND * 2, "{:?}", began.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_later_last_write_wins_on_every_node() {
     let cluster = Cluster::new(3, 18);
@@ -344,5 +381,11 @@ async fn a_cluster_of_one_goes_straight_to_its_store() {
     let read = KeyRead { key: b"k".to_vec(), min_context: None };
     let row = cluster.nodes[0].coordinator.read_here("default", &read, Level::All);
     assert_eq!(values(&row.expect("here").expect("readable")), ["v"]);
+    let reads = ["none", "k", ""].map(|key| KeyRead { key: key.into(), min_context: None });
+    let rows = cluster.nodes[0].coordinator.read_batch_here("default", &reads, Level::All);
+    let rows = rows.expect("here");
+    assert!(rows[2].is_err(), "the empty key has its own error");
+    let found = [&rows[0], &rows[1]].map(|row| values(row.as_ref().expect("readable")).len());
+    assert_eq!(found, [0, 1]);
     assert_eq!(tokio::time::Instant::now().elapsed(), Duration::ZERO);
 }

@@ -187,9 +187,18 @@ impl PeerClient {
     }
 }
 
+/// A call that was given less time than this says nothing of a peer that did not answer it: one
+/// client's short deadlines must not keep everybody else's calls from a node that is well.
+const JUDGED_FROM: Duration = Duration::from_millis(500);
+
 /// A refusal is an answer: the peer lives. A full queue says nothing of it.
-fn tell(permit: Permit<'_>, error: Option<&PeerError>) {
+fn tell(permit: Permit<'_>, error: Option<&PeerError>, timeout: Duration) {
     match error {
+        Some(PeerError::Unreachable { .. } | PeerError::NoAnswer { .. })
+            if timeout < JUDGED_FROM =>
+        {
+            drop(permit);
+        }
         Some(PeerError::Unreachable { .. } | PeerError::NoAnswer { .. }) => permit.failed(),
         Some(PeerError::Overloaded { .. }) => drop(permit),
         _ => permit.succeeded(),
@@ -218,7 +227,7 @@ impl Peers for PeerClient {
         };
         let answer = self.ask(&node.links[class as usize], epoch, request, timeout).await;
         if let Some(permit) = permit {
-            tell(permit, answer.as_ref().err());
+            tell(permit, answer.as_ref().err(), timeout);
         }
         answer.map(|(_, reply)| reply)
     }

@@ -148,7 +148,7 @@ fn a_visit_ends_before_a_partition_that_has_lost_data() {
     };
     let (last, middle) = (partitions - 1, partitions / 2);
     for damaged in [last, middle] {
-        store.mark_damaged(damaged, &[7]).unwrap();
+        store.mark_damaged(damaged..=damaged, &[7]).unwrap();
         let (rows, next) = visit(&plan.range, OnDamage::Stop).unwrap();
         assert_eq!(next, Some(start(damaged)));
         let (all, end) = visit(&plan.range, OnDamage::Show).unwrap();

@@ -267,10 +267,15 @@ async fn an_epoch_ahead_of_the_own_is_heard_of() {
 async fn a_peer_that_does_not_answer_is_left_alone_except_for_the_control_class() {
     let (world, _) = World::in_memory();
     let (one, two) = pair(&world).await;
-    for _ in 0..20 {
-        let late = one.ask_within(&two, "hold", Duration::from_millis(10)).await;
-        assert!(matches!(late, Err(PeerError::NoAnswer { .. })), "{late:?}");
-    }
+    let hold = async |timeout| {
+        let calls = (0..20).map(|_| one.ask_within(&two, "hold", timeout));
+        for late in futures_util::future::join_all(calls).await {
+            assert!(matches!(late, Err(PeerError::NoAnswer { .. })), "{late:?}");
+        }
+    };
+    hold(Duration::from_millis(10)).await;
+    assert_eq!(one.client.breaker(two.node), Some(State::Closed), "nobody could do it in time");
+    hold(Duration::from_millis(600)).await;
     assert_eq!(one.client.breaker(two.node), Some(State::Open));
     let refused = one.ask(&two, "hello").await.expect_err("open");
     assert!(!refused.may_have_run() && refused.to_string().contains("breaker"), "{refused}");
