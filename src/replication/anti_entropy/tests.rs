@@ -310,6 +310,7 @@ impl Trio {
             liveness: link,
             hints: None,
             lingering_max: 10,
+            pages_max: 4,
             work: Work::Inline,
         });
         let failure = |error: &error::Error| proto::Failure {
