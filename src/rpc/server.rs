@@ -2,7 +2,7 @@
 //!
 //! Stopping: health says NOT_SERVING and long streams end, then clients' connections are told to
 //! go and their calls in flight finish. Peers are answered until after that: a write in flight here
-//! may need theirs, and they must hear that the node goes. What is left after the time given is cut.
+//! may need theirs, and they must hear that the node goes. What is left after that is cut.
 
 use std::io;
 use std::net::SocketAddr;

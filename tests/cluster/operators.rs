@@ -1,5 +1,5 @@
-//! Changes of the layout as operators make them: by commands and their exit codes, and by SIGTERM in
-//! a pod.
+//! Changes of the layout as operators make them: by commands and their exit codes, and by SIGTERM
+//! in a pod.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -7,10 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use pairdb::proto;
+use pairdb::proto::admin_client::AdminClient;
+use pairdb::proto::key_value_client::KeyValueClient;
+
 use crate::nodes::{Nodes, values};
 
 /// Begun, and not ended yet.
 const UNDER_WAY: i32 = 7;
+
+/// One of the first three nodes, not the first and not the one that leads the layout's group: a
+/// change can be decided without it.
+fn follower(nodes: &Nodes) -> usize {
+    let status = json(nodes, 0, &["status"]);
+    let all = status["nodes"].as_array().expect("nodes");
+    let leads = |at: &usize| {
+        let name = format!("n{at}");
+        let node = all.iter().find(|node| node["name"] == name.as_str());
+        node.expect("it is a member")["node_id"] == status["layout"]["leader"]
+    };
+    [1, 2].into_iter().find(|at| !leads(at)).expect("one of two")
+}
 
 fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
     nodes.json(at, &[arguments, &["--output", "json"]].concat())
@@ -104,7 +121,8 @@ fn a_drain_that_waits_says_so_and_is_called_off() {
     nodes.join();
     nodes.wait_until_stable(0, 4);
     nodes.write_keys("key", 10, 0);
-    nodes.pause(1);
+    let paused = follower(&nodes);
+    nodes.pause(paused);
     let begun = nodes.run(0, &["drain", "n3"]);
     assert_eq!(begun.code, 0, "{}", begun.stderr);
     let status = json(&nodes, 0, &["drain", "n3", "--status"]);
@@ -114,7 +132,7 @@ fn a_drain_that_waits_says_so_and_is_called_off() {
     let late = nodes.run(0, &["layout", "commit", "--weight", "n0=2"]);
     assert!(late.stderr.contains("TRANSITION_IN_PROGRESS"), "{}", late.stderr);
     assert_eq!(json(&nodes, 0, &["drain", "n3", "--cancel"])["phase"], "staying");
-    nodes.resume(1);
+    nodes.resume(paused);
     nodes.wait_until_stable(0, 4);
     let late = nodes.run(0, &["layout", "commit", "--weight", "n0=2", "--wait", "--timeout", "1s"]);
     assert!([0, UNDER_WAY].contains(&late.code), "{}: {}", late.code, late.stderr);
@@ -186,7 +204,8 @@ fn a_pod_that_is_wanted_again_in_mid_drain_stays() {
     let written = nodes.write_keys("key", 10, fourth);
     // One of those who would merge its rows does not: the drain cannot end.
     replicas.store(3, Ordering::SeqCst);
-    nodes.pause(1);
+    let paused = follower(&nodes);
+    nodes.pause(paused);
     nodes.signal(fourth);
     let end = Instant::now() + Duration::from_secs(30);
     while json(&nodes, 0, &["drain", "n3", "--status"])["phase"] != "merging" {
@@ -195,8 +214,47 @@ fn a_pod_that_is_wanted_again_in_mid_drain_stays() {
     }
     replicas.store(4, Ordering::SeqCst);
     assert_eq!(nodes.wait(fourth), 0, "it is a restart after all");
-    nodes.resume(1);
+    nodes.resume(paused);
     nodes.restart_with(fourth, &settings);
     nodes.wait_until_stable(0, 4);
     nodes.wait_until_equal(&written, fourth, Duration::from_secs(60));
+}
+
+/// A copy ends when its caller goes; the cursor of the last answer goes on behind it, and nothing
+/// is counted twice or left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_interrupted_goes_on_behind_the_page_it_reached() {
+    let nodes = Nodes::start(2);
+    let channel = tonic::transport::Channel::from_shared(nodes.endpoint(0)).expect("an endpoint");
+    let channel = channel.connect().await.expect("it listens");
+    let mut clients = KeyValueClient::new(channel.clone());
+    for n in 0..40 {
+        let request = proto::WriteRequest {
+            tenant: "default".to_owned(),
+            key: format!("key-{n}").into(),
+            value: vec![b'v'; 100_000].into(),
+            ..Default::default()
+        };
+        clients.write(request).await.expect("written");
+    }
+    let mut admin = AdminClient::new(channel);
+    let mut request = proto::ReplicateDataRequest { to: "n1".to_owned(), ..Default::default() };
+    let (mut keys, mut calls) = (0, 0);
+    loop {
+        calls += 1;
+        let mut pages = admin.replicate_data(request.clone()).await.expect("begins").into_inner();
+        let page = pages.message().await.expect("answered").expect("a page");
+        assert_eq!((page.refused, page.elsewhere), (0, 0), "{}", page.refusal);
+        assert_eq!(page.digest, page.digest_there);
+        keys += page.keys;
+        if page.cursor.is_empty() {
+            break;
+        }
+        request.cursor = page.cursor;
+    }
+    assert!(calls > 2, "{calls} pages");
+    assert_eq!(keys, 40);
+    request.to = "n0".to_owned();
+    let refused = admin.replicate_data(request).await.expect_err("the cursor is of another copy");
+    assert!(refused.message().contains("the receiver is the node"), "{refused}");
 }
