@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use pairdb::client::{Client, Options};
 use pairdb::proto;
 use pairdb::proto::key_value_client::KeyValueClient;
 use parking_lot::Mutex;
@@ -81,6 +82,8 @@ pub struct Outcome {
 /// Connections to some nodes.
 pub struct Target {
     clients: Vec<KeyValueClient<Channel>>,
+    /// Takes all calls instead, to nodes that hold the keys.
+    direct: Option<Client>,
     /// What the last answer for each key of [`SIBLINGS`] said that a client has seen: each write
     /// replaces the one before.
     contexts: Vec<Mutex<Bytes>>,
@@ -89,7 +92,21 @@ pub struct Target {
 
 impl Target {
     /// Connects to those of the nodes.
-    pub async fn connect(nodes: &Nodes, which: Range<usize>, value_bytes: usize) -> Arc<Self> {
+    pub async fn connect(
+        nodes: &Nodes,
+        which: Range<usize>,
+        value_bytes: usize,
+        direct: bool,
+    ) -> Arc<Self> {
+        let options = || Options {
+            endpoints: which.clone().map(|at| nodes.endpoint(at)).collect(),
+            channels: CONNECTIONS,
+            direct: true,
+            // As the plain clients: without idempotency keys.
+            retries_max: 0,
+            ..Options::default()
+        };
+        let direct = direct.then(|| Client::new(options()).expect("addresses"));
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
             for at in which.clone() {
@@ -98,7 +115,7 @@ impl Target {
             }
         }
         let contexts = (0..KEYS).map(|_| Mutex::default()).collect();
-        Arc::new(Self { clients, contexts, value: Bytes::from(vec![b'v'; value_bytes]) })
+        Arc::new(Self { clients, direct, contexts, value: Bytes::from(vec![b'v'; value_bytes]) })
     }
 
     /// Writes every key of a tenant once.
@@ -151,7 +168,7 @@ impl Target {
                 Ok(()) => {
                     outcome.latency_ns.saturating_record((now - began).as_nanos() as u64);
                 }
-                Err(_) => outcome.failed += 1,
+                Err(()) => outcome.failed += 1,
             }
             began = now;
         }
@@ -163,14 +180,17 @@ impl Target {
         client: &mut KeyValueClient<Channel>,
         load: Load,
         i: u64,
-    ) -> Result<(), tonic::Status> {
+    ) -> Result<(), ()> {
         let read = proto::ReadRequest {
             tenant: load.tenant.to_owned(),
             key: Bytes::copy_from_slice(&keys::key(i)),
             consistency: load.consistency(),
             ..Default::default()
         };
-        let row = client.read(read).await?.into_inner();
+        let row = match &self.direct {
+            Some(direct) => direct.read_as(read).await.map_err(drop)?,
+            None => client.read(read).await.map_err(drop)?.into_inner(),
+        };
         assert_eq!(row.siblings.len(), 1, "every key was written, and each write replaced one");
         Ok(())
     }
@@ -180,7 +200,7 @@ impl Target {
         client: &mut KeyValueClient<Channel>,
         load: Load,
         i: u64,
-    ) -> Result<(), tonic::Status> {
+    ) -> Result<(), ()> {
         let context = &self.contexts[i as usize];
         let has_context = load.tenant == SIBLINGS;
         let write = proto::WriteRequest {
@@ -191,7 +211,10 @@ impl Target {
             consistency: load.consistency(),
             ..Default::default()
         };
-        let written = client.write(write).await?.into_inner();
+        let written = match &self.direct {
+            Some(direct) => direct.write(write).await.map_err(drop)?,
+            None => client.write(write).await.map_err(drop)?.into_inner(),
+        };
         if has_context {
             *context.lock() = written.context;
         }

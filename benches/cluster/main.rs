@@ -1,13 +1,14 @@
 //! What a cluster costs and how it bears a loss:
-//! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]`.
+//! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]
+//! [--direct 1]`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
-//! the named level go to all nodes in turn. Each workload prints a line of JSON: operations a
-//! second, latencies, and for one operation, summed over the nodes: CPU time, requests between
-//! nodes, syncs, bytes of the log, bytes over loopback (clients' and peers', both ways counted
-//! once; everything else on the machine's loopback counts too). Then the cluster is left alone, and
-//! from three nodes on one is killed under load and started again. benches/README.md says how to
-//! read it.
+//! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
+//! workload prints a line of JSON: operations a second, latencies, and for one operation, summed
+//! over the nodes: CPU time, requests between nodes, syncs, bytes of the log, bytes over loopback
+//! (clients' and peers', both ways counted once; everything else on the machine's loopback counts
+//! too). Then the cluster is left alone, and from three nodes on one is killed under load and
+//! started again. benches/README.md says how to read it.
 
 mod figures;
 #[path = "../common/keys.rs"]
@@ -41,12 +42,14 @@ struct Arguments {
     time: Duration,
     concurrency: u64,
     value_bytes: usize,
+    direct: bool,
 }
 
 impl Arguments {
     fn parse() -> Self {
         let time = Duration::from_secs(5);
-        let mut parsed = Self { nodes: vec![1, 3, 5], time, concurrency: 64, value_bytes: 1024 };
+        let mut parsed =
+            Self { nodes: vec![1, 3, 5], time, concurrency: 64, value_bytes: 1024, direct: false };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {
             let given = all.next().unwrap_or_else(|| panic!("{argument} needs a value"));
@@ -58,6 +61,7 @@ impl Arguments {
                 "--seconds" => parsed.time = Duration::from_secs(figure(&given) as u64),
                 "--concurrency" => parsed.concurrency = figure(&given).max(1) as u64,
                 "--value" => parsed.value_bytes = figure(&given),
+                "--direct" => parsed.direct = figure(&given) > 0,
                 _ => panic!("{argument} is not known"),
             }
         }
@@ -116,7 +120,12 @@ fn idle(nodes: &Nodes) {
 fn lose_one(runtime: &Runtime, nodes: &mut Nodes, load: Load, arguments: &Arguments) {
     let victim = nodes.len() - 1;
     // Clients of a node that is gone go elsewhere; what is shown is how the others bear it.
-    let left = runtime.block_on(Target::connect(nodes, 0..victim, arguments.value_bytes));
+    let left = runtime.block_on(Target::connect(
+        nodes,
+        0..victim,
+        arguments.value_bytes,
+        arguments.direct,
+    ));
     let second = Duration::from_secs(1);
     let healthy = runtime.block_on(left.run(load, arguments.time));
     nodes.kill(victim);
@@ -158,7 +167,7 @@ fn main() {
     for &count in &arguments.nodes {
         let mut nodes = Nodes::start(count);
         nodes.ok(0, &["tenant", "create", load::LWW, "--mode", "last-write-wins"]);
-        let all = Target::connect(&nodes, 0..count, arguments.value_bytes);
+        let all = Target::connect(&nodes, 0..count, arguments.value_bytes, arguments.direct);
         let all = runtime.block_on(all);
         let load = |shape, tenant, level| Load { shape, tenant, level, concurrency };
         for tenant in [load::LWW, load::SIBLINGS] {

@@ -129,4 +129,11 @@ impl KeyValue for Echo {
     ) -> Result<Response<proto::GetKeyRangeResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
+
+    async fn topology(
+        &self,
+        _request: Request<proto::TopologyRequest>,
+    ) -> Result<Response<proto::TopologyResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
 }

@@ -187,6 +187,8 @@ async fn plan(args: &RunArgs, options: &Options, recorder: &Recorder) -> Result<
         levels: args.levels.iter().map(level).collect(),
         pause_max: args.pause,
         ttl_max: Duration::ZERO,
+        deletes_percent: 10,
+        tokens_percent: 60,
     })
 }
 

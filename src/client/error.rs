@@ -107,6 +107,26 @@ impl Error {
         }
     }
 
+    /// The error of each item of a part of a batch that failed as a whole.
+    pub(super) fn to_item(&self) -> proto::Failure {
+        let outcome = match self.outcome() {
+            None => proto::Outcome::Unspecified,
+            Some(Outcome::NotApplied) => proto::Outcome::NotApplied,
+            Some(Outcome::Unknown) => proto::Outcome::Unknown,
+        };
+        proto::Failure {
+            code: self.code() as i32,
+            reason: self.reason().to_owned(),
+            message: match self {
+                Self::Endpoint { .. } => self.to_string(),
+                Self::Call { message, .. } => message.clone(),
+            },
+            outcome: outcome.into(),
+            retry_after_ms: self.retry_after().map_or(0, |wait| wait.as_millis() as u64),
+            ..proto::Failure::default()
+        }
+    }
+
     /// The gRPC code.
     pub fn code(&self) -> Code {
         match self {

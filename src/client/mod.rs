@@ -1,27 +1,43 @@
 //! The Rust client: several connections, taken in turn; deadlines; retries where they are safe.
 //!
+//! | file | what |
+//! |---|---|
+//! | `connections` | connections, taken in turn |
+//! | `ring` | who holds which keys |
+//! | `routes` | which node each key goes to, and how it is learnt |
+//! | `retry`, `error` | what is tried again; what a call that failed says |
+//!
+//! With [`Options::direct`] a key's request goes to a node that holds it, the fastest of those that
+//! are up, and a batch falls apart into one for each node it takes. When such a node fails the
+//! next holder is tried, then any other node, then any of the endpoints. Without it, and for scans,
+//! the endpoints are taken in turn: any node serves any request.
+//!
 //! - A read is retried when the node could not be reached or was overloaded.
 //! - A write is retried only under an idempotency key (the client makes one unless the caller gives
 //!   one or turns retries off), so that a retry of a write whose outcome was unknown is the same
 //!   write.
 //! - Retries share a budget: when most calls fail, they are not multiplied.
-//!
-//! It does not know which node owns a key: any node coordinates any request.
 
+mod batches;
+mod connections;
 mod error;
 mod retry;
+mod ring;
+mod routes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codegen::http::Uri;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use connections::{Connections, Connector};
+use ring::Ring;
+use routes::{Routes, Way};
 
 pub use error::{Error, Outcome};
 
@@ -31,6 +47,7 @@ use crate::proto::admin_client::AdminClient;
 use crate::proto::key_value_client::KeyValueClient;
 use crate::resilience::deadline::Deadline;
 use crate::resilience::retry::{Budget, Retry};
+use crate::rpc::LAYOUT_HEADER;
 
 /// The raw client of the `Admin` service.
 pub type Admin = AdminClient<Channel>;
@@ -52,6 +69,9 @@ pub struct Options {
     pub message_bytes_max: usize,
     /// How many replicas take part in calls that do not say it themselves.
     pub consistency: proto::ConsistencyLevel,
+    /// Whether requests go to the nodes that hold their keys, at the addresses that the cluster
+    /// says; the endpoints are then where it is asked, and where requests go when all else fails.
+    pub direct: bool,
 }
 
 impl Default for Options {
@@ -64,6 +84,7 @@ impl Default for Options {
             retries_max: 4,
             message_bytes_max: 64 << 20,
             consistency: proto::ConsistencyLevel::Unspecified,
+            direct: false,
         }
     }
 }
@@ -71,12 +92,30 @@ impl Default for Options {
 /// A client. Cheap to share by reference; all calls may run at once.
 #[derive(Debug)]
 pub struct Client {
-    channels: Vec<Channel>,
-    // Relaxed: only spreads load.
-    next: AtomicUsize,
+    /// To the endpoints.
+    given: Arc<Connections>,
+    /// With [`Options::direct`].
+    routes: Option<Arc<Routes>>,
     options: Options,
     budget: Budget,
 }
+
+/// Where a call goes.
+#[derive(Clone, Copy)]
+enum To<'t> {
+    /// To any endpoint.
+    Any,
+    /// To a holder of this tenant's key.
+    Key(&'t str, &'t [u8]),
+    /// To this node, which holds all keys of a batch of the tenant.
+    Node(&'t str, &'t Ring, &'t str),
+}
+
+/// What an attempt at a node that does not answer counts for, when nodes are chosen.
+const SILENCE: Duration = Duration::from_secs(1);
+/// An attempt at one of several nodes gets this share of the time that is left, and not less than
+/// [`SILENCE`], so that there is time for another.
+const ATTEMPT_SHARE: u32 = 3;
 
 /// A pipeline: operations go in, answers come out, in any order, told apart by their tags.
 #[derive(Debug)]
@@ -94,7 +133,7 @@ impl Client {
     /// # Errors
     /// [`Error::Endpoint`] if an endpoint is not a URI or none is given.
     pub fn new(options: Options) -> Result<Self, Error> {
-        Self::with_connections(options, |endpoint| endpoint.connect_lazy())
+        Self::with(None, options)
     }
 
     /// The same over a network of the caller's choice.
@@ -102,65 +141,26 @@ impl Client {
     /// # Errors
     /// As [`Client::new`].
     pub fn over(net: &Arc<dyn Net>, options: Options) -> Result<Self, Error> {
-        let connect = |endpoint: Endpoint| {
-            let net = Arc::clone(net);
-            endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
-                let net = Arc::clone(&net);
-                async move {
-                    let address = uri.authority().map_or("", |authority| authority.as_str());
-                    net.connect(address).await.map(TokioIo::new)
-                }
-            }))
-        };
-        Self::with_connections(options, connect)
+        Self::with(Some(Arc::clone(net)), options)
     }
 
-    fn with_connections(
-        options: Options,
-        connect: impl Fn(Endpoint) -> Channel,
-    ) -> Result<Self, Error> {
-        let mut channels = Vec::new();
-        for _ in 0..options.channels.max(1) {
-            for uri in &options.endpoints {
-                let invalid = |why: String| Error::Endpoint { uri: uri.clone(), why };
-                if !uri.starts_with("http://") {
-                    return Err(invalid("it must begin with http://".to_owned()));
-                }
-                let endpoint =
-                    Endpoint::from_shared(uri.clone()).map_err(|e| invalid(e.to_string()))?;
-                let endpoint = endpoint
-                    .user_agent(concat!("pairdb-client/", env!("CARGO_PKG_VERSION")))
-                    .map_err(|e| invalid(e.to_string()))?
-                    .connect_timeout(options.connect_timeout)
-                    .initial_stream_window_size(1 << 20)
-                    .initial_connection_window_size(8 << 20)
-                    .http2_keep_alive_interval(Duration::from_secs(30))
-                    .keep_alive_timeout(Duration::from_secs(10))
-                    .tcp_nodelay(true);
-                channels.push(connect(endpoint));
-            }
-        }
-        if channels.is_empty() {
-            let why = "none is given".to_owned();
-            return Err(Error::Endpoint { uri: String::new(), why });
-        }
-        Ok(Self { channels, next: AtomicUsize::new(0), options, budget: retry::budget() })
-    }
-
-    fn channel(&self) -> Channel {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        self.channels[at].clone()
+    fn with(net: Option<Arc<dyn Net>>, options: Options) -> Result<Self, Error> {
+        let connector = Connector::new(net, &options);
+        let given = Arc::new(connector.to(&options.endpoints)?);
+        let routes = options.direct.then(|| Routes::new(connector, Arc::clone(&given)));
+        Ok(Self { given, routes, options, budget: retry::budget() })
     }
 
     /// The raw client of the `KeyValue` service, on the next connection.
     pub fn key_value(&self) -> KeyValueClient<Channel> {
-        KeyValueClient::new(self.channel())
+        KeyValueClient::new(self.given.next())
             .max_decoding_message_size(self.options.message_bytes_max)
     }
 
     /// The raw client of the `Admin` service, on the next connection.
     pub fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel()).max_decoding_message_size(self.options.message_bytes_max)
+        AdminClient::new(self.given.next())
+            .max_decoding_message_size(self.options.message_bytes_max)
     }
 
     /// Reads a row.
@@ -179,23 +179,9 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn read_as(&self, message: proto::ReadRequest) -> Result<proto::ReadResponse, Error> {
-        self.call(message, Kind::Read, async |client, request| client.read(request).await).await
-    }
-
-    /// Reads many rows.
-    ///
-    /// # Errors
-    /// See [`Error`]; a row that cannot be read fails alone, in the answer.
-    pub async fn batch_read(
-        &self,
-        tenant: &str,
-        keys: Vec<Bytes>,
-    ) -> Result<Vec<proto::BatchReadResult>, Error> {
-        let (tenant, consistency) = (tenant.to_owned(), self.options.consistency.into());
-        let message = proto::BatchReadRequest { tenant, keys, consistency, ..Default::default() };
-        let call =
-            async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
-        Ok(self.call(message, Kind::Read, call).await?.results)
+        let (tenant, key) = (message.tenant.clone(), message.key.clone());
+        let call = async |client: &mut KeyValueClient<Channel>, request| client.read(request).await;
+        self.call(To::Key(&tenant, &key), message, Kind::Read, call).await
     }
 
     /// Writes a value.
@@ -208,7 +194,10 @@ impl Client {
     ) -> Result<proto::WriteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
         self.level(&mut message.consistency);
-        self.call(message, Kind::Write, async |client, request| client.write(request).await).await
+        let (tenant, key) = (message.tenant.clone(), message.key.clone());
+        let call =
+            async |client: &mut KeyValueClient<Channel>, request| client.write(request).await;
+        self.call(To::Key(&tenant, &key), message, Kind::Write, call).await
     }
 
     /// Deletes a key.
@@ -221,27 +210,10 @@ impl Client {
     ) -> Result<proto::DeleteResponse, Error> {
         self.name_write(&mut message.idempotency_key);
         self.level(&mut message.consistency);
-        self.call(message, Kind::Write, async |client, request| client.delete(request).await).await
-    }
-
-    /// Writes and deletes many keys.
-    ///
-    /// # Errors
-    /// See [`Error`]; a mutation that fails does so alone, in the answer.
-    pub async fn batch_write(
-        &self,
-        tenant: &str,
-        mut mutations: Vec<proto::Mutation>,
-    ) -> Result<Vec<proto::BatchWriteResult>, Error> {
-        for mutation in &mut mutations {
-            self.name_write(&mut mutation.idempotency_key);
-        }
-        let tenant = tenant.to_owned();
-        let consistency = self.options.consistency.into();
-        let message = proto::BatchWriteRequest { tenant, mutations, consistency };
+        let (tenant, key) = (message.tenant.clone(), message.key.clone());
         let call =
-            async |client: &mut KeyValueClient<Channel>, request| client.batch_write(request).await;
-        Ok(self.call(message, Kind::Write, call).await?.results)
+            async |client: &mut KeyValueClient<Channel>, request| client.delete(request).await;
+        self.call(To::Key(&tenant, &key), message, Kind::Write, call).await
     }
 
     /// Begins a scan. It has no timeout and no retry: a cursor goes on where it broke.
@@ -269,7 +241,7 @@ impl Client {
         let call = async |client: &mut KeyValueClient<Channel>, request| {
             client.get_key_range(request).await
         };
-        self.call(message, Kind::Read, call).await
+        self.call(To::Any, message, Kind::Read, call).await
     }
 
     /// Opens a pipeline that takes `ahead` operations before the sender waits.
@@ -315,37 +287,113 @@ impl Client {
         }
     }
 
-    /// Calls with retries, each with the time that is left.
+    /// Calls with retries, each with time of what is left.
     async fn call<M: Clone, T>(
         &self,
+        to: To<'_>,
         message: M,
         kind: Kind,
-        call: impl AsyncFn(
-            &mut KeyValueClient<Channel>,
-            Request<M>,
-        ) -> Result<tonic::Response<T>, tonic::Status>,
+        call: impl AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
         let deadline = Deadline::after(self.options.timeout);
         let mut retry = Retry::new(retry::WAITS, self.options.retries_max, deadline, &self.budget);
         let mut unknown = false;
+        let mut tried = Vec::new();
+        let ring = self.ring_of(to).await;
         loop {
+            let way = self.way(to, ring.as_deref(), &tried);
+            let left = deadline.remaining().unwrap_or(self.options.timeout);
+            let time = match &way.node {
+                Some(_) if self.options.retries_max > 0 => {
+                    (left / ATTEMPT_SHARE).max(SILENCE).min(left)
+                }
+                _ => left,
+            };
             let mut request = Request::new(message.clone());
-            request.set_timeout(deadline.remaining().unwrap_or(self.options.timeout));
-            let error = match call(&mut self.key_value(), request).await {
-                Ok(response) => {
+            request.set_timeout(time);
+            let error = match self.attempt(to, &way, request, &call).await {
+                Ok(answer) => {
                     retry.succeeded();
-                    return Ok(response.into_inner());
+                    return Ok(answer);
                 }
                 Err(status) => Error::of(&status, kind == Kind::Write),
             };
             // Once an attempt may have been applied, a later refusal says nothing about it.
             unknown |= error.outcome() == Some(Outcome::Unknown);
             let error = if unknown { error.with_outcome(Outcome::Unknown) } else { error };
-            let least = error.may_retry().then(|| error.retry_after().unwrap_or_default());
+            // A node that was chosen and is silent: another one may answer.
+            let is_silent = way.node.is_some() && error.reason() == "TIMEOUT";
+            tried.extend(way.node);
+            let may_retry = error.may_retry() || is_silent;
+            let least = may_retry.then(|| error.retry_after().unwrap_or_default());
             match retry.failed(least, retry::random()) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => return Err(error),
             }
+        }
+    }
+
+    /// One attempt, and what is learnt from it of its node.
+    async fn attempt<M, T, C>(
+        &self,
+        to: To<'_>,
+        way: &Way,
+        mut request: Request<M>,
+        call: &C,
+    ) -> Result<T, Status>
+    where
+        C: AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
+    {
+        let limit = self.options.message_bytes_max;
+        let mut client = KeyValueClient::new(way.channel.clone()).max_decoding_message_size(limit);
+        let (Some(routes), To::Key(tenant, _) | To::Node(tenant, ..), Some(_)) =
+            (&self.routes, to, &way.node)
+        else {
+            return Ok(call(&mut client, request).await?.into_inner());
+        };
+        request.metadata_mut().insert(LAYOUT_HEADER, way.epoch.into());
+        let began = Instant::now();
+        routes.begin(way);
+        let answer = call(&mut client, request).await;
+        let took = began.elapsed();
+        let (is_lost, has_hint) = match &answer {
+            Ok(response) => (false, response.metadata().contains_key(LAYOUT_HEADER)),
+            Err(status) => {
+                let error = Error::of(status, false);
+                let is_lost =
+                    matches!(error.reason(), "UNREACHABLE" | "CONNECTION_LOST" | "TIMEOUT");
+                (
+                    is_lost || error.reason() == "STOPPING",
+                    status.metadata().contains_key(LAYOUT_HEADER),
+                )
+            }
+        };
+        // A refused connection is quick, and no reason to come back.
+        routes.end(way, if is_lost { took.max(SILENCE) } else { took });
+        if is_lost || has_hint {
+            routes.doubt(tenant);
+        }
+        Ok(answer?.into_inner())
+    }
+
+    /// The ring by which a call goes, if it goes by one.
+    async fn ring_of(&self, to: To<'_>) -> Option<Arc<Ring>> {
+        match (&self.routes, to) {
+            (Some(routes), To::Key(tenant, _)) => routes.ring(tenant).await,
+            _ => None,
+        }
+    }
+
+    fn way(&self, to: To<'_>, ring: Option<&Ring>, tried: &[String]) -> Way {
+        let any = || Way { channel: self.given.next(), node: None, epoch: 0 };
+        let Some(routes) = &self.routes else { return any() };
+        match (to, ring) {
+            (To::Key(_, key), Some(ring)) => routes.way(ring, Some(key), tried).unwrap_or_else(any),
+            (To::Node(_, ring, node), _) if tried.is_empty() => {
+                routes.way_to(ring, node).unwrap_or_else(any)
+            }
+            (To::Node(_, ring, _), _) => routes.way(ring, None, tried).unwrap_or_else(any),
+            _ => any(),
         }
     }
 }

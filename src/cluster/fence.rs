@@ -10,8 +10,9 @@
 //! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
 //! 4. While a [`Pass`] is held the epoch is not raised: whoever raises it and then looks at the
 //!    store sees everything that was taken under the epochs before.
-//! 5. After an error that may have written, nothing is adopted until the next start; what was
-//!    adopted before goes on to count, for nothing was answered by more.
+//! 5. After an error that may have written, nothing is adopted until the next start
+//!    ([`Fence::ended`] tells); what was adopted before goes on to count, for nothing was answered
+//!    by more. After an error that wrote nothing, as on a full disk, the next document may do.
 //!
 //! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
 //! about it is the caller's.
@@ -83,8 +84,10 @@ pub struct Fence {
     published: watch::Sender<Arc<Layout>>,
     /// Called with each document before the watchers see it.
     before_shown: OnceLock<BeforeShown>,
-    /// Held while a document is adopted: why none is any more, if so.
-    adopting: Mutex<Option<Error>>,
+    /// Held while a document is adopted.
+    adopting: Mutex<()>,
+    /// Why none is any more, if so.
+    refused: watch::Sender<Option<Error>>,
 }
 
 impl Fence {
@@ -105,8 +108,42 @@ impl Fence {
             gate: RwLock::new(layout.epoch()),
             published: watch::Sender::new(Arc::new(layout)),
             before_shown: OnceLock::new(),
-            adopting: Mutex::new(None),
+            adopting: Mutex::new(()),
+            refused: watch::Sender::new(None),
         })
+    }
+
+    /// Reads the file again: for one that opened the fence before it had the directory to itself,
+    /// when another process may still have adopted a document.
+    ///
+    /// # Errors
+    /// As [`Fence::open`].
+    pub fn reload(&self) -> Result<()> {
+        let _adopting = self.adopting.lock();
+        let current = self.layout();
+        let Some(document) = self.file.read::<Document>(&*self.vfs)? else { return Ok(()) };
+        if document.version <= current.version() {
+            return Ok(());
+        }
+        self.check_successor(current.document(), &document)
+            .map_err(|why| self.file.invalid(0, why))?;
+        self.show(&current, &Arc::new(document));
+        Ok(())
+    }
+
+    /// The error of a start without a file that must have been there.
+    pub(super) fn missing(&self) -> Error {
+        self.file.missing()
+    }
+
+    /// Waits until no document is adopted any more, and says why.
+    pub async fn ended(&self) -> String {
+        let mut refused = self.refused.subscribe();
+        // The sender is this fence's own.
+        match refused.wait_for(Option::is_some).await.ok().and_then(|refused| refused.clone()) {
+            Some(error) => error.to_string(),
+            None => std::future::pending().await,
+        }
     }
 
     /// The highest epoch known, durably: E.
@@ -218,8 +255,8 @@ impl Fence {
     /// [`Error::WrongCluster`]; [`Error::InvalidArgument`] for a document that cannot follow the
     /// current one; I/O. After I/O that may have written every later call fails too.
     pub fn adopt(&self, document: &Arc<Document>) -> Result<()> {
-        let mut refused = self.adopting.lock();
-        if let Some(error) = &*refused {
+        let _adopting = self.adopting.lock();
+        if let Some(error) = &*self.refused.borrow() {
             return Err(error.clone());
         }
         let current = self.layout();
@@ -228,16 +265,24 @@ impl Fence {
         }
         self.check_successor(current.document(), document)?;
         if let Err(error) = self.file.replace(&*self.vfs, &**document) {
-            *refused = Some(Error::ReadOnly { cause: error.to_string() });
+            if matches!(error, Error::Unknown { .. }) {
+                let cause = error.to_string();
+                self.refused.send_replace(Some(Error::ReadOnly { cause }));
+            }
             return Err(error);
         }
+        self.show(&current, document);
+        Ok(())
+    }
+
+    /// Acts under a document that is durable.
+    fn show(&self, current: &Layout, document: &Arc<Document>) {
         *self.gate.write() = document.epoch;
         self.epoch.store(document.epoch, Ordering::Release);
         if let Some(tell) = self.before_shown.get() {
             (tell.0)(document);
         }
         self.published.send_replace(Arc::new(current.succeeded_by(Arc::clone(document))));
-        Ok(())
     }
 
     fn check_successor(&self, current: &Document, next: &Document) -> Result<()> {
@@ -385,6 +430,54 @@ mod tests {
         assert_eq!(fence.adopt(&other).unwrap_err().reason(), "WRONG_CLUSTER");
         assert_eq!(fence.adopt(&document(6, 3)).unwrap_err().reason(), "INVALID_ARGUMENT");
         assert_eq!((fence.epoch(), open(&vfs).epoch()), (4, 4));
+    }
+
+    /// A disk that was full, or a call that failed before the new file took the old one's place,
+    /// has changed nothing: once there is room again the fence goes on. After the rename nobody
+    /// knows what stands there.
+    #[tokio::test]
+    async fn a_full_disk_stops_the_fence_only_while_it_is_full() {
+        use crate::engine::vfs::fault::{Effect, Fault, Operation};
+        let fails = [
+            (Operation::Create, true),
+            (Operation::WriteAt, true),
+            (Operation::SyncData, true),
+            (Operation::Rename, false),
+            (Operation::SyncDir, false),
+        ];
+        for (operation, goes_on) in fails {
+            let faults = FaultVfs::new(Arc::new(MemVfs::new()));
+            let vfs: Arc<dyn Vfs> = Arc::new(faults.clone());
+            let fence = open(&vfs);
+            fence.adopt(&document(1, 1)).unwrap();
+            let effect = Effect::Fail(std::io::ErrorKind::StorageFull);
+            faults.inject(Fault { operation: Some(operation), effect, ..Fault::default() });
+            fence.adopt(&document(2, 2)).unwrap_err();
+            assert_eq!(fence.epoch(), 1, "{operation:?}");
+            assert_eq!(fence.adopt(&document(3, 3)).is_ok(), goes_on, "{operation:?}");
+            assert_eq!(fence.epoch(), if goes_on { 3 } else { 1 }, "{operation:?}");
+            let ended = tokio::time::timeout(Duration::from_millis(1), fence.ended()).await;
+            assert_eq!(ended.is_err(), goes_on, "{operation:?}: {ended:?}");
+        }
+    }
+
+    /// A new process opens the fence while the old one, which is stopping, still adopts a document
+    /// and answers under it: the new one must not start below.
+    #[test]
+    fn a_document_that_was_adopted_by_another_process_meanwhile_counts_after_a_reload() {
+        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+        let stopping = open(&vfs);
+        stopping.adopt(&document(4, 4)).unwrap();
+        let starting = open(&vfs);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let shown = Arc::clone(&told);
+        starting.before_shown(move |document| shown.lock().push(document.epoch));
+        starting.reload().unwrap();
+        stopping.adopt(&document(5, 5)).unwrap();
+        starting.reload().unwrap();
+        assert_eq!((starting.epoch(), *starting.enter(5).unwrap()), (5, 5));
+        assert_eq!(starting.layout().epoch(), 5);
+        assert_eq!(*told.lock(), [5], "the tenants of the document are shown with it");
     }
 
     /// `volatile_fence`: an epoch that was acted on must not be forgotten by a crash. The process

@@ -72,6 +72,24 @@ impl Engine {
     pub fn get_newest_each<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
+        use_row: impl FnMut(usize, Result<Option<&[u8]>>),
+    ) {
+        self.each(keys, Depth::Newest, use_row);
+    }
+
+    /// [`Engine::get_with`] for several keys, as [`Engine::get_newest_each`] does it.
+    pub fn get_each<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        use_row: impl FnMut(usize, Result<Option<&[u8]>>),
+    ) {
+        self.each(keys, Depth::State, use_row);
+    }
+
+    fn each<K: AsRef<[u8]>>(
+        &self,
+        keys: &[K],
+        depth: Depth,
         mut use_row: impl FnMut(usize, Result<Option<&[u8]>>),
     ) {
         let view = self.shared.super_version.load();
@@ -81,7 +99,7 @@ impl Engine {
             hashes.iter().for_each(|hash| memtable.touch(hash.hash()));
         }
         for (at, (key, hash)) in keys.iter().zip(&hashes).enumerate() {
-            let read = self.shared.read(&view, key.as_ref(), hash, Depth::Newest, |row| {
+            let read = self.shared.read(&view, key.as_ref(), hash, depth, |row| {
                 use_row(at, Ok(row));
             });
             if let Err(error) = read {

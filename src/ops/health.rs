@@ -4,8 +4,8 @@
 //! while the node starts, stops, or takes no writes for a reason that does not pass by itself; a
 //! full disk is told, but reads and deletes go on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
@@ -49,6 +49,8 @@ pub struct Health(Arc<Shared>);
 struct Shared {
     state: AtomicU8,
     disk: AtomicU8,
+    /// Why the node no longer follows the layout, if so: it may serve what is not its own any more.
+    layout_lost: OnceLock<String>,
 }
 
 /// The answer of the health pages.
@@ -59,7 +61,7 @@ pub struct Report {
     /// The state.
     pub state: State,
     /// Why it does not hold.
-    pub reasons: Vec<&'static str>,
+    pub reasons: Vec<String>,
 }
 
 impl Health {
@@ -95,6 +97,12 @@ impl Health {
         self.0.disk.swap(disk as u8, Ordering::SeqCst) != disk as u8
     }
 
+    /// Says that the node no longer follows the layout, and why. That lasts until the next start.
+    pub fn set_layout_lost(&self, why: String) {
+        // The first cause is the one that counts.
+        let _ = self.0.layout_lost.set(why);
+    }
+
     /// Whether the process is worth keeping: always, while it can answer.
     pub fn live(&self) -> Report {
         Report { ok: true, state: self.state(), reasons: Vec::new() }
@@ -103,14 +111,18 @@ impl Health {
     /// Whether the node should be sent work.
     pub fn ready(&self) -> Report {
         let state = self.state();
-        let reasons = match state {
-            State::Serving => Vec::new(),
-            State::Starting => vec!["the node is starting"],
-            State::Stopping => vec!["the node is stopping"],
-            State::Draining => vec!["the node hands over what it holds, to leave"],
-            State::ReadOnly => vec!["a write to the commit log failed; restart the node"],
+        let reason = match state {
+            State::Serving => None,
+            State::Starting => Some("the node is starting"),
+            State::Stopping => Some("the node is stopping"),
+            State::Draining => Some("the node hands over what it holds, to leave"),
+            State::ReadOnly => Some("a write to the commit log failed; restart the node"),
         };
-        Report { ok: state == State::Serving, state, reasons }
+        let mut reasons: Vec<String> = reason.into_iter().map(str::to_owned).collect();
+        if let Some(why) = self.0.layout_lost.get() {
+            reasons.push(format!("the layout is not followed any more; restart the node: {why}"));
+        }
+        Report { ok: reasons.is_empty(), state, reasons }
     }
 }
 
@@ -136,5 +148,18 @@ mod tests {
         }
         health.set(State::Serving);
         assert_eq!(health.state(), State::Stopping, "a stopping node never serves again");
+    }
+
+    /// It would go on to answer for partitions that have moved.
+    #[test]
+    fn a_node_that_no_longer_follows_the_layout_is_not_ready_and_says_why() {
+        let health = Health::default();
+        health.set(State::Serving);
+        health.set_layout_lost("cannot write LAYOUT".to_owned());
+        health.set_layout_lost("later".to_owned());
+        let ready = health.ready();
+        assert!(!ready.ok && ready.reasons.len() == 1, "{ready:?}");
+        assert!(ready.reasons[0].contains("cannot write LAYOUT"), "{ready:?}");
+        assert!(health.live().ok);
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::async_trait;
 
 use super::config::Config;
+use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
 use super::peer_handler::Handler;
@@ -95,6 +96,8 @@ pub(super) struct Joined {
     consensus: Arc<Consensus>,
     formation: Arc<Formation>,
     peers: Arc<PeerClient>,
+    coordinator: Arc<Coordinator>,
+    hints: Arc<Hints>,
     store: Arc<Store>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -184,6 +187,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&others),
         Arc::clone(&fence),
+        identity.cluster_id.is_some(),
     );
     let consensus = consensus.await.map_err(|error| match error {
         crate::cluster::consensus::ConsensusError::Store(error) => failed(error),
@@ -242,6 +246,7 @@ pub(super) async fn start(
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
         work: world.work,
+        pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
     let replica = Replica::new(
         node,
@@ -355,20 +360,30 @@ pub(super) async fn start(
         Arc::clone(&local),
         Arc::clone(&peers),
         Arc::clone(&gossip),
-        coordinator,
+        Arc::clone(&coordinator),
         closing.clone(),
     ));
-    let telling = tell(
+    tasks.spawn(tell(
         Arc::clone(&gossip),
         Arc::clone(&store),
-        hints,
+        Arc::clone(&hints),
         Arc::clone(&moving.progress),
         world.work,
         closing.clone(),
-    );
-    tasks.spawn(telling);
-    let joined =
-        Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
+    ));
+    let joined = Joined {
+        local,
+        fence,
+        gossip,
+        consensus,
+        formation,
+        peers,
+        coordinator,
+        hints,
+        store,
+        closing,
+        tasks,
+    };
     Ok(Running { cluster, service, figures: Arc::new(figures), joined })
 }
 
@@ -381,6 +396,22 @@ impl Joined {
     /// The layout the node acts under.
     pub fn layout(&self) -> watch::Receiver<Arc<Layout>> {
         self.fence.watch()
+    }
+
+    /// Has `health` told when the layout is no longer followed here: the node would go on to serve
+    /// under an old one.
+    pub fn tell_health(&self, health: Health) {
+        let (consensus, fence) = (Arc::clone(&self.consensus), Arc::clone(&self.fence));
+        let closing = self.closing.clone();
+        self.tasks.spawn(async move {
+            let why = tokio::select! {
+                why = consensus.ended() => why,
+                why = fence.ended() => why,
+                () = closing.cancelled() => return,
+            };
+            tracing::error!(why, "the layout is not followed any more: restart the node");
+            health.set_layout_lost(why);
+        });
     }
 
     /// Waits until the node stands in a document it acts under.
@@ -407,7 +438,9 @@ impl Joined {
             let now_ms = self.store.now_ms();
             let formed =
                 self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
-            formed.await.map_err(|e| refused(&e))?;
+            if let Answer::Refused { reason, message } = formed.await.map_err(|e| refused(&e))? {
+                return Err(refused(&format!("the cluster cannot be formed: {reason}: {message}")));
+            }
         }
         self.ask_others().await;
         let node = self.local.node();
@@ -442,12 +475,28 @@ impl Joined {
         futures_util::future::join_all(asked).await;
     }
 
-    /// Says farewell, and ends what runs.
-    pub async fn stop(self) {
+    /// Tells the others that the node is about to stop: who can choose asks another one.
+    pub fn prepare_to_stop(&self) {
+        self.gossip.tell(|facts| facts.run_state = RunState::Draining);
+    }
+
+    /// Says farewell. It must be told while peers are still answered: hearsay travels both ways.
+    pub async fn say_farewell(&self) {
         if self.gossip.view().nodes().len() > 1 {
             // Nobody listens to a node that is alone.
             self.gossip.leave().await;
         }
+    }
+
+    /// Returns when each row this node has coordinated is with all its replicas, or has become a
+    /// hint.
+    pub async fn finish_writes(&self) {
+        self.coordinator.landed().await;
+    }
+
+    /// Ends what runs.
+    pub async fn stop(self) {
+        self.hints.stop().await;
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;

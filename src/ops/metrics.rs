@@ -8,7 +8,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder as _, Gauge, Opts, Registry, TextEncoder};
 
 use super::VERSION;
-use super::health::{Health, State};
+use super::health::Health;
 use crate::store::Store;
 
 mod figures;
@@ -73,7 +73,7 @@ impl NodeParts {
             Figure::gauge("pairdb_store_pressure_ratio", self.store.pressure())
                 .help("How far the store is behind: 0 idle, 1 refuses writes."),
         );
-        let ready = f64::from(u8::from(self.health.state() == State::Serving));
+        let ready = f64::from(u8::from(self.health.ready().ok));
         all.push(Figure::gauge("pairdb_node_ready", ready).help("1 while the node serves."));
         all.extend(self.member.figures());
         all

@@ -47,6 +47,8 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
             ..StoreOptions::default()
         };
         let store = Arc::new(Store::open_in(&dir, options, environment.clone())?);
+        // From here on no other process writes in the directory; one may have until now.
+        fence.reload()?;
         let newcomer = newcomer.get_or_init(|| Arc::new(Newcomer::new(Arc::clone(&store))));
         newcomer.begin_anew(&fence.document());
         Ok(Opened { store, fence })

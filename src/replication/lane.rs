@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::scores::Scores;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
+use crate::resilience::scores::Scores;
 
 /// Parcels that wait for a peer at most.
 const PARCELS_MAX: usize = 4096;
@@ -171,17 +171,17 @@ impl Message {
         Ok(())
     }
 
-    async fn send(self, node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) {
+    async fn send(self, node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores<NodeId>>) {
         let began = Instant::now();
         let timeout = self.deadline.saturating_duration_since(began);
         let items = self.load.items();
-        scores.begin(node);
+        scores.begin(&node);
         let request = self.load.into_request();
         let reply = peers.call(node, Class::Foreground, self.epoch, request, timeout).await;
         match &reply {
             // How long it takes to be refused says nothing of how fast the peer is.
-            Err(error) if !matches!(error, PeerError::NoAnswer { .. }) => scores.refused(node),
-            _ => scores.end(node, began.elapsed()),
+            Err(error) if !matches!(error, PeerError::NoAnswer { .. }) => scores.refused(&node),
+            _ => scores.end(&node, began.elapsed()),
         }
         match reply.and_then(|reply| Answers::of(reply, items)) {
             Ok(mut answers) => {
@@ -198,7 +198,7 @@ impl Message {
 
 impl Lane {
     /// A lane to `node`. Its task ends when the last sender is gone.
-    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores>) -> Self {
+    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores<NodeId>>) -> Self {
         let (sender, parcels) = mpsc::channel(PARCELS_MAX);
         tokio::spawn(run(node, peers, scores, parcels));
         Self(sender)
@@ -216,7 +216,7 @@ impl Lane {
 async fn run(
     node: NodeId,
     peers: Arc<dyn Peers>,
-    scores: Arc<Scores>,
+    scores: Arc<Scores<NodeId>>,
     mut parcels: mpsc::Receiver<Parcel>,
 ) {
     let mut calls = JoinSet::new();

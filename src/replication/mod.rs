@@ -8,11 +8,12 @@
 //! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
 //! | [`transfer`] | a node merges what it will own |
 //! | [`departure`] | a node gives away what it does not own any more |
+//! | [`migration`] | rows copied to a member at an operator's word |
 //! | [`progress`] | how far it is with either, and how fast it may be |
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
-//! | `lane`, `scores` | the way to one peer; how fast it is |
+//! | `lane` | the way to one peer |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -26,9 +27,9 @@ pub mod fence;
 pub mod hints;
 mod lane;
 pub mod level;
+pub mod migration;
 pub mod progress;
 pub mod replica;
-mod scores;
 #[cfg(test)]
 mod tests;
 pub mod transfer;

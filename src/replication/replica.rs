@@ -23,10 +23,12 @@ use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RowFilter, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
+/// Keys that are read in one go: their rows may be large, and more than the reply takes.
+const READ_CHUNK: usize = 16;
 /// Rows of a reply together, before its last one: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a page where the request names none.
@@ -205,12 +207,33 @@ impl Replica {
         check_items(request.keys.len())?;
         let _pass = self.enter(layout.epoch())?;
         let mut bytes = 0;
-        let answers = request.keys.iter().map(|key| {
-            let tenant = TenantId(key.tenant_id);
-            if let Some(failure) = self.refusal(layout, tenant, &key.key) {
+        let mut answers = Vec::with_capacity(request.keys.len());
+        for keys in request.keys.chunks(READ_CHUNK) {
+            self.read_chunk(layout, keys, request.digest_only, &mut bytes, &mut answers);
+        }
+        Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
+    }
+
+    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far.
+    fn read_chunk(
+        &self,
+        layout: &Layout,
+        keys: &[proto::RowKey],
+        digest_only: bool,
+        bytes: &mut usize,
+        answers: &mut Vec<proto::RowAnswer>,
+    ) {
+        let is_full = *bytes >= REPLY_BYTES_MAX;
+        let places: Vec<(TenantId, &[u8])> =
+            keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
+        let rows = if is_full { Vec::new() } else { self.store.raw_rows(&places) };
+        let mut rows = rows.into_iter();
+        answers.extend(places.iter().map(|(tenant, key)| {
+            let raw = rows.next().unwrap_or(Err(store::Error::Closed));
+            if let Some(failure) = self.refusal(layout, *tenant, key) {
                 return failed(failure);
             }
-            if bytes >= REPLY_BYTES_MAX {
+            if *bytes >= REPLY_BYTES_MAX {
                 return failed(proto::Failure {
                     code: tonic::Code::ResourceExhausted as i32,
                     reason: REPLY_TOO_LARGE.to_owned(),
@@ -218,18 +241,16 @@ impl Replica {
                     ..proto::Failure::default()
                 });
             }
-            let raw = self.store.raw_row(tenant, &key.key);
             let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
-                    let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);
-                    bytes += row.as_ref().map_or(0, Bytes::len);
+                    let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
+                    *bytes += row.as_ref().map_or(0, Bytes::len);
                     proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
                 }
                 Err(error) => failed(self.failure(error)),
             }
-        });
-        Ok(Reply::ReadRows(proto::ReadRowsReply { answers: answers.collect() }))
+        }));
     }
 
     async fn forward_write(
@@ -319,15 +340,24 @@ impl Replica {
             self.store.rows_by_token(range, cursor, bytes_max)
         });
         let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
+        let cursor = page.cursor.unwrap_or_default().into();
+        let failed = |error: store::Error| refused(error.reason(), error.to_string());
+        if request.digests {
+            let keys = page.rows.into_iter().map(|(engine_key, row)| {
+                let digest = self.store.digest(&RawRow { row: Some(row), floor: 0 });
+                let digest = digest.map_err(failed)?;
+                Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
+            });
+            let keys = keys.collect::<Result<_, PeerError>>()?;
+            return Ok(Reply::Page(proto::PageReply { keys, cursor, ..Default::default() }));
+        }
         let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key)
-                .map_err(|error| refused(error.reason(), error.to_string()))?;
+            let at = EngineKey::decode(&engine_key).map_err(failed)?;
             let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
             Ok(proto::RowState { tenant_id, key, row: row.into() })
         });
         let rows = rows.collect::<Result<_, PeerError>>()?;
-        let cursor = page.cursor.unwrap_or_default().into();
-        Ok(Reply::Page(proto::PageReply { rows, cursor }))
+        Ok(Reply::Page(proto::PageReply { rows, cursor, ..Default::default() }))
     }
 
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {

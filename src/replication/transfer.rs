@@ -2,7 +2,8 @@
 //!
 //! It works on a Joint document, and on nothing else: whoever the document says must sync fetches,
 //! for each partition and number of replicas, the rows of enough members of S, page by page, and
-//! merges them. Rows join, so pages may come from different moments and twice.
+//! merges them. Rows join, so pages may come from different moments and twice. Of the first source
+//! it takes the rows, of the others digests, and the rows that differ.
 //!
 //! ```text
 //! Joint adopted     propose Fenced(node, epoch)
@@ -36,10 +37,13 @@ use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::proto;
-use crate::store::{self, Store, TenantId};
+use crate::store::{self, EngineKey, RawRow, Store, TenantId};
 
 /// How long after a failure the rest is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Rows that are fetched by their keys at once.
+const ROWS_MAX: usize = 512;
 
 /// Puts a fact into the document.
 #[async_trait]
@@ -133,6 +137,7 @@ impl Transfer {
         self.report(Command::Fenced { node, epoch }).await;
         if layout.must_sync(node) {
             self.sync(layout).await;
+            self.make_durable().await;
             self.report(Command::Synced { node, epoch }).await;
             self.progress.end();
         }
@@ -141,6 +146,19 @@ impl Transfer {
     /// Until it is there, or another document comes.
     async fn report(&self, command: Command) {
         while !self.report.report(command.clone()).await {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// What was here already when it was compared may have been in memory only.
+    async fn make_durable(&self) {
+        loop {
+            let store = Arc::clone(&self.store);
+            match self.work.run(move || store.flush()).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => self.progress.wait_for(format!("its own disk: {error}")),
+                Err(_) => return,
+            }
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -169,7 +187,10 @@ impl Transfer {
                     continue;
                 };
                 let cursor = cursors.entry(source).or_default();
-                match self.merge(layout, one.partition, source, cursor).await {
+                // Of what one source had the next ones have nearly all.
+                let digests = !merged.is_empty();
+                let from = From { source, partition: one.partition, digests };
+                match self.merge(layout, &from, cursor).await {
                     Ok(()) => {
                         merged.insert(source);
                     }
@@ -197,13 +218,8 @@ impl Transfer {
         left().filter(needed).find(up).or_else(|| left().find(needed))
     }
 
-    async fn merge(
-        &self,
-        layout: &Layout,
-        partition: u32,
-        source: NodeId,
-        cursor: &mut Bytes,
-    ) -> Result<(), Error> {
+    async fn merge(&self, layout: &Layout, from: &From, cursor: &mut Bytes) -> Result<(), Error> {
+        let From { source, partition, digests } = *from;
         let (token_start, token_end) = layout.tokens_of(&(partition..=partition));
         loop {
             let request = Request::Page(proto::PageRequest {
@@ -211,19 +227,88 @@ impl Transfer {
                 token_end,
                 cursor: cursor.clone(),
                 bytes_max: self.settings.page_bytes,
+                digests,
             });
-            let timeout = self.settings.timeout;
-            let call = self.peers.call(source, Class::Background, layout.epoch(), request, timeout);
-            let Reply::Page(page) = call.await? else {
-                let why = format!("{source} answered something else");
-                return Err(PeerError::NoAnswer { why }.into());
+            let Reply::Page(page) = self.ask(layout, source, request).await? else {
+                return Err(unexpected(source).into());
             };
             self.merge_rows(layout.epoch(), page.rows).await?;
+            let lacking = self.lacking(page.keys).await?;
+            self.fetch(layout, source, lacking).await?;
             if page.cursor.is_empty() {
                 return Ok(());
             }
             *cursor = page.cursor;
         }
+    }
+
+    async fn ask(
+        &self,
+        layout: &Layout,
+        source: NodeId,
+        request: Request,
+    ) -> Result<Reply, PeerError> {
+        let (epoch, timeout) = (layout.epoch(), self.settings.timeout);
+        self.peers.call(source, Class::Background, epoch, request, timeout).await
+    }
+
+    /// Those of some rows that this node does not hold as they are elsewhere.
+    async fn lacking(&self, keys: Vec<proto::KeyDigest>) -> Result<Vec<proto::RowKey>, Error> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let store = Arc::clone(&self.store);
+        let looking = self.work.run(move || {
+            let mut lacking = Vec::new();
+            for theirs in keys {
+                let at = EngineKey::decode(&theirs.engine_key)?;
+                // A partition that is damaged here has no word on the row.
+                let own = store.raw_row(at.tenant, at.key).unwrap_or_default();
+                if store.digest(&RawRow { floor: 0, ..own })? != theirs.digest {
+                    let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
+                    lacking.push(proto::RowKey { tenant_id, key });
+                }
+            }
+            Ok(lacking)
+        });
+        looking.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Fetches rows by their keys and joins them.
+    async fn fetch(
+        &self,
+        layout: &Layout,
+        source: NodeId,
+        mut keys: Vec<proto::RowKey>,
+    ) -> Result<(), Error> {
+        while !keys.is_empty() {
+            let asked: Vec<_> = keys.drain(..keys.len().min(ROWS_MAX)).collect();
+            let request =
+                Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
+            let Reply::ReadRows(reply) = self.ask(layout, source, request).await? else {
+                return Err(unexpected(source).into());
+            };
+            if reply.answers.len() != asked.len() {
+                return Err(unexpected(source).into());
+            }
+            let mut rows = Vec::with_capacity(asked.len());
+            for (key, answer) in asked.into_iter().zip(reply.answers) {
+                match (answer.failure, answer.row) {
+                    (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    (Some(failure), _) => {
+                        let (reason, message) = (failure.reason, failure.message);
+                        return Err(PeerError::Refused { reason, message }.into());
+                    }
+                    (None, Some(row)) => {
+                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
+                    }
+                    // It was forgotten in between: a delete that all replicas had.
+                    (None, None) => {}
+                }
+            }
+            self.merge_rows(layout.epoch(), rows).await?;
+        }
+        Ok(())
     }
 
     /// Joins rows under an epoch, durably.
@@ -250,6 +335,18 @@ impl Transfer {
         self.progress.moved(count, bytes as u64);
         Ok(())
     }
+}
+
+/// What is merged, from whom.
+struct From {
+    source: NodeId,
+    partition: u32,
+    /// Digests first: most of it is here already.
+    digests: bool,
+}
+
+fn unexpected(source: NodeId) -> PeerError {
+    PeerError::NoAnswer { why: format!("{source} answered something else") }
 }
 
 /// Who is waited for, by name.

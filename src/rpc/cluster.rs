@@ -1,5 +1,6 @@
 //! The cluster as the services see it, and the answers to questions about it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
 use crate::cluster::layout::{Answer, Command, Layout, MemberState, reason};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
-use crate::cluster::view::{Facts, View};
+use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::proto;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::coordinator::Coordinator;
@@ -226,6 +227,38 @@ impl Cluster {
         Ok(proto::RingResponse { partitions: partitions.collect() })
     }
 
+    /// Who holds which keys of a tenant. In a transition those who own now: they have the rows.
+    ///
+    /// # Errors
+    /// The tenant is not known.
+    pub fn topology(&self, tenant: &str) -> Result<proto::TopologyResponse, Problem> {
+        let tenant = self.store.tenant(tenant).map_err(|error| Problem::of_read(&error))?;
+        let layout = self.layout();
+        let heard = self.view.nodes();
+        let owners: Vec<NodeId> = layout.document().owners.keys().copied().collect();
+        let node = |id: &NodeId| {
+            let facts = heard.get(id).cloned().unwrap_or_default();
+            let is_up = *id == self.node || (facts.is_up && facts.run_state == RunState::Serving);
+            proto::ServingNode {
+                node_id: id.to_string(),
+                address: client_address(&facts.addresses),
+                up: is_up,
+            }
+        };
+        let place = |id: NodeId| owners.binary_search(&id).unwrap_or_default() as u32;
+        let holders = (0..layout.partitions())
+            .flat_map(|partition| layout.sets(partition, tenant.replication_factor).current);
+        Ok(proto::TopologyResponse {
+            epoch: layout.epoch(),
+            tenant_id: tenant.id.0,
+            partition_delimiter: tenant.delimiter().unwrap_or_default().to_vec().into(),
+            partition_bits: layout.document().partition_bits,
+            nodes: owners.iter().map(node).collect(),
+            replicas: owners.len().min(usize::from(tenant.replication_factor)) as u32,
+            holders: holders.map(place).collect(),
+        })
+    }
+
     /// What each replica of a key holds.
     ///
     /// # Errors
@@ -371,6 +404,23 @@ fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
     }
 }
 
+/// Where clients reach a node. One that listens on all its addresses is reached where its peers
+/// reach it; empty: nowhere.
+fn client_address(addresses: &Addresses) -> String {
+    let Ok(client) = addresses.client.parse::<SocketAddr>() else {
+        return addresses.client.clone();
+    };
+    if !client.ip().is_unspecified() {
+        return addresses.client.clone();
+    }
+    match addresses.peer.parse::<SocketAddr>() {
+        Ok(peer) if !peer.ip().is_unspecified() => {
+            SocketAddr::new(peer.ip(), client.port()).to_string()
+        }
+        _ => String::new(),
+    }
+}
+
 fn state_name(state: MemberState) -> &'static str {
     match state {
         MemberState::Joining => "joining",
@@ -418,5 +468,23 @@ fn verdict_of(replicas: &[proto::ReplicaEntry]) -> String {
     match silent.len() {
         0 => what,
         down => format!("{what}; {down} of {all} do not answer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_where_its_peers_reach_it() {
+        let address = |client: &str, peer: &str| {
+            let (client, peer) = (client.to_owned(), peer.to_owned());
+            client_address(&Addresses { client, peer, ..Addresses::default() })
+        };
+        assert_eq!(address("10.0.0.1:8080", "10.0.0.2:7946"), "10.0.0.1:8080");
+        assert_eq!(address("0.0.0.0:8080", "10.0.0.2:7946"), "10.0.0.2:8080");
+        assert_eq!(address("0.0.0.0:8080", "0.0.0.0:7946"), "");
+        assert_eq!(address("", "10.0.0.2:7946"), "");
+        assert_eq!(address("node-1:8080", "10.0.0.2:7946"), "node-1:8080");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::{Code, Status, body::Body};
@@ -18,11 +19,14 @@ use super::method::{Class, Method};
 use super::metrics::{Metrics, code_name};
 use super::request_id::{self, RequestId};
 use super::status::{self, Problem};
+use crate::cluster::layout::Layout;
 use crate::store::Outcome;
 
 /// A handler answers its own deadline, since only it knows whether a write was submitted. The layer
 /// steps in this much later, for a call that never reached its handler (headers without a body).
 const MARGIN: Duration = Duration::from_millis(100);
+/// By which a client says under which layout's epoch it chose this node, and is told of another.
+pub const LAYOUT_HEADER: &str = "pairdb-layout";
 
 /// What all connections of a listener share.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Front {
     pub slow: Duration,
     /// Reads and writes are refused until it is set; for peers it is set from the start.
     pub serving: Arc<AtomicBool>,
+    /// The layout this node acts under.
+    pub layout: watch::Receiver<Arc<Layout>>,
 }
 
 /// Puts [`Front`] before a service.
@@ -83,6 +89,7 @@ where
             let began = Instant::now();
             let method = Method::of_path(request.uri().path());
             let id = RequestId::accept_or_make(request.headers());
+            let stale = front.stale_layout(request.headers());
             let _counted = InFlight::enter(&front.metrics);
             let answer = front.serve(method, &mut inner, request).await;
             let mut response = match answer {
@@ -94,6 +101,9 @@ where
             front.metrics.answered(method, code, took);
             front.log(method, code, took, &id);
             response.headers_mut().insert(request_id::HEADER, id.into_header());
+            if let Some(epoch) = stale {
+                response.headers_mut().insert(LAYOUT_HEADER, epoch.into());
+            }
             Ok(response)
         })
     }
@@ -124,6 +134,13 @@ impl Front {
         let answer = deadline.plus(MARGIN).limit(inner.call(request)).await;
         let answer = answer.ok_or_else(|| Problem::deadline("the request was not received"))?;
         Ok(answer.unwrap_or_else(|never| match never {}))
+    }
+
+    /// This node's epoch, if the request names another one.
+    fn stale_layout(&self, headers: &http::HeaderMap) -> Option<u64> {
+        let named = headers.get(LAYOUT_HEADER)?.to_str().ok()?.parse::<u64>().ok();
+        let own = self.layout.borrow().epoch();
+        (named != Some(own)).then_some(own)
     }
 
     fn log(&self, method: Method, code: Code, took: Duration, id: &RequestId) {

@@ -126,6 +126,13 @@ impl KeyValue for KeyValueService {
         let page = scan::key_range(&self.0, request.into_inner(), deadline).await?;
         Ok(Response::new(page))
     }
+
+    async fn topology(
+        &self,
+        request: Request<proto::TopologyRequest>,
+    ) -> Result<Response<proto::TopologyResponse>, Status> {
+        Ok(Response::new(self.0.cluster.topology(&request.into_inner().tenant)?))
+    }
 }
 
 /// Reads a row.

@@ -65,6 +65,7 @@ methods! {
     Pipeline "KeyValue" "Pipeline" Stream,
     Scan "KeyValue" "Scan" Stream,
     GetKeyRange "KeyValue" "GetKeyRange" Read,
+    Topology "KeyValue" "Topology" Read,
     Replicate "Replica" "Replicate" Write,
     Repair "Replica" "Repair" Write,
     StreamKeys "Replica" "StreamKeys" Stream,
@@ -89,6 +90,8 @@ methods! {
     DrainNode "Admin" "DrainNode" Stream,
     VerifyCertificate "Admin" "VerifyCertificate" Admin,
     SetTransferRate "Admin" "SetTransferRate" Admin,
+    ReplicateData "Admin" "ReplicateData" Stream,
+    StopNode "Admin" "StopNode" Admin,
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub struct Plan {
     pub pause_max: Duration,
     /// The longest lifetime of a write; zero: none has one.
     pub ttl_max: Duration,
+    /// Deletes among the operations.
+    pub deletes_percent: u64,
+    /// Writes and deletes with an idempotency key.
+    pub tokens_percent: u64,
 }
 
 /// How often the last read of a key at a node is tried.
@@ -170,16 +174,17 @@ impl Worker {
         let level = *self.dice.pick(&self.plan.levels);
         let known = self.contexts.get(&(tenant, key)).cloned().unwrap_or_default();
         let context = if self.dice.percent(80) { known } else { Bytes::new() };
-        let action = match self.dice.below(100) {
-            0..45 => Action::Read { min_context: context_name(&context), last: false },
-            45..90 => {
-                self.written += 1;
-                let value = format!("{}{}.{}", self.plan.prefix, self.number, self.written);
-                Action::Write { value, token: self.token(), ttl_ms: self.ttl_ms() }
-            }
-            _ => {
-                self.written += 1;
-                Action::Delete { token: self.token() }
+        let action = if self.dice.percent(45) {
+            Action::Read { min_context: context_name(&context), last: false }
+        } else {
+            self.written += 1;
+            // Of all operations; these are the others.
+            match self.dice.below(55) < self.plan.deletes_percent {
+                true => Action::Delete { token: self.token() },
+                false => {
+                    let value = format!("{}{}.{}", self.plan.prefix, self.number, self.written);
+                    Action::Write { value, token: self.token(), ttl_ms: self.ttl_ms() }
+                }
             }
         };
         Step { tenant, key, level, action, context }
@@ -194,7 +199,7 @@ impl Worker {
     /// A token of the write that is being made, for some.
     fn token(&self) -> Option<String> {
         let name = || format!("{}t{}.{}", self.plan.prefix, self.number, self.written);
-        self.dice.percent(60).then(name)
+        self.dice.percent(self.plan.tokens_percent).then(name)
     }
 
     /// Sends an operation and writes down what became of it.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use pairdb::proto::admin_client::AdminClient;
 use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::proto::{
-    CommitLayoutRequest, ConsistencyLevel, DrainNodeRequest, DrainPhase, DrainProgress,
-    LayoutChange, PlanLayoutRequest, ReadRequest, VerifyCertificateRequest, WriteRequest,
+    ClusterStatusRequest, CommitLayoutRequest, ConsistencyLevel, DrainNodeRequest, DrainPhase,
+    DrainProgress, LayoutChange, PlanLayoutRequest, ReadRequest, TransitionPhase,
+    VerifyCertificateRequest, WriteRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -196,4 +197,118 @@ async fn a_removed_node_that_comes_back_is_fenced_and_says_so() {
     let (code, stderr) = nodes.restart_refused(fourth);
     assert_eq!(code, 77, "{stderr}");
     assert!(stderr.contains("FENCED"), "{stderr}");
+}
+
+async fn commit(nodes: &Nodes, at: usize, change: LayoutChange) -> u64 {
+    let request = CommitLayoutRequest { epoch: 0, change: Some(change) };
+    let begun = admin(nodes, at).await.commit_layout(request).await;
+    begun.unwrap_or_else(|status| panic!("it is not begun: {status}")).into_inner().epoch
+}
+
+/// Waits until the transition of this epoch is over and nobody holds what it does not own.
+async fn settled(nodes: &Nodes, at: usize, epoch: u64) {
+    let mut admin = admin(nodes, at).await;
+    let all = async {
+        loop {
+            let status = admin.cluster_status(ClusterStatusRequest {}).await.expect("it answers");
+            let state = status.into_inner().layout.and_then(|layout| layout.state);
+            let state = state.expect("there is a layout");
+            if state.epoch > epoch && state.phase() == TransitionPhase::Stable {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("it settles");
+}
+
+/// More replicas, fewer, and another share of the partitions: each is a transition like a join.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_replicas_and_weights_change_while_writes_go_on() {
+    let mut nodes = Nodes::start(3);
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    nodes.wait_until_up(0, 4);
+    nodes.wait_until_up(1, 4);
+    let load = Load::start(&nodes, &[0, 1, 2, fourth], "load").await;
+    let factor = |factor| LayoutChange {
+        replication_factors: [("default".to_owned(), factor)].into(),
+        ..LayoutChange::default()
+    };
+    let epoch = commit(&nodes, 0, factor(4)).await;
+    settled(&nodes, 1, epoch).await;
+    let epoch = commit(&nodes, 1, factor(2)).await;
+    settled(&nodes, 0, epoch).await;
+    let epoch = commit(&nodes, 0, factor(3)).await;
+    settled(&nodes, 2, epoch).await;
+    let heavier =
+        LayoutChange { weights: [("n0".to_owned(), 3)].into(), ..LayoutChange::default() };
+    let epoch = commit(&nodes, 2, heavier).await;
+    settled(&nodes, 0, epoch).await;
+    let zone =
+        LayoutChange { zones: [("n3".to_owned(), "z0".to_owned())].into(), ..Default::default() };
+    let epoch = commit(&nodes, 0, zone).await;
+    settled(&nodes, 0, epoch).await;
+    let written = load.end().await;
+    check_readable(&nodes, 0, &written).await;
+    let keys: Vec<String> = written.into_keys().take(20).collect();
+    nodes.wait_until_equal(&keys, 1, PATIENCE);
+}
+
+/// A drain is resumed by whatever is left of it: the leaver is killed, and started again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_goes_on_after_the_leaver_was_killed() {
+    let mut nodes = Nodes::start(3);
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let mut written = nodes.write_keys("key", 60, 0);
+    let request = DrainNodeRequest { node: "n1".to_owned(), ..DrainNodeRequest::default() };
+    let mut looking_on = admin(&nodes, 0).await;
+    let stream = looking_on.drain_node(request).await.expect("it may leave").into_inner();
+    nodes.kill(1);
+    drop(stream);
+    written.extend(nodes.write_keys("while", 10, 0));
+    nodes.restart(1);
+    let told = drained(admin(&nodes, fourth).await, "n1").await;
+    assert_eq!(told.last().map(DrainProgress::phase), Some(DrainPhase::Left), "{told:#?}");
+    assert_eq!(nodes.wait(1), 0);
+    nodes.delete(1);
+    for key in &written {
+        assert_eq!(&nodes.ok(fourth, &["get", key]), key);
+        assert_eq!(&nodes.ok(0, &["get", key, "--consistency", "all"]), key);
+    }
+}
+
+/// Up to five nodes and down to three again, one drain called off on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_come_and_go_and_a_drain_is_called_off() {
+    let mut nodes = Nodes::start(3);
+    let load = Load::start(&nodes, &[0, 1], "load").await;
+    for owners in 4..=5 {
+        nodes.join();
+        nodes.wait_until_stable(0, owners);
+    }
+    // A receiver that does not answer keeps the transition open.
+    nodes.pause(4);
+    let request = DrainNodeRequest { node: "n3".to_owned(), ..DrainNodeRequest::default() };
+    let mut stream = admin(&nodes, 0).await.drain_node(request).await.expect("all seem to be up");
+    let first = stream.get_mut().message().await.expect("told").expect("something");
+    assert_eq!(first.phase(), DrainPhase::Merging, "{first:#?}");
+    let cancel =
+        DrainNodeRequest { node: "n3".to_owned(), cancel: true, ..DrainNodeRequest::default() };
+    let called_off = admin(&nodes, 1).await.drain_node(cancel).await.expect("it is not too late");
+    let told = called_off.into_inner().message().await.expect("told").expect("something");
+    assert_eq!(told.phase(), DrainPhase::Cancelled, "{told:#?}");
+    nodes.resume(4);
+    nodes.wait_until_stable(0, 5);
+    settled(&nodes, 0, told.epoch - 1).await;
+    for (at, name, left) in [(3, "n3", 4), (4, "n4", 3)] {
+        let told = drained(admin(&nodes, 0).await, name).await;
+        assert_eq!(told.last().map(DrainProgress::phase), Some(DrainPhase::Left), "{told:#?}");
+        assert_eq!(nodes.wait(at), 0);
+        nodes.delete(at);
+        nodes.wait_until_stable(0, left);
+    }
+    let written = load.end().await;
+    check_readable(&nodes, 1, &written).await;
 }

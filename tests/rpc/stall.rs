@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use pairdb::cluster::net::TokioNet;
-use pairdb::cluster::work::Work;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::node::Node;

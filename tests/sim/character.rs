@@ -20,9 +20,13 @@ pub struct Character {
     /// How long after the last fault nobody is accused of what fails: peers find each other again,
     /// and what runs every so often has its turn.
     pub quiet: Duration,
+    /// How old what is forgotten must be; far less than clocks may be wrong.
+    round_margin: Duration,
     ttl_max: Duration,
     keys: u64,
     pause_max: Duration,
+    deletes_percent: u64,
+    tokens_percent: u64,
 }
 
 impl Character {
@@ -42,9 +46,13 @@ impl Character {
             rough_birth,
             hurried,
             quiet: Duration::from_secs(if hurried { 6 } else { 12 }),
+            round_margin: Duration::from_millis(10 << dice.below(10)),
             ttl_max,
             keys,
             pause_max: Duration::from_millis(10 << dice.below(4)),
+            deletes_percent: *dice.pick(&[10, 30]),
+            // A row with an idempotency key in it is not forgotten within a short run.
+            tokens_percent: *dice.pick(&[0, 20, 60]),
         }
     }
 
@@ -60,6 +68,8 @@ impl Character {
             levels: vec![Level::One, Level::Quorum, Level::Quorum, Level::All],
             pause_max: self.pause_max,
             ttl_max: self.ttl_max,
+            deletes_percent: self.deletes_percent,
+            tokens_percent: self.tokens_percent,
         }
     }
 
@@ -80,9 +90,9 @@ impl Character {
                 interval: Duration::from_secs(1),
                 settle: Duration::from_millis(200),
                 timeout: Duration::from_secs(2),
-                round_interval: Some(Duration::from_secs(4)),
-                round_retry: Duration::from_secs(2),
-                round_margin: Duration::from_secs(5),
+                round_interval: Some(Duration::from_secs(2)),
+                round_retry: Duration::from_millis(500),
+                round_margin: self.round_margin,
                 ..anti_entropy::Settings::default()
             },
             false => anti_entropy::Settings::default(),

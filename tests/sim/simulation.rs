@@ -192,9 +192,10 @@ async fn create_tenants(plan: &Plan) {
             match created.await {
                 Ok(_) => break,
                 Err(error) if error.reason() == "TENANT_EXISTS" => break,
-                // The cluster forms.
+                // The cluster forms, or the node was killed meanwhile.
                 Err(error)
-                    if matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) =>
+                    if error.may_retry()
+                        || matches!(error.code(), Code::Unavailable | Code::DeadlineExceeded) =>
                 {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }

@@ -3,8 +3,9 @@
 //! 1. Every live member of the document is in the group, at least as a learner; those who left or
 //!    were removed are not.
 //! 2. Voters are those [`voters`] names; they change by joint consensus.
-//! 3. One step at a time, each bounded in time. After [`TRIES_MAX`] failures in a row it waits for
-//!    the document or the group to change.
+//! 3. One step at a time, each bounded in time. One that failed is tried again, in pauses that grow
+//!    to [`PAUSE_MAX`], for ever: a change of members that is left half done needs more nodes than
+//!    a whole one, and nothing tells when the group could finish it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use super::voters::voters;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Document, Layout, MemberState};
 
-const TRIES_MAX: u32 = 8;
+/// Between two tries, at most.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 type Step = ChangeMembers<NodeId, EmptyNode>;
 
@@ -27,7 +29,7 @@ type Step = ChangeMembers<NodeId, EmptyNode>;
 pub(super) struct Keeper {
     raft: Raft,
     layouts: watch::Receiver<Arc<Layout>>,
-    /// Between a step that failed and the next try; doubled each time.
+    /// Between a step that failed and the next try; doubled each time, up to [`PAUSE_MAX`].
     pause: Duration,
     /// For a step.
     patience: Duration,
@@ -46,7 +48,7 @@ impl Keeper {
     /// Runs until the group has stopped.
     pub(super) async fn run(mut self) {
         let mut metrics = self.raft.server_metrics();
-        let mut failures = 0;
+        let mut pause = self.pause;
         loop {
             let (leads, membership) = {
                 let metrics = metrics.borrow_and_update();
@@ -56,18 +58,16 @@ impl Keeper {
             let configs = membership.membership().get_joint_config();
             let nodes = membership.nodes().map(|(id, _)| *id).collect();
             let step = if leads { next_step(layout.document(), configs, &nodes) } else { None };
-            if let Some(step) = step.filter(|_| failures < TRIES_MAX)
-                && !self.take(step).await
-            {
-                failures += 1;
-                sleep(self.pause * 2_u32.pow(failures)).await;
-                continue;
-            }
-            failures = 0;
+            let failed = match step {
+                Some(step) => !self.take(step).await,
+                None => false,
+            };
+            pause = if failed { (2 * pause).min(PAUSE_MAX) } else { self.pause };
             let ended = tokio::select! {
                 biased;
                 changed = metrics.changed() => changed.is_err(),
                 changed = self.layouts.changed() => changed.is_err(),
+                () = sleep(pause), if failed => false,
             };
             if ended {
                 return;

@@ -13,6 +13,8 @@
 //! 2. Indexes have no hole: a log with one is corruption.
 //! 3. Cutting either end rewrites the file. It also is rewritten when it has outgrown what it
 //!    holds: elections without end would fill the disk.
+//! 4. The beginning is cut only behind a durable snapshot. openraft cuts while a snapshot is still
+//!    being installed: the cut waits.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -25,6 +27,7 @@ use openraft::{AnyError, EntryPayload, OptionalSend, RaftLogReader};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::log_file::{Frame, LogFile};
 use super::types::{Entry, LogId, StorageError, StorageIOError, TypeConfig, Vote};
@@ -44,6 +47,9 @@ const SENT_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct LogStore {
     log: Arc<Mutex<Log>>,
+    /// Up to where the durable snapshot reaches. Its sender is the state machine's: gone when no
+    /// other will come.
+    snapshot: watch::Receiver<Option<LogId>>,
 }
 
 #[derive(Debug)]
@@ -61,8 +67,13 @@ struct Contents {
 }
 
 impl LogStore {
-    /// Opens the log in `dir`, which exists.
-    pub(super) fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> Result<Self> {
+    /// Opens the log in `dir`, which exists. `snapshot` tells up to where the durable snapshot
+    /// reaches.
+    pub(super) fn open(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        snapshot: watch::Receiver<Option<LogId>>,
+    ) -> Result<Self> {
         let (file, frames) = LogFile::open(vfs, dir)?;
         let mut contents = Contents::default();
         for (n, frame) in frames.iter().enumerate() {
@@ -71,7 +82,12 @@ impl LogStore {
                 engine::Error::corrupt(&dir.join("LOG"), 0, what)
             })?;
         }
-        Ok(Self { log: Arc::new(Mutex::new(Log { file, contents })) })
+        Ok(Self { log: Arc::new(Mutex::new(Log { file, contents })), snapshot })
+    }
+
+    /// Up to where the beginning was cut.
+    pub(super) fn purged(&self) -> Option<LogId> {
+        self.log.lock().contents.purged
     }
 
     /// The entries in `range`; with `bytes_max` only as many of the first as fit, at least one.
@@ -265,6 +281,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        if self.snapshot.wait_for(|durable| *durable >= Some(upto)).await.is_err() {
+            let why = format!("no snapshot up to {upto} was written");
+            return Err(StorageIOError::write_logs(AnyError::error(why)).into());
+        }
         let mut log = self.log.lock();
         let contents = &mut log.contents;
         contents.entries = contents.entries.split_off(&(upto.index + 1));

@@ -16,6 +16,9 @@
 //!    the environment's source. File work is done inline: the files are small and change with the
 //!    layout, not with the load.
 //!
+//! 4. A file that cannot be written ends the group on this node until the next start:
+//!    [`Consensus::ended`] tells, and [`Consensus::status`] knows no leader any more.
+//!
 //! It takes no part in reads and writes: a cluster without a leader serves on.
 
 mod keeper;
@@ -31,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::error::{ClientWriteError, InitializeError, RaftError};
+use openraft::error::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -41,10 +44,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::log_store::LogStore;
 use self::network::{Network, SNAPSHOT_PIECE_BYTES};
 use self::state_machine::StateMachine;
-use self::types::{Proposal, Raft};
+use self::types::{LogId, Proposal, Raft};
 use super::NodeId;
 use super::fence::Fence;
-use super::layout::{Answer, Command, Layout, Member};
+use super::layout::{Answer, Command, Layout, Member, MemberState};
 use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine;
 use crate::store::environment::Environment;
@@ -204,7 +207,8 @@ impl Drop for Consensus {
 impl Consensus {
     /// Starts the member of node `me` in the data directory `dir`, which exists, with what it kept
     /// there. A member that never was in a group waits to be called by one or for
-    /// [`Consensus::form`].
+    /// [`Consensus::form`]. `has_cluster` says whether the node has one: its first start was before
+    /// that, so there must be a log.
     ///
     /// # Errors
     /// Damage, a newer format, I/O, or options out of their bounds.
@@ -215,6 +219,7 @@ impl Consensus {
         me: NodeId,
         peers: Arc<dyn Peers>,
         fence: Arc<Fence>,
+        has_cluster: bool,
     ) -> Result<Self, ConsensusError> {
         let config = config(options, environment)?;
         let raft_dir = dir.join(DIR_NAME);
@@ -223,9 +228,15 @@ impl Consensus {
             .and_then(|()| vfs.sync_dir(dir))
             .map_err(engine::Error::io("create", &raft_dir))
             .map_err(store::Error::from)?;
-        check_whole(&**vfs, &raft_dir)?;
-        let log = LogStore::open(Arc::clone(vfs), &raft_dir)?;
-        let machine = StateMachine::open(Arc::clone(vfs), &raft_dir, Arc::clone(&fence))?;
+        let document = fence.document();
+        // One that is alone votes for nobody else: it may come from a checkpoint, without a log.
+        let others = document.members.iter().any(|(id, member)| *id != me && votes(member));
+        let has_voted = others || (has_cluster && !document.is_formed());
+        check_whole(&**vfs, &raft_dir, has_voted)?;
+        let (durable, snapshot) = watch::channel(None);
+        let log = LogStore::open(Arc::clone(vfs), &raft_dir, snapshot.clone())?;
+        let machine = StateMachine::open(Arc::clone(vfs), &raft_dir, Arc::clone(&fence), durable)?;
+        check_reach(&raft_dir, log.purged(), *snapshot.borrow())?;
         let heartbeat = Duration::from_millis(options.heartbeat_ms);
         let network =
             Network { peers: Arc::clone(&peers), fence: Arc::clone(&fence), pause: heartbeat };
@@ -389,15 +400,31 @@ impl Consensus {
 
     /// The group as this node sees it.
     pub fn status(&self) -> GroupStatus {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow();
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow();
+        // What it knew last is still shown by one that has ended.
+        let runs = metrics.running_state.is_ok() && receiver.has_changed().is_ok();
         let membership = metrics.membership_config.membership();
         GroupStatus {
-            term: metrics.vote.leader_id().term,
-            leader: metrics.current_leader,
-            is_leader: metrics.state == ServerState::Leader,
+            term: metrics.current_term,
+            leader: metrics.current_leader.filter(|_| runs),
+            is_leader: runs && metrics.state == ServerState::Leader,
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
+        }
+    }
+
+    /// Waits until the group has ended on this node by itself, and says why: a file could not be
+    /// read or written. It runs again after the next start. One that is shut down tells nothing.
+    pub async fn ended(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        let why = match metrics.wait_for(|metrics| metrics.running_state.is_err()).await {
+            Ok(metrics) => metrics.running_state.clone().err(),
+            Err(_gone) => Some(Fatal::Panicked),
+        };
+        match why {
+            None | Some(Fatal::Stopped) => std::future::pending().await,
+            Some(fatal) => fatal.to_string(),
         }
     }
 
@@ -409,15 +436,40 @@ impl Consensus {
     }
 }
 
-/// A member that lost its votes but not its snapshot must not vote again.
-fn check_whole(vfs: &dyn engine::vfs::Vfs, raft_dir: &Path) -> Result<(), store::Error> {
+/// Whether it may have a part in the group.
+fn votes(member: &Member) -> bool {
+    !matches!(member.state, MemberState::Left | MemberState::Removed)
+}
+
+/// A member that lost its votes must not vote again: the log is made before there is anything else.
+fn check_whole(
+    vfs: &dyn engine::vfs::Vfs,
+    raft_dir: &Path,
+    has_voted: bool,
+) -> Result<(), store::Error> {
     let (log, snapshot) = (raft_dir.join("LOG"), raft_dir.join("SNAPSHOT"));
     let exists = |path: &Path| vfs.exists(path).map_err(engine::Error::io("look for", path));
-    if exists(&snapshot)? && !exists(&log)? {
-        let what = "it is missing beside SNAPSHOT";
-        return Err(engine::Error::corrupt(&log, 0, what).into());
+    if exists(&log)? {
+        return Ok(());
     }
-    Ok(())
+    let what = match exists(&snapshot)? {
+        true => "it is missing beside SNAPSHOT",
+        false if has_voted => "it is missing, though the node has a cluster",
+        false => return Ok(()),
+    };
+    Err(engine::Error::corrupt(&log, 0, what).into())
+}
+
+/// What was cut from the log must stand in the snapshot: the group would go on without it.
+fn check_reach(
+    raft_dir: &Path,
+    purged: Option<LogId>,
+    reaches: Option<LogId>,
+) -> Result<(), store::Error> {
+    let Some(purged) = purged.filter(|_| purged > reaches) else { return Ok(()) };
+    let reaches = reaches.map_or_else(|| "nowhere".to_owned(), |id| format!("up to {id}"));
+    let what = format!("the log was cut up to {purged}, the snapshot reaches {reaches}");
+    Err(engine::Error::corrupt(&raft_dir.join("SNAPSHOT"), 0, what).into())
 }
 
 fn encode_command(command: &Command) -> Result<Vec<u8>, ProposeError> {

@@ -18,6 +18,7 @@ use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::types::{
     Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
@@ -39,6 +40,8 @@ pub(super) struct StateMachine {
     vfs: Arc<dyn Vfs>,
     file: File,
     fence: Arc<Fence>,
+    /// Told up to where the file reaches, durably.
+    durable: watch::Sender<Option<LogId>>,
     // Shared with the builder of snapshots.
     state: Arc<Mutex<State>>,
 }
@@ -60,8 +63,14 @@ struct Stored {
 }
 
 impl StateMachine {
-    /// Opens the state machine in `dir`, which exists; it begins with the snapshot there.
-    pub(super) fn open(vfs: Arc<dyn Vfs>, dir: &Path, fence: Arc<Fence>) -> Result<Self> {
+    /// Opens the state machine in `dir`, which exists; it begins with the snapshot there. `durable`
+    /// is told of each snapshot that will survive a crash, the first one now.
+    pub(super) fn open(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        fence: Arc<Fence>,
+        durable: watch::Sender<Option<LogId>>,
+    ) -> Result<Self> {
         let file = File::new(dir, NAME, FORMAT);
         let snapshot = file.read::<Stored>(&*vfs)?;
         let mut state = State {
@@ -73,17 +82,20 @@ impl StateMachine {
         if let Some(stored) = snapshot {
             stored.document.check().map_err(|why| file.invalid(0, why))?;
             state.load(stored);
+            durable.send_replace(state.applied);
         }
         // The fence may have missed it: a crash came between the snapshot and the adoption.
         fence.adopt(&Arc::new(state.document.clone()))?;
-        Ok(Self { vfs, file, fence, state: Arc::new(Mutex::new(state)) })
+        Ok(Self { vfs, file, fence, durable, state: Arc::new(Mutex::new(state)) })
     }
 
     fn save(&self, stored: &Stored) -> Result<(), StorageError> {
         self.file.replace(&*self.vfs, stored).map_err(|error| {
             let signature = Some(stored.meta.signature());
-            StorageIOError::write_snapshot(signature, AnyError::new(&error)).into()
-        })
+            StorageError::from(StorageIOError::write_snapshot(signature, AnyError::new(&error)))
+        })?;
+        self.durable.send_replace(stored.meta.last_log_id);
+        Ok(())
     }
 
     fn publish(&self, document: Document) -> Result<(), StorageError> {

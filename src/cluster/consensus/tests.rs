@@ -9,11 +9,13 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::cluster::double_net::{DoubleNet, Handler};
-use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::layout::Document;
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
 use crate::store::TenantSpec;
 use crate::store::environment::ManualClock;
+
+mod faults;
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -109,7 +111,8 @@ impl Cluster {
         let Ok(fence) = Fence::open(Arc::clone(&environment.vfs), dir) else { return false };
         let (fence, peers) = (Arc::new(fence), self.net.peers(id(n)));
         let started =
-            Consensus::start(options, &environment, dir, id(n), peers, Arc::clone(&fence)).await;
+            Consensus::start(options, &environment, dir, id(n), peers, Arc::clone(&fence), false)
+                .await;
         let Ok(consensus) = started.map(Arc::new) else { return false };
         self.net.serve(id(n), &format!("n{n}:7946"), Arc::new(Answering(Arc::clone(&consensus))));
         self.nodes.insert(n, Node { vfs: disk.clone(), consensus, fence });
@@ -118,9 +121,13 @@ impl Cluster {
 
     /// A group of `1..=n`, formed by all of them at once.
     async fn formed(n: u128) -> Self {
+        Self::formed_with(n, ConsensusOptions::default()).await
+    }
+
+    async fn formed_with(n: u128, options: ConsensusOptions) -> Self {
         let mut cluster = Self::new();
         for node in 1..=n {
-            cluster.start(node, MemVfs::new(), ConsensusOptions::default()).await;
+            cluster.start(node, MemVfs::new(), options).await;
         }
         let all = members(1..=n);
         let forming = cluster.nodes.values().map(|node| {
@@ -149,7 +156,7 @@ impl Cluster {
 
     /// Waits until `ready` holds for the group as node `n` sees it.
     async fn wait(&self, n: u128, ready: impl Fn(&GroupStatus) -> bool) -> GroupStatus {
-        let mut metrics = self.group(n).raft.server_metrics();
+        let mut metrics = self.group(n).raft.metrics();
         tokio::time::timeout(Duration::from_secs(30), async {
             while !ready(&self.group(n).status()) {
                 metrics.changed().await.expect("the group runs");

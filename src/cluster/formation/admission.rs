@@ -54,6 +54,9 @@ impl Admission {
             // Free from its promise first, if this node was the one it was given to.
             return Ok(self.no_place(&join.promised_id));
         }
+        if join.asks_only {
+            return Ok(JoinReply { document: Bytes::new(), ..accepted(&document) });
+        }
         let joining = Member { state: MemberState::Joining, ..member };
         let members = [(from, joining)].into();
         let command = Command::Join { epoch: document.epoch, members };
@@ -102,11 +105,6 @@ impl Admission {
             let message = format!("this is {}, the node may only join {only}", document.cluster_id);
             return Err(refused(reason::WRONG_CLUSTER, message));
         }
-        let offset_ms = join.now_ms.abs_diff(self.formation.environment.clock.now_ms());
-        if offset_ms > CLOCK_OFFSET_MS_MAX {
-            let message = format!("the clocks are {offset_ms} ms apart");
-            return Err(refused(reason::CLOCK_OFFSET, message));
-        }
         if let Some(known) = document.members.get(&from) {
             return match known.state {
                 MemberState::Joining | MemberState::Normal | MemberState::Leaving => Ok(true),
@@ -115,6 +113,11 @@ impl Admission {
                     Err(refused(reason::NODE_ID_RETIRED, message))
                 }
             };
+        }
+        let offset_ms = join.now_ms.abs_diff(self.formation.environment.clock.now_ms());
+        if offset_ms > CLOCK_OFFSET_MS_MAX {
+            let message = format!("the clocks are {offset_ms} ms apart");
+            return Err(refused(reason::CLOCK_OFFSET, message));
         }
         let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
         let namesake = document

@@ -13,15 +13,18 @@
 //! the same: start the consensus group and call
 //! [`Consensus::form`](super::consensus::Consensus::form) until the document is there.
 //!
-//! **Joining.** Whoever is asked and has a cluster proposes the node as a member, and answers with
-//! a document in which it stands.
+//! **Joining.** Whoever is asked and has a cluster names it. When all that answered have named the
+//! same, one of them is asked to propose the node as a member, and answers with a document in which
+//! it stands.
 //!
 //! 1. Two clusters never share a member: each needs the promises of all its members, a node gives
 //!    one at a time, and joins no other cluster while it stands by one.
 //! 2. A node that has a cluster never forms another, nor does it join one.
 //! 3. Every step is durable before the next, in an order that can be resumed: promise, commitment
 //!    or document, and last the cluster's id in the node's identity.
-//! 4. A cluster is not formed while a seed does not answer: it may know of one.
+//! 4. A cluster is not formed while a seed does not answer: it may know of one. An answer that
+//!    cannot be read does.
+//! 5. What no document takes, such as a zone that is too long, is refused before it is promised.
 //!
 //! Nodes that are told different seeds, so that they never hear of each other, form clusters of
 //! their own: seeds of first members must overlap. If the initiator is lost for good between its
@@ -43,7 +46,7 @@ use tokio::time::Instant;
 
 use self::promise::{Promise, Promises};
 use super::NodeId;
-use super::layout::{Document, Member};
+use super::layout::{Document, Member, OWNERS_MAX};
 use super::peer::PeerError;
 use crate::proto::{FormReply, FormRequest, JoinReply, JoinRequest};
 use crate::store::environment::Environment;
@@ -59,7 +62,7 @@ pub mod reason {
     pub const NODE_ID_RETIRED: &str = "NODE_ID_RETIRED";
     /// A member has this name.
     pub const NAME_TAKEN: &str = "NAME_TAKEN";
-    /// The clocks are too far apart.
+    /// The clocks seem too far apart. Ask again: a call that was held up looks the same.
     pub const CLOCK_OFFSET: &str = "CLOCK_OFFSET";
     /// No version of the peer protocol is common to both.
     pub const PROTOCOL: &str = "PROTOCOL";
@@ -75,8 +78,8 @@ pub mod reason {
     pub const NO_LEADER: &str = "NO_LEADER";
 
     /// Those that asking again does not change.
-    pub(super) const FINAL: [&str; 6] =
-        [WRONG_CLUSTER, NODE_ID_RETIRED, NAME_TAKEN, CLOCK_OFFSET, PROTOCOL, INVALID_MEMBER];
+    pub(super) const FINAL: [&str; 5] =
+        [WRONG_CLUSTER, NODE_ID_RETIRED, NAME_TAKEN, PROTOCOL, INVALID_MEMBER];
 }
 
 /// Clocks of members are at most so far apart when a node joins.
@@ -94,7 +97,8 @@ pub struct FormationOptions {
     pub bootstrap_expect: usize,
     /// host:port of the peer ports of other nodes. The own one among them does no harm.
     pub seeds: Vec<String>,
-    /// The only cluster to join, and the id of one that is formed.
+    /// The only cluster to join, and the id of one that is formed with others. A node that is alone
+    /// forms none under a given id: was it only not told its seeds, there would be two of one id.
     pub cluster_id: Option<NodeId>,
     /// How often the others are asked.
     pub poll: Duration,
@@ -152,6 +156,15 @@ pub enum FormationError {
         reason: String,
         /// For people.
         message: String,
+    },
+    /// The seeds have clusters, but not the same: none was joined.
+    #[error(
+        "the seeds are of different clusters, {clusters}: \
+         correct the seeds, or name the cluster to join"
+    )]
+    SeveralClusters {
+        /// Each with the seeds that are of it.
+        clusters: String,
     },
     /// The time is over.
     #[error("no cluster was found or formed in time: {last}")]
@@ -272,6 +285,10 @@ impl Formation {
         if !ids.is_some_and(|ids| ids.iter().eq(members.keys())) {
             return Err(invalid("the members are not those of the records"));
         }
+        if members.len() > OWNERS_MAX {
+            return Err(invalid("there are more members than a cluster may have"));
+        }
+        members.values().try_for_each(check_member)?;
         let promise = Promise { id, cluster_id, members, committed: false };
         if promise.initiator() != Some(from) || !promise.members.contains_key(&self.me) {
             return Err(invalid("it is not from the first member, or not for this one"));
@@ -286,6 +303,7 @@ impl Formation {
     /// [`PeerError::Refused`] when it cannot be read.
     pub fn handle_join(&self, from: NodeId, join: &JoinRequest) -> Result<JoinReply, PeerError> {
         let member = read_member(&join.member)?;
+        check_member(&member)?;
         let promise = self.promises.current();
         let promise_holds = stands_by(promise.as_ref(), &join.promised_id);
         if let Some(promise) = promise.filter(|promise| promise.committed) {
@@ -353,6 +371,11 @@ fn founding_reply(
         members: encode_members(&promise.members),
         promise_holds,
     })
+}
+
+/// A promise keeps members as they are for ever: one that no document takes has no place in it.
+fn check_member(member: &Member) -> Result<(), PeerError> {
+    member.validate().map_err(|why| refused(reason::INVALID_MEMBER, why))
 }
 
 fn refused(reason: &str, message: String) -> PeerError {

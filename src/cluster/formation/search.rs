@@ -30,6 +30,18 @@ enum Round {
     Waiting(Option<String>),
 }
 
+/// What one answer comes to.
+pub(super) enum Heard {
+    /// The node has its cluster.
+    Entered(Entered),
+    /// The sender is of this cluster, and may be asked to take the node.
+    Offer(NodeId),
+    /// Nothing may be begun: there is a cluster, or may be.
+    InTheWay(String),
+    /// At most other nodes to ask.
+    Nothing,
+}
+
 impl Formation {
     /// Looks for a cluster until the node has one, resuming what an earlier life began. The node
     /// answers the requests of others meanwhile.
@@ -78,12 +90,13 @@ impl Formation {
         let committed = self.promises.current().filter(|promise| promise.committed);
         let document = self.fence.document();
         if let Some(cluster_id) = self.identity.cluster_id() {
-            let founding =
-                committed.filter(|promise| document.epoch == 0 && promise.cluster_id == cluster_id);
-            return Ok(Some(match founding {
-                Some(promise) => founder(promise),
-                None => Entered::Member { cluster_id },
-            }));
+            let founding = committed.filter(|promise| promise.cluster_id == cluster_id);
+            return match founding {
+                _ if document.epoch > 0 => Ok(Some(Entered::Member { cluster_id })),
+                Some(promise) => Ok(Some(founder(promise))),
+                // Who joins has its document before its cluster.
+                None => Err(self.fence.missing()),
+            };
         }
         if document.epoch > 0 {
             self.identity.assign_cluster(document.cluster_id)?;
@@ -92,11 +105,17 @@ impl Formation {
         if let Some(promise) = committed {
             return self.enter_as_founder(promise).map(Some);
         }
+        let invalid = |what, why| store::Error::InvalidArgument { what, why };
+        self.member.validate().map_err(|why| invalid("this node as a member", why))?;
         let alone = self.options.bootstrap_expect <= 1 && self.options.seeds.is_empty();
         if alone && self.promises.current().is_none() {
+            if let Some(only) = self.options.cluster_id {
+                let why = format!("{only} is to be joined, but there are no seeds to ask for it");
+                return Err(invalid("the cluster id", why));
+            }
             let promise = Promise {
                 id: self.mint_id()?,
-                cluster_id: self.mint()?,
+                cluster_id: self.mint_id()?,
                 members: BTreeMap::from([(self.me, first_member(&self.member))]),
                 committed: true,
             };
@@ -195,80 +214,149 @@ impl Formation {
     /// Asks all known addresses for a cluster, and tells them of this node.
     async fn ask(&self, peers: &Arc<dyn Peers>) -> Result<Round, FormationError> {
         let promise = self.promises.current();
-        let id_bytes = |id: Option<NodeId>| {
-            id.map(|id| Bytes::copy_from_slice(&id.to_bytes())).unwrap_or_default()
-        };
-        let member = serde_json::to_vec(&self.member).expect("a member is plain data");
-        let request = Request::Join(JoinRequest {
-            member: member.into(),
-            now_ms: self.environment.clock.now_ms(),
-            cluster_id: id_bytes(self.options.cluster_id),
-            promised_id: id_bytes(promise.as_ref().map(|promise| promise.id)),
-        });
         let mut addresses: BTreeSet<String> = self.options.seeds.iter().cloned().collect();
         addresses.extend(self.candidates.lock().addresses.iter().cloned());
         if let Some(promise) = &promise {
             addresses.extend(promise.members.values().map(|member| member.address.clone()));
         }
         addresses.remove(&self.member.address);
+        let request = self.join_request(promise.as_ref(), true);
         let answers = self.call_all(peers, addresses, &request).await;
         let mut in_the_way = promise.as_ref().map(|promise| {
             let initiator = promise.initiator().unwrap_or_default();
             format!("{initiator} has not committed the cluster {}", promise.cluster_id)
         });
+        let mut offers = Offers::default();
         for (address, answer) in answers {
-            let is_seed = self.options.seeds.contains(&address);
-            match answer {
-                Ok((from, Reply::Join(reply))) if from != self.me => {
-                    if let Some(entered) = self.take(from, &reply)? {
-                        return Ok(Round::Entered(entered));
-                    }
+            match self.hear(promise.as_ref(), &address, answer)? {
+                Heard::Entered(entered) => return Ok(Round::Entered(entered)),
+                Heard::Offer(cluster_id) => {
+                    let by_seed = self.options.seeds.contains(&address);
+                    offers.add(by_seed, cluster_id, address);
                 }
-                Ok(_) => {}
-                Err(PeerError::Refused { reason, message })
-                    if is_seed && reason::FINAL.contains(&reason.as_str()) =>
-                {
-                    return Err(FormationError::Refused { address, reason, message });
-                }
-                // It may know of a cluster: nothing is begun without its answer.
-                Err(error) if is_seed => in_the_way = Some(format!("{address}: {error}")),
-                Err(_) => {}
+                Heard::InTheWay(why) => in_the_way = Some(why),
+                Heard::Nothing => {}
             }
         }
-        Ok(Round::Waiting(in_the_way))
+        match offers.choose()? {
+            Some(addresses) => self.join(peers, addresses).await,
+            None => Ok(Round::Waiting(in_the_way)),
+        }
     }
 
-    /// Takes what one node has answered.
-    fn take(&self, from: NodeId, reply: &JoinReply) -> store::Result<Option<Entered>> {
+    /// Asks members of one cluster, one after the other, to take this node.
+    async fn join(
+        &self,
+        peers: &Arc<dyn Peers>,
+        addresses: Vec<String>,
+    ) -> Result<Round, FormationError> {
+        let mut in_the_way = None;
+        for address in addresses {
+            if self.promises.current().is_some() {
+                return Ok(Round::Waiting(Some("a promise was given meanwhile".to_owned())));
+            }
+            let request = self.join_request(None, false);
+            let answer = peers.call_address(&address, request, self.patience()).await;
+            match self.hear(None, &address, answer)? {
+                Heard::Entered(entered) => return Ok(Round::Entered(entered)),
+                Heard::InTheWay(why) => in_the_way = Some(why),
+                Heard::Offer(_) | Heard::Nothing => {}
+            }
+        }
+        Ok(Round::Waiting(in_the_way.or_else(|| Some("no member has answered".to_owned()))))
+    }
+
+    fn join_request(&self, promise: Option<&Promise>, asks_only: bool) -> Request {
+        let id_bytes = |id: Option<NodeId>| {
+            id.map(|id| Bytes::copy_from_slice(&id.to_bytes())).unwrap_or_default()
+        };
+        let member = serde_json::to_vec(&self.member).expect("a member is plain data");
+        Request::Join(JoinRequest {
+            member: member.into(),
+            now_ms: self.environment.clock.now_ms(),
+            cluster_id: id_bytes(self.options.cluster_id),
+            promised_id: id_bytes(promise.map(|promise| promise.id)),
+            asks_only,
+        })
+    }
+
+    /// Takes what came of asking one address; `asked` is the promise that was named.
+    fn hear(
+        &self,
+        asked: Option<&Promise>,
+        address: &str,
+        answer: Result<(NodeId, Reply), PeerError>,
+    ) -> Result<Heard, FormationError> {
+        let is_seed = self.options.seeds.iter().any(|seed| seed == address);
+        match answer {
+            Ok((from, Reply::Join(reply))) if from != self.me => {
+                Ok(match self.take(asked, from, &reply)? {
+                    Heard::InTheWay(why) => Heard::InTheWay(format!("{address}: {why}")),
+                    heard => heard,
+                })
+            }
+            Ok(_) => Ok(Heard::Nothing),
+            Err(PeerError::Refused { reason, message })
+                if is_seed && reason::FINAL.contains(&reason.as_str()) =>
+            {
+                Err(FormationError::Refused { address: address.to_owned(), reason, message })
+            }
+            // It may know of a cluster: nothing is begun without its answer.
+            Err(error) if is_seed => Ok(Heard::InTheWay(format!("{address}: {error}"))),
+            Err(_) => Ok(Heard::Nothing),
+        }
+    }
+
+    /// Takes what one node has replied to a question that named the promise `asked`.
+    pub(super) fn take(
+        &self,
+        asked: Option<&Promise>,
+        from: NodeId,
+        reply: &JoinReply,
+    ) -> store::Result<Heard> {
         let promise = self.promises.current();
         if !reply.document.is_empty() {
-            // What cannot be read is of another version or garbled: the next answer may do.
-            let Ok(document) = serde_json::from_slice::<Document>(&reply.document) else {
-                return Ok(None);
-            };
-            let cluster_id = document.cluster_id;
-            let promised = promise.map(|promise| promise.cluster_id);
-            let only = promised.or(self.options.cluster_id);
-            if only.is_some_and(|only| only != cluster_id) {
-                return Ok(None);
-            }
-            self.fence.adopt(&Arc::new(document))?;
-            self.identity.assign_cluster(cluster_id)?;
-            return Ok(Some(Entered::Member { cluster_id }));
+            return self.take_document(promise, &reply.document);
         }
         let named = NodeId::from_bytes(&reply.cluster_id);
+        let is_founding = !reply.members.is_empty();
         if let Some(promise) = promise {
-            if named == Some(promise.cluster_id) {
+            if is_founding && named == Some(promise.cluster_id) {
                 let committed = Promise { committed: true, ..promise.clone() };
                 self.promises.replace(Some(&promise), Some(committed.clone()))?;
-                return self.enter_as_founder(committed).map(Some);
+                return self.enter_as_founder(committed).map(Heard::Entered);
             }
-            if promise.initiator() == Some(from) && !reply.promise_holds {
+            // An answer to a question that named no promise, or another one, says nothing of this.
+            let meant = asked == Some(&promise);
+            if meant && promise.initiator() == Some(from) && !reply.promise_holds {
                 self.promises.replace(Some(&promise), None)?;
             }
+        } else if let Some(cluster_id) = named.filter(|_| !is_founding) {
+            return Ok(Heard::Offer(cluster_id));
         }
         self.note(from, reply);
-        Ok(None)
+        Ok(Heard::Nothing)
+    }
+
+    /// Takes a document in which this node stands. One that cannot be taken is of another version,
+    /// garbled or of another cluster: the next answer may do, but there is a cluster.
+    fn take_document(&self, promise: Option<Promise>, json: &[u8]) -> store::Result<Heard> {
+        let in_the_way = |why: String| Ok(Heard::InTheWay(why));
+        let document = match serde_json::from_slice::<Document>(json) {
+            Ok(document) => document,
+            Err(error) => return in_the_way(format!("its document cannot be read: {error}")),
+        };
+        if let Err(why) = document.check() {
+            return in_the_way(format!("its document is damaged: {why}"));
+        }
+        let cluster_id = document.cluster_id;
+        let only = promise.map(|promise| promise.cluster_id).or(self.options.cluster_id);
+        if let Some(only) = only.filter(|only| *only != cluster_id) {
+            return in_the_way(format!("its document is of {cluster_id}, not of {only}"));
+        }
+        self.fence.adopt(&Arc::new(document))?;
+        self.identity.assign_cluster(cluster_id)?;
+        Ok(Heard::Entered(Entered::Member { cluster_id }))
     }
 
     /// Notes the nodes another one knows: itself as heard of, the others as addresses to ask.
@@ -276,7 +364,7 @@ impl Formation {
         let Ok(members) = read_members(&reply.members) else { return };
         let mut candidates = self.candidates.lock();
         for (id, member) in members.into_iter().filter(|(id, _)| *id != self.me) {
-            if id == from {
+            if id == from && member.validate().is_ok() {
                 candidates.hear(id, member);
             } else {
                 candidates.hear_of(&member.address);
@@ -291,8 +379,7 @@ impl Formation {
         addresses: BTreeSet<String>,
         request: &Request,
     ) -> Answers {
-        // A member that admits this node waits for the consensus group first.
-        let within = (self.options.poll * 8).max(Duration::from_secs(2));
+        let within = self.patience();
         let mut calls = JoinSet::new();
         for address in addresses {
             let (peers, request) = (Arc::clone(peers), request.clone());
@@ -302,6 +389,46 @@ impl Formation {
             });
         }
         calls.join_all().await.into_iter().collect()
+    }
+
+    /// For a call: a member that admits this node waits for the consensus group first.
+    fn patience(&self) -> Duration {
+        (self.options.poll * 8).max(Duration::from_secs(2))
+    }
+}
+
+/// Members that would take this node.
+#[derive(Default)]
+struct Offers {
+    /// Their addresses by their clusters.
+    of_seeds: BTreeMap<NodeId, Vec<String>>,
+    /// Of those known by hearsay.
+    of_others: BTreeMap<NodeId, Vec<String>>,
+}
+
+impl Offers {
+    fn add(&mut self, by_seed: bool, cluster_id: NodeId, address: String) {
+        let offers = if by_seed { &mut self.of_seeds } else { &mut self.of_others };
+        offers.entry(cluster_id).or_default().push(address);
+    }
+
+    /// The members to ask, if there are any and all are of one cluster. Seeds come first: the
+    /// operator has named them.
+    fn choose(self) -> Result<Option<Vec<String>>, FormationError> {
+        let Self { of_seeds, mut of_others } = self;
+        let mut offers = of_seeds;
+        if offers.is_empty() {
+            std::mem::swap(&mut offers, &mut of_others);
+        }
+        if offers.len() > 1 {
+            let clusters = offers
+                .iter()
+                .map(|(id, addresses)| format!("{id} ({})", addresses.join(", ")))
+                .collect::<Vec<_>>()
+                .join(" and ");
+            return Err(FormationError::SeveralClusters { clusters });
+        }
+        Ok(offers.into_values().next())
     }
 }
 

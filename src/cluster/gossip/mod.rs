@@ -73,7 +73,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: a dead node is noticed within 4 to 8 seconds.
+    /// The defaults: a dead node is noticed within 4 to 8 seconds. A dead incarnation is spoken of
+    /// for half of its grace; a message holds about 800.
     pub fn new(advertise: SocketAddr, seeds: Vec<String>) -> Self {
         Self {
             advertise,
@@ -82,7 +83,7 @@ impl Options {
             interval_initial: Duration::from_secs(1),
             interval_max: Duration::from_secs(5),
             phi: 8.0,
-            grace: Duration::from_secs(15 * 60),
+            grace: Duration::from_secs(5 * 60),
         }
     }
 }
@@ -120,6 +121,7 @@ impl Gossip {
             post,
             seeds: Arc::new(seeds),
             own: options.advertise,
+            too_long: Arc::default(),
         };
         let runner = Runner { local, options, transport, view: view.clone(), own: own.subscribe() };
         let tasks = TaskTracker::new();

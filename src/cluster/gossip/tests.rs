@@ -181,6 +181,7 @@ async fn a_gossip_loop_that_ends_is_started_again_and_is_believed() {
         post: Arc::clone(&cluster.wire) as _,
         seeds: Arc::new(Seeds::new(&["seed:7946".to_owned()])),
         own: advertise,
+        too_long: Arc::default(),
     };
     let inbox = Arc::clone(&transport.inbox);
     cluster.wire.inboxes.lock().insert(advertise.to_string(), inbox);

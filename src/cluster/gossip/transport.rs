@@ -14,6 +14,8 @@
 //!    the other. Of what comes in faster than it is taken the oldest is lost, as on any network.
 //! 2. Answers go to the address in the envelope: where a connection comes from says nothing.
 //! 3. What cannot be read is dropped. Who sent it has passed the handshake of the peer port.
+//! 4. What is too long is not sent, and that is said: a digest of so many incarnations that it
+//!    fills a message would silence this node, and all others would look dead to it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -105,6 +107,22 @@ pub(super) struct PeerTransport {
     pub seeds: Arc<Seeds>,
     /// Where this node is reached.
     pub own: SocketAddr,
+    /// Messages that were too long to be sent. Relaxed: a figure.
+    pub too_long: Arc<AtomicU64>,
+}
+
+impl PeerTransport {
+    fn drop_too_long(&self, bytes: usize) {
+        let count = self.too_long.fetch_add(1, Ordering::Relaxed) + 1;
+        // It comes with every round: said at the first, the second, the fourth, ...
+        if count.is_power_of_two() {
+            tracing::error!(
+                bytes,
+                count,
+                "a gossip message is too long to be sent: too many nodes, or restarts of them"
+            );
+        }
+    }
 }
 
 #[async_trait]
@@ -118,10 +136,15 @@ impl Transport for PeerTransport {
 impl Socket for PeerTransport {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> Result<()> {
         let message = message.serialize_to_vec();
-        if to != self.own && message.len() <= MESSAGE_BYTES_MAX {
-            let sealed = seal(self.own, &message);
-            self.post.post(&self.seeds.address(to), Request::Gossip(sealed));
+        if to == self.own {
+            return Ok(());
         }
+        if message.len() > MESSAGE_BYTES_MAX {
+            self.drop_too_long(message.len());
+            return Ok(());
+        }
+        let sealed = seal(self.own, &message);
+        self.post.post(&self.seeds.address(to), Request::Gossip(sealed));
         Ok(())
     }
 
@@ -199,6 +222,40 @@ mod tests {
         assert_eq!(inbox.lost.load(Ordering::Relaxed), 10);
         assert_eq!(inbox.take().await, [0, 10][..]);
         assert_eq!(inbox.queue.lock().len(), INBOX_MAX - 1);
+    }
+
+    /// Counts what is posted.
+    #[derive(Default)]
+    struct Posted(AtomicU64);
+
+    impl Post for Posted {
+        fn post(&self, _address: &str, _request: Request) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Too many incarnations to fit into a digest: silence would look as if all others were dead.
+    #[tokio::test]
+    async fn a_message_that_is_too_long_is_counted_and_does_not_end_the_gossip() {
+        let posted = Arc::new(Posted::default());
+        let mut transport = PeerTransport {
+            inbox: Arc::default(),
+            post: Arc::clone(&posted) as _,
+            seeds: Arc::new(Seeds::new(&[])),
+            own: "10.0.0.1:7946".parse().expect("an address"),
+            too_long: Arc::default(),
+        };
+        // A greeting of no nodes, with the longest name of a cluster that there can be.
+        let mut greeting = vec![0x53, 0xb0, 0, 0, 0, 0, 0xff, 0xff];
+        greeting.resize(greeting.len() + 0xffff, b'x');
+        let greeting = || ChitchatMessage::deserialize(&mut &greeting[..]).expect("a greeting");
+        let to = "10.0.0.2:7946".parse().expect("an address");
+        for _ in 0..3 {
+            transport.send(to, greeting()).await.expect("never fails");
+        }
+        transport.send(to, ChitchatMessage::BadCluster).await.expect("never fails");
+        assert_eq!(transport.too_long.load(Ordering::Relaxed), 3);
+        assert_eq!(posted.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]

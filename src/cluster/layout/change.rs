@@ -244,6 +244,14 @@ impl Document {
 }
 
 impl Member {
+    /// Whether a document would take it; for whoever has it before a document does.
+    ///
+    /// # Errors
+    /// What is out of its bounds, in words.
+    pub fn validate(&self) -> Result<(), String> {
+        self.check().map_err(Refusal::into_message)
+    }
+
     /// Whether what it says of itself is within its bounds.
     pub(super) fn check(&self) -> Result<(), Refusal> {
         check_text("name", &self.name)?;

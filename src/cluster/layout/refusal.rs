@@ -78,6 +78,10 @@ impl Refusal {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
+
+    pub(super) fn into_message(self) -> String {
+        self.message
+    }
 }
 
 impl From<store::Error> for Refusal {

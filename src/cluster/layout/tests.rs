@@ -7,7 +7,7 @@ mod lookups;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::store::{TenantChange, TenantSpec};
+use crate::store::{TenantChange, TenantId, TenantSpec};
 
 use super::*;
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 pub use load::{Loaded, Origin, Source, load};
 pub use value::{ClusterId, List, LogFormat, Size, Value};
 
+use crate::cluster::layout::{MEMBER_TEXT_BYTES_MAX, OWNERS_MAX};
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
 use crate::{rpc, store};
 
@@ -183,7 +184,7 @@ settings! {
     }
     /// The cluster to form or join.
     cluster: Cluster {
-        /// The cluster's id, a UUID: a data directory of another is refused; empty for any.
+        /// The cluster's id, a UUID: a directory of another is refused; needs seeds; empty for any.
         id: ClusterId = "",
         /// Peer addresses of nodes to join.
         seeds: List = "",
@@ -306,6 +307,21 @@ settings! {
         /// Serve gRPC reflection.
         reflection: bool = "true",
     }
+    /// A pod of a StatefulSet, which may be taken out of it.
+    kubernetes: Kubernetes {
+        /// At SIGTERM, ask whether the pod is to come back, and drain if it is not.
+        enabled: bool = "false",
+        /// URL of the API server; empty for the one that the pod is told of.
+        api: String = "",
+        /// The pod's name: its StatefulSet's, a dash, its ordinal; empty for the host's.
+        pod_name: String = "",
+        /// Directory of the service account's files: token, namespace, ca.crt.
+        service_account_dir: PathBuf = "/var/run/secrets/kubernetes.io/serviceaccount",
+        /// How long an answer of the API server may take; it is asked three times.
+        timeout: Duration = "5s",
+        /// How long the drain may take; then the node ends, keeps its data, and can go on later.
+        drain_timeout: Duration = "23h",
+    }
     /// Protection.
     security: Security {
         /// Allow plain text on addresses that are not loopback.
@@ -358,6 +374,15 @@ impl Config {
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return invalid(format!("{name} must be at least 1"));
+        }
+        let texts = [("node.name", &self.node.name), ("node.zone", &self.node.zone)];
+        if let Some((name, text)) = texts.iter().find(|(_, t)| t.len() > MEMBER_TEXT_BYTES_MAX) {
+            let (found, limit) = (text.len(), MEMBER_TEXT_BYTES_MAX);
+            return invalid(format!("{name} has {found} bytes, the limit is {limit}"));
+        }
+        if self.cluster.bootstrap_expect > OWNERS_MAX as u64 {
+            let found = self.cluster.bootstrap_expect;
+            return invalid(format!("cluster.bootstrap_expect = {found} is over {OWNERS_MAX}"));
         }
         // What the semaphores behind these can count.
         let counted = [
@@ -471,6 +496,7 @@ impl Config {
             slow: self.log.slow_request,
             reflection: self.rpc.reflection,
             checkpoint_dir: self.node.data_dir.join("checkpoints"),
+            stop_max: self.node.shutdown_grace + self.node.shutdown_timeout,
         }
     }
 }

@@ -113,3 +113,17 @@ fn the_defaults_are_those_of_the_engine() {
     let ours = Config::default().engine_options().expect("fits");
     assert_eq!(format!("{ours:?}"), format!("{:?}", EngineOptions::default()));
 }
+
+/// What the layout document would refuse must not get as far as a formation: a promise keeps it.
+#[test]
+fn a_member_that_no_layout_takes_is_refused_by_its_setting() {
+    let long = "z".repeat(256);
+    for (text, name) in [
+        (format!("[node]\nname = \"{long}\"\n"), "node.name"),
+        (format!("[node]\nzone = \"{long}\"\n"), "node.zone"),
+        ("[cluster]\nbootstrap_expect = 257\n".to_owned(), "cluster.bootstrap_expect"),
+    ] {
+        let error = load(&source(&file(&text))).expect_err(name).to_string();
+        assert!(error.contains(name), "{error}");
+    }
+}

@@ -35,7 +35,6 @@ use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store};
 const PAGE_BYTES: usize = 1 << 20;
 /// Leaves that are read in one go.
 const RUN_LEAVES: u32 = 1024;
-
 /// Hashes of leaves that hold nothing.
 const ZEROS: [u64; 64] = [0; 64];
 
@@ -115,6 +114,17 @@ fn root_of(hashes: &[u64]) -> u64 {
     let mut root = Xxh3Default::new();
     hashes.iter().for_each(|hash| root.update(&hash.to_le_bytes()));
     root.digest().max(1)
+}
+
+impl Hashes {
+    /// The first of some leaves that is to be read again for this floor.
+    fn next_stale(&self, marks: &DirtyLeaves, leaves: Range<u32>, floor: u64) -> Option<u32> {
+        let marked = marks.next(leaves.clone());
+        let fresh = leaves.start..marked.unwrap_or(leaves.end);
+        let is_due = |until: &u64| *until <= floor;
+        let due = self.until[indexes(&fresh)].iter().position(is_due);
+        due.map(|at| leaves.start + at as u32).or(marked)
+    }
 }
 
 impl Trees {
@@ -244,21 +254,14 @@ impl Trees {
         deadline: Duration,
     ) -> Result<bool> {
         let marks = self.store.dirty_leaves();
-        let mut until = hashes.until[indexes(&leaves)].iter();
-        if marks.next(leaves.clone()).is_none() && until.all(|until| *until > floor) {
-            return Ok(true);
-        }
         let mut leaf = leaves.start;
-        while leaf < leaves.end {
-            let is_stale =
-                |leaf: u32| marks.is_marked(leaf) || hashes.until[leaf as usize] <= floor;
-            if !is_stale(leaf) {
-                leaf += 1;
-                continue;
-            }
+        while let Some(first) = hashes.next_stale(marks, leaf..leaves.end, floor) {
             if self.is_over(deadline) {
                 return Ok(false);
             }
+            leaf = first;
+            let is_stale =
+                |leaf: u32| marks.is_marked(leaf) || hashes.until[leaf as usize] <= floor;
             let end = leaves.end.min(leaf + RUN_LEAVES);
             let run = leaf..(leaf..end).find(|leaf| !is_stale(*leaf)).unwrap_or(end);
             leaf = run.end;

@@ -71,7 +71,7 @@ impl Coordinator {
     ) -> Vec<Result<Written>> {
         let mut members: Vec<NodeId> =
             members.into_iter().filter(|node| self.is_up(*node)).collect();
-        members.sort_by_key(|node| self.scores.cost(*node));
+        members.sort_by_key(|node| self.scores.cost(node));
         let request = proto::BatchWriteRequest {
             tenant: tenant.name.clone(),
             mutations: group.iter().map(convert::forwarded).collect(),

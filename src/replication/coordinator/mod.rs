@@ -6,9 +6,11 @@
 //! | `flight` | a batch that this node coordinates, from its log to its last replica |
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
+//! | `read_here` | reads that this node answers by itself |
 //! | `read_key` | what a coordinator knows of one key, and what follows from it |
 //! | `walk` | the rows of a tenant, part of the ring after part |
 //! | `part` | a page of one part, from as many replicas as the level asks for |
+//! | `replica_page` | one replica's page: the own, another's, one for another |
 //! | `pages` | what pages of several replicas say together |
 //!
 //! # Invariants
@@ -28,7 +30,9 @@ mod forward;
 mod pages;
 mod part;
 mod read;
+mod read_here;
 mod read_key;
+mod replica_page;
 mod tokens;
 mod walk;
 mod write;
@@ -41,18 +45,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::hints::HintSender;
 use super::lane::{Lane, Parcel};
 use super::level::Level;
-use super::scores::Scores;
 use super::{Layout, Sets};
 use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
+use crate::resilience::scores::Scores;
 use crate::store::{Store, Tenant};
 
 pub(super) use part::Part;
@@ -61,9 +66,6 @@ pub(super) use read::REPLY_TOO_LARGE;
 pub use read::{KeyRead, ReadOptions};
 pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;
-
-/// Pages of the own store that are read at once.
-const PAGES_AT_ONCE: usize = 4;
 
 /// What a coordinator works with.
 pub struct CoordinatorOptions {
@@ -86,6 +88,8 @@ pub struct CoordinatorOptions {
     pub lingering_max: usize,
     /// Where pages of the own store are read.
     pub work: Work,
+    /// How many of them at once, for whomever.
+    pub pages_max: usize,
 }
 
 /// Coordinates requests. All calls may run at the same time.
@@ -103,10 +107,12 @@ pub struct Coordinator {
 
     // Each with its own synchronisation.
     lanes: Mutex<BTreeMap<(NodeId, LaneKind), Lane>>,
-    scores: Arc<Scores>,
+    scores: Arc<Scores<NodeId>>,
     /// An epoch, shifted by one, and whether this node is the whole cluster in it.
     solo: AtomicU64,
     lingering: AtomicUsize,
+    /// Batches that this node coordinates, until their last replica.
+    flights: TaskTracker,
     /// Bounds pages of the own store, for whomever they are read.
     pages: Semaphore,
     /// Bounds reads that nobody waits for.
@@ -181,8 +187,9 @@ impl Coordinator {
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
-            pages: Semaphore::new(PAGES_AT_ONCE),
-            checks: Semaphore::new(read::CHECKS_MAX),
+            flights: TaskTracker::new(),
+            pages: Semaphore::new(options.pages_max.max(1)),
+            checks: Semaphore::new(read_here::CHECKS_MAX),
             reads_at_one: AtomicU64::new(0),
             counters: Counters::default(),
         })
@@ -203,6 +210,13 @@ impl Coordinator {
             widened: get(&counters.widened),
             checks: get(&counters.checks),
         }
+    }
+
+    /// Returns when no write of this node waits for a replica any more: each has its row, or a hint
+    /// is kept for it. For a node that stops, once nobody begins writes on it.
+    pub async fn landed(&self) {
+        self.flights.close();
+        self.flights.wait().await;
     }
 
     fn layout(&self) -> Arc<Layout> {
@@ -249,7 +263,7 @@ impl Coordinator {
     /// Forgets the ways to nodes that `is_known` does not know any more.
     pub fn forget_peers(&self, is_known: impl Fn(NodeId) -> bool) {
         self.lanes.lock().retain(|(node, _), _| is_known(*node));
-        self.scores.keep(is_known);
+        self.scores.keep(|node| is_known(*node));
     }
 
     /// Waits until the layout is later than `epoch`, asking `from`, who knows of one. `false`: it

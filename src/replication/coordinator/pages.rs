@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 
+use super::part::Seen;
 use crate::store::{self, EngineKey, Tenant};
 
 /// A replica's word on a row.
@@ -19,6 +20,8 @@ pub(in crate::replication) struct PageRow {
     pub key: Bytes,
     /// The row itself, if it was asked for.
     pub row: Option<Bytes>,
+    /// What is shown of it, where nobody else's word is needed.
+    pub seen: Option<Seen>,
     /// Its digest under its floor, if it was asked for.
     pub digest: Option<u64>,
     pub floor: u64,
@@ -159,6 +162,7 @@ mod tests {
             token,
             key: vec![b'k'].into(),
             row: None,
+            seen: None,
             digest: Some(digest),
             floor: 0,
             has_value: true,

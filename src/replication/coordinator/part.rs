@@ -9,6 +9,9 @@
 //! 2. A replica that fails, or says nothing of a partition, is replaced by another; when none is
 //!    left the page is an error.
 //! 3. Beside a replica that is slow one more is asked, once.
+//!
+//! Where one answer is enough and this node has it, what is shown is made from the rows where they
+//! lie, as in any other read of the own store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,12 +25,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::pages::{Page, PageRow, Place, together};
 use super::read::{KeyRead, Others, ReadOptions, Stale};
+use super::replica_page::{PageError, Question, Tell, see};
 use super::{Coordinator, Layout, Sets, count, lacking};
 use crate::cluster::NodeId;
-use crate::cluster::peer::{Class, PeerError, Reply, Request};
-use crate::proto::{self, ScanWhat};
+use crate::proto::ScanWhat;
 use crate::replication::error::{Error, Result};
-use crate::replication::fence::Closed;
 use crate::replication::level::Level;
 use crate::store::{self, KeyRange, OnDamage, PageBounds, ReadRow, RowFilter, Tenant};
 
@@ -128,24 +130,7 @@ enum Word {
     Failed,
 }
 
-/// What a replica is asked.
-#[derive(Clone)]
-struct Question {
-    filter: Arc<RowFilter>,
-    range: KeyRange,
-    bounds: PageBounds,
-    epoch: u64,
-    deadline: Instant,
-}
-
 type Asking = BoxFuture<'static, (NodeId, bool, Result<Page, PageError>)>;
-
-/// Why a replica gave no page.
-enum PageError {
-    Stale(u64),
-    Store(store::Error),
-    Peer(String),
-}
 
 /// A page under way.
 struct Reading<'r> {
@@ -153,7 +138,7 @@ struct Reading<'r> {
     question: Question,
     sets: Sets,
     level: Level,
-    wants_rows: bool,
+    want: Want,
     candidates: Vec<NodeId>,
     words: BTreeMap<NodeId, Word>,
     pages: Vec<Page>,
@@ -247,7 +232,7 @@ impl Coordinator {
             question: Question { filter, range: part.range, bounds, epoch, deadline },
             sets,
             level: options.level,
-            wants_rows: want != Want::Keys,
+            want,
             candidates,
             words: BTreeMap::new(),
             pages: Vec::new(),
@@ -282,8 +267,9 @@ impl Coordinator {
         let mut rows = Vec::with_capacity(places.len());
         for place in places {
             let (key, seen) = match place {
+                Place::Agreed(PageRow { key, seen: Some(seen), .. }) => (key, Some(seen)),
                 Place::Agreed(PageRow { key, row: Some(row), .. }) => {
-                    let seen = self.see(tenant, &key, row, want)?;
+                    let seen = see(&self.store, tenant, &key, &row, want)?;
                     (key, seen)
                 }
                 Place::Agreed(PageRow { key, has_value, .. }) => {
@@ -293,7 +279,7 @@ impl Coordinator {
                     let lost = || Err(Error::ReadTimeout { answers: 0, needed: 1 });
                     let raw = read.next().unwrap_or_else(lost).map_err(Failed::Error)?;
                     let seen = match raw.row {
-                        Some(row) => self.see(tenant, &key, row.into(), want)?,
+                        Some(row) => see(&self.store, tenant, &key, &row, want)?,
                         None => None,
                     };
                     (key, seen)
@@ -303,171 +289,6 @@ impl Coordinator {
         }
         Ok(rows)
     }
-
-    fn see(
-        &self,
-        tenant: &Tenant,
-        key: &[u8],
-        row: Bytes,
-        want: Want,
-    ) -> store::Result<Option<Seen>> {
-        Ok(match want {
-            Want::Raw => Some(Seen::Raw(row)),
-            Want::Keys => self.store.has_value(&row)?.then_some(Seen::Key),
-            Want::Values => {
-                let row = self.store.show(tenant, key, Some(&row))?;
-                row.found().then_some(Seen::Row(row))
-            }
-        })
-    }
-
-    /// This node's own page. `is_only`: there is no other replica.
-    async fn page_here(
-        self: Arc<Self>,
-        question: Question,
-        what: ScanWhat,
-        is_only: bool,
-    ) -> Result<Page, PageError> {
-        let _place = self.pages.acquire().await;
-        let on_damage = if is_only { OnDamage::Show } else { OnDamage::Stop };
-        self.check_epoch(question.epoch).map_err(PageError::Stale)?;
-        let (epoch, this) = (question.epoch, Arc::clone(&self));
-        let read = self.work.run(move || {
-            let Question { filter, range, bounds, .. } = question;
-            read_page(&this.store, &filter, &range, bounds, what, on_damage)
-        });
-        let stopping = || PageError::Peer("the node is stopping".to_owned());
-        let page = read.await.map_err(|_| stopping())?;
-        // It was given under this epoch if that is still the node's own.
-        self.check_epoch(epoch).map_err(PageError::Stale)?;
-        page.map_err(PageError::Store)
-    }
-
-    fn check_epoch(&self, epoch: u64) -> Result<(), u64> {
-        self.fence.enter(epoch).map(drop).map_err(|closed| match closed {
-            Closed::Stale { epoch } => epoch,
-            Closed::Behind { .. } => epoch + 1,
-        })
-    }
-
-    /// A page for another node, which asks under `epoch`.
-    pub(in crate::replication) async fn page_for(
-        self: Arc<Self>,
-        filter: RowFilter,
-        request: &proto::ScanRows,
-        epoch: u64,
-        deadline: Instant,
-    ) -> Result<proto::ScanRowsReply, PeerError> {
-        let range = KeyRange {
-            start: request.from.to_vec(),
-            end: (!request.to.is_empty()).then(|| request.to.to_vec()),
-        };
-        let bounds =
-            PageBounds { rows: request.rows_max as usize, bytes: request.bytes_max as usize };
-        let question = Question { filter: Arc::new(filter), range, bounds, epoch, deadline };
-        let refused = |reason: &str, message: String| PeerError::Refused {
-            reason: reason.to_owned(),
-            message,
-        };
-        let page = timeout_at(deadline, self.page_here(question, request.what(), false)).await;
-        let page = page.map_err(|_| refused("TIMEOUT", "the page was not read in time".into()))?;
-        let page = page.map_err(|error| match error {
-            PageError::Stale(epoch) => PeerError::StaleLayout { epoch },
-            PageError::Store(error) => refused(error.reason(), error.to_string()),
-            PageError::Peer(why) => refused("STOPPING", why),
-        })?;
-        let rows = page.rows.into_iter().map(|row| proto::ScannedRow {
-            key: row.key,
-            row: row.row,
-            digest: row.digest.unwrap_or(0),
-            floor: row.floor,
-            has_value: row.has_value,
-        });
-        Ok(proto::ScanRowsReply {
-            rows: rows.collect(),
-            next: page.next.unwrap_or_default().into(),
-        })
-    }
-
-    /// A page of another node.
-    async fn page_of(
-        self: Arc<Self>,
-        node: NodeId,
-        question: Question,
-        what: ScanWhat,
-    ) -> Result<Page, PageError> {
-        let Question { filter, range, bounds, epoch, deadline } = question;
-        // Within a partition key somebody waits for few rows; all else is bulk.
-        let class = match filter.partition_key {
-            Some(_) => Class::Foreground,
-            None => Class::Background,
-        };
-        let request = Request::ScanRows(proto::ScanRows {
-            tenant_id: filter.tenant.id.0,
-            from: range.start.into(),
-            to: range.end.unwrap_or_default().into(),
-            partition_key: filter.partition_key.clone().map(Bytes::from),
-            prefix: filter.prefix.clone().into(),
-            start: filter.start.clone().into(),
-            end: filter.end.clone().into(),
-            rows_max: u32::try_from(bounds.rows).unwrap_or(u32::MAX),
-            bytes_max: u32::try_from(bounds.bytes).unwrap_or(u32::MAX),
-            what: what.into(),
-        });
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        match self.peers.call(node, class, epoch, request, timeout).await {
-            Ok(Reply::ScanRows(reply)) => received(&filter.tenant, reply, what)
-                .ok_or_else(|| PageError::Peer("its rows are out of order".to_owned())),
-            Ok(_) => Err(PageError::Peer("a reply to something else".to_owned())),
-            Err(PeerError::StaleLayout { epoch }) => Err(PageError::Stale(epoch)),
-            Err(error) => Err(PageError::Peer(error.to_string())),
-        }
-    }
-}
-
-/// The page of a reply, if it is one: its rows in order, each with what was asked for.
-fn received(tenant: &Tenant, reply: proto::ScanRowsReply, what: ScanWhat) -> Option<Page> {
-    let row = |row: proto::ScannedRow| PageRow {
-        token: tenant.token(&row.key),
-        key: row.key,
-        row: row.row,
-        digest: (what == ScanWhat::Digests).then_some(row.digest),
-        floor: row.floor,
-        has_value: row.has_value,
-    };
-    let rows: Vec<PageRow> = reply.rows.into_iter().map(row).collect();
-    let is_sorted = rows.is_sorted_by(|a, b| (a.token, &a.key) < (b.token, &b.key));
-    let has_rows = what != ScanWhat::Rows || rows.iter().all(|row| row.row.is_some());
-    let next = (!reply.next.is_empty()).then(|| reply.next.to_vec());
-    (is_sorted && has_rows).then_some(Page { rows, next })
-}
-
-fn read_page(
-    store: &store::Store,
-    filter: &RowFilter,
-    range: &KeyRange,
-    bounds: PageBounds,
-    what: ScanWhat,
-    on_damage: OnDamage,
-) -> store::Result<Page> {
-    let mut rows = Vec::new();
-    let next = store.visit_rows(filter, range, bounds, on_damage, |place, found| {
-        let told = what != ScanWhat::Rows;
-        rows.push(PageRow {
-            token: place.token,
-            key: Bytes::copy_from_slice(place.key),
-            row: (!told).then(|| Bytes::copy_from_slice(found.row)),
-            digest: match what {
-                ScanWhat::Digests => Some(store.digest_under(found.row, found.floor)?),
-                ScanWhat::Rows | ScanWhat::Keys => None,
-            },
-            floor: found.floor,
-            has_value: told && store.has_value(found.row)?,
-        });
-        // As if the row were told: so pages of equal replicas end alike.
-        Ok(Some(place.key.len() + found.row.len()))
-    })?;
-    Ok(Page { rows, next })
 }
 
 impl Reading<'_> {
@@ -506,9 +327,13 @@ impl Reading<'_> {
         lacking(&self.sets, self.level, |node| self.words.get(&node).is_some_and(&has))
     }
 
+    fn wants_rows(&self) -> bool {
+        self.want != Want::Keys
+    }
+
     fn is_read(&self) -> bool {
         let is_answer = |word: &Word| matches!(word, Word::Answered { .. });
-        self.lacks(is_answer).is_none() && (!self.wants_rows || self.whole().is_some())
+        self.lacks(is_answer).is_none() && (!self.wants_rows() || self.whole().is_some())
     }
 
     /// The page with the rows, if it is here.
@@ -523,7 +348,7 @@ impl Reading<'_> {
         let is_whole = |word: &Word| {
             matches!(word, Word::Asked { whole: true } | Word::Answered { whole: true, .. })
         };
-        self.wants_rows && !self.words.values().any(is_whole)
+        self.wants_rows() && !self.words.values().any(is_whole)
     }
 
     /// Asks as many as are needed.
@@ -563,7 +388,7 @@ impl Reading<'_> {
         let Some(node) = self.candidates.iter().find(is_new).copied() else { return };
         count(&self.coordinator.counters.hedges, 1);
         // It may be the one with the rows that is slow.
-        let whole = self.wants_rows && self.whole().is_none();
+        let whole = self.wants_rows() && self.whole().is_none();
         self.ask(node, whole);
     }
 
@@ -572,14 +397,17 @@ impl Reading<'_> {
         let what = match (whole, self.level) {
             (true, _) => ScanWhat::Rows,
             // Nobody's word is laid beside another's.
-            (false, Level::One) if !self.wants_rows => ScanWhat::Keys,
+            (false, Level::One) if !self.wants_rows() => ScanWhat::Keys,
             (false, _) => ScanWhat::Digests,
         };
         let (this, question) = (Arc::clone(self.coordinator), self.question.clone());
-        let is_only = self.sets.members() == [this.node];
+        let members = self.sets.members();
+        let is_enough = members.len() == 1 || self.level == Level::One;
+        let tell = if is_enough { Tell::Seen(self.want) } else { Tell::Word(what) };
+        let on_damage = if members == [this.node] { OnDamage::Show } else { OnDamage::Stop };
         self.asking.push(Box::pin(async move {
             let page = match node == this.node {
-                true => this.page_here(question, what, is_only).await,
+                true => this.page_here(question, tell, on_damage).await,
                 false => this.page_of(node, question, what).await,
             };
             (node, whole, page)

@@ -8,12 +8,8 @@
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
 //! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
-//! 4. Of reads at ONE that this node answers by itself a small share is read again at QUORUM, with
-//!    nobody waiting: so replicas that nobody compares otherwise are compared where they are read.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,12 +29,6 @@ use crate::store::{RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
-/// One of so many reads at ONE is checked.
-const CHECK_ONE_OF: u64 = 100;
-/// Checks under way at most; beyond, none is begun.
-pub(super) const CHECKS_MAX: usize = 32;
-/// How long a check may take.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a replica did not tell a row: those before it had filled the reply.
 pub(in crate::replication) const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
@@ -111,101 +101,6 @@ struct Sending {
 }
 
 impl Coordinator {
-    /// Reads a key right here, if that is all the level asks for: this node is the whole cluster,
-    /// or a replica at ONE. `None`: it takes others, see [`Coordinator::read`].
-    pub fn read_here(
-        self: &Arc<Self>,
-        tenant: &str,
-        read: &KeyRead,
-        level: Level,
-    ) -> Option<Result<ReadRow>> {
-        let layout = self.layout();
-        let is_solo = self.is_solo(&layout);
-        if !self.is_enough(&layout, is_solo, tenant, std::slice::from_ref(read), level) {
-            return None;
-        }
-        let _pass = self.fence.enter(layout.epoch()).ok()?;
-        let row = self.store.read(tenant, &read.key);
-        if !is_solo {
-            // Where the own copy cannot be read another one may do.
-            row.as_ref().ok()?;
-            self.check_sometimes(tenant, &read.key);
-        }
-        Some(row.map_err(Error::from))
-    }
-
-    /// As [`Coordinator::read_here`], for all of these keys or none of them. A whole batch is looked
-    /// up under one layout.
-    pub fn read_batch_here(
-        self: &Arc<Self>,
-        tenant: &str,
-        reads: &[KeyRead],
-        level: Level,
-    ) -> Option<Vec<Result<ReadRow>>> {
-        let layout = self.layout();
-        let is_solo = self.is_solo(&layout);
-        if !self.is_enough(&layout, is_solo, tenant, reads, level) {
-            return None;
-        }
-        let _pass = self.fence.enter(layout.epoch()).ok()?;
-        let keys: Vec<&[u8]> = reads.iter().map(|read| &read.key[..]).collect();
-        let rows = self.store.read_batch(tenant, &keys);
-        if !is_solo {
-            rows.iter().all(Result::is_ok).then_some(())?;
-            reads.iter().for_each(|read| self.check_sometimes(tenant, &read.key));
-        }
-        Some(rows.into_iter().map(|row| row.map_err(Error::from)).collect())
-    }
-
-    /// Whether this node's own word on these keys is all that is asked for.
-    fn is_enough(
-        &self,
-        layout: &Layout,
-        is_solo: bool,
-        tenant: &str,
-        reads: &[KeyRead],
-        level: Level,
-    ) -> bool {
-        if reads.iter().any(|read| read.min_context.is_some()) {
-            return false;
-        }
-        if is_solo {
-            return true;
-        }
-        if level != Level::One {
-            return false;
-        }
-        let Ok(tenant) = self.store.tenant(tenant) else { return false };
-        reads.iter().all(|read| {
-            let (_, sets) = self.sets(layout, &tenant, &read.key);
-            sets.current.contains(&self.node)
-                && self.store.check_undamaged(&tenant, &read.key).is_ok()
-        })
-    }
-
-    /// Reads one key of a hundred again at QUORUM, which repairs whoever is behind.
-    fn check_sometimes(self: &Arc<Self>, tenant: &str, key: &[u8]) {
-        let turn = self.reads_at_one.fetch_add(1, Ordering::Relaxed);
-        // Not every hundredth in turn: a client that reads a hundred keys over and over would have
-        // the same one checked for ever.
-        let is_chosen =
-            xxhash_rust::xxh3::xxh3_64(&turn.to_le_bytes()).is_multiple_of(CHECK_ONE_OF);
-        if !is_chosen || self.checks.available_permits() == 0 {
-            return;
-        }
-        let Ok(tenant) = self.store.tenant(tenant) else { return };
-        let (this, key) = (Arc::clone(self), key.to_vec());
-        tokio::spawn(async move {
-            let Ok(_place) = this.checks.try_acquire() else { return };
-            count(&this.counters.checks, 1);
-            let deadline = Instant::now() + CHECK_TIMEOUT;
-            let options = ReadOptions { level: Level::Quorum, deadline };
-            // Nobody waits for it: what cannot be checked now is checked another time.
-            let reads = vec![KeyRead { key, min_context: None }];
-            let _ = this.read_raw(&tenant, reads, options, Others::Digests).await;
-        });
-    }
-
     /// Reads keys; each has its own outcome, in their order.
     pub async fn read(
         &self,
@@ -365,7 +260,7 @@ impl Coordinator {
         nodes.sort_by_cached_key(|node| {
             let is_new = !sets.current.contains(node);
             let is_old = sets.next.as_ref().is_some_and(|next| !next.contains(node));
-            (is_new, *node != self.node, is_old, self.scores.cost(*node))
+            (is_new, *node != self.node, is_old, self.scores.cost(node))
         });
         nodes
     }
@@ -580,7 +475,7 @@ impl Reading<'_> {
     /// How long the slowest of those asked takes for nearly all its answers.
     fn slow_after(&self) -> Duration {
         let asked = self.keys.iter().flat_map(ReadKey::waits_for);
-        let p95 = asked.map(|node| self.coordinator.scores.p95(node)).max();
+        let p95 = asked.map(|node| self.coordinator.scores.p95(&node)).max();
         p95.unwrap_or_default().max(HEDGE_MIN)
     }
 

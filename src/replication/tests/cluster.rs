@@ -542,6 +542,7 @@ impl Node {
             hints: Some(sender),
             lingering_max: 1000,
             work: Work::Inline,
+            pages_max: 4,
         });
         let replica = Replica::new(
             id,

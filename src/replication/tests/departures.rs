@@ -237,3 +237,50 @@ async fn safe_points_of_partitions_that_went_are_reset() {
     run_departures(&cluster, 10).await;
     assert_eq!(store.floor_at(0).expect("sound"), 0);
 }
+
+/// Nothing is removed by what was seen under an epoch that is over: by then the node may own again,
+/// and take what nobody else has.
+#[tokio::test(start_paused = true)]
+async fn a_later_epoch_keeps_what_was_covered_under_an_earlier_one() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 69);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    let second = drawn(&cluster).layout(2, &[0, 1, 3], None);
+    cluster.commit(Arc::clone(&second), &[0, 1, 3]);
+    // It has made epoch 3 durable, and its task works under the second document still.
+    cluster.nodes[2].fence.raise(3);
+    let departure = Arc::clone(&cluster.nodes[2].departure);
+    let served = tokio::time::timeout(10 * SECOND, departure.serve(&second)).await;
+    assert!(served.is_err(), "it never ends under this epoch");
+    assert!(holds(&cluster, 2, "k") && cleared(&cluster, 2).is_none());
+    let copies = [0, 1, 3].into_iter().filter(|at| holds(&cluster, *at, "k")).count();
+    assert!(copies >= 2, "they were covered all the same");
+}
+
+/// A tenant with fewer replicas: of one partition a node owns the rows of one tenant and not those
+/// of another. Only these go.
+#[tokio::test(start_paused = true)]
+async fn of_a_partition_only_the_rows_of_the_tenants_that_others_own_go() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 70);
+    for n in 0..30 {
+        let key = format!("k{n}");
+        cluster.put(0, Level::All, put(&key, "v")).await.expect("three are up");
+        cluster.write(0, "lww", Level::All, put(&key, "v")).await.expect("three are up");
+    }
+    let three = drawn(&cluster).layout(2, &[0, 1, 2], None);
+    let mut document = Document::clone(three.document());
+    let one = cluster.nodes[0].store.tenant("lww").expect("there").id;
+    document.tenants.get_mut(&one).expect("there").replication_factor = 1;
+    let layout = Arc::new(Layout::new(Arc::new(document)));
+    cluster.commit(Arc::clone(&layout), &[0, 1, 2]);
+    run_departures(&cluster, 20).await;
+    let tenant = cluster.nodes[0].store.tenant("lww").expect("there");
+    for n in 0..30 {
+        let key = format!("k{n}");
+        assert!((0..3).all(|at| holds(&cluster, at, &key)), "{key} has three replicas");
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        let owner = layout.sets_of(partition, &tenant).current;
+        let digests = cluster.digests("lww", &key);
+        let held: Vec<NodeId> = (0..3).filter(|at| digests[*at] != 0).map(id).collect();
+        assert_eq!(held, owner, "{key} has one");
+    }
+}

@@ -171,6 +171,7 @@ async fn pages_are_answered() {
     let (mut cursor, mut rows) = (bytes::Bytes::new(), 0);
     loop {
         let page = proto::PageRequest {
+            digests: false,
             token_start: 0,
             token_end: u64::MAX,
             cursor: cursor.clone(),

@@ -341,3 +341,45 @@ async fn a_node_is_not_asked_for_partitions_it_does_not_hold() {
     let stale = cluster.ask(0, 1, request).await;
     assert_eq!(stale, Err(PeerError::StaleLayout { epoch: 2 }));
 }
+
+/// What the way through the coordinator costs where it is all the cluster.
+#[tokio::test]
+#[ignore = "measures"]
+async fn a_cluster_of_one_scans_about_as_fast_as_its_store() {
+    let cluster = Cluster::new(1, 74);
+    let node = &cluster.nodes[0];
+    for n in 0..40 {
+        let batch = (0..500).map(|m| put(&format!("key-{n}-{m}"), &"v".repeat(100))).collect();
+        let options = WriteOptions { level: Level::One, deadline: Instant::now() + SECOND };
+        node.coordinator.write("default", batch, options).await;
+        node.store.flush().expect("flushed");
+        if n % 8 == 7 {
+            node.store.compact().expect("compacted");
+        }
+    }
+    for _ in 0..3 {
+        let began = std::time::Instant::now();
+        let (mut rows, mut request) = (0, ScanRequest { limit: 1000, ..ScanRequest::default() });
+        loop {
+            let page = node.store.scan("default", &request).expect("readable");
+            rows += page.rows.len();
+            let Some(cursor) = page.cursor else { break };
+            request.cursor = Some(cursor);
+        }
+        let alone = began.elapsed();
+        let began = std::time::Instant::now();
+        let request = ScanRequest::default();
+        let mut walk =
+            node.coordinator.walk("default", &request, Want::Values, Level::One).expect("known");
+        let mut walked = 0;
+        loop {
+            let page = walk.page(bounds(1000), Instant::now() + SECOND).await.expect("readable");
+            walked += page.rows.len();
+            if page.cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!((rows, walked), (20_000, 20_000));
+        println!("{rows} rows: the store alone {alone:?}, the walk {:?}", began.elapsed());
+    }
+}

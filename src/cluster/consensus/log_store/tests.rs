@@ -18,6 +18,16 @@ impl From<u64> for NodeId {
     }
 }
 
+/// A snapshot that reaches beyond everything: the log may be cut wherever it is told to.
+fn covered() -> watch::Receiver<Option<LogId>> {
+    let far = LogId::new(CommittedLeaderId::new(u64::MAX, NodeId(1)), u64::MAX);
+    watch::Sender::new(Some(far)).subscribe()
+}
+
+fn open(vfs: Arc<dyn Vfs>) -> LogStore {
+    LogStore::open(vfs, Path::new("/"), covered()).unwrap()
+}
+
 struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
@@ -25,8 +35,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
         let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
         let dir = Path::new("/");
         let fence = Arc::new(Fence::open(Arc::clone(&vfs), dir).unwrap());
-        let log = LogStore::open(Arc::clone(&vfs), dir).unwrap();
-        let machine = StateMachine::open(vfs, dir, fence).unwrap();
+        let log = open(Arc::clone(&vfs));
+        let machine = StateMachine::open(vfs, dir, fence, watch::Sender::new(None)).unwrap();
         Ok(((), log, machine))
     }
 }
@@ -69,7 +79,7 @@ impl Told {
 /// Votes, entries, a conflict that is cut, a commit, a purge, more entries. `told` is what was
 /// told to be durable, `next` what may be if the last call had an effect.
 async fn story(vfs: Arc<dyn Vfs>, told: &mut Told, next: &mut Told) -> Result<(), StorageError> {
-    let opened = LogStore::open(vfs, Path::new("/"));
+    let opened = LogStore::open(vfs, Path::new("/"), covered());
     let mut log = opened.map_err(failed(StorageIOError::read_logs))?;
     next.vote = Some(Vote::new(1, NodeId(1)));
     log.save_vote(&Vote::new(1, NodeId(1))).await?;
@@ -117,7 +127,7 @@ async fn a_crash_at_any_file_call_loses_no_vote_and_no_acknowledged_entry() {
         assert_eq!(ended.is_ok(), last > calls, "an error of call {last} was kept secret");
         for seed in 0..8 {
             let vfs: Arc<dyn Vfs> = Arc::new(below.crash_clone(seed));
-            let mut log = LogStore::open(vfs, Path::new("/")).unwrap();
+            let mut log = open(vfs);
             let found = Told::read(&mut log).await;
             assert!(found == told || found == next, "call {last}: {found:?}, {told:?}");
         }
@@ -128,7 +138,7 @@ async fn a_crash_at_any_file_call_loses_no_vote_and_no_acknowledged_entry() {
 #[tokio::test]
 async fn after_a_failed_write_nothing_is_written_until_the_next_start() {
     let faults = FaultVfs::new(Arc::new(MemVfs::new()));
-    let mut log = LogStore::open(Arc::new(faults.clone()), Path::new("/")).unwrap();
+    let mut log = open(Arc::new(faults.clone()));
     faults.fail_call(faults.calls() + 1, std::io::ErrorKind::Other);
     log.blocking_append([entry(1, 0)]).await.unwrap_err();
     faults.heal();
@@ -140,13 +150,13 @@ async fn after_a_failed_write_nothing_is_written_until_the_next_start() {
 #[tokio::test]
 async fn votes_that_were_overtaken_do_not_fill_the_disk() {
     let vfs = MemVfs::new();
-    let mut log = LogStore::open(Arc::new(vfs.clone()), Path::new("/")).unwrap();
+    let mut log = open(Arc::new(vfs.clone()));
     for term in 0..12_000 {
         log.save_vote(&Vote::new(term, NodeId(1))).await.unwrap();
     }
     let len = vfs.open(Path::new("/LOG")).unwrap().len().unwrap();
     assert!(len < 2 << 20, "{len} bytes");
-    let mut log = LogStore::open(Arc::new(vfs), Path::new("/")).unwrap();
+    let mut log = open(Arc::new(vfs));
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(11_999, NodeId(1))));
 }
 
@@ -156,17 +166,48 @@ fn a_log_with_a_hole_is_corruption() {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
     let (mut file, _) = LogFile::open(Arc::clone(&vfs), Path::new("/")).unwrap();
     file.append(&encode(ENTRIES, &[entry(1, 0), entry(1, 2)])).unwrap();
-    assert_eq!(LogStore::open(vfs, Path::new("/")).unwrap_err().reason(), "CORRUPTION");
+    assert_eq!(LogStore::open(vfs, Path::new("/"), covered()).unwrap_err().reason(), "CORRUPTION");
 }
 
 /// What is sent at once is bounded in bytes, but never nothing: openraft would wait for ever.
 #[tokio::test]
 async fn entries_are_handed_out_in_bounded_pieces_of_at_least_one() {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-    let mut log = LogStore::open(vfs, Path::new("/")).unwrap();
+    let mut log = open(vfs);
     log.blocking_append((0..5).map(|n| entry(1, n))).await.unwrap();
     let one = encoded_len(&entry(1, 0));
     assert_eq!(log.read(0..5, 2 * one).len(), 2);
     assert_eq!(log.read(3..5, 1).len(), 1);
     assert_eq!(log.limited_get_log_entries(1, 4).await.unwrap().len(), 3);
+}
+
+/// openraft sends a snapshot to the state machine and cuts the log at once: a crash in between
+/// would leave neither.
+#[tokio::test(start_paused = true)]
+async fn the_log_is_cut_only_when_the_snapshot_that_covers_it_is_durable() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let durable = watch::Sender::new(Some(entry(1, 1).log_id));
+    let open = || LogStore::open(Arc::clone(&vfs), Path::new("/"), durable.subscribe()).unwrap();
+    let mut log = open();
+    log.blocking_append((0..4).map(|n| entry(1, n))).await.unwrap();
+    let mut cut = log.clone();
+    let cutting = tokio::spawn(async move { cut.purge(entry(1, 3).log_id).await });
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert!(!cutting.is_finished());
+    assert_eq!((open().purged(), Told::read(&mut open()).await.entries.len()), (None, 4));
+    durable.send_replace(Some(entry(1, 3).log_id));
+    cutting.await.unwrap().unwrap();
+    assert_eq!(open().purged(), Some(entry(1, 3).log_id));
+}
+
+/// The state machine has ended: waiting for its snapshot would hang the whole group.
+#[tokio::test(start_paused = true)]
+async fn a_cut_behind_a_snapshot_that_never_comes_fails_and_changes_nothing() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let durable = watch::Sender::new(None);
+    let mut log = LogStore::open(Arc::clone(&vfs), Path::new("/"), durable.subscribe()).unwrap();
+    log.blocking_append((0..4).map(|n| entry(1, n))).await.unwrap();
+    drop(durable);
+    log.purge(entry(1, 3).log_id).await.unwrap_err();
+    assert_eq!(Told::read(&mut open(vfs)).await.entries.len(), 4);
 }

@@ -1,7 +1,7 @@
 //! Each command, and each name it is refused by.
 
-use crate::store::TenantId;
 use crate::store::tenant::DEFAULT_TENANT;
+use crate::store::{Tenant, TenantId};
 
 use super::*;
 
@@ -301,6 +301,104 @@ fn a_weight_changes_by_a_transition() {
     assert_eq!(refused(&document.apply(&same)), "NOTHING_TO_DO");
     let stranger = change(&document, |change| change.weights = BTreeMap::from([(node(9), 1)]));
     assert_eq!(refused(&document.apply(&stranger)), "UNKNOWN_NODE");
+}
+
+fn factors(document: &Document, factor: u8) -> Command {
+    change(document, |change| change.factors = BTreeMap::from([(TenantId(1), factor)]))
+}
+
+/// S by the old number of replicas, S' by the new one. Who has none of it syncs; where the number
+/// falls by two, those who stay do too.
+#[test]
+fn the_replication_factor_of_several_owners_changes_by_a_transition() {
+    let mut document = formed(&[1, 2, 3, 4, 5]);
+    now(&mut document, |document| factors(document, 5));
+    assert_eq!(document.tenants[&TenantId(1)].replication_factor, 3, "until it is over");
+    assert_eq!(document.factor_classes(), BTreeSet::from([(3, 5)]));
+    let tenant = document.tenants[&TenantId(1)].clone();
+    let joint = layout(&document);
+    for partition in 0..joint.partitions() {
+        let sets = joint.sets_of(partition, &tenant);
+        let (current, next) = (sets.current, sets.next.expect("joint"));
+        assert_eq!((current.len(), next.len()), (3, 5));
+        assert_eq!(next[..3], current[..]);
+        // A coordinator that knows the tenant of another document acts by this one's.
+        let other = Tenant { replication_factor: 1, ..tenant.clone() };
+        assert_eq!(joint.sets_of(partition, &other).current, current);
+    }
+    let newcomers =
+        |partition| joint.sets_of(partition, &tenant).next.expect("joint")[3..].to_vec();
+    let of = |node: NodeId| joint.to_sync(node).iter().map(|one| one.partition).collect::<Vec<_>>();
+    for node in document.members.keys() {
+        let new = (0..joint.partitions()).filter(|one| newcomers(*one).contains(node));
+        assert_eq!(of(*node), new.clone().collect::<Vec<_>>());
+        assert_eq!(joint.newly_owned(*node), new.collect::<Vec<_>>());
+    }
+    finish(&mut document);
+    assert_eq!(document.tenants[&TenantId(1)].replication_factor, 5);
+    assert!(document.next_factors.is_empty() && document.departed.is_empty(), "nobody lost any");
+
+    now(&mut document, |document| factors(document, 3));
+    assert_eq!(document.syncers, nodes(&[1, 2, 3, 4, 5]), "from five to three all who stay sync");
+    finish(&mut document);
+    assert_eq!(document.departed.len(), 5);
+    now(&mut document, |document| factors(document, 2));
+    assert!(document.syncers.is_empty(), "from three to two nobody has to");
+    let epoch = document.epoch;
+    does(&mut document, &Command::Abort { epoch });
+    assert_eq!(document.replication_factors(), BTreeSet::from([3]));
+    assert!(document.next_factors.is_empty());
+}
+
+#[test]
+fn a_factor_that_cannot_be_is_refused_and_a_drain_counts_with_the_one_to_be() {
+    let mut document = formed(&[1, 2, 3, 4]);
+    assert_eq!(refused(&document.apply(&factors(&document, 3))), "NOTHING_TO_DO");
+    assert_eq!(refused(&document.apply(&factors(&document, 0))), "INVALID_ARGUMENT");
+    let nobody = change(&document, |change| change.factors = [(TenantId(9), 2)].into());
+    assert_eq!(refused(&document.apply(&nobody)), "UNKNOWN_TENANT");
+    let both = change(&document, |change| {
+        change.factors = [(TenantId(1), 4)].into();
+        change.leaves = nodes(&[4]);
+    });
+    assert_eq!(refused(&document.apply(&both)), "TOO_FEW_OWNERS", "three would be left for four");
+    let fewer = change(&document, |change| {
+        change.factors = [(TenantId(1), 2)].into();
+        change.leaves = nodes(&[3, 4]);
+    });
+    does(&mut document, &fewer);
+    finish(&mut document);
+    assert_eq!(document.owners.len(), 2);
+}
+
+#[test]
+fn a_zone_changes_by_a_transition() {
+    let mut document = formed(&[1, 2, 3, 4]);
+    let moves = change(&document, |change| change.zones = [(node(1), "east".to_owned())].into());
+    does(&mut document, &moves);
+    assert_eq!(document.members[&node(1)].zone, "");
+    finish(&mut document);
+    assert_eq!(document.members[&node(1)].zone, "east");
+    assert_eq!(document.owners[&node(1)].zone, "east");
+    assert_eq!(refused(&document.apply(&moves)), "STALE_EPOCH");
+    let long = change(&document, |change| change.zones = [(node(1), "z".repeat(256))].into());
+    assert_eq!(refused(&document.apply(&long)), "INVALID_MEMBER");
+}
+
+/// What a removal would lose is named before it is refused.
+#[test]
+fn the_partitions_that_a_removal_would_lose_are_named() {
+    let document = formed(&[1, 2, 3, 4]);
+    assert!(document.lost_by(&nodes(&[4])).is_empty());
+    let lost = document.lost_by(&nodes(&[3, 4]));
+    let table = layout(&document);
+    let has_both = |partition: &u32| {
+        let set = table.sets(*partition, 3).current;
+        set.contains(&node(3)) && set.contains(&node(4))
+    };
+    let expected: Vec<u32> = (0..table.partitions()).filter(has_both).collect();
+    assert_eq!(lost.iter().map(|one| one.0).collect::<Vec<_>>(), expected);
+    assert!(lost.iter().all(|(_, factor, left)| *factor == 3 && left.len() == 1));
 }
 
 /// The table's `purge_before_departed_report` (I5, D3): a node that lost partitions may hold old

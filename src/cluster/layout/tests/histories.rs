@@ -41,6 +41,14 @@ fn command(document: &Document, draw: &(u8, u128, u128, u64)) -> Command {
             let replication_factor = Some(b as u8);
             alter("default", TenantChange { replication_factor, ..TenantChange::default() })
         }
+        13 => Command::Change {
+            epoch,
+            change: Change {
+                zones: BTreeMap::from([(node, format!("z{}", b % 3))]),
+                factors: BTreeMap::from([(TenantId(a as u32 % 3), b as u8)]),
+                ..Change::default()
+            },
+        },
         11 | 12 => Command::Fenced { node, epoch },
         _ => Command::Synced { node, epoch },
     }

@@ -1,0 +1,157 @@
+//! How fast others answer: whom to ask first, and when to ask one more.
+//!
+//! What is known of somebody fades while nobody asks: one that was slow is asked again some time.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Answers that a p95 is taken over.
+const SAMPLES: usize = 64;
+/// Answers between two looks at them.
+const SAMPLES_BETWEEN: usize = 16;
+/// Weight of the newest answer in the moving average, as a power of two.
+const NEWEST_SHIFT: u32 = 3;
+/// What somebody unknown is taken for.
+const UNKNOWN_US: u64 = 1000;
+/// The average halves with each of these that passes without an answer.
+const FADES_WITHIN: Duration = Duration::from_secs(4);
+
+/// Of everybody asked so far, by name.
+#[derive(Debug)]
+pub struct Scores<K> {
+    known: Mutex<BTreeMap<K, Score>>,
+}
+
+impl<K> Default for Scores<K> {
+    fn default() -> Self {
+        Self { known: Mutex::default() }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Score {
+    average_us: u64,
+    in_flight: u64,
+    p95_us: u64,
+    samples: Vec<u32>,
+    next: usize,
+    answered: Option<Instant>,
+}
+
+impl<K: Ord + Clone> Scores<K> {
+    /// A call goes out.
+    pub fn begin(&self, name: &K) {
+        let mut known = self.known.lock();
+        match known.get_mut(name) {
+            Some(score) => score.in_flight += 1,
+            None => {
+                known.insert(name.clone(), Score { in_flight: 1, ..Score::default() });
+            }
+        }
+    }
+
+    /// It is refused, or could not be sent: that tells nothing of how fast the other is.
+    pub fn refused(&self, name: &K) {
+        if let Some(score) = self.known.lock().get_mut(name) {
+            score.in_flight = score.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// It is answered, or given up.
+    pub fn end(&self, name: &K, took: Duration) {
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
+        let mut known = self.known.lock();
+        // Forgotten meanwhile.
+        let Some(score) = known.get_mut(name) else { return };
+        score.in_flight = score.in_flight.saturating_sub(1);
+        score.answered = Some(Instant::now());
+        score.average_us = match score.average_us {
+            0 => took_us.max(1),
+            old => old - (old >> NEWEST_SHIFT) + (took_us >> NEWEST_SHIFT),
+        };
+        if score.samples.len() < SAMPLES {
+            score.samples.push(took_us as u32);
+        } else {
+            score.samples[score.next % SAMPLES] = took_us as u32;
+        }
+        score.next += 1;
+        if score.next.is_multiple_of(SAMPLES_BETWEEN) {
+            let mut sorted = score.samples.clone();
+            sorted.sort_unstable();
+            score.p95_us = u64::from(sorted[sorted.len() * 95 / 100]);
+        }
+    }
+
+    /// The lower the better: the average answer time, times what already waits there.
+    pub fn cost<Q: Ord + ?Sized>(&self, name: &Q) -> u64
+    where
+        K: Borrow<Q>,
+    {
+        self.known.lock().get(name).map_or(UNKNOWN_US, Score::cost)
+    }
+
+    /// What all but a twentieth of the answers take; zero before it is known.
+    pub fn p95(&self, name: &K) -> Duration {
+        Duration::from_micros(self.known.lock().get(name).map_or(0, |score| score.p95_us))
+    }
+
+    /// Forgets those that are gone.
+    pub fn keep(&self, is_known: impl Fn(&K) -> bool) {
+        self.known.lock().retain(|name, _| is_known(name));
+    }
+}
+
+impl Score {
+    fn cost(&self) -> u64 {
+        // Asked and never answered yet: as good as unknown.
+        let Some(answered) = self.answered else { return UNKNOWN_US * (1 + self.in_flight) };
+        let idle = answered.elapsed().as_micros() / FADES_WITHIN.as_micros();
+        let average_us = self.average_us.checked_shr(u32::try_from(idle).unwrap_or(u32::MAX));
+        average_us.unwrap_or(0).max(1).saturating_mul(1 + self.in_flight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_one_and_a_busy_one_cost_more() {
+        let scores = Scores::default();
+        let [fast, slow] = [1, 2];
+        for _ in 0..SAMPLES_BETWEEN {
+            for (name, took_ms) in [(fast, 1), (slow, 20)] {
+                scores.begin(&name);
+                scores.end(&name, Duration::from_millis(took_ms));
+            }
+        }
+        assert!(scores.cost(&fast) < scores.cost(&slow));
+        assert_eq!(scores.p95(&slow), Duration::from_millis(20));
+        for _ in 0..SAMPLES {
+            scores.begin(&slow);
+            scores.refused(&slow);
+        }
+        assert!(scores.cost(&fast) < scores.cost(&slow), "who refuses at once is not fast");
+        (0..40).for_each(|_| scores.begin(&fast));
+        assert!(scores.cost(&fast) > scores.cost(&slow), "forty calls wait for it");
+        scores.keep(|name| *name == slow);
+        assert_eq!(scores.p95(&fast), Duration::ZERO);
+    }
+
+    /// Who was slow once and is not asked any more could never show that it has recovered.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_of_somebody_fades_while_nobody_asks() {
+        let scores = Scores::default();
+        scores.begin(&1);
+        scores.end(&1, Duration::from_secs(2));
+        let cost = scores.cost(&1);
+        tokio::time::advance(FADES_WITHIN * 3).await;
+        assert_eq!(scores.cost(&1), cost >> 3);
+        tokio::time::advance(FADES_WITHIN * 1000).await;
+        assert_eq!(scores.cost(&1), 1);
+    }
+}
