@@ -3,8 +3,8 @@
 //! all of that in between.
 //!
 //! What a row does is the product's own code (`write`, `join_with_floors`, `admit`, `canonical`,
-//! `may_purge`); what the stores and the round do around it is told here in steps, so that thousands
-//! of histories take seconds. After each the promises are looked at: an acknowledged write is there
+//! `may_purge`); what the stores and the round do around it is told here in steps, so that
+//! thousands of histories take seconds. After each the promises are looked at: an acknowledged write is there
 //! or was overwritten by one that somebody knows of (I1, I3), nothing that an acknowledged write
 //! replaced is back (I5), all replicas end alike (I2), and no alarm was raised unless data was
 //! lost.
