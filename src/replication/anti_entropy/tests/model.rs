@@ -4,10 +4,10 @@
 //!
 //! What a row does is the product's own code (`write`, `join_with_floors`, `admit`, `canonical`,
 //! `may_purge`); what the stores and the round do around it is told here in steps, so that
-//! thousands of histories take seconds. After each the promises are looked at: an acknowledged write is there
-//! or was overwritten by one that somebody knows of (I1, I3), nothing that an acknowledged write
-//! replaced is back (I5), all replicas end alike (I2), and no alarm was raised unless data was
-//! lost.
+//! thousands of histories take seconds. After each the promises are looked at: an acknowledged
+//! write is there or was overwritten by one that somebody knows of (I1, I3), nothing that an
+//! acknowledged write replaced is back (I5), all replicas end alike (I2), and no alarm was raised
+//! unless data was lost.
 //!
 //! Without the count of news no history of these breaks: with floors that are equal but for a late
 //! install, whoever lacks a delete has not forgotten it. It matters where a replica begins with no
