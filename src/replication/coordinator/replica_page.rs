@@ -2,7 +2,8 @@
 //!
 //! 1. A page is given under one epoch: the node's own before the first row was read and after the
 //!    last.
-//! 2. What comes from another node is taken only if it is a page: in order, with what was asked for.
+//! 2. What comes from another node is taken only if it is a page: in order, and with what was asked
+//!    for.
 
 use std::sync::Arc;
 
