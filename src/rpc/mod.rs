@@ -40,6 +40,7 @@ pub mod metrics;
 mod migrate;
 pub mod peer;
 mod pipeline;
+mod plan;
 mod replica;
 pub mod request_id;
 mod scan;
