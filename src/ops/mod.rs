@@ -5,6 +5,7 @@
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
 //! | `stop` | its end |
+//! | `member`, `follow` | what makes it a member of a cluster, and what a member does by itself |
 //! | [`world`] | the network, the files and the time it lives in |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
@@ -15,6 +16,7 @@
 
 pub mod admin_http;
 pub mod config;
+mod follow;
 pub mod health;
 mod kubernetes;
 mod leave;

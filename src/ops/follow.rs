@@ -1,0 +1,143 @@
+//! What a member does by itself while it runs: it passes on every document, fetches one that it
+//! missed, puts facts into the next one, and tells the others how it fares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::async_trait;
+
+use super::member::LEARN_TIMEOUT;
+use crate::cluster::consensus::Consensus;
+use crate::cluster::fence::Fence;
+use crate::cluster::gossip::Gossip;
+use crate::cluster::layout::{Command, Layout, Member, MemberState};
+use crate::cluster::local::Local;
+use crate::cluster::peer::Peers;
+use crate::cluster::view::{Facts, RunState, View};
+use crate::cluster::work::Work;
+use crate::replication::Coordinator;
+use crate::replication::hints::Hints;
+use crate::replication::progress::Progress;
+use crate::replication::transfer::Report;
+use crate::rpc::peer::PeerClient;
+use crate::store::Store;
+
+/// How often the node's figures are gossiped.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one attempt to change the layout may take.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Puts facts of this node into the document.
+pub(super) struct Proposals(pub Arc<Consensus>);
+
+#[async_trait]
+impl Report for Proposals {
+    async fn report(&self, command: Command) -> bool {
+        match self.0.propose(command, Instant::now() + PROPOSE_TIMEOUT).await {
+            // A fact of another epoch is refused: it means nothing any more.
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%error, "a fact is not in the layout yet");
+                false
+            }
+        }
+    }
+}
+
+/// Passes on every document that is adopted.
+pub(super) async fn follow(
+    mut layout: watch::Receiver<Arc<Layout>>,
+    local: Arc<Local>,
+    peers: Arc<PeerClient>,
+    gossip: Arc<Gossip>,
+    coordinator: Arc<Coordinator>,
+    closing: CancellationToken,
+) {
+    let gone = |member: &Member| matches!(member.state, MemberState::Left | MemberState::Removed);
+    loop {
+        let document = Arc::clone(layout.borrow_and_update().document());
+        coordinator.forget_peers(|node| document.members.get(&node).is_some_and(|one| !gone(one)));
+        local.set_epoch(document.epoch);
+        for (node, member) in &document.members {
+            peers.hint(*node, member.address.clone());
+        }
+        let member = document.members.get(&local.node());
+        let leaves = member.is_some_and(|member| member.state == MemberState::Leaving);
+        gossip.tell(|facts| {
+            facts.epoch = document.epoch;
+            facts.run_state = match facts.run_state {
+                RunState::Serving if leaves => RunState::Draining,
+                RunState::Draining if !leaves => RunState::Serving,
+                other => other,
+            };
+        });
+        tokio::select! {
+            changed = layout.changed() => if changed.is_err() { return },
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// Fetches the document when others are heard to act under a later one: consensus may not reach
+/// this node.
+pub(super) async fn catch_up(
+    fence: Arc<Fence>,
+    local: Arc<Local>,
+    peers: Arc<dyn Peers>,
+    view: Arc<dyn View>,
+    closing: CancellationToken,
+) {
+    let mut heard = local.epoch_heard();
+    let mut interval = tokio::time::interval(TELL_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let epoch = *heard.borrow_and_update();
+        if epoch > fence.epoch() {
+            let nodes = view.nodes();
+            let ahead = |facts: &&Facts| facts.is_up && facts.epoch > fence.epoch();
+            for facts in nodes.values().filter(ahead) {
+                let learnt = fence.learn(&*peers, facts.node, epoch, LEARN_TIMEOUT).await;
+                if learnt.is_ok() {
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// Tells the others how the node fares.
+pub(super) async fn tell(
+    gossip: Arc<Gossip>,
+    store: Arc<Store>,
+    hints: Arc<Hints>,
+    progress: Arc<Progress>,
+    work: Work,
+    closing: CancellationToken,
+) {
+    let mut interval = tokio::time::interval(TELL_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        let of = Arc::clone(&store);
+        // It asks the file system for its room.
+        let Ok(stats) = work.run(move || of.stats()).await else { continue };
+        gossip.tell(|facts| {
+            facts.load = store.pressure();
+            facts.load_bytes = stats.engine.table_bytes();
+            facts.disk = stats.disk_used;
+            facts.disk_free = stats.disk_free;
+            facts.hints = hints.stats().pending;
+            facts.moving = progress.figures().to_text();
+        });
+    }
+}
