@@ -4,12 +4,14 @@
 //! A fenced block marked `console` is a session. A line that begins with `$ ` is typed into bash;
 //! the lines below it are what it prints, on both outputs. `...` stands for anything: within a line
 //! for any text, alone on a line for any lines. All sessions of one file are one shell, on a node
-//! of their own, so a variable set in one is there in the next.
+//! of their own, so a variable set in one is there in the next. A page may start a cluster in the
+//! background: its ports, from 18080, 17946 and 19091 on, are replaced by free ones.
 
 #[expect(dead_code, reason = "another test uses the rest")]
 mod node;
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -91,15 +93,43 @@ fn has_curl() -> bool {
     asked.is_ok_and(|status| status.success())
 }
 
+/// The first ports of clients, peers and operators of a cluster on a page.
+const CLUSTER_PORTS: [u16; 3] = [18080, 17946, 19091];
+/// Nodes that such a cluster may have.
+const CLUSTER_NODES: u16 = 9;
+
+/// Ports of a page's cluster, each with a free one to take its place.
+fn cluster_ports() -> Vec<(String, String)> {
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    // By the process, so that tests of several clones do not meet.
+    let mut at = 20_000 + u16::try_from(std::process::id() % 30_000).expect("below 30,000");
+    let mut free_row = || {
+        loop {
+            at = if at > 60_000 { 20_000 } else { at + CLUSTER_NODES };
+            if (at..at + CLUSTER_NODES).all(|port| is_free(&port)) {
+                return at;
+            }
+        }
+    };
+    let rows = CLUSTER_PORTS.map(|first| (first, free_row()));
+    let pairs = rows.into_iter().flat_map(|(first, free)| {
+        (0..CLUSTER_NODES).map(move |n| ((first + n).to_string(), (free + n).to_string()))
+    });
+    pairs.collect()
+}
+
 /// Runs a page's sessions in one shell; what each command printed.
 fn play(steps: &[Step]) -> Vec<String> {
     let node = CliNode::start();
     let address = |name: &str| node.ready[name].as_str().expect("an address").to_owned();
     let (listen, admin) = (address("listen"), address("admin_listen"));
-    let mut script = "exec 2>&1\n".to_owned();
+    let ports = cluster_ports();
+    // What is left in the background ends with the shell.
+    let mut script = "exec 2>&1\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n".to_owned();
     for step in steps {
         let command = step.command.replace("127.0.0.1:8080", &listen);
         let command = command.replace("127.0.0.1:9091", &admin);
+        let command = ports.iter().fold(command, |text, (page, free)| text.replace(page, free));
         // The mark must not change what `echo $?` says.
         script.push_str(&format!("status=$?; echo; echo '{MARK}'; (exit $status)\n{command}\n"));
     }
@@ -118,6 +148,7 @@ fn play(steps: &[Step]) -> Vec<String> {
         .expect("bash");
     let printed = String::from_utf8(output.stdout).expect("UTF-8");
     let printed = printed.replace(&listen, "127.0.0.1:8080").replace(&admin, "127.0.0.1:9091");
+    let printed = ports.iter().fold(printed, |text, (page, free)| text.replace(free, page));
     let mark = format!("{MARK}\n");
     printed.split(&mark).skip(1).map(|part| part.trim_end().to_owned()).collect()
 }

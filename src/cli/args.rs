@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::failure::Failure;
 use crate::client::{Client, Options};
-use crate::ops::config::Value as _;
+use crate::ops::config::{Size, Value as _};
 use crate::proto::ConsistencyLevel;
 
 /// How answers are written.
@@ -33,7 +33,7 @@ pub(super) struct Connect {
         value_name = "URI"
     )]
     endpoint: String,
-    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h]
+    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h; --wait 24h]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     timeout: Option<Duration>,
     /// How the answer is written
@@ -54,7 +54,7 @@ pub(super) struct Tenant {
 
 /// How many replicas take part in a read or write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Consistency {
+pub(super) enum Consistency {
     /// One.
     One,
     /// A majority.
@@ -104,6 +104,11 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
+/// A size with a unit, for clap.
+pub(super) fn size(text: &str) -> Result<Size, String> {
+    Size::parse(text).ok_or_else(|| format!("expected {}", Size::EXPECTED))
+}
+
 /// A duration with a unit, for clap.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::parse(text).ok_or_else(|| format!("expected {}", Duration::EXPECTED))
@@ -141,6 +146,24 @@ impl Connect {
     /// A client for questions to the node.
     pub fn admin_client(&self) -> Result<Client, Failure> {
         self.client(Duration::from_secs(10), ConsistencyLevel::Unspecified)
+    }
+
+    /// A client of one node and no other: what is asked of it is not asked of its neighbour.
+    pub fn one_node_client(&self) -> Result<Client, Failure> {
+        match self.endpoint.contains(',') {
+            true => Err(Failure::usage("--endpoint must name one node here")),
+            false => self.admin_client(),
+        }
+    }
+
+    /// A client of another endpoint, with the same settings.
+    pub fn client_of(&self, endpoint: String, default: Duration) -> Result<Client, Failure> {
+        Ok(Client::new(Options { endpoints: vec![endpoint], ..self.options(default)? })?)
+    }
+
+    /// How long to follow what goes on by itself.
+    pub fn patience(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(24 * 3600))
     }
 
     /// A client for flush, compaction and the like.

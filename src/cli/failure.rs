@@ -35,6 +35,24 @@ impl Failure {
         Self { code, message: message.into() }
     }
 
+    /// Of a change of the layout: what became of it is no write's outcome.
+    pub fn of_change(error: client::Error) -> Self {
+        match error.outcome() {
+            Some(Outcome::NotApplied) => {
+                Self::with_code(5, format!("{error}; nothing was changed"))
+            }
+            Some(Outcome::Unknown) => {
+                Self::with_code(4, format!("{error}; it is not known whether it was begun"))
+            }
+            None => error.into(),
+        }
+    }
+
+    /// Whether it may be otherwise soon: the node could not be reached, or has no time.
+    pub fn may_pass(&self) -> bool {
+        self.code == 5
+    }
+
     /// Names the line of the input.
     pub fn at(mut self, line: u64) -> Self {
         self.message = format!("line {line}: {}", self.message);

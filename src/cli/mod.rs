@@ -10,7 +10,8 @@
 //! | 4 | the outcome of the write is unknown: it may have happened |
 //! | 5 | the write was not applied, or the node is unavailable |
 //! | 6 | `verify` found a promise that was broken |
-//! | 70-78 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
+//! | 7 | a change of the layout has begun and has not ended: it goes on by itself |
+//! | 70-79 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
 
 mod args;
 mod checkpoint;
@@ -19,6 +20,7 @@ mod completions;
 mod config;
 mod delete;
 mod dev;
+mod drain;
 mod explain;
 mod export;
 mod failure;
@@ -28,15 +30,20 @@ mod health;
 mod hints;
 mod import;
 mod keys;
+mod layout;
+mod migrate;
 mod progress;
 mod put;
 mod record;
+mod remove;
 mod repair;
+mod replace;
 mod ring;
 mod scan;
 mod scrub;
 mod serve;
 mod status;
+mod stop;
 mod tenant;
 mod verify;
 
@@ -57,9 +64,10 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
-5 not applied or unavailable, 6 verify found a broken promise; serve: 70 corrupt data, 71 address \
-in use, 72 data directory in use, 73 data directory not writable or full, 74 I/O error, 75 data \
-of a newer version, 76 data of another cluster, 78 configuration.";
+5 not applied or unavailable, 6 verify found a broken promise, 7 begun and not ended; serve: 70 \
+corrupt data, 71 address in use, 72 data directory in use, 73 data directory not writable or full, \
+74 I/O error, 75 data of a newer version, 76 data of another cluster, 77 not a member any more, 78 \
+configuration, 79 was to leave the cluster and has not.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -81,6 +89,12 @@ enum Command {
     Explain(explain::Args),
     Hints(hints::Args),
     Repair(repair::Args),
+    Layout(layout::Args),
+    Drain(drain::Args),
+    Remove(remove::Args),
+    Replace(replace::Args),
+    Migrate(migrate::Args),
+    Stop(stop::Args),
     Dev(dev::Args),
     Health(health::Args),
     Verify(verify::Args),
@@ -127,6 +141,12 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args)),
         Command::Hints(args) => client_runtime()?.block_on(hints::run(args)),
         Command::Repair(args) => client_runtime()?.block_on(repair::run(args)),
+        Command::Layout(args) => client_runtime()?.block_on(layout::run(args)),
+        Command::Drain(args) => client_runtime()?.block_on(drain::run(args)),
+        Command::Remove(args) => client_runtime()?.block_on(remove::run(args)),
+        Command::Replace(args) => client_runtime()?.block_on(replace::run(args)),
+        Command::Migrate(args) => client_runtime()?.block_on(migrate::run(args)),
+        Command::Stop(args) => client_runtime()?.block_on(stop::run(args)),
         Command::Dev(args) => dev::run(&args),
         Command::Verify(args) => client_runtime()?.block_on(verify::run(args)),
         Command::Health(args) => client_runtime()?.block_on(health::run(args)),

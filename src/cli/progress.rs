@@ -77,6 +77,36 @@ impl Checkpoint {
     }
 }
 
+/// A bar of a thousand steps, for work whose share that is done is known.
+pub(super) fn share_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:32} {percent}% {elapsed}, {eta} left, {msg}");
+    ProgressBar::new(1000).with_style(style.expect("the template is well-formed"))
+}
+
+/// A number of bytes for people: three digits and a unit.
+pub(super) fn volume(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut number = bytes as f64;
+    while number >= 999.5 && unit + 1 < UNITS.len() {
+        number /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || number >= 99.5 { 0 } else { 1 };
+    format!("{number:.digits$} {}", UNITS[unit])
+}
+
+/// A time for people: its two greatest units.
+pub(super) fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0) => format!("{} ms", time.as_millis()),
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
 /// A bar of bytes, or a spinner if their number is not known. Hidden unless standard error is a
 /// terminal.
 pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
@@ -88,4 +118,20 @@ pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
     };
     let style = ProgressStyle::with_template(template).expect("the template is well-formed");
     bar.with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        let volumes = [0, 999, 1000, 1024, 10 << 20, 1023 << 20, 5 << 40].map(volume);
+        assert_eq!(
+            volumes,
+            ["0 B", "999 B", "1.0 KiB", "1.0 KiB", "10.0 MiB", "1.0 GiB", "5.0 TiB"]
+        );
+        let spans = [0, 900, 1000, 61_000, 7_260_000].map(|ms| span(Duration::from_millis(ms)));
+        assert_eq!(spans, ["0 ms", "900 ms", "1 s", "1 min 1 s", "2 h 1 min"]);
+    }
 }

@@ -94,9 +94,55 @@ pub(super) fn escape(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes that [`escape`] made a line of. What was not UTF-8 cannot be had back from that.
+pub(super) fn unescape(line: &[u8]) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((first, behind)) = rest.split_first() {
+        rest = behind;
+        if *first != b'\\' {
+            bytes.push(*first);
+            continue;
+        }
+        let Some((kind, behind)) = rest.split_first() else {
+            return Err("a backslash at the end".to_owned());
+        };
+        rest = behind;
+        match kind {
+            b'\\' => bytes.push(b'\\'),
+            b't' => bytes.push(b'\t'),
+            b'n' => bytes.push(b'\n'),
+            b'r' => bytes.push(b'\r'),
+            b'u' => {
+                let end = rest.iter().position(|byte| *byte == b'}');
+                let digits = end.and_then(|end| rest[..end].strip_prefix(b"{"));
+                let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+                let code = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+                let Some(c) = code.and_then(char::from_u32) else {
+                    return Err("a backslash with an u and no {character}".to_owned());
+                };
+                bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = &rest[end.map_or(rest.len(), |end| end + 1)..];
+            }
+            other => return Err(format!("a backslash before {:?}", char::from(*other))),
+        }
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_as_it_was_written() {
+        for key in ["a\tb\nc\\d\x1b[0m\r", "plain", "", "\u{e9}\u{7f}\u{1f600}"] {
+            assert_eq!(unescape(escape(key.as_bytes()).as_bytes()).as_deref(), Ok(key.as_bytes()));
+        }
+        for bad in [&b"a\\"[..], b"\\x", b"\\u{zz}", b"\\u{41", b"\\u{110000}"] {
+            assert!(unescape(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_row_stays_on_its_line() {

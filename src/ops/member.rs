@@ -96,6 +96,8 @@ pub(super) struct Joined {
     consensus: Arc<Consensus>,
     formation: Arc<Formation>,
     peers: Arc<PeerClient>,
+    coordinator: Arc<Coordinator>,
+    hints: Arc<Hints>,
     store: Arc<Store>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -358,20 +360,30 @@ pub(super) async fn start(
         Arc::clone(&local),
         Arc::clone(&peers),
         Arc::clone(&gossip),
-        coordinator,
+        Arc::clone(&coordinator),
         closing.clone(),
     ));
-    let telling = tell(
+    tasks.spawn(tell(
         Arc::clone(&gossip),
         Arc::clone(&store),
-        hints,
+        Arc::clone(&hints),
         Arc::clone(&moving.progress),
         world.work,
         closing.clone(),
-    );
-    tasks.spawn(telling);
-    let joined =
-        Joined { local, fence, gossip, consensus, formation, peers, store, closing, tasks };
+    ));
+    let joined = Joined {
+        local,
+        fence,
+        gossip,
+        consensus,
+        formation,
+        peers,
+        coordinator,
+        hints,
+        store,
+        closing,
+        tasks,
+    };
     Ok(Running { cluster, service, figures: Arc::new(figures), joined })
 }
 
@@ -463,12 +475,28 @@ impl Joined {
         futures_util::future::join_all(asked).await;
     }
 
-    /// Says farewell, and ends what runs.
-    pub async fn stop(self) {
+    /// Tells the others that the node is about to stop: who can choose asks another one.
+    pub fn prepare_to_stop(&self) {
+        self.gossip.tell(|facts| facts.run_state = RunState::Draining);
+    }
+
+    /// Says farewell. It must be told while peers are still answered: hearsay travels both ways.
+    pub async fn say_farewell(&self) {
         if self.gossip.view().nodes().len() > 1 {
             // Nobody listens to a node that is alone.
             self.gossip.leave().await;
         }
+    }
+
+    /// Returns when each row this node has coordinated is with all its replicas, or has become a
+    /// hint.
+    pub async fn finish_writes(&self) {
+        self.coordinator.landed().await;
+    }
+
+    /// Ends what runs.
+    pub async fn stop(self) {
+        self.hints.stop().await;
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -4,16 +4,20 @@
 //! |---|---|
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
+//! | `stop` | its end |
 //! | [`world`] | the network, the files and the time it lives in |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
 //! | [`logging`] | log lines |
+//! | `kubernetes`, `leave` | whether a pod that is told to end is to come back, and what if not |
 //! | [`shutdown`] | signals |
 
 pub mod admin_http;
 pub mod config;
 pub mod health;
+mod kubernetes;
+mod leave;
 pub mod logging;
 mod member;
 pub mod metrics;
@@ -21,6 +25,7 @@ pub mod node;
 mod open;
 mod peer_handler;
 pub mod shutdown;
+mod stop;
 pub mod world;
 
 /// The program's version and the commit it was built from.

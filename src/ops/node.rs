@@ -1,10 +1,8 @@
-//! The life of a node: start, serve, stop.
+//! The life of a node: start and serve.
 //!
 //! Start: bind all addresses, so that a port in use is found before anything is written; open the
 //! store, while `/health/ready` says "starting"; serve; write the ready file.
-//! Stop: readiness off, wait as long as `shutdown_grace` says, refuse new work, finish what runs
-//! and flush within `shutdown_timeout`, close. A second signal skips the waiting and the flush: the
-//! next start then replays the log.
+//! `stop` is the rest of it.
 //!
 //! # Exit codes of `pairdb serve`
 //! See [`Error::exit_code`].
@@ -24,14 +22,15 @@ use tokio_util::sync::CancellationToken;
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
+use super::kubernetes::Pod;
 use super::member::{self, Joined, Opened, Running};
 use super::metrics::{Exposition, NodeParts};
-use super::shutdown::Shutdown;
 use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
-use crate::cluster::layout::{Layout, MemberState};
+use crate::cluster::layout::Layout;
+use crate::cluster::net::Net;
 use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
@@ -40,16 +39,13 @@ use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
 /// How often safe points advance and the store's health is looked at.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// How often an engine without threads is asked for background work.
 const STEP: Duration = Duration::from_millis(10);
 
 /// Pieces of background work done at one go.
 const STEPS_MAX: usize = 8;
-
-/// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
-const CALLS_SHARE: f64 = 0.7;
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +75,12 @@ pub enum Error {
     /// Another process acts as this node: a copy of its directory was started later.
     #[error("another process acts as this node: its directory was copied, or started twice")]
     Superseded,
+    /// The node was to leave the cluster before it ended, and has not: its data is still needed.
+    #[error("the node was to leave the cluster and has not: {why}; its data is still needed")]
+    NotDrained {
+        /// Why.
+        why: String,
+    },
     /// The node is no member any more: its id is never taken again.
     #[error(
         "FENCED: this node {}; its data stays where it is, its id is not taken again",
@@ -113,11 +115,13 @@ impl Error {
     /// | 76 | the data belongs to another cluster |
     /// | 77 | the node has left the cluster, or was removed from it |
     /// | 78 | the settings are wrong |
+    /// | 79 | it was to leave the cluster before it ended, and has not |
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
             Self::Superseded => 72,
+            Self::NotDrained { .. } => 79,
             Self::Fenced { .. } => 77,
             Self::System { source, .. } => exit_code_of_io(source),
             Self::Open { source, .. } | Self::Close(source) => exit_code_of_store(source),
@@ -172,27 +176,18 @@ pub struct Ready {
 pub struct Node {
     /// Where it is reached.
     pub ready: Ready,
-    config: Config,
-    health: Health,
-    store: Arc<Store>,
-    server: Server,
-    joined: Joined,
-    closing: CancellationToken,
-    admin: JoinHandle<io::Result<()>>,
-    upkeep: Vec<JoinHandle<()>>,
-    work: Work,
-}
-
-/// Why a node ends.
-enum End {
-    /// It was asked to.
-    Asked,
-    /// It handed over all it had.
-    Left,
-    /// It is no member any more.
-    Removed,
-    /// Another process acts as it.
-    Superseded,
+    pub(super) config: Config,
+    pub(super) health: Health,
+    pub(super) store: Arc<Store>,
+    pub(super) server: Server,
+    pub(super) joined: Joined,
+    pub(super) closing: CancellationToken,
+    pub(super) admin: JoinHandle<io::Result<()>>,
+    pub(super) upkeep: Vec<JoinHandle<()>>,
+    pub(super) work: Work,
+    pub(super) asked_to_stop: CancellationToken,
+    pub(super) net: Arc<dyn Net>,
+    pub(super) pod: Option<Pod>,
 }
 
 /// What runs once the services are served.
@@ -202,6 +197,7 @@ struct Started {
     server: Server,
     joined: Joined,
     ready: Ready,
+    asked_to_stop: CancellationToken,
 }
 
 /// All three listeners, bound.
@@ -238,7 +234,9 @@ impl Node {
     /// As [`Node::start`].
     pub async fn start_in(config: Config, world: World) -> Result<Self, Error> {
         config.validate()?;
-        let work = world.work;
+        let pod = Pod::of(&config.kubernetes, |name| std::env::var(name).ok())
+            .map_err(|error| config::Error::Invalid(error.to_string()))?;
+        let (work, net) = (world.work, Arc::clone(&world.net));
         let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
         let closing = CancellationToken::new();
@@ -252,7 +250,7 @@ impl Node {
         let admin = tokio::spawn(admin);
         let started =
             Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;
-        let Started { config, store, server, joined, ready } = match started {
+        let Started { config, store, server, joined, ready, asked_to_stop } = match started {
             Ok(started) => started,
             Err(error) => {
                 closing.cancel();
@@ -266,8 +264,21 @@ impl Node {
         if work == Work::Inline {
             upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
         }
-        let node =
-            Self { ready, config, health, store, server, joined, closing, admin, upkeep, work };
+        let node = Self {
+            ready,
+            config,
+            health,
+            store,
+            server,
+            joined,
+            closing,
+            admin,
+            upkeep,
+            work,
+            asked_to_stop,
+            net,
+            pod,
+        };
         // Peers are answered from here on: who forms a cluster needs the others' answers.
         if let Err(error) = node.joined.enter(&node.config).await {
             node.stop(&CancellationToken::new()).await?;
@@ -308,9 +319,17 @@ impl Node {
         let exposition = Exposition::new(registry, shown.clone()).expect(twice);
         let facts = facts(&config, &node_id, shown);
         let options = config.rpc_options();
-        let metrics = rpc_metrics;
-        let parts =
-            Parts { store: Arc::clone(&store), cluster, options, metrics, facts, peers, work };
+        let asked_to_stop = CancellationToken::new();
+        let parts = Parts {
+            store: Arc::clone(&store),
+            cluster,
+            options,
+            metrics: rpc_metrics,
+            facts,
+            peers,
+            work,
+            asked_to_stop: asked_to_stop.clone(),
+        };
         let server = Server::start(listeners, parts).await.map_err(unreadable)?;
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
@@ -321,7 +340,7 @@ impl Node {
             admin_listen: admin_addr.to_string(),
             node_id,
         };
-        Ok(Started { config, store, server, joined, ready })
+        Ok(Started { config, store, server, joined, ready, asked_to_stop })
     }
 
     /// Written aside and renamed: who sees the file sees all of it.
@@ -340,119 +359,6 @@ impl Node {
                 source,
             },
         )
-    }
-
-    /// Serves until asked to stop, then stops.
-    ///
-    /// # Errors
-    /// The store could not be closed cleanly.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        match self.wait_for_end(&shutdown).await {
-            End::Asked => self.stop(&shutdown.fast).await,
-            End::Left => {
-                tracing::info!("this node has left the cluster: its directory may be deleted");
-                self.stop(&shutdown.fast).await
-            }
-            End::Removed => {
-                tracing::error!("this node was removed from the cluster: stopping");
-                self.stop(&shutdown.fast).await?;
-                Err(Error::Fenced { has_left: false })
-            }
-            End::Superseded => {
-                tracing::error!(
-                    "another process acts as this node, with a later start: stopping at once"
-                );
-                // Without the mark of a clean stop: the actor is never used again.
-                shutdown.fast.cancel();
-                self.stop(&shutdown.fast).await?;
-                Err(Error::Superseded)
-            }
-        }
-    }
-
-    async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
-        let mut superseded = self.joined.superseded();
-        let mut layout = self.joined.layout();
-        let node = NodeId(self.store.identity().node_id);
-        loop {
-            let state = {
-                let layout = layout.borrow_and_update();
-                layout.document().members.get(&node).map(|member| member.state)
-            };
-            match state {
-                Some(MemberState::Left) => return End::Left,
-                Some(MemberState::Removed) => return End::Removed,
-                state => self.show(state == Some(MemberState::Leaving)).await,
-            }
-            tokio::select! {
-                () = shutdown.graceful.cancelled() => return End::Asked,
-                _ = superseded.wait_for(|over| *over) => return End::Superseded,
-                changed = layout.changed() => if changed.is_err() { return End::Asked },
-            }
-        }
-    }
-
-    /// A node that leaves is not ready for new work; one that stays after all is again.
-    async fn show(&self, leaves: bool) {
-        match self.health.state() {
-            State::Serving if leaves => {
-                self.health.set(State::Draining);
-                self.server.set_serving(false).await;
-            }
-            State::Draining if !leaves => {
-                self.health.set(State::Serving);
-                self.server.set_serving(true).await;
-            }
-            _ => {}
-        }
-    }
-
-    /// Stops; `fast` cuts the waiting short.
-    ///
-    /// # Errors
-    /// The store could not be closed cleanly.
-    pub async fn stop(self, fast: &CancellationToken) -> Result<(), Error> {
-        self.health.set(State::Stopping);
-        self.server.set_serving(false).await;
-        let ready_file = &self.config.node.ready_file;
-        if !ready_file.as_os_str().is_empty() {
-            // It may be gone already.
-            let _ = std::fs::remove_file(ready_file);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(self.config.node.shutdown_grace) => {}
-            () = fast.cancelled() => {}
-        }
-        let timeout = self.config.node.shutdown_timeout;
-        let end = tokio::time::sleep(timeout);
-        tokio::select! {
-            finished = self.server.stop(timeout.mul_f64(CALLS_SHARE)) => {
-                if !finished {
-                    tracing::warn!("calls were cut: they did not finish in time");
-                }
-            }
-            () = fast.cancelled() => {}
-        }
-        self.closing.cancel();
-        let store = self.store;
-        let joined = self.joined;
-        let closing = async {
-            joined.stop().await;
-            for task in self.upkeep {
-                // One that panicked has said so.
-                let _ = task.await;
-            }
-            let _ = tokio::time::timeout(TICK, self.admin).await;
-            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
-        };
-        // Without the flush nothing acknowledged is lost either: the next start replays the log.
-        tokio::select! {
-            closed = closing => closed?,
-            () = fast.cancelled() => tracing::warn!("stopping without a flush, as asked"),
-            () = end => tracing::warn!("stopping without a flush: it did not end in time"),
-        }
-        tracing::info!("stopped");
-        Ok(())
     }
 }
 
@@ -490,7 +396,7 @@ fn facts(config: &Config, node_id: &str, shown: NodeParts) -> NodeFacts {
 }
 
 /// Runs work that waits for the disk.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     place: Work,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {

@@ -8,6 +8,7 @@
 //! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
 //! | [`transfer`] | a node merges what it will own |
 //! | [`departure`] | a node gives away what it does not own any more |
+//! | [`migration`] | rows copied to a member at an operator's word |
 //! | [`progress`] | how far it is with either, and how fast it may be |
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
@@ -26,6 +27,7 @@ pub mod fence;
 pub mod hints;
 mod lane;
 pub mod level;
+pub mod migration;
 pub mod progress;
 pub mod replica;
 #[cfg(test)]

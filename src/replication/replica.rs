@@ -27,8 +27,8 @@ use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRan
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
-/// Keys that are read in one go.
-const READ_CHUNK: usize = 64;
+/// Keys that are read in one go: their rows may be large, and more than the reply takes.
+const READ_CHUNK: usize = 16;
 /// Rows of a reply together, before its last one: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a page where the request names none.

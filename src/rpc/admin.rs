@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 
 use super::deadline::Deadline;
+use super::migrate;
 use super::server::Core;
 use super::status::Problem;
 use crate::cluster::layout::{Answer, Command, error_of};
@@ -252,6 +253,27 @@ impl Admin for AdminService {
             tracing::info!(bytes_per_second, "set the rate of transfers");
         }
         Ok(Response::new(proto::SetTransferRateResponse { bytes_per_second: rate.get() }))
+    }
+
+    type ReplicateDataStream = migrate::Pages;
+
+    async fn replicate_data(
+        &self,
+        request: Request<proto::ReplicateDataRequest>,
+    ) -> Result<Response<Self::ReplicateDataStream>, Status> {
+        let deadline = Deadline::of(&request);
+        Ok(Response::new(migrate::stream(&self.0, request.get_ref(), deadline)?))
+    }
+
+    async fn stop_node(
+        &self,
+        _request: Request<proto::StopNodeRequest>,
+    ) -> Result<Response<proto::StopNodeResponse>, Status> {
+        tracing::info!("asked to stop by an operator's call");
+        self.0.asked_to_stop.cancel();
+        let within = self.0.options.stop_max.as_millis();
+        let within_ms = u64::try_from(within).unwrap_or(u64::MAX);
+        Ok(Response::new(proto::StopNodeResponse { within_ms }))
     }
 }
 

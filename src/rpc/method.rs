@@ -90,6 +90,8 @@ methods! {
     DrainNode "Admin" "DrainNode" Stream,
     VerifyCertificate "Admin" "VerifyCertificate" Admin,
     SetTransferRate "Admin" "SetTransferRate" Admin,
+    ReplicateData "Admin" "ReplicateData" Stream,
+    StopNode "Admin" "StopNode" Admin,
 }
 
 #[cfg(test)]

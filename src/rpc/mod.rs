@@ -12,6 +12,7 @@
 //! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | `migrate` | rows copied to another member |
 //! | [`peer`] | the streams between nodes, both sides |
 //! | [`cluster`] | the cluster as the services see it, and the questions about it |
 //! | [`metrics`] | what the layer and the services count |
@@ -36,8 +37,10 @@ mod key_value;
 pub mod limits;
 mod method;
 pub mod metrics;
+mod migrate;
 pub mod peer;
 mod pipeline;
+mod plan;
 mod replica;
 pub mod request_id;
 mod scan;

@@ -1,7 +1,8 @@
 //! The two listeners and their life: 8080 for clients and operators, 7946 for peers.
 //!
-//! Stopping: health says NOT_SERVING and long streams end, then connections are told to go and
-//! calls in flight finish; what is left after the time given is cut.
+//! Stopping: health says NOT_SERVING and long streams end, then clients' connections are told to
+//! go and their calls in flight finish. Peers are answered until after that: a write in flight here
+//! may need theirs, and they must hear that the node goes. What is left after that is cut.
 
 use std::io;
 use std::net::SocketAddr;
@@ -79,6 +80,8 @@ pub struct Options {
     pub reflection: bool,
     /// Checkpoints are made in here.
     pub checkpoint_dir: PathBuf,
+    /// Once asked to stop, the node has ended by then.
+    pub stop_max: Duration,
 }
 
 impl Default for Options {
@@ -98,6 +101,7 @@ impl Default for Options {
             slow: Duration::from_millis(500),
             reflection: true,
             checkpoint_dir: PathBuf::from("checkpoints"),
+            stop_max: Duration::from_secs(30),
         }
     }
 }
@@ -137,6 +141,8 @@ pub struct Parts {
     pub peers: PeerService,
     /// Where work that waits for the disk is run.
     pub work: Work,
+    /// Cancelled when an operator asks the node to stop.
+    pub asked_to_stop: CancellationToken,
 }
 
 /// What the services share.
@@ -153,8 +159,11 @@ pub(super) struct Core {
     pub scans: Gate,
     pub blocking: Blocking,
     pub upkeep: Blocking,
+    pub work: Work,
     /// Cancelled when the node stops: streams end by themselves.
     pub stopping: CancellationToken,
+    /// See [`Parts::asked_to_stop`].
+    pub asked_to_stop: CancellationToken,
     /// Whether clients are served.
     pub serving: Arc<AtomicBool>,
     /// Producers of streams.
@@ -218,9 +227,41 @@ pub struct Server {
     pub peer_addr: SocketAddr,
     core: Arc<Core>,
     health: Vec<HealthReporter>,
-    closing: CancellationToken,
     peers: PeerService,
-    listeners: Vec<JoinHandle<Result<(), tonic::transport::Error>>>,
+    client_port: Served,
+    peer_port: Served,
+}
+
+/// A listener that is served.
+struct Served {
+    closing: CancellationToken,
+    running: JoinHandle<Result<(), tonic::transport::Error>>,
+}
+
+impl Served {
+    fn start(router: Router<Stack<FrontLayer, Identity>>, listener: Incoming) -> Self {
+        let closing = CancellationToken::new();
+        let closed = closing.clone().cancelled_owned();
+        let serving = router.serve_with_incoming_shutdown(Connections(listener), closed);
+        Self { closing, running: tokio::spawn(serving) }
+    }
+
+    /// Takes no more calls, and waits until those in flight and `others` have ended, or `end`.
+    /// Returns whether they have.
+    async fn stop(&mut self, others: impl Future<Output = ()>, end: Instant) -> bool {
+        self.closing.cancel();
+        let running = &mut self.running;
+        let all = async {
+            // A listener that failed was logged when it did.
+            let _ = running.await;
+            others.await;
+        };
+        let finished = tokio::time::timeout_at(end, all).await.is_ok();
+        if !finished {
+            self.running.abort();
+        }
+        finished
+    }
 }
 
 impl Server {
@@ -230,7 +271,7 @@ impl Server {
     /// # Errors
     /// The bound addresses cannot be read.
     pub async fn start(listeners: Listeners, parts: Parts) -> io::Result<Self> {
-        let Parts { store, cluster, options, metrics, facts, peers, work } = parts;
+        let Parts { store, cluster, options, metrics, facts, peers, work, asked_to_stop } = parts;
         let client_addr = listeners.client.local_addr()?;
         let peer_addr = listeners.peer.local_addr()?;
         let wait = options.queue_wait_max;
@@ -248,21 +289,19 @@ impl Server {
             scans: Gate::new("scans", scans, options.queue_max, wait),
             blocking: Blocking::new(rows, work),
             upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
+            work,
             stopping: CancellationToken::new(),
+            asked_to_stop,
             serving: Arc::default(),
             tasks: TaskTracker::new(),
             options,
         });
-        let closing = CancellationToken::new();
         let (client_health, client) = client_router(&core).await;
         let (peer_health, peer) = peer_router(&core, peers.clone()).await;
-        let serve = |router: Router<Stack<FrontLayer, Identity>>, listener: Incoming| {
-            let closed = closing.clone().cancelled_owned();
-            tokio::spawn(router.serve_with_incoming_shutdown(Connections(listener), closed))
-        };
-        let tasks = vec![serve(client, listeners.client), serve(peer, listeners.peer)];
+        let client_port = Served::start(client, listeners.client);
+        let peer_port = Served::start(peer, listeners.peer);
         let health = vec![client_health, peer_health];
-        Ok(Self { client_addr, peer_addr, core, health, closing, peers, listeners: tasks })
+        Ok(Self { client_addr, peer_addr, core, health, peers, client_port, peer_port })
     }
 
     /// Says in `grpc.health.v1` whether the node serves.
@@ -277,28 +316,22 @@ impl Server {
         }
     }
 
-    /// Stops: no new calls, streams end, calls in flight finish within `timeout`. Returns whether
-    /// they did.
-    pub async fn stop(self, timeout: Duration) -> bool {
+    /// Takes no new calls of clients; streams end, calls in flight finish by `end`. Returns whether
+    /// they did. Peers are answered as before.
+    pub async fn stop_clients(&mut self, end: Instant) -> bool {
         self.set_serving(false).await;
         self.core.stopping.cancel();
         self.core.tasks.close();
+        let streams = Arc::clone(&self.core);
+        self.client_port.stop(async move { streams.tasks.wait().await }, end).await
+    }
+
+    /// Takes no new requests of peers; what they asked is answered by `end`. Returns whether it
+    /// was.
+    pub async fn stop_peers(&mut self, end: Instant) -> bool {
         self.peers.stop();
-        self.closing.cancel();
-        let aborts: Vec<_> = self.listeners.iter().map(JoinHandle::abort_handle).collect();
-        let all = async {
-            for listener in self.listeners {
-                // A listener that failed was logged when it did.
-                let _ = listener.await;
-            }
-            self.core.tasks.wait().await;
-            self.peers.stopped().await;
-        };
-        let finished = tokio::time::timeout(timeout, all).await.is_ok();
-        if !finished {
-            aborts.iter().for_each(tokio::task::AbortHandle::abort);
-        }
-        finished
+        let peers = self.peers.clone();
+        self.peer_port.stop(async move { peers.stopped().await }, end).await
     }
 }
 

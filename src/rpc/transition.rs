@@ -1,11 +1,9 @@
-//! Changes of the layout, as operators ask for them: plan, begin, abort, drain, and how far it is.
+//! Changes of the layout, as operators ask for them: begin, abort, drain, and how far it is.
 //!
 //! What is decided is decided by the state machine when the command is applied. Here names become
-//! ids, and what a state machine cannot know is judged before anything is proposed: whether those
-//! who would take over rows are up and have room for them.
+//! ids; [`super::plan`] judges what a state machine cannot know.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,11 +12,8 @@ use tonic::Code;
 use super::cluster::Cluster;
 use super::status::Problem;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{
-    Answer, Change, Command, Document, Layout, Member, MemberState, rules,
-};
+use crate::cluster::layout::{Answer, Change, Command, Document, Layout, MemberState, rules};
 use crate::cluster::peer::{Class, Reply, Request};
-use crate::cluster::view::Nodes;
 use crate::proto::{self, DrainPhase, TransitionPhase};
 use crate::replication::departure::certificate::{Certificate, digest_of};
 use crate::replication::progress::{Figures, Task};
@@ -26,20 +21,11 @@ use crate::store::Outcome;
 
 /// How long another node may take to give a certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Of what a node has free, the share that a change may fill.
-const ROOM_SHARE: f64 = 1.0 / 1.3;
 
 /// A change that cannot be.
 fn refused(reason: &str, message: impl Into<String>) -> Problem {
     Problem::new(Code::FailedPrecondition, reason.to_owned(), message.into())
         .of_write(Outcome::NotApplied)
-}
-
-/// What a change would do.
-struct Effects {
-    movements: Vec<proto::Movement>,
-    balance: Vec<proto::NodeBalance>,
-    refusals: Vec<proto::LayoutRefusal>,
 }
 
 impl Cluster {
@@ -62,7 +48,7 @@ impl Cluster {
         })
     }
 
-    fn change_of(
+    pub(super) fn change_of(
         &self,
         document: &Document,
         asked: &proto::LayoutChange,
@@ -93,157 +79,6 @@ impl Cluster {
             change.factors.insert(tenant.id, factor);
         }
         Ok(change)
-    }
-
-    /// What a change would do.
-    ///
-    /// # Errors
-    /// A name in it is not known.
-    pub fn plan(
-        &self,
-        request: &proto::PlanLayoutRequest,
-    ) -> Result<proto::PlanLayoutResponse, Problem> {
-        let layout = self.layout();
-        let document = layout.document();
-        let asked = request.change.clone().unwrap_or_default();
-        let mut change = self.change_of(document, &asked)?;
-        let mut names = BTreeMap::new();
-        let unnamed = asked.joins.iter().filter(|new| new.node.is_empty());
-        for (new, n) in unnamed.zip(1_u128..) {
-            // No minted id is that small.
-            names.insert(NodeId(n), format!("new-{n}"));
-            let member = Member {
-                name: format!("new-{n}"),
-                zone: new.zone.clone(),
-                weight: new.weight.max(1),
-                state: MemberState::Joining,
-                address: String::new(),
-            };
-            change.joins.insert(NodeId(n), member);
-        }
-        let effects = self.effects(&layout, &change, &names);
-        let bytes: BTreeMap<&str, u64> =
-            effects.movements.iter().fold(BTreeMap::new(), |mut all, one| {
-                *all.entry(one.to.as_str()).or_default() += one.bytes;
-                all
-            });
-        let slowest = bytes.values().max().copied().unwrap_or(0);
-        let rate = self.moving.rate.get();
-        let lost = document.lost_by(&change.removes).into_iter();
-        let lost = lost.filter(|_| !change.removes.is_empty());
-        Ok(proto::PlanLayoutResponse {
-            epoch: layout.epoch(),
-            bytes: bytes.values().sum(),
-            duration_ms: slowest.saturating_mul(1000).checked_div(rate).unwrap_or(0),
-            lost: lost
-                .map(|(partition, factor, left)| proto::LostPartition {
-                    partition,
-                    replication_factor: factor.into(),
-                    replicas_left: left.iter().map(NodeId::to_string).collect(),
-                })
-                .collect(),
-            warnings: warnings(document, &change),
-            refusals: effects.refusals,
-            movements: effects.movements,
-            balance: effects.balance,
-        })
-    }
-
-    fn effects(
-        &self,
-        layout: &Layout,
-        change: &Change,
-        names: &BTreeMap<NodeId, String>,
-    ) -> Effects {
-        let document = layout.document();
-        let mut effects =
-            Effects { movements: Vec::new(), balance: Vec::new(), refusals: Vec::new() };
-        let mut next = Document::clone(document);
-        let command = Command::Change { epoch: document.epoch, change: change.clone() };
-        if let Answer::Refused { reason, message } = next.apply(&command) {
-            effects.refusals.push(proto::LayoutRefusal { reason, message });
-            return effects;
-        }
-        let next = Layout::new(Arc::new(next));
-        let name = |node: &NodeId| names.get(node).cloned().unwrap_or_else(|| node.to_string());
-        let heard = self.view.nodes();
-        let sizes = self.sizes(layout, &heard);
-        let mut moved: BTreeMap<(NodeId, NodeId), (u32, u64)> = BTreeMap::new();
-        for node in next.document().syncers.clone() {
-            for one in next.to_sync(node) {
-                let needed = one.sources;
-                let others = needed.of.iter().filter(|source| **source != node);
-                let count = needed.count.saturating_sub(usize::from(needed.of.contains(&node)));
-                for (nth, source) in others.enumerate() {
-                    if nth < count || needed.leaving.contains(source) {
-                        let pair = moved.entry((*source, node)).or_default();
-                        pair.0 += 1;
-                        pair.1 += sizes.get(source).copied().unwrap_or(0);
-                    }
-                }
-            }
-        }
-        let movement = |((from, to), (partitions, bytes)): (&(NodeId, NodeId), &(u32, u64))| {
-            let (from, to, partitions, bytes) = (name(from), name(to), *partitions, *bytes);
-            proto::Movement { from, to, partitions, bytes }
-        };
-        effects.movements = moved.iter().map(movement).collect();
-        effects.balance = balance(layout, &next, &sizes, &name);
-        effects.refusals = self.obstacles(layout, &moved, &sizes, &heard);
-        effects
-    }
-
-    /// About how many bytes a partition has at each node.
-    fn sizes(&self, layout: &Layout, heard: &Nodes) -> BTreeMap<NodeId, u64> {
-        let factor = layout.document().replication_factors().last().copied().unwrap_or(1);
-        let held = partitions_held(layout, factor);
-        let bytes = |node: &NodeId| match *node == self.node {
-            true => self.store.stats().engine.table_bytes(),
-            false => heard.get(node).map_or(0, |facts| facts.load_bytes),
-        };
-        held.iter().map(|(node, held)| (*node, bytes(node) / u64::from(*held).max(1))).collect()
-    }
-
-    /// Why those who would take rows over cannot.
-    fn obstacles(
-        &self,
-        layout: &Layout,
-        moved: &BTreeMap<(NodeId, NodeId), (u32, u64)>,
-        sizes: &BTreeMap<NodeId, u64>,
-        heard: &Nodes,
-    ) -> Vec<proto::LayoutRefusal> {
-        // Of each partition one copy stays, however many are fetched.
-        let mut takes: BTreeMap<NodeId, (u32, u64)> = BTreeMap::new();
-        for ((source, to), (partitions, _)) in moved {
-            let size = sizes.get(source).copied().unwrap_or(0);
-            let (most, bytes) = takes.entry(*to).or_default();
-            *most = (*most).max(*partitions);
-            *bytes = (*bytes).max(u64::from(*partitions).saturating_mul(size));
-        }
-        let members = &layout.document().members;
-        let mut refusals = Vec::new();
-        for (node, (partitions, bytes)) in takes {
-            let Some(member) = members.get(&node) else { continue };
-            let name = &member.name;
-            let refusal =
-                |reason: &str, message| proto::LayoutRefusal { reason: reason.to_owned(), message };
-            let facts = heard.get(&node);
-            if node != self.node && !facts.is_some_and(|facts| facts.is_up) {
-                let message = format!("{name} would take over {partitions} partitions and is down");
-                refusals.push(refusal("RECEIVER_DOWN", message));
-                continue;
-            }
-            let free = match node == self.node {
-                true => self.store.stats().disk_free,
-                false => facts.map_or(0, |facts| facts.disk_free),
-            };
-            if bytes as f64 > free as f64 * ROOM_SHARE {
-                let message =
-                    format!("{name} would take over about {bytes} bytes and has {free} free");
-                refusals.push(refusal("NO_SPACE", message));
-            }
-        }
-        refusals
     }
 
     /// Begins a change.
@@ -581,81 +416,6 @@ fn given_up(document: &Document, change: &Change) -> Option<BTreeSet<NodeId>> {
     };
     let all = document.is_joint() && only && !removes.is_empty() && removes.iter().all(leaves);
     all.then_some(removes)
-}
-
-fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {
-    let mut held = BTreeMap::new();
-    for partition in 0..layout.partitions() {
-        for node in layout.sets(partition, factor).current {
-            *held.entry(node).or_default() += 1;
-        }
-    }
-    held
-}
-
-/// The nodes before and after.
-fn balance(
-    layout: &Layout,
-    next: &Layout,
-    sizes: &BTreeMap<NodeId, u64>,
-    name: &dyn Fn(&NodeId) -> String,
-) -> Vec<proto::NodeBalance> {
-    let classes = next.document().factor_classes();
-    let factor = layout.document().replication_factors().last().copied().unwrap_or(1);
-    let factor_next = classes.iter().map(|(_, next)| *next).max().unwrap_or(1);
-    let before = partitions_held(layout, factor);
-    let mut after: BTreeMap<NodeId, u32> = BTreeMap::new();
-    for partition in 0..next.partitions() {
-        let sets = next.sets(partition, factor_next);
-        for node in sets.next.unwrap_or(sets.current) {
-            *after.entry(node).or_default() += 1;
-        }
-    }
-    let size = sizes.values().sum::<u64>() / (sizes.len() as u64).max(1);
-    let nodes: BTreeSet<NodeId> = before.keys().chain(after.keys()).copied().collect();
-    let entry = |node: NodeId| {
-        let of = |held: &BTreeMap<NodeId, u32>| held.get(&node).copied().unwrap_or(0);
-        let (partitions, partitions_next) = (of(&before), of(&after));
-        let member = next.document().members.get(&node);
-        proto::NodeBalance {
-            node_id: name(&node),
-            name: member.map(|member| member.name.clone()).unwrap_or_default(),
-            partitions,
-            partitions_next,
-            bytes: u64::from(partitions) * sizes.get(&node).copied().unwrap_or(0),
-            bytes_next: u64::from(partitions_next) * sizes.get(&node).copied().unwrap_or(size),
-        }
-    };
-    nodes.into_iter().map(entry).collect()
-}
-
-/// What is allowed and should be known.
-fn warnings(document: &Document, change: &Change) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for node in &change.removes {
-        let name = document.members.get(node).map_or("", |member| &member.name);
-        warnings.push(format!("writes that only {name} acknowledged (consistency ONE) are lost"));
-    }
-    let goes = |node: &NodeId| change.leaves.contains(node) || change.removes.contains(node);
-    let stays = document.owners.iter().filter(|(node, _)| !goes(node));
-    let zone = |node: &NodeId, zone: &str| {
-        change.zones.get(node).cloned().unwrap_or_else(|| zone.to_owned())
-    };
-    let mut zones: BTreeSet<String> =
-        stays.clone().map(|(node, owner)| zone(node, &owner.zone)).collect();
-    zones.extend(change.joins.values().map(|member| member.zone.clone()));
-    let owners = stays.count() + change.joins.len();
-    for tenant in document.tenants.values() {
-        let factor = change.factors.get(&tenant.id).copied().unwrap_or(tenant.replication_factor);
-        let name = &tenant.name;
-        if usize::from(factor) > owners {
-            warnings.push(format!("tenant {name} wants {factor} replicas, {owners} nodes stay"));
-        } else if usize::from(factor) > zones.len() && zones.len() > 1 {
-            let zones = zones.len();
-            warnings.push(format!("tenant {name} wants {factor} replicas in {zones} zones"));
-        }
-    }
-    warnings
 }
 
 /// The figures of all who work on a phase.

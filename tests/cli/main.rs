@@ -1,8 +1,11 @@
 //! The binary as a user runs it: a node on free ports, commands against it, exit codes.
 
 mod bad_data;
+mod kubernetes;
+mod migrate;
 mod no_room;
 #[path = "../node/mod.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 mod stopping;
 

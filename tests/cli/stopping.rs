@@ -39,3 +39,16 @@ fn a_node_that_stops_is_alive_and_not_ready_and_the_second_sigterm_is_fast() {
     node.restart();
     assert_eq!((node.ok(&["get", "k"]), node.ok(&["get", "late"])), ("v".into(), "v".into()));
 }
+
+/// What SIGTERM does, an operator can ask for from anywhere; the data is there after.
+#[test]
+fn a_node_that_is_asked_to_stop_stops_and_keeps_what_it_has() {
+    let mut node = CliNode::start();
+    node.ok(&["put", "k", "v"]);
+    assert_eq!(node.ok(&["stop"]), "the node takes no more calls\n");
+    assert_eq!(node.wait(), 0);
+    assert!(!std::path::Path::new(&node.ready_file).exists());
+    assert_eq!(node.run(&["stop", "--timeout", "1s"]).code, 5, "it is not there any more");
+    node.restart();
+    assert_eq!(node.ok(&["get", "k"]), "v");
+}

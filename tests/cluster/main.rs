@@ -13,6 +13,7 @@ mod node;
 mod direct;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
+mod operators;
 mod transitions;
 mod verified;
 
@@ -99,6 +100,59 @@ fn a_fourth_node_joins_and_owns_its_share() {
         assert_eq!(values(&nodes.json(fourth, &["get", key, "--output", "json"])), [key.as_str()]);
     }
     nodes.wait_until_equal(&written, fourth, CONVERGED_WITHIN);
+}
+
+/// Rows of one node are copied to another one by hand; what it may not hold is left out.
+#[test]
+fn rows_are_copied_to_a_node_that_missed_them_and_read_back() {
+    let mut nodes = Nodes::start(3);
+    let written = nodes.write_keys("before", 20, 0);
+    nodes.kill(2);
+    let missed = nodes.write_keys("missed", 40, 0);
+    nodes.restart(2);
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = dir.path().join("place").display().to_string();
+    let migrate = ["migrate", "--from", "n0", "--to", "n2", "--progress-file", &place];
+    // Through the third one: who has the rows is asked where the layout says he is.
+    let report = nodes.json(1, &[&migrate[..], &["--output", "json"]].concat());
+    assert_eq!(report["keys"], written.len() + missed.len(), "{report}");
+    assert_eq!(report["digest"], report["digest_there"]);
+    assert_eq!((&report["elsewhere"], &report["refused"]), (&0.into(), &0.into()));
+    let status = ["get", &missed[0], "--consistency", "one"];
+    assert_eq!(nodes.ok(2, &status), missed[0]);
+    let again = nodes.json(1, &[&migrate[..], &["--output", "json"]].concat());
+    assert_eq!(again["sent"], 0, "{again}");
+
+    let unknown = nodes.run(0, &["migrate", "--to", "n9", "--progress-file", &place]);
+    assert_eq!(unknown.code, 5, "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("UNKNOWN_NODE"), "{}", unknown.stderr);
+    let itself = nodes.run(0, &["migrate", "--to", "n0", "--progress-file", &place]);
+    assert!(itself.stderr.contains("SAME_NODE"), "{}", itself.stderr);
+
+    // Four nodes hold three replicas of each row: some rows are not the fourth one's.
+    nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let share = ["migrate", "--to", "n3", "--progress-file", &place, "--output", "json"];
+    let report = nodes.json(0, &share);
+    let (keys, elsewhere) = (report["keys"].as_u64(), report["elsewhere"].as_u64());
+    assert!(keys > Some(0) && elsewhere > Some(0), "{report}");
+}
+
+/// The others hear that a node stops before its port is closed, so no write waits for it.
+#[test]
+fn a_node_that_stops_is_down_for_the_others_when_its_process_ends() {
+    let mut nodes = Nodes::start(3);
+    let mut written = nodes.write_keys("before", 5, 0);
+    assert_eq!(nodes.stop(2), 0);
+    let status = nodes.json(0, &["status", "--output", "json"]);
+    let down: Vec<_> = status["nodes"].as_array().expect("nodes").iter().collect();
+    let is_down = |node: &&&serde_json::Value| node["name"] == "n2" && node["up"] == false;
+    assert_eq!(down.iter().filter(is_down).count(), 1, "{status:#}");
+    let began = std::time::Instant::now();
+    written.extend(nodes.write_keys("without", 5, 0));
+    assert!(began.elapsed() < Duration::from_secs(10), "writes wait for a node that has stopped");
+    nodes.restart(2);
+    nodes.wait_until_equal(&written, 2, CONVERGED_WITHIN);
 }
 
 /// Three replicas on four nodes: nobody holds everything.

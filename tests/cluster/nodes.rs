@@ -115,19 +115,41 @@ impl Nodes {
 
     /// One more node; its place.
     pub fn join(&mut self) -> usize {
+        self.join_with(&[])
+    }
+
+    /// One more node, with settings of its own.
+    pub fn join_with(&mut self, more: &[(String, String)]) -> usize {
         let at = self.nodes.len();
         self.ports.extend(free_ports(1));
-        let settings = settings(&self.ports, at, 1);
+        let mut settings = settings(&self.ports, at, 1);
+        settings.extend_from_slice(more);
         self.nodes.push(CliNode::with(&borrowed(&settings)));
         at
+    }
+
+    /// SIGTERM.
+    pub fn signal(&self, at: usize) {
+        self.nodes[at].signal();
     }
 
     pub fn kill(&mut self, at: usize) {
         self.nodes[at].kill();
     }
 
+    /// `pairdb stop`, until the process has ended; its exit code.
+    pub fn stop(&mut self, at: usize) -> i32 {
+        self.nodes[at].ok(&["stop"]);
+        self.nodes[at].wait()
+    }
+
     pub fn restart(&mut self, at: usize) {
-        let settings = settings(&self.ports, at, self.ports.len());
+        self.restart_with(at, &[]);
+    }
+
+    pub fn restart_with(&mut self, at: usize, more: &[(String, String)]) {
+        let mut settings = settings(&self.ports, at, self.ports.len());
+        settings.extend_from_slice(more);
         self.nodes[at].restart_with(&borrowed(&settings));
     }
 

@@ -98,7 +98,7 @@ pub struct FormationOptions {
     /// host:port of the peer ports of other nodes. The own one among them does no harm.
     pub seeds: Vec<String>,
     /// The only cluster to join, and the id of one that is formed with others. A node that is alone
-    /// forms none under a given id: if it was only not told its seeds, there would be two of one id.
+    /// forms none under a given id: was it only not told its seeds, there would be two of one id.
     pub cluster_id: Option<NodeId>,
     /// How often the others are asked.
     pub poll: Duration,

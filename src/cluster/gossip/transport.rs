@@ -14,8 +14,8 @@
 //!    the other. Of what comes in faster than it is taken the oldest is lost, as on any network.
 //! 2. Answers go to the address in the envelope: where a connection comes from says nothing.
 //! 3. What cannot be read is dropped. Who sent it has passed the handshake of the peer port.
-//! 4. What is too long is not sent, and that is said: a digest of so many incarnations that it fills
-//!    a message would silence this node, and all others would look dead to it.
+//! 4. What is too long is not sent, and that is said: a digest of so many incarnations that it
+//!    fills a message would silence this node, and all others would look dead to it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

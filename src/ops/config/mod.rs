@@ -184,7 +184,7 @@ settings! {
     }
     /// The cluster to form or join.
     cluster: Cluster {
-        /// The cluster's id, a UUID: a data directory of another is refused; needs seeds; empty for any.
+        /// The cluster's id, a UUID: a directory of another is refused; needs seeds; empty for any.
         id: ClusterId = "",
         /// Peer addresses of nodes to join.
         seeds: List = "",
@@ -306,6 +306,21 @@ settings! {
     rpc: Rpc {
         /// Serve gRPC reflection.
         reflection: bool = "true",
+    }
+    /// A pod of a StatefulSet, which may be taken out of it.
+    kubernetes: Kubernetes {
+        /// At SIGTERM, ask whether the pod is to come back, and drain if it is not.
+        enabled: bool = "false",
+        /// URL of the API server; empty for the one that the pod is told of.
+        api: String = "",
+        /// The pod's name: its StatefulSet's, a dash, its ordinal; empty for the host's.
+        pod_name: String = "",
+        /// Directory of the service account's files: token, namespace, ca.crt.
+        service_account_dir: PathBuf = "/var/run/secrets/kubernetes.io/serviceaccount",
+        /// How long an answer of the API server may take; it is asked three times.
+        timeout: Duration = "5s",
+        /// How long the drain may take; then the node ends, keeps its data, and can go on later.
+        drain_timeout: Duration = "23h",
     }
     /// Protection.
     security: Security {
@@ -481,6 +496,7 @@ impl Config {
             slow: self.log.slow_request,
             reflection: self.rpc.reflection,
             checkpoint_dir: self.node.data_dir.join("checkpoints"),
+            stop_max: self.node.shutdown_grace + self.node.shutdown_timeout,
         }
     }
 }

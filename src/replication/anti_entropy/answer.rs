@@ -3,8 +3,8 @@
 //! 1. A request is answered under its epoch (R1): this node acted under it before it looked, and
 //!    still does when it answers. A floor is installed while the fence is held at it.
 //! 2. Only a replica of a partition has a word on it, and only an undamaged one.
-//! 3. No step of a round is taken while ownership changes, while somebody may hold rows that it does
-//!    not own (D3), or under another version of the layout than the conductor's: it may know
+//! 3. No step of a round is taken while ownership changes, while somebody may hold rows that it
+//!    does not own (D3), or under another version of the layout than the conductor's: it may know
 //!    tenants, and so replicas, that the conductor does not.
 
 use std::ops::RangeInclusive;

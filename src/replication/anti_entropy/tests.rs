@@ -312,6 +312,7 @@ impl Trio {
             lingering_max: 10,
             pages_max: 4,
             work: Work::Inline,
+            pages_max: 4,
         });
         let failure = |error: &error::Error| proto::Failure {
             reason: error.reason().to_owned(),

@@ -45,6 +45,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use super::hints::HintSender;
@@ -110,6 +111,8 @@ pub struct Coordinator {
     /// An epoch, shifted by one, and whether this node is the whole cluster in it.
     solo: AtomicU64,
     lingering: AtomicUsize,
+    /// Batches that this node coordinates, until their last replica.
+    flights: TaskTracker,
     /// Bounds pages of the own store, for whomever they are read.
     pages: Semaphore,
     /// Bounds reads that nobody waits for.
@@ -184,6 +187,7 @@ impl Coordinator {
             scores: Arc::default(),
             solo: AtomicU64::new(u64::MAX),
             lingering: AtomicUsize::new(0),
+            flights: TaskTracker::new(),
             pages: Semaphore::new(options.pages_max.max(1)),
             checks: Semaphore::new(read_here::CHECKS_MAX),
             reads_at_one: AtomicU64::new(0),
@@ -206,6 +210,13 @@ impl Coordinator {
             widened: get(&counters.widened),
             checks: get(&counters.checks),
         }
+    }
+
+    /// Returns when no write of this node waits for a replica any more: each has its row, or a hint
+    /// is kept for it. For a node that stops, once nobody begins writes on it.
+    pub async fn landed(&self) {
+        self.flights.close();
+        self.flights.wait().await;
     }
 
     fn layout(&self) -> Arc<Layout> {

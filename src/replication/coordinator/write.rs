@@ -221,7 +221,7 @@ impl Coordinator {
             }
         };
         let flight = Flight::begin(self, layout, tenant, prepared, sets_of, options, done);
-        tokio::spawn(flight.run());
+        self.flights.spawn(flight.run());
     }
 
     /// Submits a batch of which nothing was done once the layout is later than `epoch`.

@@ -51,6 +51,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::fence::Fence;
 use crate::cluster::NodeId;
@@ -179,11 +181,13 @@ pub struct Hints {
     // Each with its own synchronisation.
     queues: Mutex<BTreeMap<NodeId, Queue>>,
     counters: Counters,
+    closing: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Hints {
     /// Opens the hints in `dir`, which is created if need be, and starts their task on the current
-    /// runtime. It ends when the last sender is gone.
+    /// runtime. It ends when the last sender is gone, or at [`Hints::stop`].
     ///
     /// # Errors
     /// The directory cannot be read or made.
@@ -210,9 +214,19 @@ impl Hints {
         let (sender, missed) = mpsc::channel(WAITING_MAX);
         let dir = dir.to_path_buf();
         let queues = Mutex::new(queues);
-        let hints = Arc::new(Self { parts, options, dir, queues, counters });
-        tokio::spawn(replay::run(Arc::clone(&hints), missed));
+        let closing = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let hints = Arc::new(Self { parts, options, dir, queues, counters, closing, tasks });
+        hints.tasks.spawn(replay::run(Arc::clone(&hints), missed));
         Ok((Arc::clone(&hints), HintSender { sender, hints }))
+    }
+
+    /// Takes no more hints, writes those that were taken, delivers none any more, and returns when
+    /// all that is done.
+    pub async fn stop(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// The figures now.

@@ -53,7 +53,8 @@ enum Undelivered {
     Trouble,
 }
 
-/// Writes what is missed and delivers it, until no sender is left.
+/// Writes what is missed and delivers it, until no sender is left or the hints are stopped: then
+/// what was taken is written still.
 pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
     let mut looks = tokio::time::interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -61,11 +62,13 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
     let mut busy: BTreeSet<NodeId> = BTreeSet::new();
     let mut streams: JoinSet<Ended> = JoinSet::new();
     let mut rows = Vec::new();
+    let mut closing = std::pin::pin!(hints.closing.cancelled());
     loop {
         tokio::select! {
             biased;
             // What is rarely ready first: while one node is away there is always one more hint,
             // and the others' would never be delivered.
+            () = &mut closing, if !missed.is_closed() => missed.close(),
             Some(Ok(ended)) = streams.join_next() => {
                 busy.remove(&ended.target);
                 if let Some(target) = targets.get_mut(&ended.target) {

@@ -181,8 +181,8 @@ async fn entries_are_handed_out_in_bounded_pieces_of_at_least_one() {
     assert_eq!(log.limited_get_log_entries(1, 4).await.unwrap().len(), 3);
 }
 
-/// openraft sends a snapshot to the state machine and cuts the log at once: a crash in between would
-/// leave neither.
+/// openraft sends a snapshot to the state machine and cuts the log at once: a crash in between
+/// would leave neither.
 #[tokio::test(start_paused = true)]
 async fn the_log_is_cut_only_when_the_snapshot_that_covers_it_is_durable() {
     let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());

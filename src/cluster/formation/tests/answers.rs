@@ -41,8 +41,8 @@ async fn a_promise_is_not_taken_back_on_an_answer_that_is_older_than_it() {
     assert_eq!(clusters(enter_all(&nodes, 30).await).len(), 1);
 }
 
-/// Templates name the seeds of an old cluster beside those of a new one: were both to take the node,
-/// one would wait for ever for it to sync.
+/// Templates name the seeds of an old cluster beside those of a new one: were both to take the
+/// node, one would wait for ever for it to sync.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_seeds_are_of_two_clusters_joins_neither_and_names_both() {
     let world = World::new();

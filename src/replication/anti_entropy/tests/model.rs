@@ -15,6 +15,7 @@
 //! Writing and applying are one step here; a pause between them is the engine's matter
 //! (`guard_at_pick`, `fence_waits`, `judged_by_floor_in_force`).
 
+mod dice;
 mod replica;
 mod steps;
 
@@ -25,7 +26,7 @@ use crate::causality::floor::canonical;
 use crate::causality::{
     Actor, Context, Dot, Mode, NewVersion, Outcome, Payload, Row, Token, join_with_floors, write,
 };
-use crate::verify::dice::Dice;
+use dice::Dice;
 use replica::{Replica, Taken};
 use steps::Step;
 
@@ -608,7 +609,7 @@ struct Found {
 fn search(removed: &'static [&'static str], histories: u64) -> Found {
     let (mut purges, mut installs) = (0, 0);
     for seed in 0..histories {
-        let dice = Dice::new(seed, 11);
+        let dice = Dice::new(seed);
         let mode = if dice.percent(30) { Mode::LastWriteWins } else { Mode::Siblings };
         let by_clocks = ["fence", "all_replicas"];
         let is_by_clocks = removed.iter().any(|rule| by_clocks.contains(rule));

@@ -1,7 +1,7 @@
 //! What happens in a history, and how histories are drawn.
 
+use super::dice::Dice;
 use super::{WINDOW_MS, World};
-use crate::verify::dice::Dice;
 
 #[derive(Clone, Debug)]
 pub enum Step {

@@ -1,0 +1,244 @@
+//! `pairdb drain`
+
+mod certificate;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use tonic::Streaming;
+
+use super::args::Connect;
+use super::failure::Failure;
+use super::layout::UNDER_WAY;
+use super::progress::{share_bar, span, volume};
+use crate::client::{Client, Error};
+use crate::proto;
+use crate::proto::DrainPhase;
+
+/// Times in a row that a node is asked again when a stream breaks.
+const ATTEMPTS: u32 = 10;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Have a node hand over all it holds, and leave for good
+///
+/// Refused at once where it could not be safe: too few nodes would be left, say. What was begun
+/// goes on by itself, also when the node is started anew; without --wait this returns when it has
+/// begun. With --wait it returns when the node has left, with a certificate of what it handed over:
+/// then its directory may be deleted, not before. Exit code 7: it has begun, and has not ended; run
+/// it again to look on.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    drain: DrainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Check the certificate of a node that left against what the cluster remembers of it
+    Verify(certificate::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct DrainArgs {
+    /// The node, by name or id [default: the one that is asked]
+    node: Option<String>,
+    /// Return when it has left
+    #[arg(long)]
+    wait: bool,
+    /// Only tell how far it is
+    #[arg(long, conflicts_with_all = ["wait", "cancel"])]
+    status: bool,
+    /// Let it stay after all; possible until the owners have changed
+    #[arg(long, conflicts_with = "wait")]
+    cancel: bool,
+    /// Where to write its certificate
+    #[arg(long, value_name = "PATH", requires = "wait")]
+    certificate: Option<PathBuf>,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    match args.verb {
+        Some(Verb::Verify(args)) => certificate::run(args).await,
+        None => drain(args.drain).await,
+    }
+}
+
+async fn drain(args: DrainArgs) -> Result<(), Failure> {
+    let client = match args.node {
+        Some(_) => args.connect.admin_client()?,
+        None => args.connect.one_node_client()?,
+    };
+    let mut request = proto::DrainNodeRequest {
+        node: args.node.clone().unwrap_or_default(),
+        cancel: args.cancel,
+        status_only: args.status,
+    };
+    let mut told = begin(&client, &request).await.map_err(Failure::of_change)?;
+    let first = told.message().await.map_err(|status| Error::of(&status, false))?;
+    let Some(mut last) = first else {
+        return Err(Failure::error("the node said nothing of the drain"));
+    };
+    if args.status || !(args.wait || args.cancel) {
+        return report(&args, &last);
+    }
+    // The node may end, or another one answer: it is named from here on, and not begun anew.
+    request.node.clone_from(&last.node_id);
+    let bar = share_bar();
+    let mut attempt = 0;
+    loop {
+        let broken = follow(&mut told, &mut last, &bar).await;
+        if matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled) {
+            break;
+        }
+        let error = broken.err().unwrap_or_else(ended);
+        told = loop {
+            attempt += 1;
+            if attempt > ATTEMPTS || !error.may_retry() {
+                bar.finish_and_clear();
+                return Err(under_way(&last, &error));
+            }
+            tokio::time::sleep(PAUSE).await;
+            match begin(&client, &request).await {
+                Ok(again) => break again,
+                Err(error) if !error.may_retry() => {
+                    bar.finish_and_clear();
+                    return Err(under_way(&last, &error));
+                }
+                Err(_) => {}
+            }
+        };
+    }
+    bar.finish_and_clear();
+    if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
+        certificate::write(path, &last.certificate)?;
+    }
+    report(&args, &last)
+}
+
+async fn begin(
+    client: &Client,
+    request: &proto::DrainNodeRequest,
+) -> Result<Streaming<proto::DrainProgress>, Error> {
+    let answer = client.admin().drain_node(request.clone()).await;
+    Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+}
+
+/// Takes what is told until the end of the stream.
+async fn follow(
+    told: &mut Streaming<proto::DrainProgress>,
+    last: &mut proto::DrainProgress,
+    bar: &ProgressBar,
+) -> Result<(), Error> {
+    let mut said = None;
+    loop {
+        bar.set_position(last.partitions_done.saturating_mul(1000) / last.partitions.max(1));
+        bar.set_message(line(last));
+        if said != Some(last.phase()) && bar.is_hidden() {
+            eprintln!("pairdb: {}", line(last));
+        }
+        said = Some(last.phase());
+        match told.message().await {
+            Ok(Some(next)) => *last = next,
+            Ok(None) => return Ok(()),
+            Err(status) => return Err(Error::of(&status, false)),
+        }
+    }
+}
+
+/// A stream that ended before the drain did is as good as a broken one.
+fn ended() -> Error {
+    Error::of(&tonic::Status::unavailable("the stream ended before the drain"), false)
+}
+
+fn under_way(last: &proto::DrainProgress, error: &Error) -> Failure {
+    let message = format!("{}; it has not ended, and nobody tells more: {error}", line(last));
+    Failure::with_code(UNDER_WAY, message)
+}
+
+/// As it is written.
+fn phase_name(phase: DrainPhase) -> &'static str {
+    match phase {
+        DrainPhase::Merging => "merging",
+        DrainPhase::HandingOver => "handing_over",
+        DrainPhase::Hints => "hints",
+        DrainPhase::Certifying => "certifying",
+        DrainPhase::Left => "left",
+        DrainPhase::Unspecified | DrainPhase::Cancelled => "staying",
+    }
+}
+
+/// How far it is, on one line.
+fn line(last: &proto::DrainProgress) -> String {
+    let name = if last.node_name.is_empty() { &last.node_id } else { &last.node_name };
+    let what = match last.phase() {
+        DrainPhase::Merging => "others merge what it holds",
+        DrainPhase::HandingOver => "hands over what others still lack",
+        DrainPhase::Hints => "delivers the hints it kept",
+        DrainPhase::Certifying => "has its certificate stored",
+        DrainPhase::Left => "has left; its directory may be deleted",
+        DrainPhase::Unspecified | DrainPhase::Cancelled => "stays",
+    };
+    let mut text = format!("{name}: {what}");
+    let phase = last.phase();
+    if matches!(phase, DrainPhase::Merging | DrainPhase::HandingOver | DrainPhase::Hints) {
+        text += &format!(
+            ", {} of {} partitions, {} keys, {}, {}/s",
+            last.partitions_done,
+            last.partitions,
+            last.keys,
+            volume(last.bytes),
+            volume(last.bytes_per_second)
+        );
+        if let Some(eta_ms) = last.eta_ms {
+            text += &format!(", {} left", span(Duration::from_millis(eta_ms)));
+        }
+    }
+    for one in &last.waits_for {
+        text += &format!("; waits for {one}");
+    }
+    text
+}
+
+fn to_json(last: &proto::DrainProgress) -> Value {
+    json!({
+        "node_id": last.node_id,
+        "node_name": last.node_name,
+        "phase": phase_name(last.phase()),
+        "epoch": last.epoch,
+        "partitions": last.partitions,
+        "partitions_done": last.partitions_done,
+        "keys": last.keys,
+        "bytes": last.bytes,
+        "bytes_per_second": last.bytes_per_second,
+        "eta_ms": last.eta_ms,
+        "waits_for": last.waits_for,
+        "certificate": last.certificate,
+        "certificate_digest": last.certificate_digest,
+    })
+}
+
+fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> {
+    let mut text = line(last);
+    if !last.certificate_digest.is_empty() {
+        text += &format!("\ncertificate {}", last.certificate_digest);
+    }
+    args.connect.print(&text, &to_json(last))?;
+    match last.phase() {
+        DrainPhase::Left if args.cancel => {
+            Err(Failure::error("it is too late to cancel: the node has left"))
+        }
+        DrainPhase::Cancelled if args.wait => {
+            Err(Failure::error("the drain was cancelled: the node's data is still needed"))
+        }
+        _ => Ok(()),
+    }
+}

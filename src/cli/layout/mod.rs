@@ -1,0 +1,258 @@
+//! `pairdb layout`
+//!
+//! | file | what |
+//! |---|---|
+//! | here | the verbs, and what a change is made of |
+//! | `plan` | what a change would do, written down |
+//! | `show` | the layout as it is and how far its change is |
+//! | `wait` | following a change to its end |
+
+mod plan;
+mod show;
+mod wait;
+
+use std::collections::HashMap;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::args::{Connect, Output};
+use super::failure::Failure;
+use crate::client::{Admin, Client};
+use crate::proto;
+
+pub(super) use wait::{UNDER_WAY, wait_until_stable};
+
+/// Show and change who owns what
+///
+/// A change is planned, then committed; it goes on by itself, and layout show tells how far it is.
+/// Until the owners have changed it can be aborted, and nothing is lost by that.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what a change would move and cost, and why it would be refused; changes nothing
+    Plan {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// A node that would join: its zone, and its weight unless that is 1
+        #[arg(long, value_name = "ZONE[=WEIGHT]", value_parser = new_node)]
+        join: Vec<proto::NewNode>,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Begin a change; exit code 7 if --wait is given and it has not ended in time
+    Commit {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// A node that came in, and whose coming in was aborted, shall come in after all
+        #[arg(long, value_name = "NODE")]
+        join: Vec<String>,
+        #[command(flatten)]
+        commit: CommitArgs,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// End the change under way with the owners of before
+    Abort {
+        /// Only if it is the one of this epoch
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        epoch: u64,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Show the layout, and how far its change is
+    Show {
+        #[command(flatten)]
+        connect: Connect,
+    },
+}
+
+/// What is to change. Nodes are named by name or id.
+#[derive(Clone, Debug, clap::Args)]
+#[group(multiple = true)]
+struct ChangeArgs {
+    /// A node that hands over all it holds and leaves
+    #[arg(long, value_name = "NODE")]
+    leave: Vec<String>,
+    /// A node that is taken out without its help: what only it held is lost
+    #[arg(long, value_name = "NODE")]
+    remove: Vec<String>,
+    /// A node's share of the partitions beside the others' (each has 1 at first)
+    #[arg(long, value_name = "NODE=WEIGHT", value_parser = pair::<u32>)]
+    weight: Vec<(String, u32)>,
+    /// A node's failure zone
+    #[arg(long, value_name = "NODE=ZONE", value_parser = pair::<String>)]
+    zone: Vec<(String, String)>,
+    /// How many copies of each row of a tenant there are
+    #[arg(long, value_name = "TENANT=COUNT", value_parser = pair::<u32>)]
+    replication_factor: Vec<(String, u32)>,
+}
+
+/// How a change is begun.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CommitArgs {
+    /// Only if the layout is of this epoch still, as the plan said
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// Take nodes out although writes that only they had are lost with them
+    #[arg(long)]
+    accept_loss: bool,
+    /// Follow the change to its end
+    #[arg(long)]
+    wait: bool,
+}
+
+impl From<ChangeArgs> for proto::LayoutChange {
+    fn from(args: ChangeArgs) -> Self {
+        Self {
+            leaves: args.leave,
+            removes: args.remove,
+            weights: HashMap::from_iter(args.weight),
+            zones: HashMap::from_iter(args.zone),
+            replication_factors: HashMap::from_iter(args.replication_factor),
+            joins: Vec::new(),
+        }
+    }
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    match args.verb {
+        Verb::Plan { change, join, connect } => {
+            let change = proto::LayoutChange { joins: join, ..change.into() };
+            let plan = ask_plan(&connect.upkeep_client()?, change).await?;
+            connect.print(&plan::text(&plan), &plan::to_json(&plan))?;
+            refused(&plan)
+        }
+        Verb::Commit { change, join, commit, connect } => {
+            let again = |node| proto::NewNode { node, ..Default::default() };
+            let joins = join.into_iter().map(again).collect();
+            let change = proto::LayoutChange { joins, ..change.into() };
+            begin(change, &commit, &connect).await
+        }
+        Verb::Abort { epoch, connect } => {
+            let call = async |admin: &mut Admin, request| admin.abort_layout(request).await;
+            let request = proto::AbortLayoutRequest { epoch };
+            let done = connect.admin_client()?.admin_call(request, call).await;
+            let done = done.map_err(Failure::of_change)?;
+            let text = format!("aborted: in epoch {} the owners are those of before", done.epoch);
+            connect.print(&text, &json!({ "epoch": done.epoch }))
+        }
+        Verb::Show { connect } => {
+            let status = status(&connect.admin_client()?).await?;
+            connect.print(&show::text(&status), &show::to_json(&status))
+        }
+    }
+}
+
+/// Plans a change, shows the plan, and begins it unless that would be refused.
+pub(super) async fn begin(
+    change: proto::LayoutChange,
+    commit: &CommitArgs,
+    connect: &Connect,
+) -> Result<(), Failure> {
+    let client = connect.upkeep_client()?;
+    let plan = ask_plan(&client, change.clone()).await?;
+    let is_text = connect.output == Output::Text;
+    if is_text {
+        connect.print(&plan::text(&plan), &json!(null))?;
+    }
+    // Who leaves and has died is given up in mid-change; that is no change of its own.
+    let is_more = change.removes.is_empty() || !plan.refusals.iter().all(is_in_progress);
+    if is_more {
+        refused(&plan)?;
+    }
+    if !change.removes.is_empty() && !commit.accept_loss {
+        let message = "nothing was changed: rows that only a removed node has are lost with it, \
+                       such as writes at ONE of late; --accept-loss says that this may be";
+        return Err(Failure::error(message));
+    }
+    let request = proto::CommitLayoutRequest {
+        epoch: commit.epoch.unwrap_or(plan.epoch),
+        change: Some(change),
+    };
+    let call = async |admin: &mut Admin, request| admin.commit_layout(request).await;
+    let begun = client.admin_call(request, call).await.map_err(Failure::of_change)?;
+    if commit.wait {
+        wait_until_stable(&client, connect, begun.epoch).await?;
+    }
+    let done = if commit.wait { "done" } else { "begun; layout show tells how far it is" };
+    let text = format!("epoch {}: {done}", begun.epoch);
+    let json = json!({
+        "epoch": begun.epoch,
+        "done": commit.wait,
+        "plan": plan::to_json(&plan),
+    });
+    connect.print(&text, &json)
+}
+
+fn is_in_progress(refusal: &proto::LayoutRefusal) -> bool {
+    refusal.reason == "TRANSITION_IN_PROGRESS"
+}
+
+async fn ask_plan(
+    client: &Client,
+    change: proto::LayoutChange,
+) -> Result<proto::PlanLayoutResponse, Failure> {
+    let call = async |admin: &mut Admin, request| admin.plan_layout(request).await;
+    let request = proto::PlanLayoutRequest { change: Some(change) };
+    client.admin_call(request, call).await.map_err(Failure::of_change)
+}
+
+/// The cluster as the node that is asked knows it.
+pub(super) async fn status(client: &Client) -> Result<proto::ClusterStatusResponse, Failure> {
+    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+    Ok(client.admin_call(proto::ClusterStatusRequest {}, call).await?)
+}
+
+/// A failure if the change would be refused.
+fn refused(plan: &proto::PlanLayoutResponse) -> Result<(), Failure> {
+    match plan.refusals.as_slice() {
+        [] => Ok(()),
+        refusals => {
+            let why = refusals.iter().map(|one| format!("{} ({})", one.message, one.reason));
+            let why = why.collect::<Vec<_>>().join("; ");
+            Err(Failure::error(format!("refused: {why}")))
+        }
+    }
+}
+
+/// `NAME=VALUE`, for clap.
+fn pair<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<(String, T), String> {
+    let (name, value) = text.rsplit_once('=').ok_or("expected NAME=VALUE")?;
+    let value = value.parse().map_err(|error| format!("{value:?}: {error}"))?;
+    if name.is_empty() { Err("no name before =".to_owned()) } else { Ok((name.to_owned(), value)) }
+}
+
+/// `ZONE` or `ZONE=WEIGHT`, for clap.
+fn new_node(text: &str) -> Result<proto::NewNode, String> {
+    match text.rsplit_once('=') {
+        None => Ok(proto::NewNode { zone: text.to_owned(), weight: 1, ..Default::default() }),
+        Some((zone, weight)) => {
+            let weight = weight.parse().map_err(|error| format!("{weight:?}: {error}"))?;
+            Ok(proto::NewNode { zone: zone.to_owned(), weight, ..Default::default() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_is_named_before_the_last_equals_sign() {
+        assert_eq!(pair::<u32>("n1=2"), Ok(("n1".to_owned(), 2)));
+        assert_eq!(pair::<String>("a=b=z"), Ok(("a=b".to_owned(), "z".to_owned())));
+        for bad in ["n1", "n1=", "n1=x", "=2", "n1=-1"] {
+            assert!(pair::<u32>(bad).is_err(), "{bad}");
+        }
+        let (one, two) = (new_node("a").expect("a zone"), new_node("=3").expect("a weight"));
+        assert_eq!((one.zone.as_str(), one.weight), ("a", 1));
+        assert_eq!((two.zone.as_str(), two.weight), ("", 3));
+        assert!(new_node("a=b").is_err());
+    }
+}

@@ -1,0 +1,466 @@
+//! Values into another cluster, through the doors of clients on both sides.
+//!
+//! Carried over: keys, values with their content types, siblings as siblings, and when a value
+//! expires. Not carried over: contexts and clocks (the other cluster mints its own), deletes,
+//! idempotency keys, the tenants themselves.
+//!
+//! 1. What a key holds there already is not written again; what is written is named after its row,
+//!    so that within the window of idempotency keys a value is written once, however often the copy
+//!    is repeated.
+//! 2. A key counts only when its writes were acknowledged and it was read back; where it holds
+//!    other values there than here, that is counted too.
+//! 3. In memory there is a page of the scan and the batch that is made of it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::{Job, Place};
+use crate::cli::args::{decode, encode};
+use crate::cli::failure::Failure;
+use crate::client::{Admin, Client, Error, Options};
+use crate::proto;
+use crate::store::TenantId;
+use crate::store::key::{partition_key, token_of};
+
+/// Keys of a batch.
+const BATCH_KEYS: usize = 250;
+/// Bytes of values of a batch, before its last key.
+const BATCH_BYTES: usize = 1 << 20;
+/// Times that a call is tried again in a row, beyond what the client does by itself.
+const ATTEMPTS: u32 = 8;
+/// Time for a call with its retries.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Both sides.
+struct Sides {
+    here: Client,
+    there: Client,
+    /// Names the rows in the idempotency keys.
+    cluster_id: String,
+    overwrite: bool,
+}
+
+/// A tenant, as far as the copy needs it.
+struct Tenant {
+    name: String,
+    id: TenantId,
+    delimiter: Bytes,
+}
+
+/// What a key holds.
+struct Row {
+    key: Bytes,
+    siblings: Vec<proto::Sibling>,
+}
+
+pub(super) async fn run(job: &mut Job, endpoints: &str) -> Result<(), Failure> {
+    let consistency = job.args.consistency.into();
+    let options = Options { consistency, ..job.args.connect.options(TIMEOUT)? };
+    let endpoints = endpoints.split(',').map(|uri| uri.trim().to_owned()).collect();
+    let there = Client::new(Options { endpoints, ..options.clone() })?;
+    let here = Client::new(options)?;
+    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+    let cluster_id = here.admin_call(proto::ClusterStatusRequest {}, call).await?.cluster_id;
+    let other_id = there.admin_call(proto::ClusterStatusRequest {}, call).await?.cluster_id;
+    if !cluster_id.is_empty() && cluster_id == other_id {
+        return Err(Failure::usage("--to-cluster is the cluster itself; --to copies to a node"));
+    }
+    let sides = Arc::new(Sides { here, there, cluster_id, overwrite: job.args.overwrite });
+    let tenants = tenants(job, &sides).await?;
+    let all = tenants.len();
+    for (at, tenant) in tenants.iter().enumerate() {
+        // What stands before the tenant at work, by name, was copied by an earlier run.
+        if tenant.name < job.saved.place.tenant {
+            continue;
+        }
+        if tenant.name != job.saved.place.tenant {
+            job.saved.place = Place { tenant: tenant.name.clone(), ..Place::default() };
+        }
+        let share = |done: f64| (at as f64 + done) / all as f64;
+        match job.keys.take() {
+            Some(mut file) => copy_keys(job, &sides, tenant, &mut file).await?,
+            None => copy_tenant(job, &sides, tenant, share).await?,
+        }
+    }
+    Ok(())
+}
+
+/// The tenants to copy, by name: each must be there, of the same mode.
+async fn tenants(job: &Job, sides: &Sides) -> Result<Vec<Tenant>, Failure> {
+    let list = async |admin: &mut Admin, request| admin.list_tenants(request).await;
+    let here = sides.here.admin_call(proto::ListTenantsRequest {}, list).await?.tenants;
+    let there = sides.there.admin_call(proto::ListTenantsRequest {}, list).await?.tenants;
+    let wanted = |tenant: &proto::Tenant| match &job.args.tenant {
+        Some(name) => tenant.name == *name,
+        None => true,
+    };
+    let mut tenants = Vec::new();
+    for tenant in here.into_iter().filter(wanted) {
+        let name = tenant.name.clone();
+        let Some(other) = there.iter().find(|other| other.name == name) else {
+            let message = format!("there is no tenant {name:?} there: create it first");
+            return Err(Failure::error(message));
+        };
+        if other.mode() != tenant.mode() {
+            let message = format!("tenant {name:?} keeps concurrent writes in another way there");
+            return Err(Failure::error(message));
+        }
+        let (id, delimiter) = (TenantId(tenant.id), tenant.partition_delimiter);
+        tenants.push(Tenant { name, id, delimiter });
+    }
+    if let (Some(name), true) = (&job.args.tenant, tenants.is_empty()) {
+        return Err(Failure::error(format!("there is no tenant {name:?}")));
+    }
+    tenants.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(tenants)
+}
+
+/// Copies the keys of the file.
+async fn copy_keys(
+    job: &mut Job,
+    sides: &Sides,
+    tenant: &Tenant,
+    file: &mut super::keys::KeyFile,
+) -> Result<(), Failure> {
+    file.seek(job.saved.place.offset)?;
+    loop {
+        let keys = file.batch()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        for some in keys.chunks(BATCH_KEYS) {
+            let rows = read(&sides.here, tenant, some.to_vec()).await?;
+            let rows = some.iter().zip(rows);
+            let rows = rows.map(|(key, row)| Row { key: key.clone(), siblings: row.siblings });
+            copy_rows(job, sides, tenant, rows.collect()).await?;
+        }
+        let place = Place { offset: file.offset(), ..job.saved.place.clone() };
+        job.reach(place, file.done())?;
+    }
+}
+
+/// Copies what a scan of the tenant shows.
+async fn copy_tenant(
+    job: &mut Job,
+    sides: &Sides,
+    tenant: &Tenant,
+    share: impl Fn(f64) -> f64,
+) -> Result<(), Failure> {
+    let mut request = proto::ScanRequest {
+        tenant: tenant.name.clone(),
+        prefix: job.args.prefix.clone().into(),
+        cursor: decode("the cursor", &job.saved.place.cursor)?,
+        ..Default::default()
+    };
+    let tokens = job.args.token_range.clone().unwrap_or(0..=u64::MAX);
+    let mut attempt = 0;
+    loop {
+        let error = match sides.here.scan(request.clone()).await {
+            Err(error) => error,
+            Ok(mut pages) => loop {
+                let page = match pages.message().await {
+                    Ok(Some(page)) => page,
+                    Ok(None) => return Ok(()),
+                    Err(status) => break Error::of(&status, false),
+                };
+                attempt = 0;
+                let mut done = 0.0;
+                let mut rows = Vec::new();
+                for row in page.rows {
+                    let token =
+                        token_of(tenant.id, partition_key(&row.key, Some(&tenant.delimiter)));
+                    done = token as f64 / u64::MAX as f64;
+                    if tokens.contains(&token) {
+                        rows.push(Row { key: row.key, siblings: row.siblings });
+                    }
+                }
+                copy_rows(job, sides, tenant, rows).await?;
+                let is_last = page.cursor.is_empty();
+                let place = Place { cursor: encode(&page.cursor), ..job.saved.place.clone() };
+                job.reach(place, share(done))?;
+                request.cursor = page.cursor;
+                if is_last {
+                    return Ok(());
+                }
+            },
+        };
+        attempt += 1;
+        if attempt > ATTEMPTS || !error.may_retry() {
+            return Err(error.into());
+        }
+        tokio::time::sleep(Duration::from_millis(200) * attempt).await;
+    }
+}
+
+/// Copies rows in batches, and counts them.
+async fn copy_rows(
+    job: &mut Job,
+    sides: &Sides,
+    tenant: &Tenant,
+    mut rows: Vec<Row>,
+) -> Result<(), Failure> {
+    rows.retain(|row| !row.siblings.is_empty());
+    let mut rest = &rows[..];
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            let fits = bytes < BATCH_BYTES;
+            bytes += row.bytes();
+            fits
+        };
+        let count = rest.iter().take(BATCH_KEYS).take_while(fits).count();
+        let (batch, more) = rest.split_at(count);
+        copy_batch(job, sides, tenant, batch).await?;
+        rest = more;
+    }
+    Ok(())
+}
+
+/// Reads what is there, writes what is not, and reads it back.
+async fn copy_batch(
+    job: &mut Job,
+    sides: &Sides,
+    tenant: &Tenant,
+    batch: &[Row],
+) -> Result<(), Failure> {
+    let keys = || batch.iter().map(|row| row.key.clone()).collect::<Vec<_>>();
+    let found = read(&sides.there, tenant, keys()).await?;
+    let now_ms = now_ms();
+    let mut mutations = Vec::new();
+    let mut owners = Vec::new();
+    for (at, (row, found)) in batch.iter().zip(&found).enumerate() {
+        let wanted = sides.mutations(tenant, row, found, now_ms);
+        owners.extend(std::iter::repeat_n(at, wanted.len()));
+        mutations.extend(wanted);
+    }
+    let mut given = vec![Given::default(); batch.len()];
+    for (at, written) in owners.iter().zip(write(sides, tenant, mutations).await?) {
+        let one = &mut given[*at];
+        match written {
+            Ok(written) => {
+                one.sent |= !written.duplicate;
+            }
+            Err(error) => one.refusal = Some(error.to_string()),
+        }
+    }
+    let found = read(&sides.there, tenant, keys()).await?;
+    let totals = &mut job.saved.totals;
+    for ((row, given), found) in batch.iter().zip(given).zip(found) {
+        if let Some(why) = given.refusal {
+            totals.refused += 1;
+            totals.refusal = why;
+            continue;
+        }
+        let there = Row { key: row.key.clone(), siblings: found.siblings };
+        let (digest, digest_there) = (row.digest(tenant, now_ms), there.digest(tenant, now_ms));
+        totals.keys += 1;
+        // Other values were written there, or what was copied before was replaced since.
+        totals.changed += u64::from(digest != digest_there);
+        totals.digest ^= digest;
+        totals.digest_there ^= digest_there;
+        if given.sent {
+            totals.sent += 1;
+            totals.bytes += row.bytes() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// What became of a key's writes.
+#[derive(Clone, Debug, Default)]
+struct Given {
+    sent: bool,
+    refusal: Option<String>,
+}
+
+impl Sides {
+    /// The writes that bring a row there.
+    fn mutations(
+        &self,
+        tenant: &Tenant,
+        row: &Row,
+        found: &proto::ReadResponse,
+        now_ms: u64,
+    ) -> Vec<proto::Mutation> {
+        let mut wanted: Vec<&proto::Sibling> =
+            row.siblings.iter().filter(|sibling| !expired(sibling, now_ms)).collect();
+        let is_there = |sibling: &&proto::Sibling| found.siblings.iter().any(|s| same(s, sibling));
+        let context = match self.overwrite {
+            // The context covers all that is there: all of the row is written, or nothing.
+            true => {
+                let is_all = wanted.iter().all(is_there);
+                if is_all && found.siblings.len() <= wanted.len() {
+                    return Vec::new();
+                }
+                found.context.clone()
+            }
+            false => {
+                wanted.retain(|sibling| !is_there(sibling));
+                Bytes::new()
+            }
+        };
+        let mutation = |sibling: &proto::Sibling| proto::Mutation {
+            key: row.key.clone(),
+            change: Some(proto::mutation::Change::Value(sibling.value.clone())),
+            content_type: sibling.content_type.clone(),
+            context: context.clone(),
+            ttl_ms: (sibling.expires_at_ms > 0).then(|| sibling.expires_at_ms - now_ms),
+            idempotency_key: self.name(tenant, &row.key, sibling, &context),
+        };
+        wanted.into_iter().map(mutation).collect()
+    }
+
+    /// The name of a write: the same for the same version of the same row, whenever it is copied.
+    fn name(&self, tenant: &Tenant, key: &[u8], sibling: &proto::Sibling, context: &[u8]) -> Bytes {
+        let parts: [&[u8]; 6] = [
+            self.cluster_id.as_bytes(),
+            tenant.name.as_bytes(),
+            key,
+            &sibling.hlc.to_le_bytes(),
+            &payload_hash(sibling).to_le_bytes(),
+            context,
+        ];
+        xxh3_128(&framed(&parts)).to_le_bytes().to_vec().into()
+    }
+}
+
+impl Row {
+    fn bytes(&self) -> usize {
+        let values = self.siblings.iter().map(|one| one.value.len() + one.content_type.len());
+        self.key.len() + values.sum::<usize>()
+    }
+
+    /// XOR over its values: their order means nothing.
+    fn digest(&self, tenant: &Tenant, now_ms: u64) -> u64 {
+        let live = self.siblings.iter().filter(|sibling| !expired(sibling, now_ms));
+        let hash = |sibling: &proto::Sibling| {
+            let payload = payload_hash(sibling).to_le_bytes();
+            xxh3_64(&framed(&[tenant.name.as_bytes(), &self.key, &payload]))
+        };
+        live.map(hash).fold(0, |all, one| all ^ one)
+    }
+}
+
+/// Parts that cannot run into each other.
+fn framed(parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+/// Of what a client wrote. An expiry is absolute, and a little later in each copy: that there is
+/// one counts, not when it is.
+fn payload_hash(sibling: &proto::Sibling) -> u64 {
+    let expires = [u8::from(sibling.expires_at_ms > 0)];
+    xxh3_64(&framed(&[sibling.content_type.as_bytes(), &sibling.value, &expires]))
+}
+
+fn same(one: &proto::Sibling, other: &proto::Sibling) -> bool {
+    one.value == other.value
+        && one.content_type == other.content_type
+        && (one.expires_at_ms > 0) == (other.expires_at_ms > 0)
+}
+
+fn expired(sibling: &proto::Sibling, now_ms: u64) -> bool {
+    sibling.expires_at_ms > 0 && sibling.expires_at_ms <= now_ms
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Reads rows; all of them, or it fails.
+async fn read(
+    client: &Client,
+    tenant: &Tenant,
+    keys: Vec<Bytes>,
+) -> Result<Vec<proto::ReadResponse>, Failure> {
+    use proto::batch_read_result::Result as Item;
+    let mut attempt = 0;
+    loop {
+        let rows = client.batch_read(&tenant.name, keys.clone()).await?;
+        if rows.len() != keys.len() {
+            return Err(Failure::error("the answer does not fit the batch"));
+        }
+        let rows: Result<Vec<_>, Error> = rows
+            .into_iter()
+            .map(|row| match row.result {
+                Some(Item::Row(row)) => Ok(row),
+                Some(Item::Failure(failure)) => Err(Error::of_item(&failure)),
+                None => Ok(proto::ReadResponse::default()),
+            })
+            .collect();
+        let error = match rows {
+            Ok(rows) => return Ok(rows),
+            Err(error) => error,
+        };
+        attempt += 1;
+        let Some(wait) = error.retry_after().filter(|_| attempt <= ATTEMPTS) else {
+            return Err(error.into());
+        };
+        tokio::time::sleep(wait * attempt).await;
+    }
+}
+
+/// Writes, in batches that fit; what is refused for the moment is sent again.
+async fn write(
+    sides: &Sides,
+    tenant: &Tenant,
+    mutations: Vec<proto::Mutation>,
+) -> Result<Vec<Result<proto::WriteResponse, Error>>, Failure> {
+    let mut results = Vec::with_capacity(mutations.len());
+    for some in mutations.chunks(BATCH_KEYS) {
+        let mut todo: Vec<usize> = (0..some.len()).collect();
+        let mut done: Vec<Option<Result<proto::WriteResponse, Error>>> = vec![None; some.len()];
+        let mut attempt = 0;
+        while !todo.is_empty() {
+            let batch = todo.iter().map(|at| some[*at].clone()).collect();
+            let answers = sides.there.batch_write(&tenant.name, batch).await?;
+            if answers.len() != todo.len() {
+                return Err(Failure::error("the answer does not fit the batch"));
+            }
+            attempt += 1;
+            let mut wait = Duration::ZERO;
+            let mut again = Vec::new();
+            for (at, answer) in std::mem::take(&mut todo).into_iter().zip(answers) {
+                let result = outcome(answer);
+                let after = result.as_ref().err().and_then(Error::retry_after);
+                match after.filter(|_| attempt <= ATTEMPTS) {
+                    Some(after) => {
+                        wait = wait.max(after * attempt);
+                        again.push(at);
+                    }
+                    None => done[at] = Some(result),
+                }
+            }
+            todo = again;
+            if !todo.is_empty() {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        results.extend(done.into_iter().flatten());
+    }
+    Ok(results)
+}
+
+fn outcome(answer: proto::BatchWriteResult) -> Result<proto::WriteResponse, Error> {
+    use proto::batch_write_result::Result as Item;
+    match answer.result {
+        Some(Item::Written(written)) => Ok(written),
+        Some(Item::Failure(failure)) => Err(Error::of_item(&failure)),
+        None => Err(Error::of_item(&proto::Failure {
+            code: tonic::Code::Internal.into(),
+            reason: "MALFORMED_ANSWER".to_owned(),
+            message: "an empty result".to_owned(),
+            outcome: proto::Outcome::Unknown.into(),
+            ..Default::default()
+        })),
+    }
+}

@@ -1,0 +1,175 @@
+//! Rows from one node of a cluster to another one: the first one does the work, this carries it.
+
+use std::time::Duration;
+
+use tonic::Streaming;
+
+use super::{Job, Place};
+use crate::cli::args::{decode, encode};
+use crate::cli::failure::Failure;
+use crate::client::{Admin, Client, Error};
+use crate::proto;
+
+/// Times that a broken stream is begun again where it broke, in a row.
+const ATTEMPTS: u32 = 5;
+/// Time for a call that is no stream.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
+    let client = source(job).await?;
+    let mut request = proto::ReplicateDataRequest {
+        to: job.args.to.clone().unwrap_or_default(),
+        tenant: job.args.tenant.clone().unwrap_or_default(),
+        prefix: job.args.prefix.clone().into(),
+        keys: Vec::new(),
+        token_start: job.args.token_range.as_ref().map(|range| *range.start()),
+        token_end: job.args.token_range.as_ref().map(|range| *range.end()),
+        cursor: decode("the cursor", &job.saved.place.cursor)?,
+        bytes_per_second: job.args.rate.map_or(0, |rate| rate.0),
+    };
+    let Some(mut file) = job.keys.take() else {
+        return copy(job, &client, &mut request, &|done, place| (done, place)).await;
+    };
+    file.seek(job.saved.place.offset)?;
+    loop {
+        request.keys = file.batch()?;
+        if request.keys.is_empty() {
+            return Ok(());
+        }
+        // A batch is one page: it is done as a whole, or begun again.
+        let (done, offset) = (file.done(), file.offset());
+        let placed = |_, place| (done, Place { offset, ..place });
+        copy(job, &client, &mut request, &placed).await?;
+    }
+}
+
+/// A client of the node that has the rows.
+async fn source(job: &Job) -> Result<Client, Failure> {
+    let connect = &job.args.connect;
+    let Some(named) = &job.args.from else { return connect.one_node_client() };
+    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+    let client = connect.admin_client()?;
+    let status = client.admin_call(proto::ClusterStatusRequest {}, call).await?;
+    let endpoint = endpoint_of(&status.nodes, named)?;
+    connect.client_of(endpoint, TIMEOUT)
+}
+
+/// Where clients of a node connect.
+fn endpoint_of(nodes: &[proto::NodeEntry], named: &str) -> Result<String, Failure> {
+    let is_it = |node: &&proto::NodeEntry| node.name == named || node.node_id == named;
+    let node = nodes.iter().find(is_it);
+    let node = node.ok_or_else(|| Failure::error(format!("there is no node {named:?}")))?;
+    let (host, port) = node.client_address.rsplit_once(':').unwrap_or_default();
+    // One that listens on every address is where its peers reach it.
+    let host = match host {
+        "0.0.0.0" | "[::]" => node.address.rsplit_once(':').map_or("", |(host, _)| host),
+        host => host,
+    };
+    if host.is_empty() {
+        let message = format!("it is not known where {named:?} is: give it as --endpoint");
+        return Err(Failure::with_code(5, message));
+    }
+    Ok(format!("http://{host}:{port}"))
+}
+
+/// Copies pages until the last; each is counted, and its place remembered.
+async fn copy(
+    job: &mut Job,
+    client: &Client,
+    request: &mut proto::ReplicateDataRequest,
+    placed: &(impl Fn(f64, Place) -> (f64, Place) + Sync),
+) -> Result<(), Failure> {
+    let mut attempt = 0;
+    loop {
+        let error = match begin(client, request).await {
+            Ok(mut pages) => match pages.message().await {
+                Ok(first) => match follow(job, request, first, &mut pages, placed).await? {
+                    None => return Ok(()),
+                    Some((error, moved)) => {
+                        attempt = if moved { 0 } else { attempt };
+                        error
+                    }
+                },
+                Err(status) => Error::of(&status, false),
+            },
+            Err(error) => error,
+        };
+        attempt += 1;
+        if attempt > ATTEMPTS || !error.may_retry() {
+            return Err(Failure::of_change(error));
+        }
+        tokio::time::sleep(Duration::from_millis(200) * attempt).await;
+    }
+}
+
+async fn begin(
+    client: &Client,
+    request: &proto::ReplicateDataRequest,
+) -> Result<Streaming<proto::ReplicateDataProgress>, Error> {
+    let answer = client.admin().replicate_data(request.clone()).await;
+    Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+}
+
+/// Takes pages until the last one, or an error; says whether any came before it.
+async fn follow(
+    job: &mut Job,
+    request: &mut proto::ReplicateDataRequest,
+    first: Option<proto::ReplicateDataProgress>,
+    pages: &mut Streaming<proto::ReplicateDataProgress>,
+    placed: &(impl Fn(f64, Place) -> (f64, Place) + Sync),
+) -> Result<Option<(Error, bool)>, Failure> {
+    let mut next = first;
+    let mut moved = false;
+    while let Some(page) = next {
+        moved = true;
+        let totals = &mut job.saved.totals;
+        totals.keys += page.keys;
+        totals.sent += page.sent;
+        totals.bytes += page.bytes;
+        totals.changed += page.newer;
+        totals.elsewhere += page.elsewhere;
+        totals.refused += page.refused;
+        totals.digest ^= page.digest;
+        totals.digest_there ^= page.digest_there;
+        if page.refused > 0 {
+            totals.refusal = page.refusal;
+        }
+        let is_last = page.cursor.is_empty();
+        let place = Place { cursor: encode(&page.cursor), ..Place::default() };
+        let (done, place) = placed(page.done, place);
+        job.reach(place, done)?;
+        request.cursor = page.cursor;
+        if is_last {
+            return Ok(None);
+        }
+        next = match pages.message().await {
+            Ok(next) => next,
+            Err(status) => return Ok(Some((Error::of(&status, false), moved))),
+        };
+    }
+    let message = "the stream ended before the last page";
+    let status = tonic::Status::unavailable(message);
+    Ok(Some((Error::of(&status, false), moved)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_found_by_name_or_id_where_its_clients_are() {
+        let node = |name: &str, client: &str| proto::NodeEntry {
+            name: name.to_owned(),
+            node_id: format!("id of {name}"),
+            client_address: client.to_owned(),
+            address: "10.0.0.7:7946".to_owned(),
+            ..Default::default()
+        };
+        let nodes = [node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
+        let found = |named: &str| endpoint_of(&nodes, named).ok();
+        assert_eq!(found("a").as_deref(), Some("http://10.0.0.1:8080"));
+        assert_eq!(found("id of b").as_deref(), Some("http://10.0.0.7:8081"));
+        assert_eq!(found("c"), None);
+        assert_eq!(found("d"), None);
+    }
+}

@@ -1,0 +1,175 @@
+//! A pod that is taken out of its StatefulSet hands over what it holds before it ends.
+//!
+//! ```text
+//! SIGTERM        is the pod to come back? if not: note it, drain, and look again now and then
+//! wanted again   the drain is cancelled, and the pod ends as for a restart
+//! start          noted, leaving still, and wanted again: the drain is cancelled
+//! ```
+//!
+//! 1. Only a drain that was begun here is cancelled here: an operator's goes on.
+//! 2. The note is in the data directory before the drain begins, and goes when it is cancelled.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::health::State;
+use super::kubernetes::{Fate, Pod};
+use super::node::{Error, Node};
+use super::stop::End;
+use crate::client::{self, Client, Options};
+use crate::cluster::layout::MemberState;
+use crate::proto::{DrainNodeRequest, DrainPhase};
+
+/// How often it is looked, in mid-drain, whether the pod is wanted again.
+const LOOK: Duration = Duration::from_secs(5);
+/// Why a drain is refused for good: no wait helps.
+const FINAL: [&str; 2] = ["TOO_FEW_OWNERS", "UNKNOWN_NODE"];
+/// Notes that the drain under way was begun because the set became smaller.
+const NOTE: &str = "TAKEN_OUT_OF_SET";
+
+impl Node {
+    /// Drains the node, if it is a pod that will not come back.
+    pub(super) async fn leave_for_good(&self, fast: &CancellationToken) -> Result<(), Error> {
+        let Some(pod) = &self.pod else { return Ok(()) };
+        let fate = tokio::select! {
+            fate = pod.fate(&*self.net) => fate,
+            () = fast.cancelled() => return Ok(()),
+        };
+        match fate {
+            Ok(Fate::Returns) => return Ok(()),
+            Ok(Fate::Leaves { ordinal, replicas }) => {
+                tracing::info!(ordinal, replicas, "the pod will not come back: draining");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "it is not known whether the pod comes back: it keeps all");
+                return Ok(());
+            }
+        }
+        self.health.set(State::Stopping);
+        if self.member_state() != Some(MemberState::Leaving)
+            && let Err(error) = std::fs::write(self.note(), b"")
+        {
+            tracing::warn!(%error, "cannot note that the set became smaller");
+        }
+        let timeout = self.config.kubernetes.drain_timeout;
+        let drained = tokio::select! {
+            drained = self.drain() => drained,
+            () = self.wanted_again(pod) => return self.cancel().await,
+            () = tokio::time::sleep(timeout) => {
+                Err(format!("the drain did not end within {timeout:?}"))
+            }
+            () = fast.cancelled() => Err("the drain was interrupted".to_owned()),
+        };
+        drained.map_err(|why| {
+            tracing::error!(why, "the node could not be drained: its data is still needed");
+            Error::NotDrained { why }
+        })
+    }
+
+    /// Cancels a drain that an earlier life of the pod began, if the pod is wanted again. Never
+    /// ends.
+    pub(super) async fn stay_if_wanted(&self) -> End {
+        match &self.pod {
+            Some(pod) if self.member_state() == Some(MemberState::Leaving) => {
+                self.wanted_again(pod).await;
+                // It goes on where it cannot be cancelled any more; whoever looks sees it.
+                let _ = self.cancel().await;
+            }
+            // What was noted was refused, or cancelled by hand.
+            Some(_) => self.forget(),
+            None => {}
+        }
+        std::future::pending().await
+    }
+
+    /// Returns when the pod is to stay after all, if its drain was begun here.
+    async fn wanted_again(&self, pod: &Pod) {
+        while self.note().exists() {
+            if let Ok(Fate::Returns) = pod.fate(&*self.net).await {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        std::future::pending().await
+    }
+
+    async fn cancel(&self) -> Result<(), Error> {
+        if self.member_state() == Some(MemberState::Leaving) {
+            tracing::info!("the pod is wanted again: the drain is cancelled");
+            self.ask_for_drain(DrainPhase::Cancelled).await.map_err(|error| {
+                tracing::warn!(%error, "the drain cannot be cancelled");
+                Error::NotDrained { why: error.to_string() }
+            })?;
+        }
+        self.forget();
+        Ok(())
+    }
+
+    fn forget(&self) {
+        // It may not be there.
+        let _ = std::fs::remove_file(self.note());
+    }
+
+    fn note(&self) -> PathBuf {
+        self.config.node.data_dir.join(NOTE)
+    }
+
+    /// Drains until the node has left. What is in the way may pass: the change of another pod, say.
+    async fn drain(&self) -> Result<(), String> {
+        let mut said = String::new();
+        loop {
+            let error = match self.ask_for_drain(DrainPhase::Left).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if FINAL.contains(&error.reason()) {
+                return Err(error.to_string());
+            }
+            if said != error.reason() {
+                error.reason().clone_into(&mut said);
+                tracing::warn!(%error, "the drain waits");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Asks the own admin service for a drain, or for its end, as an operator would, and follows
+    /// it until `wanted`.
+    async fn ask_for_drain(&self, wanted: DrainPhase) -> Result<(), client::Error> {
+        let endpoints = vec![format!("http://{}", reachable(self.server.client_addr))];
+        let options = Options { endpoints, ..Options::default() };
+        let client = Client::over(&self.net, options)?;
+        let said = |status| client::Error::of(&status, false);
+        let cancel = wanted == DrainPhase::Cancelled;
+        let request = DrainNodeRequest { cancel, ..Default::default() };
+        let mut progress = client.admin().drain_node(request).await.map_err(said)?.into_inner();
+        let mut phase = DrainPhase::Unspecified;
+        while let Some(told) = progress.message().await.map_err(said)? {
+            if told.phase() != phase {
+                phase = told.phase();
+                tracing::info!(phase = phase.as_str_name(), keys = told.keys, "draining");
+            }
+        }
+        match phase == wanted {
+            true => Ok(()),
+            false => {
+                let message = format!("the drain ended in {}", phase.as_str_name());
+                Err(said(tonic::Status::aborted(message)))
+            }
+        }
+    }
+}
+
+/// Where a listener is reached from this machine.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        match address {
+            SocketAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            SocketAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        }
+    }
+    address
+}

@@ -1,0 +1,180 @@
+//! The end of a node's life, by a signal or `pairdb stop`.
+//!
+//! ```text
+//!    readiness off; others are told; as long as `shutdown_grace` says all goes on
+//! 1. no new calls of clients; their calls finish; meanwhile the others hear that the node is down
+//! 2. writes that were answered reach their slow replicas, or become hints
+//! 3. no new requests of peers; what they asked is answered
+//! 4. hints on disk, the memtables flushed, the log synced, the stop marked clean
+//! ```
+//!
+//! A pod that will not come back drains before all that: see `leave`.
+//! The numbered steps take `shutdown_timeout` at most. A second signal skips the waiting and the
+//! flush: the next start then replays the log. Nothing acknowledged is lost either way.
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::health::State;
+use super::node::{Error, Node, TICK, blocking};
+use super::shutdown::Shutdown;
+use crate::cluster::NodeId;
+use crate::cluster::layout::MemberState;
+
+/// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
+const CALLS_SHARE: f64 = 0.7;
+
+/// Why a node ends.
+pub(super) enum End {
+    /// A signal.
+    Signalled,
+    /// An operator's call: a restart is meant.
+    Asked,
+    /// It handed over all it had.
+    Left,
+    /// It is no member any more.
+    Removed,
+    /// Another process acts as it.
+    Superseded,
+}
+
+impl Node {
+    /// Serves until it is asked to stop, has left the cluster, or must not go on; then stops.
+    ///
+    /// # Errors
+    /// It must not go on, or was to leave and has not, or the store could not be closed cleanly.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
+        let end = tokio::select! {
+            end = self.wait_for_end(&shutdown) => end,
+            end = self.stay_if_wanted() => end,
+        };
+        match end {
+            End::Signalled => {
+                let left = self.leave_for_good(&shutdown.fast).await;
+                self.stop(&shutdown.fast).await?;
+                left
+            }
+            End::Asked => self.stop(&shutdown.fast).await,
+            End::Left => {
+                tracing::info!("this node has left the cluster: its directory may be deleted");
+                self.stop(&shutdown.fast).await
+            }
+            End::Removed => {
+                tracing::error!("this node was removed from the cluster: stopping");
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Fenced { has_left: false })
+            }
+            End::Superseded => {
+                tracing::error!(
+                    "another process acts as this node, with a later start: stopping at once"
+                );
+                // Without the mark of a clean stop: the actor is never used again.
+                shutdown.fast.cancel();
+                self.stop(&shutdown.fast).await?;
+                Err(Error::Superseded)
+            }
+        }
+    }
+
+    async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
+        let mut superseded = self.joined.superseded();
+        let mut layout = self.joined.layout();
+        loop {
+            layout.borrow_and_update();
+            match self.member_state() {
+                Some(MemberState::Left) => return End::Left,
+                Some(MemberState::Removed) => return End::Removed,
+                state => self.show(state == Some(MemberState::Leaving)).await,
+            }
+            tokio::select! {
+                () = shutdown.graceful.cancelled() => return End::Signalled,
+                () = self.asked_to_stop.cancelled() => return End::Asked,
+                _ = superseded.wait_for(|over| *over) => return End::Superseded,
+                changed = layout.changed() => if changed.is_err() { return End::Asked },
+            }
+        }
+    }
+
+    /// What the node is to the cluster, as it knows itself.
+    pub(super) fn member_state(&self) -> Option<MemberState> {
+        let node = NodeId(self.store.identity().node_id);
+        let layout = self.joined.layout();
+        let layout = layout.borrow();
+        layout.document().members.get(&node).map(|member| member.state)
+    }
+
+    /// A node that leaves is not ready for new work; one that stays after all is again.
+    async fn show(&self, leaves: bool) {
+        match self.health.state() {
+            State::Serving if leaves => {
+                self.health.set(State::Draining);
+                self.server.set_serving(false).await;
+            }
+            State::Draining if !leaves => {
+                self.health.set(State::Serving);
+                self.server.set_serving(true).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// Stops; `fast` cuts the waiting short.
+    ///
+    /// # Errors
+    /// The store could not be closed cleanly.
+    pub async fn stop(mut self, fast: &CancellationToken) -> Result<(), Error> {
+        self.health.set(State::Stopping);
+        self.joined.prepare_to_stop();
+        self.server.set_serving(false).await;
+        let ready_file = &self.config.node.ready_file;
+        if !ready_file.as_os_str().is_empty() {
+            // It may be gone already.
+            let _ = std::fs::remove_file(ready_file);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(self.config.node.shutdown_grace) => {}
+            () = fast.cancelled() => {}
+        }
+        let timeout = self.config.node.shutdown_timeout;
+        let end = tokio::time::sleep(timeout);
+        tokio::select! {
+            () = self.finish_calls(Instant::now() + timeout.mul_f64(CALLS_SHARE)) => {}
+            () = fast.cancelled() => {}
+        }
+        self.closing.cancel();
+        let store = self.store;
+        let joined = self.joined;
+        let closing = async {
+            joined.stop().await;
+            for task in self.upkeep {
+                // One that panicked has said so.
+                let _ = task.await;
+            }
+            let _ = tokio::time::timeout(TICK, self.admin).await;
+            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
+        };
+        // Without the flush nothing acknowledged is lost either: the next start replays the log.
+        tokio::select! {
+            closed = closing => closed?,
+            () = fast.cancelled() => tracing::warn!("stopping without a flush, as asked"),
+            () = end => tracing::warn!("stopping without a flush: it did not end in time"),
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Steps 1 to 3 of a stop: what began before it ends, by `end`.
+    async fn finish_calls(&mut self, end: Instant) {
+        let farewell = tokio::time::timeout_at(end, self.joined.say_farewell());
+        let (finished, _) = tokio::join!(self.server.stop_clients(end), farewell);
+        if !finished {
+            tracing::warn!("calls were cut: they did not finish in time");
+        }
+        if tokio::time::timeout_at(end, self.joined.finish_writes()).await.is_err() {
+            tracing::warn!("replicas still lack writes: the comparison of replicas will find them");
+        }
+        if !self.server.stop_peers(end).await {
+            tracing::warn!("requests of peers were cut: they did not finish in time");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Rows from one cluster to another one: two nodes that know nothing of each other.
+
+use std::fs;
+
+use super::node::CliNode;
+
+fn sorted(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// Values, siblings, types and expiries arrive; deletes do not; a second run sends nothing.
+#[test]
+fn what_lives_in_one_cluster_is_copied_to_another_and_a_repetition_adds_nothing() {
+    let (from, to) = (CliNode::start(), CliNode::start());
+    for n in 0..600 {
+        let line = format!("{{\"key\":\"k{n:03}\",\"value\":\"v{n}\"}}\n");
+        let mut all = fs::read_to_string(from.path("in.jsonl")).unwrap_or_default();
+        all.push_str(&line);
+        fs::write(from.path("in.jsonl"), all).expect("written");
+    }
+    from.ok(&["import", &from.path("in.jsonl")]);
+    from.ok(&["put", "colour", "red"]);
+    from.ok(&["put", "colour", "blue"]);
+    from.ok(&["put", "typed", "x", "--content-type", "text/x"]);
+    from.ok(&["put", "short", "x", "--ttl", "1h"]);
+    from.ok(&["delete", "k007"]);
+    let place = from.path("place");
+    let to_cluster = to.endpoint();
+    let migrate = ["migrate", "--to-cluster", &to_cluster, "--progress-file", &place];
+    let json = [&migrate[..], &["--output", "json"]].concat();
+    let report = from.json(&json);
+    assert_eq!((&report["keys"], &report["sent"]), (&602.into(), &602.into()), "{report}");
+    assert_eq!(report["digest"], report["digest_there"]);
+    assert_eq!(sorted(&to.ok(&["scan"])), sorted(&from.ok(&["scan"])));
+    assert_eq!(sorted(&to.ok(&["get", "colour", "--all"])), ["blue", "red"]);
+    let typed = to.json(&["get", "typed", "--output", "json"]);
+    assert_eq!(typed["siblings"][0]["content_type"], "text/x");
+    let expires = |node: &CliNode| {
+        let row = node.json(&["get", "short", "--output", "json"]);
+        row["siblings"][0]["expires_at_ms"].as_u64().expect("it expires")
+    };
+    assert!(expires(&to).abs_diff(expires(&from)) < 60_000);
+    assert!(!std::path::Path::new(&place).exists(), "the place is forgotten when all is done");
+
+    let again = from.json(&json);
+    assert_eq!((&again["keys"], &again["sent"]), (&602.into(), &0.into()), "{again}");
+    assert_eq!(sorted(&to.ok(&["scan"])), sorted(&from.ok(&["scan"])));
+
+    // What changed since: a sibling there, unless it is to be replaced.
+    from.ok(&["put", "k001", "new", "--resolve"]);
+    let changed = from.json(&json);
+    assert_eq!((&changed["sent"], &changed["changed"]), (&1.into(), &1.into()), "{changed}");
+    assert_eq!(sorted(&to.ok(&["get", "k001", "--all"])), ["new", "v1"]);
+    let replaced = from.json(&[&json[..], &["--overwrite"]].concat());
+    assert_eq!((&replaced["sent"], &replaced["changed"]), (&1.into(), &0.into()), "{replaced}");
+    assert_eq!(to.ok(&["get", "k001"]), "new");
+}
+
+#[test]
+fn a_copy_can_be_restricted_and_what_cannot_be_is_refused() {
+    let (from, to) = (CliNode::start(), CliNode::start());
+    for key in ["a1", "a2", "b1", "odd\tkey"] {
+        from.ok(&["put", key, key]);
+    }
+    let to_cluster = to.endpoint();
+    let place = from.path("place");
+    let migrate = |more: &[&str]| {
+        let base = ["migrate", "--to-cluster", &to_cluster, "--progress-file", &place];
+        from.run(&[&base[..], more].concat())
+    };
+    assert_eq!(migrate(&["--prefix", "b"]).code, 0);
+    assert_eq!(to.ok(&["keys"]), "b1\n");
+    let keys = from.path("keys");
+    fs::write(&keys, "a2\nodd\\tkey\nnot-there\n").expect("written");
+    assert_eq!(migrate(&["--tenant", "default", "--keys", &keys]).code, 0);
+    assert_eq!(sorted(&to.ok(&["keys"])), ["a2", "b1", "odd\\tkey"]);
+    let none = migrate(&["--token-range", "0..1"]);
+    assert!(none.stdout.starts_with("0 keys"), "{}", none.stdout);
+    assert_eq!(migrate(&["--token-range", ".."]).code, 0);
+    assert_eq!(to.ok(&["keys"]).lines().count(), 4);
+
+    for wrong in [
+        &["--token-range", "2..1"][..],
+        &["--keys", &keys],
+        &["--to", "n2"],
+        &["--tenant", "t", "--keys", &keys, "--prefix", "a"],
+    ] {
+        assert_eq!(migrate(wrong).code, 2, "{wrong:?}");
+    }
+    from.ok(&["tenant", "create", "only-here"]);
+    let refused = migrate(&["--tenant", "only-here"]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("no tenant \"only-here\" there"), "{}", refused.stderr);
+    to.ok(&["tenant", "create", "only-here", "--mode", "last-write-wins"]);
+    assert!(migrate(&["--tenant", "only-here"]).stderr.contains("concurrent writes"));
+    let itself = ["migrate", "--to-cluster", &from.endpoint(), "--progress-file", &place];
+    assert_eq!(from.run(&itself).code, 2);
+}
+
+/// The place that is remembered belongs to one copy.
+#[test]
+fn an_interrupted_copy_goes_on_and_another_one_does_not_take_its_place() {
+    let (from, to) = (CliNode::start(), CliNode::start());
+    let lines: String =
+        (0..1200).map(|n| format!("{{\"key\":\"k{n}\",\"value\":\"v\"}}\n")).collect();
+    assert_eq!(from.run_with(&["import"], &lines).code, 0);
+    // A key behind the first batch that cannot be one: the copy ends there.
+    let (keys, place, to_cluster) = (from.path("keys"), from.path("place"), to.endpoint());
+    let listed: String = (0..1200).map(|n| format!("k{n}\n")).collect();
+    fs::write(&keys, listed.replace("k1100\n", "\\1100\n")).expect("written");
+    let migrate = ["migrate", "--to-cluster", &to_cluster, "--progress-file", &place];
+    let of_keys = [&migrate[..], &["--tenant", "default", "--keys", &keys]].concat();
+    let stopped = from.run(&of_keys);
+    assert_eq!(stopped.code, 1, "{}", stopped.stderr);
+    assert!(stopped.stderr.contains("1000 keys are copied"), "{}", stopped.stderr);
+    let other = from.run(&migrate);
+    assert_eq!(other.code, 1, "{}", other.stderr);
+    assert!(other.stderr.contains("belongs to another copy"), "{}", other.stderr);
+
+    fs::write(&keys, listed).expect("written");
+    let done = from.run(&of_keys);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stderr.contains("going on after 1000 keys"), "{}", done.stderr);
+    assert!(done.stdout.starts_with("1200 keys are there, 1200 of them sent"), "{}", done.stdout);
+    assert_eq!(to.ok(&["keys"]).lines().count(), 1200);
+}
+
+/// Nobody there: nothing was copied, and nothing is left behind to go on from.
+#[test]
+fn a_cluster_that_is_not_there_is_told_and_leaves_no_place() {
+    let from = CliNode::start();
+    let place = from.path("place");
+    let nowhere = ["migrate", "--to-cluster", "http://127.0.0.1:1", "--progress-file", &place];
+    let gone = from.run(&[&nowhere[..], &["--timeout", "1s"]].concat());
+    assert_eq!(gone.code, 5, "{}", gone.stderr);
+    assert!(!std::path::Path::new(&place).exists());
+}

@@ -1,0 +1,260 @@
+//! Changes of the layout as operators make them: by commands and their exit codes, and by SIGTERM
+//! in a pod.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use pairdb::proto;
+use pairdb::proto::admin_client::AdminClient;
+use pairdb::proto::key_value_client::KeyValueClient;
+
+use crate::nodes::{Nodes, values};
+
+/// Begun, and not ended yet.
+const UNDER_WAY: i32 = 7;
+
+/// One of the first three nodes, not the first and not the one that leads the layout's group: a
+/// change can be decided without it.
+fn follower(nodes: &Nodes) -> usize {
+    let status = json(nodes, 0, &["status"]);
+    let all = status["nodes"].as_array().expect("nodes");
+    let leads = |at: &usize| {
+        let name = format!("n{at}");
+        let node = all.iter().find(|node| node["name"] == name.as_str());
+        node.expect("it is a member")["node_id"] == status["layout"]["leader"]
+    };
+    [1, 2].into_iter().find(|at| !leads(at)).expect("one of two")
+}
+
+fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
+    nodes.json(at, &[arguments, &["--output", "json"]].concat())
+}
+
+/// Plan, drain, certificate, and what is left of the node: the whole of a departure.
+#[test]
+fn a_node_is_planned_out_drained_and_its_certificate_checked_by_commands() {
+    let mut nodes = Nodes::start(3);
+    let refused = nodes.run(0, &["drain", "n1", "--wait"]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert!(refused.stderr.contains("TOO_FEW_OWNERS"), "{}", refused.stderr);
+    let plan = nodes.run(0, &["layout", "plan", "--leave", "n1"]);
+    assert_eq!(plan.code, 1, "{}", plan.stderr);
+    assert!(plan.stderr.contains("refused: 2 owners would be left"), "{}", plan.stderr);
+
+    let fourth = nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let written = nodes.write_keys("key", 30, 0);
+    let plan = json(&nodes, 0, &["layout", "plan", "--leave", "n3"]);
+    assert_eq!(plan["refusals"], serde_json::json!([]), "{plan}");
+    assert!(plan["movements"].as_array().is_some_and(|all| !all.is_empty()), "{plan}");
+    let before = json(&nodes, 0, &["layout", "show"]);
+    assert_eq!(before["phase"], "stable", "{before}");
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("n3.json").display().to_string();
+    let drain = ["drain", "n3", "--wait", "--certificate", &file];
+    let left = json(&nodes, 0, &drain);
+    assert_eq!(left["phase"], "left", "{left}");
+    assert_eq!(nodes.wait(fourth), 0, "who has left ends by itself, and well");
+    nodes.delete(fourth);
+    let verified = json(&nodes, 1, &["drain", "verify", &file]);
+    assert_eq!(verified["valid"], true, "{verified}");
+    assert_eq!(verified["digest"], left["certificate_digest"]);
+    let by_name = json(&nodes, 0, &["drain", "verify", "--node", "n3"]);
+    assert_eq!(by_name["digest"], verified["digest"]);
+    let text = std::fs::read_to_string(&file).expect("the certificate");
+    std::fs::write(&file, text.replacen("\"keys\":", "\"keys\":9", 1)).expect("written");
+    let forged = nodes.run(0, &["drain", "verify", &file]);
+    assert_eq!(forged.code, 1, "{}", forged.stdout);
+    assert!(forged.stdout.starts_with("not valid: "), "{}", forged.stdout);
+    for key in &written {
+        assert_eq!(values(&json(&nodes, 1, &["get", key])), [key.as_str()]);
+    }
+    // Again: it has left, which is what was asked for.
+    assert_eq!(json(&nodes, 0, &["drain", "n3", "--status"])["phase"], "left");
+}
+
+/// A dead node is taken out for a new one; what that may cost must be accepted.
+#[test]
+fn a_dead_node_is_replaced_and_its_loss_must_be_accepted() {
+    let mut nodes = Nodes::start(3);
+    let written = nodes.write_keys("key", 20, 0);
+    nodes.kill(1);
+    nodes.wait_until_down(0, 1);
+    let fourth = nodes.join();
+    let replace = ["replace", "n1", "n3", "--wait"];
+    let careful = nodes.run(0, &replace);
+    assert_eq!(careful.code, 1, "{}", careful.stderr);
+    assert!(careful.stderr.contains("--accept-loss"), "{}", careful.stderr);
+    nodes.ok(0, &[&replace[..], &["--accept-loss"]].concat());
+    nodes.wait_until_stable(0, 3);
+    for key in &written {
+        assert_eq!(values(&json(&nodes, fourth, &["get", key])), [key.as_str()]);
+    }
+    assert_eq!(nodes.run(0, &["replace", "n0", "n0"]).code, 2);
+    assert_eq!(nodes.run(0, &["remove", "n9", "--accept-loss"]).code, 5);
+}
+
+/// Copies are made fewer and more again; each is a change of the layout like any other.
+#[test]
+fn the_number_of_copies_changes_by_a_change_of_the_layout() {
+    let nodes = Nodes::start(3);
+    let written = nodes.write_keys("key", 10, 0);
+    for count in ["2", "3"] {
+        let factor = format!("default={count}");
+        nodes.ok(0, &["layout", "commit", "--replication-factor", &factor, "--wait"]);
+        let explained = json(&nodes, 0, &["explain", "default", &written[0]]);
+        assert_eq!(explained["replicas"].as_array().map(Vec::len).unwrap_or(0).to_string(), count);
+        for key in &written {
+            assert_eq!(values(&json(&nodes, 1, &["get", key])), [key.as_str()]);
+        }
+    }
+}
+
+/// With a receiver that does not answer a drain waits; it says so, is looked on at, and called off.
+#[test]
+fn a_drain_that_waits_says_so_and_is_called_off() {
+    let mut nodes = Nodes::start(3);
+    nodes.join();
+    nodes.wait_until_stable(0, 4);
+    nodes.write_keys("key", 10, 0);
+    let paused = follower(&nodes);
+    nodes.pause(paused);
+    let begun = nodes.run(0, &["drain", "n3"]);
+    assert_eq!(begun.code, 0, "{}", begun.stderr);
+    let status = json(&nodes, 0, &["drain", "n3", "--status"]);
+    assert_eq!(status["phase"], "merging", "{status}");
+    let shown = nodes.ok(0, &["layout", "show"]);
+    assert!(shown.contains("joint") && shown.contains("waits for"), "{shown}");
+    let late = nodes.run(0, &["layout", "commit", "--weight", "n0=2"]);
+    assert!(late.stderr.contains("TRANSITION_IN_PROGRESS"), "{}", late.stderr);
+    assert_eq!(json(&nodes, 0, &["drain", "n3", "--cancel"])["phase"], "staying");
+    nodes.resume(paused);
+    nodes.wait_until_stable(0, 4);
+    let late = nodes.run(0, &["layout", "commit", "--weight", "n0=2", "--wait", "--timeout", "1s"]);
+    assert!([0, UNDER_WAY].contains(&late.code), "{}: {}", late.code, late.stderr);
+}
+
+/// A fake API server whose set has as many replicas as is said.
+fn api_server(replicas: &Arc<AtomicU32>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let replicas = Arc::clone(replicas);
+    // It ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                head.push(byte[0]);
+            }
+            let count = replicas.load(Ordering::SeqCst);
+            let body = format!("{{\"metadata\":{{}},\"spec\":{{\"replicas\":{count}}}}}");
+            // A node that has gone does not listen.
+            let _ =
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    url
+}
+
+fn pod_settings(api: &str, dir: &tempfile::TempDir) -> Vec<(String, String)> {
+    for (file, text) in [("token", "secret"), ("namespace", "data")] {
+        std::fs::write(dir.path().join(file), text).expect("written");
+    }
+    let dir = dir.path().display().to_string();
+    [("ENABLED", "true"), ("API", api), ("POD_NAME", "n-3"), ("SERVICE_ACCOUNT_DIR", &dir)]
+        .map(|(name, value)| (format!("PAIRDB__KUBERNETES__{name}"), value.to_owned()))
+        .to_vec()
+}
+
+/// The set becomes smaller: the pod that goes drains at SIGTERM, and its volume is of no use after.
+#[test]
+fn a_pod_beyond_its_set_has_left_when_its_process_ends() {
+    let replicas = Arc::new(AtomicU32::new(4));
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut nodes = Nodes::start(3);
+    let settings = pod_settings(&api_server(&replicas), &dir);
+    let fourth = nodes.join_with(&settings);
+    nodes.wait_until_stable(0, 4);
+    let written = nodes.write_keys("key", 30, fourth);
+    replicas.store(3, Ordering::SeqCst);
+    nodes.signal(fourth);
+    assert_eq!(nodes.wait(fourth), 0);
+    nodes.delete(fourth);
+    nodes.wait_until_stable(0, 3);
+    for key in &written {
+        assert_eq!(values(&json(&nodes, 1, &["get", key])), [key.as_str()]);
+    }
+    assert_eq!(json(&nodes, 0, &["drain", "verify", "--node", "n3"])["valid"], true);
+}
+
+/// Scaled down and up again in mid-drain: the pod stays, and is a whole member when it is back.
+#[test]
+fn a_pod_that_is_wanted_again_in_mid_drain_stays() {
+    let replicas = Arc::new(AtomicU32::new(4));
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut nodes = Nodes::start(3);
+    let settings = pod_settings(&api_server(&replicas), &dir);
+    let fourth = nodes.join_with(&settings);
+    nodes.wait_until_stable(0, 4);
+    let written = nodes.write_keys("key", 10, fourth);
+    // One of those who would merge its rows does not: the drain cannot end.
+    replicas.store(3, Ordering::SeqCst);
+    let paused = follower(&nodes);
+    nodes.pause(paused);
+    nodes.signal(fourth);
+    let end = Instant::now() + Duration::from_secs(30);
+    while json(&nodes, 0, &["drain", "n3", "--status"])["phase"] != "merging" {
+        assert!(Instant::now() < end, "the drain does not begin");
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    replicas.store(4, Ordering::SeqCst);
+    assert_eq!(nodes.wait(fourth), 0, "it is a restart after all");
+    nodes.resume(paused);
+    nodes.restart_with(fourth, &settings);
+    nodes.wait_until_stable(0, 4);
+    nodes.wait_until_equal(&written, fourth, Duration::from_secs(60));
+}
+
+/// A copy ends when its caller goes; the cursor of the last answer goes on behind it, and nothing
+/// is counted twice or left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_interrupted_goes_on_behind_the_page_it_reached() {
+    let nodes = Nodes::start(2);
+    let channel = tonic::transport::Channel::from_shared(nodes.endpoint(0)).expect("an endpoint");
+    let channel = channel.connect().await.expect("it listens");
+    let mut clients = KeyValueClient::new(channel.clone());
+    for n in 0..40 {
+        let request = proto::WriteRequest {
+            tenant: "default".to_owned(),
+            key: format!("key-{n}").into(),
+            value: vec![b'v'; 100_000].into(),
+            ..Default::default()
+        };
+        clients.write(request).await.expect("written");
+    }
+    let mut admin = AdminClient::new(channel);
+    let mut request = proto::ReplicateDataRequest { to: "n1".to_owned(), ..Default::default() };
+    let (mut keys, mut calls) = (0, 0);
+    loop {
+        calls += 1;
+        let mut pages = admin.replicate_data(request.clone()).await.expect("begins").into_inner();
+        let page = pages.message().await.expect("answered").expect("a page");
+        assert_eq!((page.refused, page.elsewhere), (0, 0), "{}", page.refusal);
+        assert_eq!(page.digest, page.digest_there);
+        keys += page.keys;
+        if page.cursor.is_empty() {
+            break;
+        }
+        request.cursor = page.cursor;
+    }
+    assert!(calls > 2, "{calls} pages");
+    assert_eq!(keys, 40);
+    request.to = "n0".to_owned();
+    let refused = admin.replicate_data(request).await.expect_err("the cursor is of another copy");
+    assert!(refused.message().contains("the receiver is the node"), "{refused}");
+}
