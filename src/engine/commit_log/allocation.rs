@@ -1,10 +1,10 @@
 //! The files of segments: made or reused, grown piece by piece, and written.
 //!
-//! Where every write is synced, a segment's file grows by [`LogOptions::grow_bytes`] at a time, later
-//! by several of them, so that a sync has little metadata to write and a store takes about the space
-//! of what is in its log, whatever the size of a segment. Elsewhere it grows with each write: to
-//! allocate takes a place in the file system's journal, for which the writers would have to wait
-//! while a flush is synced (docs/decisions/0013).
+//! Where every write is synced, a segment's file grows by [`LogOptions::grow_bytes`] at a time,
+//! later by several of them, so that a sync has little metadata to write and a store takes about
+//! the space of what is in its log, whatever the size of a segment. Elsewhere it grows with each
+//! write: to allocate takes a place in the file system's journal, for which the writers would have
+//! to wait while a flush is synced (docs/decisions/0013).
 
 use std::path::Path;
 

@@ -63,8 +63,8 @@ impl Header {
     }
 }
 
-/// Writes the numbers of a frame's header at the end of `space`, [`HEADER_BYTES_MAX`] bytes in front
-/// of the body, and returns how many of these the header takes. [`seal`] does the rest.
+/// Writes the numbers of a frame's header at the end of `space`, [`HEADER_BYTES_MAX`] bytes in
+/// front of the body, and returns how many of these the header takes. [`seal`] does the rest.
 pub(super) fn put_header(
     space: &mut [u8],
     body_bytes: usize,

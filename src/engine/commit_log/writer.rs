@@ -28,8 +28,8 @@ use crate::engine::{Options, Position};
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
     /// Only [`SyncMode::Always`] makes a difference here: blocks are allocated ahead and flushed
-    /// segments are used again, so that a sync has little or no metadata to write. Who syncs when is
-    /// the engine's business.
+    /// segments are used again, so that a sync has little or no metadata to write. Who syncs when
+    /// is the engine's business.
     pub sync_mode: SyncMode,
     /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,

@@ -257,7 +257,7 @@ fn a_cut_frees_the_segment_before_it() {
     }
 }
 
-/// A file is as long as its log needs, to the next step, which doubles; never longer than a segment.
+/// A file is as long as its log needs, to the next step, which doubles; no longer than a segment.
 #[test]
 fn files_grow_in_steps() {
     let vfs = disk();
