@@ -22,6 +22,7 @@ use super::follow::{Proposals, catch_up, follow, tell};
 use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
+use super::open::Opened;
 use super::peer_handler::Handler;
 use super::world::World;
 use crate::cluster::NodeId;
@@ -29,7 +30,7 @@ use crate::cluster::consensus::{Consensus, ConsensusOptions};
 use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
-use crate::cluster::layout::{Answer, Command, Layout, Member, MemberState, Proposer};
+use crate::cluster::layout::{Answer, Command, Layout, Member, MemberState};
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
@@ -51,23 +52,6 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
-
-/// The store and what it is opened under.
-pub(super) struct Opened {
-    pub store: Arc<Store>,
-    pub fence: Arc<Fence>,
-}
-
-/// Tenants of a node are changed through consensus, by the admin service; nobody asks the store.
-#[derive(Debug)]
-pub(super) struct ByConsensusOnly;
-
-impl Proposer for ByConsensusOnly {
-    fn propose(&self, _command: Command) -> store::Result<Answer> {
-        let why = "tenants of a node are changed through its admin service".to_owned();
-        Err(store::Error::InvalidArgument { what: "tenant", why })
-    }
-}
 
 /// Whether the node forms a cluster of one, at once.
 fn is_alone(config: &Config) -> bool {
@@ -392,20 +376,17 @@ impl Joined {
         self.fence.watch()
     }
 
-    /// Has `health` told when the layout is no longer followed here: the node would go on to serve
-    /// under an old one.
+    /// Has `health` told when the node follows the layout no more: it would serve an old one on.
     pub fn tell_health(&self, health: Health) {
         let (consensus, fence) = (Arc::clone(&self.consensus), Arc::clone(&self.fence));
-        let closing = self.closing.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn(self.closing.clone().run_until_cancelled_owned(async move {
             let why = tokio::select! {
                 why = consensus.ended() => why,
                 why = fence.ended() => why,
-                () = closing.cancelled() => return,
             };
             tracing::error!(why, "the layout is not followed any more: restart the node");
             health.set_layout_lost(why);
-        });
+        }));
     }
 
     /// Waits until the node stands in a document it acts under.

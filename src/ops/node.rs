@@ -23,7 +23,7 @@ use super::admin_http::{self, Pages};
 use super::config::{self, Config};
 use super::health::{Health, State};
 use super::kubernetes::Pod;
-use super::member::{self, Joined, Opened, Running};
+use super::member::{self, Joined, Running};
 use super::metrics::{Exposition, NodeParts};
 use super::world::World;
 use super::{VERSION, open};
@@ -363,7 +363,7 @@ impl Node {
 }
 
 /// Opens the store, and makes the directories beside it.
-fn open_all(config: Config, world: &World) -> Result<(Config, Opened), Error> {
+fn open_all(config: Config, world: &World) -> Result<(Config, open::Opened), Error> {
     let dir = config.node.data_dir.clone();
     let vfs = &*world.environment.vfs;
     let system = |what: &str, path: &Path| {

@@ -3,14 +3,30 @@
 use std::sync::{Arc, OnceLock};
 
 use super::config::Config;
-use super::member::{ByConsensusOnly, Opened};
 use super::node::Error;
 use super::world::World;
 use crate::cluster::fence::Fence;
-use crate::cluster::layout::LayoutCatalog;
+use crate::cluster::layout::{Answer, Command, LayoutCatalog, Proposer};
 use crate::cluster::work::Work;
 use crate::replication::transfer::Newcomer;
-use crate::store::{IdentityOptions, Store, StoreOptions};
+use crate::store::{self, IdentityOptions, Store, StoreOptions};
+
+/// The store and what it is opened under.
+pub(super) struct Opened {
+    pub store: Arc<Store>,
+    pub fence: Arc<Fence>,
+}
+
+/// Tenants of a node are changed through consensus, by the admin service; nobody asks the store.
+#[derive(Debug)]
+struct ByConsensusOnly;
+
+impl Proposer for ByConsensusOnly {
+    fn propose(&self, _command: Command) -> store::Result<Answer> {
+        let why = "tenants of a node are changed through its admin service".to_owned();
+        Err(store::Error::InvalidArgument { what: "tenant", why })
+    }
+}
 
 /// Opens the store in the data directory, under the layout that is kept there.
 pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error> {
