@@ -30,7 +30,7 @@ use crate::cluster::consensus::{Consensus, ConsensusOptions};
 use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
-use crate::cluster::layout::{Answer, Command, Layout, Member, MemberState};
+use crate::cluster::layout::{Answer, Layout, Member, MemberState};
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};

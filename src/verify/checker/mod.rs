@@ -84,7 +84,7 @@ impl Invariant {
             Self::OutcomeHonesty => "a write that was answered not_applied never appears",
             Self::TenantIsolation => "a read shows only what was written to its tenant and key",
             Self::Liveness => {
-                "when all replicas agree, or a minute after the last fault, every operation succeeds"
+                "when all replicas agree, or a minute after the last fault, all operations succeed"
             }
         }
     }
