@@ -11,6 +11,7 @@ use pairdb::proto;
 use pairdb::proto::admin_client::AdminClient;
 use pairdb::proto::key_value_client::KeyValueClient;
 
+use crate::CONVERGED_WITHIN;
 use crate::nodes::{Nodes, values};
 
 /// Begun, and not ended yet.
@@ -47,6 +48,8 @@ fn a_node_is_planned_out_drained_and_its_certificate_checked_by_commands() {
     let fourth = nodes.join();
     nodes.wait_until_stable(0, 4);
     let written = nodes.write_keys("key", 30, 0);
+    // A node that has just come may get its share as hints.
+    nodes.wait_until_equal(&written, 0, CONVERGED_WITHIN);
     let plan = json(&nodes, 0, &["layout", "plan", "--leave", "n3"]);
     assert_eq!(plan["refusals"], serde_json::json!([]), "{plan}");
     assert!(plan["movements"].as_array().is_some_and(|all| !all.is_empty()), "{plan}");

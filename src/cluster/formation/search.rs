@@ -109,13 +109,9 @@ impl Formation {
         self.member.validate().map_err(|why| invalid("this node as a member", why))?;
         let alone = self.options.bootstrap_expect <= 1 && self.options.seeds.is_empty();
         if alone && self.promises.current().is_none() {
-            if let Some(only) = self.options.cluster_id {
-                let why = format!("{only} is to be joined, but there are no seeds to ask for it");
-                return Err(invalid("the cluster id", why));
-            }
             let promise = Promise {
                 id: self.mint_id()?,
-                cluster_id: self.mint_id()?,
+                cluster_id: self.mint()?,
                 members: BTreeMap::from([(self.me, first_member(&self.member))]),
                 committed: true,
             };

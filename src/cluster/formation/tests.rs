@@ -538,18 +538,6 @@ async fn a_node_whose_admission_was_not_heard_asks_again() {
     assert_eq!(Some(node.enter(10).await.unwrap()), first.identity.cluster_id());
 }
 
-/// A node that was not told its seeds must not begin a second cluster under the id of the first.
-#[tokio::test(start_paused = true)]
-async fn a_node_alone_forms_no_cluster_under_an_id_that_it_was_given() {
-    let world = World::new();
-    let only = FormationOptions { cluster_id: Some(id(77)), ..options(1, []) };
-    let vfs = MemVfs::new();
-    let node = world.open(1, Arc::new(vfs.clone()), NOW_MS, member(1), only).unwrap();
-    let error = node.enter(5).await.unwrap_err().to_string();
-    assert!(error.contains("seeds"), "{error}");
-    assert!(node.identity.cluster_id().is_none());
-}
-
 /// A cluster is not had without a document: its epoch was answered by, and must not fall.
 #[tokio::test(start_paused = true)]
 async fn a_document_that_is_missing_on_a_member_is_corruption() {
