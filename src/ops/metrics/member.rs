@@ -205,6 +205,16 @@ impl MemberParts {
                 get(&counters.rounds),
                 "Rounds that proved what may be forgotten.",
             ),
+            counter(
+                "pairdb_safe_point_rounds_failed_total",
+                get(&counters.rounds_failed),
+                "Rounds that proved nothing: a replica was away, or had news.",
+            ),
+            counter(
+                "pairdb_anti_entropy_mended_total",
+                get(&counters.mended),
+                "Partitions that lost data and have got it back.",
+            ),
         ]
     }
 
