@@ -1,6 +1,7 @@
 //! A cluster of processes on free ports of loopback.
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -34,16 +35,24 @@ pub fn values(row: &Value) -> Vec<&str> {
     values
 }
 
-/// Ports that were free a moment ago: peers and clients must know them before a node starts, and
-/// find them again when it comes back.
+/// Where ports are taken from: below those that the system gives to connections, which could take
+/// one while its node is down.
+const PORTS: std::ops::Range<u32> = 12_000..32_000;
+/// The next one to try. Other tests run as other processes and begin elsewhere.
+static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
+
+/// Ports that are free: peers and clients must know them before a node starts, and find them again
+/// when it comes back.
 fn free_ports(count: usize) -> Vec<Ports> {
-    let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let listeners: Vec<_> = (0..count).map(|_| (bind(), bind())).collect();
-    let port = |one: &TcpListener| one.local_addr().expect("bound").port();
-    listeners
-        .iter()
-        .map(|(peer, client)| Ports { peer: port(peer), client: port(client) })
-        .collect()
+    let begin = std::process::id().wrapping_mul(7919);
+    let span = PORTS.end - PORTS.start;
+    let mut free = (0..span).filter_map(|_| {
+        let next = begin.wrapping_add(NEXT_PORT.fetch_add(1, Ordering::Relaxed)) % span;
+        let port = u16::try_from(PORTS.start + next).expect("in the range");
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then_some(port)
+    });
+    let mut port = || free.next().expect("a free port");
+    (0..count).map(|_| Ports { peer: port(), client: port() }).collect()
 }
 
 fn settings(ports: &[Ports], at: usize, expect: usize) -> Vec<(String, String)> {
@@ -84,7 +93,8 @@ impl Nodes {
             starting.into_iter().map(|node| node.join().expect("it starts")).collect()
         });
         let nodes = Self { nodes, ports };
-        nodes.wait_until_up(0, count);
+        // Each of them: a node refuses what takes one that it has not heard of yet.
+        (0..count).for_each(|at| nodes.wait_until_up(at, count));
         nodes
     }
 
