@@ -184,7 +184,7 @@ settings! {
     }
     /// The cluster to form or join.
     cluster: Cluster {
-        /// The cluster's id, a UUID: a directory of another is refused; needs seeds; empty for any.
+        /// The cluster's id, a UUID: a directory of another is refused; empty for any.
         id: ClusterId = "",
         /// Peer addresses of nodes to join.
         seeds: List = "",
