@@ -260,12 +260,15 @@ impl Nodes {
         self.wait_for(at, "too many are up", |status| Self::up(status) <= left);
     }
 
-    /// Waits until the layout is stable with so many owners.
+    /// Waits until the layout is stable with so many owners, and the newest of them is heard of: a
+    /// node that has just come may own its share before the others know that it is up.
     pub fn wait_until_stable(&self, at: usize, owners: usize) {
+        let newest = format!("n{}", self.nodes.len() - 1);
         self.wait_for(at, "the layout does not settle", |status| {
             let nodes = status["nodes"].as_array().expect("nodes");
-            let normal = nodes.iter().filter(|node| node["state"] == "normal").count();
-            normal == owners && status["layout"]["transition"] == ""
+            let normal = || nodes.iter().filter(|node| node["state"] == "normal");
+            let is_heard_of = normal().all(|node| node["name"] != newest || node["up"] == true);
+            normal().count() == owners && is_heard_of && status["layout"]["transition"] == ""
         });
     }
 }
