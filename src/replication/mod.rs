@@ -14,6 +14,7 @@
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
 //! | `lane` | the way to one peer |
+//! | `page` | rows of a range of tokens, a page at a time |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -28,6 +29,7 @@ pub mod hints;
 mod lane;
 pub mod level;
 pub mod migration;
+mod page;
 pub mod progress;
 pub mod replica;
 #[cfg(test)]

@@ -51,7 +51,15 @@ impl Cluster {
             };
             change.joins.insert(NodeId(n), member);
         }
-        let effects = self.effects(&layout, &change, &names);
+        let mut refusals = Vec::new();
+        if !change.replaces.is_empty() {
+            refusals = self.effects(&layout, &change, &names).refusals;
+            change = when_replaced(document, change, &mut names);
+        }
+        let mut effects = self.effects(&layout, &change, &names);
+        // What stands in the way of being remembered is said first, and said once.
+        effects.refusals.retain(|one| !refusals.contains(one));
+        refusals.append(&mut effects.refusals);
         let bytes: BTreeMap<&str, u64> =
             effects.movements.iter().fold(BTreeMap::new(), |mut all, one| {
                 *all.entry(one.to.as_str()).or_default() += one.bytes;
@@ -70,10 +78,16 @@ impl Cluster {
                     partition,
                     replication_factor: factor.into(),
                     replicas_left: left.iter().map(NodeId::to_string).collect(),
+                    tenants: document
+                        .tenants
+                        .values()
+                        .filter(|tenant| tenant.replication_factor == factor)
+                        .map(|tenant| tenant.name.clone())
+                        .collect(),
                 })
                 .collect(),
             warnings: warnings(document, &change),
-            refusals: effects.refusals,
+            refusals,
             movements: effects.movements,
             balance: effects.balance,
         })
@@ -175,6 +189,26 @@ impl Cluster {
         }
         refusals
     }
+}
+
+/// What a replacement becomes when its node joins: one that is like the old one, as far as it is
+/// known.
+fn when_replaced(
+    document: &Document,
+    mut change: Change,
+    names: &mut BTreeMap<NodeId, String>,
+) -> Change {
+    for (old, name) in std::mem::take(&mut change.replaces) {
+        let Some(member) = document.members.get(&old).filter(|_| !name.is_empty()) else {
+            continue;
+        };
+        let n = names.len() as u128 + 1;
+        names.insert(NodeId(n), format!("new-{n}"));
+        let state = MemberState::Joining;
+        change.joins.insert(NodeId(n), Member { name, state, ..member.clone() });
+        change.removes.insert(old);
+    }
+    change
 }
 
 fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {

@@ -120,10 +120,12 @@ impl Admission {
             return Err(refused(reason::CLOCK_OFFSET, message));
         }
         let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
+        // One may come in for another under the same name.
+        let comes_for = |id: &NodeId| document.replacements.get(id) == Some(&member.name);
         let namesake = document
             .members
             .iter()
-            .find(|(_, other)| other.name == member.name && !gone(other.state));
+            .find(|(id, other)| other.name == member.name && !gone(other.state) && !comes_for(id));
         if let Some((id, _)) = namesake {
             return Err(refused(reason::NAME_TAKEN, format!("{:?} is {id}", member.name)));
         }
