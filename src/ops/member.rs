@@ -38,6 +38,7 @@ use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::{self, Departure};
 use crate::replication::hints::{HintParts, Hints};
+use crate::replication::progress::Rate;
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
@@ -255,7 +256,7 @@ pub(super) async fn start(
     ));
     let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
     let moving = Moving {
-        rate: Arc::default(),
+        rate: Arc::new(Rate::new(config.cluster.transfer_rate_bytes.0)),
         progress: Arc::default(),
         certificates: Arc::new(certificates.map_err(failed)?),
     };
@@ -318,6 +319,7 @@ pub(super) async fn start(
         hints: Arc::clone(&hints),
         anti_entropy: Arc::clone(&anti_entropy),
         transfer: Arc::clone(&moving.progress),
+        rate: Arc::clone(&moving.rate),
         peers: Arc::clone(&peers),
         counters,
     };

@@ -16,9 +16,11 @@ use std::collections::HashMap;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::args::{Connect, Output};
+use super::args::{Connect, Output, size};
 use super::failure::Failure;
+use super::progress::volume;
 use crate::client::{Admin, Client};
+use crate::ops::config::Size;
 use crate::proto;
 
 pub(super) use wait::{UNDER_WAY, wait_until_stable};
@@ -62,6 +64,15 @@ enum Verb {
         /// Only if it is the one of this epoch
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         epoch: u64,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Tell, or set until it is started anew, how fast the node that is asked fetches partitions and
+    /// gives them away
+    Rate {
+        /// Bytes a second, such as 64MiB; 0 for no limit
+        #[arg(value_parser = size)]
+        rate: Option<Size>,
         #[command(flatten)]
         connect: Connect,
     },
@@ -152,6 +163,17 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let done = done.map_err(Failure::of_change)?;
             let text = format!("aborted: in epoch {} the owners are those of before", done.epoch);
             connect.print(&text, &json!({ "epoch": done.epoch }))
+        }
+        Verb::Rate { rate, connect } => {
+            let call = async |admin: &mut Admin, request| admin.set_transfer_rate(request).await;
+            let bytes_per_second = rate.map(|rate| rate.0);
+            let request = proto::SetTransferRateRequest { bytes_per_second };
+            let rate = connect.one_node_client()?.admin_call(request, call).await?.bytes_per_second;
+            let text = match rate {
+                0 => "no limit".to_owned(),
+                rate => format!("{}/s", volume(rate)),
+            };
+            connect.print(&text, &json!({ "bytes_per_second": rate }))
         }
         Verb::Show { connect } => {
             let status = status(&connect.admin_client()?).await?;
