@@ -26,12 +26,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tonic::async_trait;
 
 use self::merge::{From, Place};
 use super::Fence;
+use super::duties::{RETRY, Report, propose};
 use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
 use crate::cluster::layout::rules::SourcesNeeded;
@@ -41,18 +39,8 @@ use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::store::{self, Store};
 
-/// How long after a failure the rest is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-
 /// Partitions that are merged at once: while one waits for the disk another one waits for a page.
 const AT_ONCE: usize = 4;
-
-/// Puts a fact into the document.
-#[async_trait]
-pub trait Report: Send + Sync + 'static {
-    /// Whether it is there. A failure is tried again by the caller.
-    async fn report(&self, command: Command) -> bool;
-}
 
 /// Why a partition could not be merged from a source.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +82,6 @@ pub struct Transfer {
     pub peers: Arc<dyn Peers>,
     /// Who is up.
     pub liveness: Arc<dyn Liveness>,
-    /// The adopted document: its epoch is durable here.
-    pub layout: watch::Receiver<Arc<Layout>>,
     /// Where facts are put.
     pub report: Arc<dyn Report>,
     /// Under which epoch this node acts.
@@ -111,29 +97,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Does what each document asks for, until told to stop.
-    pub async fn run(self: Arc<Self>, closing: CancellationToken) {
-        let mut layout = self.layout.clone();
-        loop {
-            let document = Arc::clone(&layout.borrow_and_update());
-            let work = async {
-                self.serve(&document).await;
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = work => {}
-                // Another document: what was begun under this one is dropped.
-                changed = wait_for_epoch(&mut layout, document.epoch()) => {
-                    if !changed {
-                        return;
-                    }
-                }
-                () = closing.cancelled() => return,
-            }
-        }
-    }
-
-    async fn serve(&self, layout: &Layout) {
+    /// Merges all that the node lacks of what it will own under a Joint `layout`.
+    pub async fn serve(&self, layout: &Layout) {
         if !layout.document().is_joint() {
             return;
         }
@@ -147,11 +112,8 @@ impl Transfer {
         }
     }
 
-    /// Until it is there, or another document comes.
     async fn report(&self, command: Command) {
-        while !self.report.report(command.clone()).await {
-            tokio::time::sleep(RETRY).await;
-        }
+        propose(&*self.report, &self.progress, command).await;
     }
 
     /// What was here already when it was compared may have been in memory only.
@@ -262,9 +224,4 @@ impl Newcomer {
             }
         }
     }
-}
-
-/// Waits for a document of another epoch. `false`: there will be none.
-pub(super) async fn wait_for_epoch(layout: &mut watch::Receiver<Arc<Layout>>, epoch: u64) -> bool {
-    layout.wait_for(|layout| layout.epoch() != epoch).await.is_ok()
 }

@@ -39,12 +39,11 @@ impl Cluster {
         {
             return Ok(id);
         }
-        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
         let named = || document.members.iter().filter(|(_, member)| member.name == text);
         // One that comes in for another may have its name.
-        let stays = |state| !gone(state) && state != MemberState::Removing;
+        let stays = |state: MemberState| !state.is_gone() && state != MemberState::Removing;
         let found = named().find(|(_, member)| stays(member.state));
-        let found = found.or_else(|| named().find(|(_, member)| !gone(member.state)));
+        let found = found.or_else(|| named().find(|(_, member)| !member.state.is_gone()));
         let found = found.or_else(|| named().next());
         found.map(|(id, _)| *id).ok_or_else(|| {
             let message = format!("{text:?} is the name or id of no member");

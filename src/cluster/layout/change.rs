@@ -126,9 +126,9 @@ impl Document {
             let message = format!("{node} cannot be replaced: it is not a normal member");
             return Err(Refusal::new(reason::NOT_AN_OWNER, message));
         }
-        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
-        let others = self.members.iter().filter(|(id, other)| **id != node && !gone(other.state));
-        if others.into_iter().any(|(_, other)| other.name == name) {
+        let mut others =
+            self.members.iter().filter(|(id, other)| **id != node && !other.state.is_gone());
+        if others.any(|(_, other)| other.name == name) {
             let message = format!("{name:?} is a member already: remove {node} when it owns");
             return Err(Refusal::new(reason::ALREADY_A_MEMBER, message));
         }
@@ -246,8 +246,7 @@ impl Document {
             }
         }
         for node in &change.removes {
-            let gone = matches!(state(node)?, MemberState::Left | MemberState::Removed);
-            if gone || change.joins.contains_key(node) {
+            if state(node)?.is_gone() || change.joins.contains_key(node) {
                 return Err(refused(node, "be removed"));
             }
         }

@@ -13,9 +13,10 @@ use tonic::async_trait;
 
 use super::super::departure::certificate::Certificates;
 use super::super::departure::{self, Departure};
+use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, Hints};
-use super::super::transfer::{self, Report, Transfer};
+use super::super::transfer::{self, Transfer};
 use super::super::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
@@ -561,7 +562,6 @@ impl Node {
             store: Arc::clone(&store),
             peers: Arc::clone(&links) as Arc<dyn Peers>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
-            layout: layout.clone(),
             report: Arc::new(Noted(Arc::clone(&reports))),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             work: Work::Inline,

@@ -33,8 +33,13 @@ fn joint(drawn: &Drawn<'_>, epoch: u64) -> Arc<Layout> {
 /// Lets the fourth node merge for a while; whether it says that it has.
 async fn merges(cluster: &Cluster, seconds: u32) -> bool {
     let closing = CancellationToken::new();
-    let transfer = Arc::clone(&cluster.nodes[3].transfer);
-    let running = tokio::spawn(transfer.run(closing.clone()));
+    let node = &cluster.nodes[3];
+    let (documents, transfer) = (node.departure.layout.clone(), Arc::clone(&node.transfer));
+    let progress = Arc::clone(&transfer.progress);
+    let running = tokio::spawn(duties::run(documents, progress, closing.clone(), move |layout| {
+        let transfer = Arc::clone(&transfer);
+        async move { transfer.serve(&layout).await }
+    }));
     tokio::time::sleep(seconds * SECOND).await;
     closing.cancel();
     running.await.expect("it does not panic");

@@ -26,11 +26,9 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
+use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
-
-/// Rows that are fetched by their keys at once.
-const ROWS_MAX: usize = 512;
 
 /// Rows as the store joins them.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
@@ -86,7 +84,7 @@ impl Transfer {
         loop {
             let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
             let page = self.ask_page(from, request).await?;
-            page::add(&mut theirs, &page.sum.ok_or_else(|| unexpected(from.source))?);
+            page::add(&mut theirs, &page.sum.ok_or_else(PeerError::unexpected)?);
             cursor = page.cursor;
             if cursor.is_empty() {
                 break;
@@ -126,7 +124,7 @@ impl Transfer {
     ) -> Result<proto::PageReply, Error> {
         match self.ask(from, Request::Page(request)).await? {
             Reply::Page(page) => Ok(page),
-            _ => Err(unexpected(from.source).into()),
+            _ => Err(PeerError::unexpected().into()),
         }
     }
 
@@ -160,17 +158,12 @@ impl Transfer {
     /// Fetches rows by their keys, joins them, and sees that they are here.
     async fn fetch(&self, from: &From<'_>, mut keys: Vec<proto::RowKey>) -> Result<(), Error> {
         while !keys.is_empty() {
-            let asked: Vec<_> = keys.drain(..keys.len().min(ROWS_MAX)).collect();
+            let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
-            let Reply::ReadRows(reply) = self.ask(from, request).await? else {
-                return Err(unexpected(from.source).into());
-            };
-            if reply.answers.len() != asked.len() {
-                return Err(unexpected(from.source).into());
-            }
+            let answers = self.ask(from, request).await?.row_answers(asked.len())?;
             let mut rows = Vec::with_capacity(asked.len());
-            for (key, answer) in asked.into_iter().zip(reply.answers) {
+            for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
                     (Some(failure), _) => {
@@ -220,10 +213,6 @@ impl Transfer {
         self.progress.moved(count, bytes as u64);
         Ok(rows)
     }
-}
-
-fn unexpected(source: NodeId) -> PeerError {
-    PeerError::NoAnswer { why: format!("{source} answered something else") }
 }
 
 /// What this node's rows of a range add up to.
