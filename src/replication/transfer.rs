@@ -33,7 +33,7 @@ use super::duties::{RETRY, Report, propose};
 use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
 use crate::cluster::layout::rules::SourcesNeeded;
-use crate::cluster::layout::{Command, Document, Layout, ToSync};
+use crate::cluster::layout::{Command, Document, Layout, MemberState, ToSync};
 use crate::cluster::peer::{PeerError, Peers};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
@@ -150,7 +150,7 @@ impl Transfer {
                 merged.insert(self.node);
             }
             while !sources.is_synced_by(&merged) {
-                let Some(source) = self.next_source(sources, &merged) else {
+                let Some(source) = self.next_source(layout, sources, &merged) else {
                     tokio::time::sleep(RETRY).await;
                     continue;
                 };
@@ -174,14 +174,24 @@ impl Transfer {
     }
 
     /// In the order of ranks: the sources of fewer replicas are the first of those of more. Those
-    /// who leave come last, if they are not up: nobody can stand in for them.
-    fn next_source(&self, sources: &SourcesNeeded, merged: &BTreeSet<NodeId>) -> Option<NodeId> {
+    /// who leave come last, if they are not up: nobody can stand in for them. Those who are taken
+    /// out are asked only if there is nobody else: a newcomer may not have heard that they are down.
+    fn next_source(
+        &self,
+        layout: &Layout,
+        sources: &SourcesNeeded,
+        merged: &BTreeSet<NodeId>,
+    ) -> Option<NodeId> {
         let left = || sources.of.iter().filter(|node| !merged.contains(node)).copied();
         let needed = |node: &NodeId| {
             let count = sources.of.iter().filter(|node| merged.contains(node)).count();
             count < sources.count || sources.leaving.contains(node)
         };
-        let up = |node: &NodeId| self.liveness.is_up(*node);
+        let goes = |node: &NodeId| {
+            let member = layout.document().members.get(node);
+            member.is_some_and(|member| member.state == MemberState::Removing)
+        };
+        let up = |node: &NodeId| self.liveness.is_up(*node) && !goes(node);
         left().filter(needed).find(up).or_else(|| left().find(needed))
     }
 }
