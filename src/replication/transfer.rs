@@ -175,7 +175,7 @@ impl Transfer {
 
     /// In the order of ranks: the sources of fewer replicas are the first of those of more. Those
     /// who leave come last, if they are not up: nobody can stand in for them. Those who are taken
-    /// out are asked only if there is nobody else: a newcomer may not have heard that they are down.
+    /// out are asked if there is nobody else: a newcomer may not have heard yet that they are down.
     fn next_source(
         &self,
         layout: &Layout,
