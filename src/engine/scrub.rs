@@ -2,9 +2,12 @@
 //!
 //! A damaged block is *quarantined*: the manifest names its range of keys, reads of other keys go
 //! on, reads of its keys fail with the place of the damage, and nothing in its range is purged.
-//! Whoever has replicas marks the partition damaged and fetches the range again.
+//! Whoever has replicas marks the partition damaged, has the block discarded ([`super::discard`])
+//! and fetches the range again.
 
 use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
 
 use super::error::{Corruption, Result};
 use super::flush::CacheChange;
@@ -31,6 +34,25 @@ impl Engine {
     pub fn scrub(&self) -> Result<ScrubReport> {
         self.shared.scrub()
     }
+
+    /// [`Engine::scrub`] of one table, by its file. A file that is no table any more is none to be
+    /// damaged.
+    ///
+    /// # Errors
+    /// As [`Engine::scrub`].
+    pub fn scrub_file(&self, file: &Path) -> Result<ScrubReport> {
+        let view = self.shared.super_version.load_full();
+        let mut tables = view.version.tables();
+        let table = tables.find(|table| table.table().path() == file);
+        let mut report = ScrubReport::default();
+        table.map_or(Ok(()), |table| self.shared.scrub_into(table, &mut report))?;
+        Ok(report)
+    }
+
+    /// The blocks that cannot be read.
+    pub fn quarantined(&self) -> Arc<[Quarantined]> {
+        Arc::clone(self.shared.super_version.load().version.state().quarantined())
+    }
 }
 
 impl Shared {
@@ -38,11 +60,16 @@ impl Shared {
         let view = self.super_version.load_full();
         let mut report = ScrubReport::default();
         for table in view.version.tables() {
-            report.damaged.extend(self.scrub_table(table)?);
-            report.tables += 1;
-            report.bytes += table.meta.bytes;
+            self.scrub_into(table, &mut report)?;
         }
         Ok(report)
+    }
+
+    fn scrub_into(&self, table: &TableRef, report: &mut ScrubReport) -> Result<()> {
+        report.damaged.extend(self.scrub_table(table)?);
+        report.tables += 1;
+        report.bytes += table.meta.bytes;
+        Ok(())
     }
 
     /// Verifies one table and quarantines its damaged blocks, which are returned.
@@ -57,7 +84,7 @@ impl Shared {
     }
 
     /// Records unreadable blocks of a table, unless it is gone or they are known.
-    fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
+    pub(super) fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
         let current = self.versions.current();
         ranges.retain(|range| !current.state().quarantined().contains(range));
         if ranges.is_empty() || current.table(table.meta.number).is_none() {
@@ -70,7 +97,7 @@ impl Shared {
 }
 
 /// A block's range of keys, which may be known only as open bounds, within its table's.
-fn quarantined(table: &TableRef, (from, to): KeyRange<'_>) -> Quarantined {
+pub(super) fn quarantined(table: &TableRef, (from, to): KeyRange<'_>) -> Quarantined {
     let bound = |bound: Bound<&[u8]>, table_end: &[u8]| match bound {
         Bound::Included(key) | Bound::Excluded(key) => key.into(),
         Bound::Unbounded => table_end.into(),

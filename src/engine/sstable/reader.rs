@@ -249,15 +249,55 @@ impl Table {
     /// with the keys it may have held. Sections were checked at open.
     pub fn verify_all(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
         for block in 0..self.blocks {
-            let Err(Error::Corruption(corruption)) = self.block(block, true) else { continue };
-            let (start, end) = self.block_keys(block);
-            let start = start.as_deref().unwrap_or(&self.properties.smallest);
-            let end = match &end {
-                Some(end) => Bound::Excluded(end.as_slice()),
-                None => Bound::Included(&*self.properties.largest),
-            };
-            on_bad(corruption, (Bound::Included(start), end));
+            if let Err(Error::Corruption(corruption)) = self.block(block, true) {
+                self.with_keys_of(block, |range| on_bad(corruption, range));
+            }
         }
+    }
+
+    /// Visits every record whose block is sound, in key order; of each damaged block it tells the
+    /// keys that it may have held. Every checksum is checked again.
+    ///
+    /// # Errors
+    /// Those of the two that are called.
+    pub fn visit_sound(
+        &self,
+        on_record: &mut dyn FnMut(&[u8], Record<'_>) -> Result<()>,
+        on_bad: &mut dyn FnMut(KeyRange<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut key = Vec::new();
+        for block in 0..self.blocks {
+            let bytes = match self.block(block, true) {
+                Ok(bytes) => bytes,
+                Err(Error::Corruption(_)) => {
+                    self.with_keys_of(block, &mut *on_bad)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let damaged = |damage| self.block_corruption(block, damage);
+            let parsed = Block::parse(&bytes).map_err(damaged)?;
+            let shared_len = parsed.shared().len();
+            key.clear();
+            key.extend_from_slice(parsed.shared());
+            for index in 0..parsed.len() {
+                let entry = parsed.entry(index).map_err(damaged)?;
+                entry.write_key(shared_len, &mut key);
+                on_record(&key, Record { kind: entry.kind, row: entry.row })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `told` with the keys that a block may hold.
+    fn with_keys_of<R>(&self, block: usize, told: impl FnOnce(KeyRange<'_>) -> R) -> R {
+        let (start, end) = self.block_keys(block);
+        let start = start.as_deref().unwrap_or(&self.properties.smallest);
+        let end = match &end {
+            Some(end) => Bound::Excluded(end.as_slice()),
+            None => Bound::Included(&*self.properties.largest),
+        };
+        told((Bound::Included(start), end))
     }
 
     /// The separators around a block; `None` at the ends of the table.

@@ -156,6 +156,7 @@ impl PeerHandler for Handler {
 struct Running {
     store: Arc<Store>,
     anti_entropy: Arc<AntiEntropy>,
+    coordinator: Arc<Coordinator>,
 }
 
 struct Node {
@@ -319,11 +320,11 @@ impl Trio {
             ..proto::Failure::default()
         };
         let replica =
-            Replica::new(node.id, Arc::clone(&store), coordinator, fence, layout, failure);
+            Replica::new(node.id, Arc::clone(&store), coordinator.clone(), fence, layout, failure);
         let handler = Handler { replica, anti_entropy: Arc::clone(&anti_entropy) };
         self.net.handlers.lock().insert(node.id, Arc::new(handler));
         self.net.down.lock().remove(&node.id);
-        node.running = Some(Running { store, anti_entropy });
+        node.running = Some(Running { store, anti_entropy, coordinator });
     }
 
     fn stop(&mut self, at: usize) -> MemVfs {
@@ -351,6 +352,10 @@ impl Trio {
 
     fn anti_entropy(&self, at: usize) -> &Arc<AntiEntropy> {
         &self.nodes[at].running.as_ref().expect("it runs").anti_entropy
+    }
+
+    fn coordinator(&self, at: usize) -> &Arc<Coordinator> {
+        &self.nodes[at].running.as_ref().expect("it runs").coordinator
     }
 
     fn advance_ms(&self, ms: u64) {
