@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::error::{Error, Result};
 use super::Store;
 use crate::causality::clock;
+use crate::engine;
 
 /// Since when the floor has been as it is.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +179,10 @@ impl Store {
         self.check_writable()?;
         // Held to the end: one round at a time.
         let mut state = self.floor_state.lock();
+        if self.engine.safe_points().iter().any(engine::SafePoint::is_damaged) {
+            // Nobody else has what was lost: what there is counts.
+            self.engine.set_damaged(0..=self.engine.partitions() - 1, &[])?;
+        }
         let now = self.environment.monotonic.elapsed();
         let lasts =
             |state: &FloorState, ms| now.saturating_sub(state.since) < Duration::from_millis(ms);

@@ -176,6 +176,7 @@ struct Trio {
     settings: Settings,
     sync_mode: SyncMode,
     removed: Vec<&'static str>,
+    accepts_log_corruption: bool,
 }
 
 fn id(index: usize) -> NodeId {
@@ -255,7 +256,9 @@ impl Trio {
         let nodes = (0..3).map(node).collect();
         let removed = removed.to_vec();
         let sync_mode = SyncMode::Always;
-        let mut trio = Self { net: Arc::default(), nodes, settings, sync_mode, removed };
+        let net = Arc::default();
+        let accepts_log_corruption = false;
+        let mut trio = Self { net, nodes, settings, sync_mode, removed, accepts_log_corruption };
         (0..3).for_each(|at| trio.start(at));
         for node in &trio.nodes {
             let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
@@ -278,6 +281,7 @@ impl Trio {
         options.engine.compaction_threads = 0;
         options.engine.sync_mode = self.sync_mode;
         options.engine.partition_bits = BITS;
+        options.engine.accept_log_corruption = self.accepts_log_corruption;
         options.engine.log_segment_bytes = 4 << 20;
         options.engine.memtable_bytes = 8 << 20;
         options.engine.row_cache_bytes = 16 << 10;
