@@ -109,7 +109,7 @@ pub use remove::{Permit, Range};
 #[cfg(test)]
 pub(crate) use rules::open_without as without_rules;
 pub use scan::Scan;
-pub use scrub::ScrubReport;
+pub use scrub::{ScrubPass, ScrubReport};
 pub use stats::Stats;
 pub use version::{Quarantined, SafePoint};
 pub use write::WriteObserver;

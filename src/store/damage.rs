@@ -27,7 +27,7 @@ use super::error::{Error, Result};
 use super::remove::Permit;
 use super::{ScrubReport, Store, leaves};
 use crate::engine::version::partition_of;
-use crate::engine::{self, Quarantined};
+use crate::engine::{self, Quarantined, ScrubPass};
 
 /// Damaged places that are remembered, so that each rotates the actor once.
 const PLACES_MAX: usize = 4096;
@@ -56,12 +56,29 @@ impl Store {
     /// # Errors
     /// What was found could not be recorded. Damage itself is reported, not an error.
     pub fn scrub(&self) -> Result<ScrubReport> {
-        let report = self.engine.scrub()?;
-        for engine::Corruption { file, offset, what } in &report.damaged {
+        let mut pass = self.begin_scrub();
+        while self.scrub_some(&mut pass, u64::MAX)?.is_some() {}
+        Ok(pass.report)
+    }
+
+    /// A scrub of the tables there are now, to be made piece by piece.
+    pub fn begin_scrub(&self) -> ScrubPass {
+        self.engine.begin_scrub()
+    }
+
+    /// Goes on with a scrub for about `bytes_max` bytes. Returns how many were read; `None`: there
+    /// is nothing left.
+    ///
+    /// # Errors
+    /// As [`Store::scrub`].
+    pub fn scrub_some(&self, pass: &mut ScrubPass, bytes_max: u64) -> Result<Option<u64>> {
+        let known = pass.report.damaged.len();
+        let read = self.engine.scrub_some(pass, bytes_max)?;
+        for engine::Corruption { file, offset, what } in &pass.report.damaged[known..] {
             let (file, offset, what) = (file.clone(), *offset, what.clone());
             self.noted(Error::Corruption { file, offset, what });
         }
-        Ok(report)
+        Ok(read)
     }
 
     /// Reads the tables in which damage was met since the last call, whole: what cannot be read is

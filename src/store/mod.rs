@@ -78,7 +78,7 @@ use minter::Minter;
 pub use catalog::{LocalCatalog, TenantCatalog};
 pub use damage::Unreadable;
 pub use disk::DiskState;
-pub use engine::ScrubReport;
+pub use engine::{ScrubPass, ScrubReport};
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
 pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};

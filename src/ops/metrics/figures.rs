@@ -218,8 +218,13 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
 }
 
 /// What is damaged, and what became of it.
-fn of_damage(stats: &StoreStats) -> [Figure; 3] {
+fn of_damage(stats: &StoreStats) -> [Figure; 4] {
     [
+        counter(
+            "pairdb_scrub_read_bytes_total",
+            stats.engine.scrubbed_bytes,
+            "Bytes of tables read to find damage before a reader does.",
+        ),
         gauge(
             "pairdb_store_blocks_unreadable",
             stats.blocks_unreadable,
