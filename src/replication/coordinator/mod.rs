@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `write` | who coordinates each write of a batch; the batch put together again |
 //! | `flight` | a batch that this node coordinates, from its log to its last replica |
+//! | `learn` | what a coordinator asks for before it makes a write |
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
 //! | `read_here` | reads that this node answers by itself |
@@ -23,17 +24,19 @@
 //!    row is sent again under the new one, and a read starts over.
 //! 4. A read at QUORUM or ALL returns a row that enough replicas of each set hold when it returns.
 //! 5. A node that is the whole cluster goes straight to its store.
-//! 6. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
+//! 6. A delete without a context at QUORUM or ALL covers what was acknowledged at either of them
+//!    before it, whoever coordinates it.
+//! 7. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
 
 mod flight;
 mod forward;
+mod learn;
 mod pages;
 mod part;
 mod read;
 mod read_here;
 mod read_key;
 mod replica_page;
-mod tokens;
 mod walk;
 mod write;
 

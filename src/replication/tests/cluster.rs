@@ -570,6 +570,10 @@ pub fn once(key: &str, value: &str, token: &str) -> Mutation {
     Mutation { idempotency_key: Some(token.into()), ..put(key, value) }
 }
 
+pub fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
+    Mutation { key: key.into(), context, ..Mutation::default() }
+}
+
 pub fn values(row: &store::ReadRow) -> Vec<String> {
     let text = |one: &store::Sibling| String::from_utf8(one.value.clone()).expect("text");
     let mut values: Vec<String> = row.siblings.iter().map(text).collect();

@@ -8,10 +8,6 @@ use crate::store::{Mutation, Outcome};
 
 const LWW: &str = "lww";
 
-fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
-    Mutation { key: key.into(), context, ..Mutation::default() }
-}
-
 async fn pass(seconds: u32) {
     tokio::time::sleep(SECOND * seconds).await;
 }
