@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::Config;
+use super::config::{Config, Size};
 use super::follow::{Proposals, catch_up, follow, tell};
 use super::health::Health;
 use super::metrics::MemberParts;
@@ -37,7 +37,7 @@ use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::{self, Departure};
-use crate::replication::hints::{HintParts, Hints};
+use crate::replication::hints::{HintOptions, HintParts, Hints};
 use crate::replication::transfer::{self, Report, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
@@ -52,6 +52,10 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
+
+fn bytes(size: Size) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
 
 /// Whether the node forms a cluster of one, at once.
 fn is_alone(config: &Config) -> bool {
@@ -211,7 +215,10 @@ pub(super) async fn start(
             fence: Arc::clone(&layout_fence),
             liveness: Arc::clone(&liveness) as _,
         },
-        world.hints.clone(),
+        HintOptions {
+            waiting_bytes_max: bytes(config.cluster.hint_queue_bytes_max),
+            ..world.hints.clone()
+        },
     )
     .map_err(|error| failed(error.into()))?;
     let coordinator = Coordinator::new(CoordinatorOptions {
@@ -223,6 +230,7 @@ pub(super) async fn start(
         liveness: Arc::clone(&liveness) as _,
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
+        queue_bytes_max: bytes(config.cluster.queue_bytes_max),
         work: world.work,
         pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });

@@ -60,6 +60,7 @@ use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
+use crate::resilience::bytes::ByteBudget;
 use crate::resilience::scores::Scores;
 use crate::store::{Store, Tenant};
 
@@ -89,6 +90,8 @@ pub struct CoordinatorOptions {
     /// Writes that are answered and still wait for slow replicas, at most; beyond, what a replica
     /// has not answered by then becomes a hint at once.
     pub lingering_max: usize,
+    /// Bytes of keys and rows that may wait for each peer; more is refused.
+    pub queue_bytes_max: usize,
     /// Where pages of the own store are read.
     pub work: Work,
     /// How many of them at once, for whomever.
@@ -106,6 +109,7 @@ pub struct Coordinator {
     liveness: Arc<dyn Liveness>,
     hints: Option<HintSender>,
     lingering_max: usize,
+    queue_bytes_max: usize,
     work: Work,
 
     // Each with its own synchronisation.
@@ -137,6 +141,7 @@ struct Counters {
     forwarded: AtomicU64,
     unavailable: AtomicU64,
     unknown: AtomicU64,
+    overloaded: AtomicU64,
     restarts: AtomicU64,
     mismatches: AtomicU64,
     repairs: AtomicU64,
@@ -155,6 +160,10 @@ pub struct CoordinatorStats {
     pub unavailable: u64,
     /// Writes whose outcome was told as unknown.
     pub unknown: u64,
+    /// Messages, or parts of them, that found no room on the way to their peer.
+    pub overloaded: u64,
+    /// Bytes of keys and rows that wait for peers now, or are under way to them.
+    pub queued_bytes: u64,
     /// Writes sent again, and reads started over, under a new epoch.
     pub restarts: u64,
     /// Keys read whose replicas differed.
@@ -185,6 +194,7 @@ impl Coordinator {
             liveness: options.liveness,
             hints: options.hints,
             lingering_max: options.lingering_max,
+            queue_bytes_max: options.queue_bytes_max,
             work: options.work,
             lanes: Mutex::default(),
             scores: Arc::default(),
@@ -206,6 +216,8 @@ impl Coordinator {
             forwarded: get(&counters.forwarded),
             unavailable: get(&counters.unavailable),
             unknown: get(&counters.unknown),
+            overloaded: get(&counters.overloaded),
+            queued_bytes: self.lanes.lock().values().map(|lane| lane.bytes() as u64).sum(),
             restarts: get(&counters.restarts),
             mismatches: get(&counters.mismatches),
             repairs: get(&counters.repairs),
@@ -256,11 +268,14 @@ impl Coordinator {
     fn send(&self, node: NodeId, kind: LaneKind, parcel: Parcel) {
         let mut lanes = self.lanes.lock();
         let lane = lanes.entry((node, kind)).or_insert_with(|| {
-            Lane::start(node, Arc::clone(&self.peers), Arc::clone(&self.scores))
+            let budget = ByteBudget::new(self.queue_bytes_max);
+            Lane::start(node, Arc::clone(&self.peers), Arc::clone(&self.scores), budget)
         });
         let lane = lane.clone();
         drop(lanes);
-        lane.send(node, parcel);
+        if !lane.send(node, parcel) {
+            count(&self.counters.overloaded, 1);
+        }
     }
 
     /// Forgets the ways to nodes that `is_known` does not know any more.

@@ -14,7 +14,7 @@ use tonic::async_trait;
 use super::super::departure::certificate::Certificates;
 use super::super::departure::{self, Departure};
 use super::super::fence::{Closed, Fence, Pass};
-use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
 use super::super::transfer::Report;
 use super::super::*;
 use crate::cluster::NodeId;
@@ -31,6 +31,8 @@ use crate::store::{
 
 pub const T0_MS: u64 = 1_700_000_000_000;
 pub const SECOND: Duration = Duration::from_secs(1);
+/// Of rows that wait for a peer, and of those that wait to be kept as hints.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// How the network treats messages; each is a chance in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
@@ -299,6 +301,7 @@ pub struct Node {
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
+    pub missed: HintSender,
     pub departure: Arc<Departure>,
     pub certificates: Arc<Certificates>,
     /// What it proposed.
@@ -511,8 +514,9 @@ impl Node {
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
         };
+        let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
-            Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+            Hints::start(Path::new("/node/hints"), parts, options).expect("opens");
         let vfs = Arc::clone(&store.environment().vfs);
         let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
         let certificates = Arc::new(certificates.expect("opens"));
@@ -539,8 +543,9 @@ impl Node {
             layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: links,
-            hints: Some(sender),
+            hints: Some(sender.clone()),
             lingering_max: 1000,
+            queue_bytes_max: QUEUE_BYTES_MAX,
             work: Work::Inline,
             pages_max: 4,
         });
@@ -554,7 +559,17 @@ impl Node {
         );
         let answering = Answering { replica, certificates: Arc::clone(&certificates) };
         world.handlers.lock().insert(id, Arc::new(answering));
-        Self { id, store, coordinator, fence, hints, departure, certificates, reports }
+        Self {
+            id,
+            store,
+            coordinator,
+            fence,
+            hints,
+            missed: sender,
+            departure,
+            certificates,
+            reports,
+        }
     }
 }
 

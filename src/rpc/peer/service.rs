@@ -280,7 +280,9 @@ impl Serving<'_> {
         let Some(place) = class.try_enter() else {
             count(&served.counters.requests_overloaded);
             let node = served.local.node().to_string();
-            self.ready.push(served.reply(id, Err(PeerError::Overloaded { node })));
+            let served_max = served.options.served[self.partner.class as usize];
+            let why = format!("{served_max} requests are served, which is the limit");
+            self.ready.push(served.reply(id, Err(PeerError::Overloaded { node, why })));
             return true;
         };
         let answer = Arc::clone(served).answer(self.partner.node, request, body, place);
