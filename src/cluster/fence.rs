@@ -7,7 +7,8 @@
 //!    is allowed.
 //! 2. A document is durable before anybody sees it: before [`Fence::check`] judges by its epoch and
 //!    before the watchers are told.
-//! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
+//! 3. The epoch and the version never go down, over restarts too. The cluster never changes, nor
+//!    does its formation.
 //! 4. While a [`Pass`] is held the epoch is not raised: whoever raises it and then looks at the
 //!    store sees everything that was taken under the epochs before.
 //! 5. After an error that may have written, nothing is adopted until the next start
@@ -347,6 +348,16 @@ impl Fence {
                 file: self.file.path().to_path_buf(),
                 expected: next.cluster_id.to_string(),
                 found: current.cluster_id.to_string(),
+            });
+        }
+        if current.epoch > 0 && next.formation != current.formation {
+            let formed = |document: &Document| {
+                format!("{} of formation {}", document.cluster_id, document.formation)
+            };
+            return Err(Error::WrongCluster {
+                file: self.file.path().to_path_buf(),
+                expected: formed(next),
+                found: formed(current),
             });
         }
         if next.epoch < current.epoch {

@@ -153,6 +153,31 @@ pub(super) async fn start(
     gossip_seeds.extend(others.map(|(_, member)| member.address.clone()));
     gossip_seeds.sort_unstable();
     gossip_seeds.dedup();
+    let member = Member {
+        name,
+        zone: config.node.zone.clone(),
+        weight: 1,
+        state: MemberState::Joining,
+        address: advertise.to_string(),
+    };
+    let formation = Formation::open(
+        environment,
+        dir,
+        node,
+        member,
+        FormationOptions {
+            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
+                .unwrap_or(usize::MAX),
+            seeds,
+            cluster_id: config.cluster.id.0.map(NodeId),
+            poll: POLL,
+        },
+        Arc::clone(&store) as _,
+        Arc::clone(&fence),
+    );
+    let formation = Arc::new(formation.map_err(failed)?);
+    // Before anybody is spoken to.
+    local.formed_as(formation.formation());
     let options = gossip::Options::new(advertise, gossip_seeds);
     let gossip =
         Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
@@ -179,29 +204,6 @@ pub(super) async fn start(
         },
     })?;
     let consensus = Arc::new(consensus);
-    let member = Member {
-        name,
-        zone: config.node.zone.clone(),
-        weight: 1,
-        state: MemberState::Joining,
-        address: advertise.to_string(),
-    };
-    let formation = Formation::open(
-        environment,
-        dir,
-        node,
-        member,
-        FormationOptions {
-            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
-                .unwrap_or(usize::MAX),
-            seeds,
-            cluster_id: config.cluster.id.0.map(NodeId),
-            poll: POLL,
-        },
-        Arc::clone(&store) as _,
-        Arc::clone(&fence),
-    );
-    let formation = Arc::new(formation.map_err(failed)?);
     let layout_fence: Arc<dyn crate::replication::Fence> =
         Arc::new(LayoutFence { fence: Arc::clone(&fence), peers: Arc::clone(&others) });
     let liveness = Arc::new(gossip.view().clone());
@@ -412,15 +414,15 @@ impl Joined {
         let cluster_id = match &entered {
             Entered::Member { cluster_id } | Entered::Founder { cluster_id, .. } => *cluster_id,
         };
-        self.local.enter(cluster_id);
-        if let Entered::Founder { cluster_id, members } = entered {
+        self.local.enter(cluster_id, self.formation.formation());
+        if let Entered::Founder { cluster_id, formation, members } = entered {
             for (node, member) in &members {
                 self.peers.hint(*node, member.address.clone());
             }
             let partition_bits = self.store.partition_bits();
             let now_ms = self.store.now_ms();
-            let formed =
-                self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
+            let cluster = (cluster_id, formation);
+            let formed = self.consensus.form(cluster, partition_bits, &members, now_ms, deadline);
             if let Answer::Refused { reason, message } = formed.await.map_err(|e| refused(&e))? {
                 return Err(refused(&format!("the cluster cannot be formed: {reason}: {message}")));
             }

@@ -249,15 +249,15 @@ impl Consensus {
         Ok(Self { me, raft, peers, fence, heartbeat, keeper })
     }
 
-    /// Forms the cluster whose first members are `members`, all of which call this with the same
-    /// ones, as often as they need to: whoever is first, it happens once. Because it does, an
-    /// unknown outcome is no answer: it is proposed again until the deadline.
+    /// Forms the cluster of this id and formation, whose first members are `members`, all of which
+    /// call this with the same ones, as often as they need to: whoever is first, it happens once.
+    /// Because it does, an unknown outcome is no answer: it is proposed again until the deadline.
     ///
     /// # Errors
     /// As [`Consensus::propose`]; after an error nothing speaks against calling it again.
     pub async fn form(
         &self,
-        cluster_id: NodeId,
+        (cluster_id, formation): (NodeId, NodeId),
         partition_bits: u32,
         members: &BTreeMap<NodeId, Member>,
         now_ms: u64,
@@ -272,7 +272,7 @@ impl Consensus {
             }
         }
         let members = members.clone();
-        let command = Command::Form { cluster_id, partition_bits, members, now_ms };
+        let command = Command::Form { cluster_id, formation, partition_bits, members, now_ms };
         loop {
             match self.propose(command.clone(), deadline).await {
                 Err(ProposeError::Unknown { .. }) if Instant::now() < deadline => {

@@ -17,6 +17,7 @@ fn document(version: u64, epoch: u64) -> Arc<Document> {
     let mut document = Document::empty();
     let form = Command::Form {
         cluster_id: NodeId(7),
+        formation: NodeId(70),
         partition_bits: 2,
         members: [(NodeId(1), member)].into(),
         now_ms: 1,
@@ -111,6 +112,10 @@ fn a_document_of_another_cluster_or_with_an_epoch_that_fell_is_refused() {
     fence.adopt(&document(5, 4)).unwrap();
     let other = Arc::new(Document { cluster_id: NodeId(8), ..(*document(6, 5)).clone() });
     assert_eq!(fence.adopt(&other).unwrap_err().reason(), "WRONG_CLUSTER");
+    let twin = Arc::new(Document { formation: NodeId(71), ..(*document(6, 5)).clone() });
+    let refusal = fence.adopt(&twin).unwrap_err();
+    assert_eq!(refusal.reason(), "WRONG_CLUSTER", "another cluster formed under the same id");
+    assert!(refusal.to_string().contains(&NodeId(71).to_string()), "{refusal}");
     assert_eq!(fence.adopt(&document(6, 3)).unwrap_err().reason(), "INVALID_ARGUMENT");
     assert_eq!((fence.epoch(), open(&vfs).epoch()), (4, 4));
 }

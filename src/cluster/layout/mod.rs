@@ -106,6 +106,10 @@ pub type Owners = BTreeMap<NodeId, Owner>;
 pub struct Document {
     /// The cluster.
     pub cluster_id: NodeId,
+    /// The formation it comes from: minted for it and never again. It tells clusters apart that were
+    /// formed under one configured id. Zero in those that are older than this field.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub formation: NodeId,
     /// Grows by one with every committed change of ownership. 0: no cluster was formed.
     pub epoch: u64,
     /// Grows with every committed change.
@@ -138,6 +142,10 @@ pub struct Document {
     pub next_factors: BTreeMap<TenantId, u8>,
 }
 
+fn is_zero(id: &NodeId) -> bool {
+    *id == NodeId::default()
+}
+
 /// A change of owners: any number of each.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -165,6 +173,9 @@ pub enum Command {
     Form {
         /// The cluster.
         cluster_id: NodeId,
+        /// See [`Document::formation`].
+        #[serde(default, skip_serializing_if = "is_zero")]
+        formation: NodeId,
         /// See [`Document::partition_bits`].
         partition_bits: u32,
         /// The first members.

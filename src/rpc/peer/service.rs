@@ -268,7 +268,7 @@ impl Serving<'_> {
             self.ready.push(served.reply(id, Err(unknown())));
             return true;
         };
-        if let Err(refusal) = hello::admit(served.local.cluster(), &self.partner, &body) {
+        if let Err(refusal) = hello::admit(&served.local, &self.partner, &body) {
             self.refuse(id, refusal);
             return true;
         }
