@@ -319,15 +319,35 @@ impl Fence {
             return Ok(());
         }
         self.check_successor(current.document(), document)?;
-        if let Err(error) = self.file.replace(&*self.vfs, &**document) {
-            if matches!(error, Error::Unknown { .. }) {
-                let cause = error.to_string();
-                self.refused.send_replace(Some(Error::ReadOnly { cause }));
-            }
-            return Err(error);
-        }
+        self.keep(document)?;
         self.show(&current, document);
         Ok(())
+    }
+
+    /// Makes the node's cluster another one that begins with the same document: see
+    /// [`begin_again`](super::consensus::begin_again).
+    ///
+    /// # Errors
+    /// I/O. After what may have been written every later call fails too.
+    pub(super) fn form_again(&self, formation: NodeId) -> Result<Arc<Document>> {
+        let _adopting = self.adopting.lock();
+        let current = self.layout();
+        let version = current.version() + 1;
+        let document = Document { formation, version, ..(**current.document()).clone() };
+        let document = Arc::new(document);
+        self.keep(&document)?;
+        self.show(&current, &document);
+        Ok(document)
+    }
+
+    /// Makes a document durable.
+    fn keep(&self, document: &Document) -> Result<()> {
+        let kept = self.file.replace(&*self.vfs, document);
+        if let Err(error @ Error::Unknown { .. }) = &kept {
+            let cause = error.to_string();
+            self.refused.send_replace(Some(Error::ReadOnly { cause }));
+        }
+        kept
     }
 
     /// Acts under a document that is durable.

@@ -26,7 +26,7 @@ use super::open::Opened;
 use super::peer_handler::Handler;
 use super::world::World;
 use crate::cluster::NodeId;
-use crate::cluster::consensus::{Consensus, ConsensusOptions};
+use crate::cluster::consensus::{Consensus, ConsensusOptions, begin_again};
 use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
@@ -116,6 +116,10 @@ pub(super) async fn start(
     let identity = store.identity();
     let node = NodeId(identity.node_id);
     let environment = &world.environment;
+    if begin_again(environment, dir, node, &fence).map_err(failed)? {
+        let formation = fence.document().formation;
+        tracing::warn!(%formation, "brought back from a checkpoint: a cluster of one begins again");
+    }
     let local = Arc::new(Local::new(
         node,
         identity.generation,

@@ -15,6 +15,7 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::store::TenantSpec;
 use crate::store::environment::ManualClock;
 
+mod again;
 mod faults;
 
 const NOW_MS: u64 = 1_700_000_000_000;
