@@ -50,6 +50,8 @@ use crate::store::{self, Store};
 const POLL: Duration = Duration::from_millis(500);
 /// How long one node may take to give its document.
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node that is new to its cluster waits to hear of the others before it serves.
+const MEET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
 
@@ -409,6 +411,7 @@ impl Joined {
     /// It was refused, or no cluster was found in time.
     pub async fn enter(&self, config: &Config) -> Result<(), Error> {
         let deadline = Instant::now() + config.cluster.join_timeout;
+        let is_new = self.local.cluster().is_none();
         let refused = |error: &dyn std::fmt::Display| Error::System {
             what: "become a member of a cluster".to_owned(),
             source: std::io::Error::other(error.to_string()),
@@ -450,7 +453,23 @@ impl Joined {
                 _ => RunState::Serving,
             };
         });
+        if is_new {
+            self.meet(cluster_id).await;
+        }
         Ok(())
+    }
+
+    /// Waits a while until the others are heard of, and so this node by them: what is written
+    /// before becomes hints for those that seem to be down. One of them may be, so it goes on then.
+    async fn meet(&self, cluster_id: NodeId) {
+        let others = self.fence.layout().sets(0, u8::MAX).members();
+        let mut nodes = self.gossip.view().watch();
+        let all = nodes.wait_for(|nodes| {
+            others.iter().all(|other| {
+                nodes.get(other).is_some_and(|node| node.is_up && node.cluster == Some(cluster_id))
+            })
+        });
+        let _met = tokio::time::timeout(MEET_TIMEOUT, all).await.is_ok();
     }
 
     /// Asks the members that are known for the layout: a node that was away, and perhaps removed
