@@ -58,7 +58,7 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
     let rows = bytes / (value_bytes as u64 + 16);
     let began = Instant::now();
     runtime.block_on(fill(&nodes, rows, value_bytes));
-    let fill = rows as f64 * (value_bytes + 16) as f64 / MIB;
+    let fill = (rows + LOAD_KEYS) as f64 * (value_bytes + 16) as f64 / MIB;
     println!(
         "{{\"workload\":\"fill\",\"rows\":{rows},\"mib\":{fill:.0},\"mib_per_s\":{:.1}}}",
         fill / began.elapsed().as_secs_f64()
@@ -168,13 +168,22 @@ async fn connect(nodes: &Nodes, at: usize) -> KeyValueClient<Channel> {
     KeyValueClient::new(endpoint.connect().await.expect("it listens"))
 }
 
-/// Writes rows that nothing makes shorter.
+/// The keys that move, then those of the steady load.
+fn key_of(i: u64, rows: u64) -> Bytes {
+    match i.checked_sub(rows) {
+        None => Bytes::copy_from_slice(&keys::key(i)),
+        Some(i) => format!("load-{i}").into(),
+    }
+}
+
+/// Writes rows that nothing makes shorter, and the keys of the steady load.
 async fn fill(nodes: &Nodes, rows: u64, value_bytes: usize) {
+    let all = rows + LOAD_KEYS;
     let mut workers = Vec::new();
     for worker in 0..BATCHES {
         let mut client = connect(nodes, worker as usize % nodes.len()).await;
         workers.push(tokio::spawn(async move {
-            for first in (worker * BATCH..rows).step_by((BATCHES * BATCH) as usize) {
+            for first in (worker * BATCH..all).step_by((BATCHES * BATCH) as usize) {
                 let mutation = |i: u64| {
                     let mut random = Random(i);
                     let mut value = Vec::with_capacity(value_bytes + 8);
@@ -183,14 +192,14 @@ async fn fill(nodes: &Nodes, rows: u64, value_bytes: usize) {
                     }
                     value.truncate(value_bytes);
                     proto::Mutation {
-                        key: Bytes::copy_from_slice(&keys::key(i)),
+                        key: key_of(i, rows),
                         change: Some(proto::mutation::Change::Value(value.into())),
                         ..Default::default()
                     }
                 };
                 let batch = proto::BatchWriteRequest {
                     tenant: load::LWW.to_owned(),
-                    mutations: (first..rows.min(first + BATCH)).map(mutation).collect(),
+                    mutations: (first..all.min(first + BATCH)).map(mutation).collect(),
                     ..Default::default()
                 };
                 write_all(&mut client, batch).await;
