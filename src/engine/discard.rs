@@ -92,26 +92,25 @@ impl Shared {
         let mut unpaced = 0;
         let mut records = 0_u64;
         let level = usize::from(meta.level);
-        let written =
-            self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
-                table.table().visit_sound(
-                    &mut |key, record| {
-                        records += 1;
-                        unpaced += (key.len() + record.row.len()) as u64;
-                        if unpaced >= CHECK_BYTES {
-                            self.pace(std::mem::take(&mut unpaced));
-                            if self.closed() {
-                                return Err(Error::Closed);
-                            }
+        let written = self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
+            table.table().visit_sound(
+                &mut |key, record| {
+                    records += 1;
+                    unpaced += (key.len() + record.row.len()) as u64;
+                    if unpaced >= CHECK_BYTES {
+                        self.pace(std::mem::take(&mut unpaced));
+                        if self.closed() {
+                            return Err(Error::Closed);
                         }
-                        add(key, record.kind, record.row)
-                    },
-                    &mut |range| {
-                        bad.push(quarantined(table, range));
-                        Ok(())
-                    },
-                )
-            });
+                    }
+                    add(key, record.kind, record.row)
+                },
+                &mut |range| {
+                    bad.push(quarantined(table, range));
+                    Ok(())
+                },
+            )
+        });
         let kept = match written {
             // No table is made of nothing.
             Err(Error::OutOfBounds { .. }) if records == 0 && !bad.is_empty() => None,

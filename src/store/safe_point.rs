@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::error::{Error, Result};
 use super::Store;
+use super::error::{Error, Result};
 use crate::causality::clock;
 use crate::engine;
 
