@@ -194,6 +194,8 @@ settings! {
         advertise: String = "",
         /// How long to look for the cluster before giving up.
         join_timeout: Duration = "10m",
+        /// Bytes a second the node fetches, or gives away, when owners change; 0 for no limit.
+        transfer_rate_bytes: Size = "32MiB",
     }
     /// Bounds on what clients may ask. More is refused, by name.
     limits: Limits {

@@ -7,3 +7,4 @@ mod directed;
 mod epochs;
 mod histories;
 mod scans;
+mod transfers;
