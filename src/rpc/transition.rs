@@ -160,9 +160,12 @@ impl Cluster {
     /// Has this node learn whatever was decided before; the epoch of that.
     async fn catch_up(&self, deadline: Instant) -> Result<u64, Problem> {
         // Done already, and so only answered: by the leader, behind all that it has decided.
+        let layout = self.layout();
+        let document = layout.document();
         let command = Command::Form {
-            cluster_id: self.layout().document().cluster_id,
-            partition_bits: self.layout().document().partition_bits,
+            cluster_id: document.cluster_id,
+            formation: document.formation,
+            partition_bits: document.partition_bits,
             members: BTreeMap::new(),
             now_ms: 0,
         };

@@ -135,7 +135,7 @@ fn accepted(document: &Document) -> JoinReply {
     JoinReply {
         cluster_id: Bytes::copy_from_slice(&document.cluster_id.to_bytes()),
         document: encode_document(document),
-        members: Bytes::new(),
-        promise_holds: false,
+        formation: Bytes::copy_from_slice(&document.formation.to_bytes()),
+        ..JoinReply::default()
     }
 }

@@ -176,8 +176,9 @@ impl Node {
         let entered = self.formation.run(&self.peers, deadline).await?;
         let admission = Admission::new(Arc::clone(&self.formation), Arc::clone(&consensus));
         *self.admission.lock() = Some(admission);
-        if let Entered::Founder { cluster_id, members } = entered {
-            let formed = consensus.form(cluster_id, 4, &members, NOW_MS, deadline).await;
+        if let Entered::Founder { cluster_id, formation, members } = entered {
+            let formed =
+                consensus.form((cluster_id, formation), 4, &members, NOW_MS, deadline).await;
             if !matches!(formed, Ok(Answer::Done { .. })) {
                 return Err(FormationError::TimedOut { last: format!("{formed:?}") });
             }

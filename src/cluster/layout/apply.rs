@@ -31,6 +31,7 @@ impl Document {
     pub fn empty() -> Self {
         Self {
             cluster_id: NodeId::default(),
+            formation: NodeId::default(),
             epoch: 0,
             version: 0,
             partition_bits: 0,
@@ -90,8 +91,8 @@ impl Document {
     }
 
     fn applied(&mut self, command: &Command) -> Applied {
-        if let Command::Form { cluster_id, partition_bits, members, now_ms } = command {
-            return self.form(*cluster_id, *partition_bits, members, *now_ms);
+        if let Command::Form { cluster_id, formation, partition_bits, members, now_ms } = command {
+            return self.form((*cluster_id, *formation), *partition_bits, members, *now_ms);
         }
         if !self.is_formed() {
             return Err(Refusal::new(reason::NOT_FORMED, "no cluster was formed yet"));
@@ -125,13 +126,13 @@ impl Document {
 
     fn form(
         &mut self,
-        cluster_id: NodeId,
+        (cluster_id, formation): (NodeId, NodeId),
         partition_bits: u32,
         members: &BTreeMap<NodeId, Member>,
         now_ms: u64,
     ) -> Applied {
         if self.is_formed() {
-            let same = self.cluster_id == cluster_id;
+            let same = (self.cluster_id, self.formation) == (cluster_id, formation);
             let message = format!("cluster {} was formed already", self.cluster_id);
             return if same {
                 Ok(self.done())
@@ -157,6 +158,7 @@ impl Document {
         let normal = |member: &Member| Member { state: MemberState::Normal, ..member.clone() };
         *self = Self {
             cluster_id,
+            formation,
             epoch: 1,
             version: 1,
             partition_bits,

@@ -116,6 +116,10 @@ pub type Partitions = BTreeMap<u8, BTreeSet<u32>>;
 pub struct Document {
     /// The cluster.
     pub cluster_id: NodeId,
+    /// The formation it comes from: minted for it and never again. It tells clusters apart that were
+    /// formed under one configured id. Zero in those that are older than this field.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub formation: NodeId,
     /// Grows by one with every committed change of ownership. 0: no cluster was formed.
     pub epoch: u64,
     /// Grows with every committed change.
@@ -155,6 +159,10 @@ pub struct Document {
     pub replacements: BTreeMap<NodeId, String>,
 }
 
+fn is_zero(id: &NodeId) -> bool {
+    *id == NodeId::default()
+}
+
 /// A change of owners: any number of each.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -189,6 +197,9 @@ pub enum Command {
     Form {
         /// The cluster.
         cluster_id: NodeId,
+        /// See [`Document::formation`].
+        #[serde(default, skip_serializing_if = "is_zero")]
+        formation: NodeId,
         /// See [`Document::partition_bits`].
         partition_bits: u32,
         /// The first members.

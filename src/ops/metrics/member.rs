@@ -139,6 +139,16 @@ impl MemberParts {
                 "Writes whose outcome was told as unknown.",
             ),
             counter(
+                "pairdb_coordinator_overloaded_total",
+                stats.overloaded,
+                "Messages that found no room on the way to a node.",
+            ),
+            gauge(
+                "pairdb_coordinator_queued_bytes",
+                stats.queued_bytes,
+                "Bytes of rows that wait for other nodes, or are under way to them.",
+            ),
+            counter(
                 "pairdb_coordinator_restarts_total",
                 stats.restarts,
                 "Requests started over under a new layout.",
@@ -177,6 +187,11 @@ impl MemberParts {
             gauge("pairdb_hints_size_bytes", stats.bytes, "Bytes of hints on disk."),
             gauge("pairdb_hints_targets", stats.targets, "Nodes there are hints for."),
             gauge("pairdb_hints_pending", stats.pending, "Rows to deliver."),
+            gauge(
+                "pairdb_hints_waiting_bytes",
+                stats.waiting_bytes,
+                "Bytes of rows that wait in memory to be kept.",
+            ),
             counter("pairdb_hints_kept_total", stats.kept, "Rows kept for others."),
             counter("pairdb_hints_refused_total", stats.refused, "Rows there was no room for."),
             counter("pairdb_hints_delivered_total", stats.delivered, "Rows delivered."),

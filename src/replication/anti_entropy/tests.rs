@@ -316,6 +316,7 @@ impl Trio {
             liveness: link,
             hints: None,
             lingering_max: 10,
+            queue_bytes_max: 1 << 20,
             pages_max: 4,
             work: Work::Inline,
         });

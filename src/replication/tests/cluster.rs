@@ -15,7 +15,7 @@ use super::super::departure::certificate::Certificates;
 use super::super::departure::{self, Departure};
 use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
-use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
 use super::super::transfer::{self, Transfer};
 use super::super::*;
 use crate::cluster::NodeId;
@@ -32,6 +32,8 @@ use crate::store::{
 
 pub const T0_MS: u64 = 1_700_000_000_000;
 pub const SECOND: Duration = Duration::from_secs(1);
+/// Of rows that wait for a peer, and of those that wait to be kept as hints.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// How the network treats messages; each is a chance in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
@@ -322,6 +324,7 @@ pub struct Node {
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
+    pub missed: HintSender,
     pub departure: Arc<Departure>,
     pub transfer: Arc<Transfer>,
     pub certificates: Arc<Certificates>,
@@ -536,8 +539,9 @@ impl Node {
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
         };
+        let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
-            Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+            Hints::start(Path::new("/node/hints"), parts, options).expect("opens");
         let vfs = Arc::clone(&store.environment().vfs);
         let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
         let certificates = Arc::new(certificates.expect("opens"));
@@ -576,8 +580,9 @@ impl Node {
             layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: links,
-            hints: Some(sender),
+            hints: Some(sender.clone()),
             lingering_max: 1000,
+            queue_bytes_max: QUEUE_BYTES_MAX,
             work: Work::Inline,
             pages_max: 4,
         });
@@ -591,7 +596,18 @@ impl Node {
         );
         let answering = Answering { replica, certificates: Arc::clone(&certificates) };
         world.handlers.lock().insert(id, Arc::new(answering));
-        Self { id, store, coordinator, fence, hints, departure, transfer, certificates, reports }
+        Self {
+            id,
+            store,
+            coordinator,
+            fence,
+            hints,
+            missed: sender,
+            departure,
+            transfer,
+            certificates,
+            reports,
+        }
     }
 }
 
@@ -605,6 +621,10 @@ pub fn over(key: &str, value: &str, context: &[u8]) -> Mutation {
 
 pub fn once(key: &str, value: &str, token: &str) -> Mutation {
     Mutation { idempotency_key: Some(token.into()), ..put(key, value) }
+}
+
+pub fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
+    Mutation { key: key.into(), context, ..Mutation::default() }
 }
 
 pub fn values(row: &store::ReadRow) -> Vec<String> {

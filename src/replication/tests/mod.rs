@@ -2,6 +2,7 @@
 
 mod batches;
 mod cluster;
+mod deletes;
 mod departures;
 mod directed;
 mod epochs;
