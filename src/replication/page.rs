@@ -41,12 +41,13 @@ pub(super) fn answer(
         asked => asked.min(PAGE_BYTES_MAX),
     };
     let failed = |error: store::Error| refused(error.reason(), error.to_string());
-    let page = {
+    let (words, page) = {
         let _pass = enter(fence, layout.epoch())?;
         let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
-        // A source that has lost data would be counted for what it does not know.
-        store.check_all_undamaged(&[within]).map_err(failed)?;
-        store.rows_by_token(range, cursor, bytes_max).map_err(failed)?
+        // A source that has lost data would be counted for what it does not know. The words first:
+        // the rows that are read after them say no less.
+        let words = store.least_words(within).map_err(failed)?;
+        (words, store.rows_by_token(range, cursor, bytes_max).map_err(failed)?)
     };
     let cursor = page.cursor.clone().unwrap_or_default().into();
     let reply = if request.sum {
@@ -69,7 +70,7 @@ pub(super) fn answer(
         let reply = proto::PageReply { rows, cursor, ..Default::default() };
         if request.packed { pack(reply) } else { reply }
     };
-    Ok(Reply::Page(reply))
+    Ok(Reply::Page(proto::PageReply { guard: words.guard, floor: words.floor, ..reply }))
 }
 
 /// What the rows of a page add up to, under no floor.

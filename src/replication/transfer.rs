@@ -18,6 +18,7 @@
 //! 3. What is proposed names the epoch; a document of another epoch starts the work over.
 //! 4. Rows are joined only under the epoch they were asked for under.
 
+mod dead;
 mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -145,7 +146,8 @@ impl Transfer {
         // How far each source is; good under this epoch.
         let mut places: BTreeMap<NodeId, Place> = BTreeMap::new();
         for ToSync { partition, sources, .. } in todo {
-            if sources.of.contains(&self.node) {
+            if sources.of.contains(&self.node) && self.store.floor_of_partition(*partition).is_ok()
+            {
                 // Its own fence is durable, or this document would not be here.
                 merged.insert(self.node);
             }

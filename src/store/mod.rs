@@ -89,7 +89,7 @@ pub use raw::{FloorDigest, RawRow};
 pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
-pub use safe_point::Participant;
+pub use safe_point::{Participant, Words};
 pub use scan::{RowFilter, RowPage, ScanPage, ScanPlan, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
 pub use visit::{FoundRow, OnDamage, PageBounds};

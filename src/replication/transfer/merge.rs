@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! copy       pages of rows, in token order; joined, durable
+//! fence      what the source takes no more from messages this node takes no more
 //! add up     both sides: rows and a digest of all of them. Equal: it is done
 //! compare    else digests by key; the rows that differ are fetched and joined,
 //!            and each of them is read back: it must change nothing to join it again
+//! forget     what is here and dead by the floor of the source: see `dead`
 //! ```
 //!
 //! Of a source after the first nothing is copied: what the first one had is here, so its sum is
@@ -14,7 +16,12 @@
 //! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
 //!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
 //!    first row; what is fetched twice is what differs.
-//! 2. What is equal may be in memory only: whoever says that all is merged makes it durable first.
+//! 2. A newcomer vouches for nothing, its floor is 0; but it is fenced where its sources are before
+//!    it says that it has merged. Else a late copy of a value that all of them have forgotten with
+//!    its delete would find two newcomers, and a quorum.
+//! 3. Rows of a source are judged by floors, not by the guard: a round that came no further than
+//!    its fence must not keep them out.
+//! 4. What is equal may be in memory only: whoever says that all is merged makes it durable first.
 
 use std::sync::Arc;
 
@@ -28,7 +35,7 @@ use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page;
-use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange, Words};
 
 /// Rows as the store joins them.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
@@ -41,7 +48,7 @@ pub(super) struct From<'l> {
 }
 
 impl From<'_> {
-    fn tokens(&self) -> TokenRange {
+    pub(super) fn tokens(&self) -> TokenRange {
         let (start, end_inclusive) = self.layout.tokens_of(&(self.partition..=self.partition));
         TokenRange { start, end_inclusive }
     }
@@ -74,26 +81,40 @@ impl Transfer {
                 false => Place::Behind(page.cursor),
             };
         }
-        if self.adds_up(from).await? { Ok(()) } else { self.compare(from).await }
+        let (is_equal, floor) = self.adds_up(from).await?;
+        if is_equal {
+            return Ok(());
+        }
+        self.compare(from).await?;
+        if self.store.keeps("newcomer_forgets") { self.forget(from, floor).await } else { Ok(()) }
     }
 
-    /// Whether both sides hold the same.
-    async fn adds_up(&self, from: &From<'_>) -> Result<bool, Error> {
+    /// Whether both sides hold the same, and the floor of the source. This node is fenced first.
+    async fn adds_up(&self, from: &From<'_>) -> Result<(bool, u64), Error> {
         let mut theirs = proto::PageSum::default();
+        let mut words;
         let mut cursor = Bytes::new();
         loop {
             let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
             let page = self.ask_page(from, request).await?;
             page::add(&mut theirs, &page.sum.ok_or_else(PeerError::unexpected)?);
+            words = Words { guard: page.guard, floor: page.floor };
             cursor = page.cursor;
             if cursor.is_empty() {
                 break;
             }
         }
         let (store, range) = (Arc::clone(&self.store), from.tokens());
-        let bytes = self.settings.page_bytes as usize;
-        let own = self.work.run(move || own_sum(&store, range, bytes)).await;
-        Ok(own.map_err(|_| Error::Stopping)?? == theirs)
+        let (bytes, partition) = (self.settings.page_bytes as usize, from.partition);
+        let is_fenced = self.store.keeps("newcomer_fenced");
+        let own = self.work.run(move || {
+            if is_fenced && store.guard_of_partition(partition)? < words.guard {
+                store.fence(&[partition..=partition], words.guard)?;
+            }
+            own_sum(&store, range, bytes)
+        });
+        let own = own.await.map_err(|_| Error::Stopping)??;
+        Ok((own == theirs, words.floor))
     }
 
     /// Sees of each row that a source holds that it is here, and fetches those that are not.
@@ -128,7 +149,7 @@ impl Transfer {
         }
     }
 
-    async fn ask(&self, from: &From<'_>, request: Request) -> Result<Reply, PeerError> {
+    pub(super) async fn ask(&self, from: &From<'_>, request: Request) -> Result<Reply, PeerError> {
         let (epoch, timeout) = (from.layout.epoch(), self.settings.timeout);
         self.peers.call(from.source, Class::Background, epoch, request, timeout).await
     }
@@ -204,7 +225,9 @@ impl Transfer {
         // Of a page that was asked for under another epoch the rows may not be this node's.
         let begun = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            store.submit_rows(&rows, Box::new(move |results| drop(done.send(results))));
+            let (judged, floors) = judge(&store, &rows)?;
+            let told = Box::new(move |results| drop(done.send(results)));
+            store.submit_repairs(&judged, &floors, told);
             Ok::<_, Error>(rows)
         });
         let rows = begun.await.map_err(|_| Error::Stopping)??;
@@ -213,6 +236,30 @@ impl Transfer {
         self.progress.moved(count, bytes as u64);
         Ok(rows)
     }
+}
+
+/// Rows as they may be joined here under the floors of their partitions, with these.
+fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
+    let (mut judged, mut floors) = (Rows::with_capacity(rows.len()), Vec::new());
+    for (tenant, key, row) in rows {
+        let own = match store.floor_at(store.tenant_by_id(*tenant)?.token(key)) {
+            // It vouches for nothing: whatever it lacks may be alive.
+            Ok(0) | Err(store::Error::Damaged { .. }) => RawRow::default(),
+            _ => store.raw_row(*tenant, key)?,
+        };
+        let floor = own.floor;
+        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+        let row = match floor {
+            0 => row.clone(),
+            _ => match store.join_raw(own, theirs)?.row {
+                Some(joined) => joined.into(),
+                None => continue,
+            },
+        };
+        judged.push((*tenant, key.clone(), row));
+        floors.push(floor);
+    }
+    Ok((judged, floors))
 }
 
 /// What this node's rows of a range add up to.
