@@ -7,4 +7,5 @@ mod departures;
 mod directed;
 mod epochs;
 mod histories;
+mod refusals;
 mod scans;
