@@ -50,7 +50,7 @@ use self::state_machine::StateMachine;
 use self::types::{LogId, Proposal, Raft};
 use super::NodeId;
 use super::fence::Fence;
-use super::layout::{Answer, Command, Document, Layout, Member, MemberState};
+use super::layout::{Answer, Command, Document, Layout, Member};
 use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine;
 use crate::store::environment::Environment;
@@ -450,7 +450,7 @@ fn votes_with_others(document: &Document, me: NodeId) -> bool {
 
 /// Whether it may have a part in the group.
 fn votes(member: &Member) -> bool {
-    !matches!(member.state, MemberState::Left | MemberState::Removed)
+    !member.state.is_gone()
 }
 
 /// A member that lost its votes must not vote again: the log is made before there is anything else.
