@@ -39,6 +39,7 @@ use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::{self, Departure};
 use crate::replication::duties::{self, Report};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::progress::Rate;
 use crate::replication::transfer::{self, Transfer};
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
@@ -272,7 +273,7 @@ pub(super) async fn start(
     ));
     let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
     let moving = Moving {
-        rate: Arc::default(),
+        rate: Arc::new(Rate::new(config.cluster.transfer_rate_bytes.0)),
         progress: Arc::default(),
         certificates: Arc::new(certificates.map_err(failed)?),
     };
@@ -340,6 +341,7 @@ pub(super) async fn start(
         hints: Arc::clone(&hints),
         anti_entropy: Arc::clone(&anti_entropy),
         transfer: Arc::clone(&moving.progress),
+        rate: Arc::clone(&moving.rate),
         peers: Arc::clone(&peers),
         counters,
     };

@@ -508,6 +508,11 @@ async fn a_node_that_may_not_join_is_refused_by_name() {
     let namesake = Member { name: "n1".to_owned(), ..member(4) };
     let namesake = world.open(4, disk(), NOW_MS, namesake, options(1, [1])).unwrap();
     assert_eq!(refusal(&namesake).await, reason::NAME_TAKEN);
+    let mut document = (*first.fence.document()).clone();
+    document.replacements.insert(id(1), "n2".to_owned());
+    document.version += 1;
+    first.fence.adopt(&Arc::new(document)).unwrap();
+    assert_eq!(refusal(&namesake).await, reason::NAME_TAKEN, "it comes in for nobody");
 
     let mut document = (*first.fence.document()).clone();
     let gone = Member { state: MemberState::Removed, ..member(5) };

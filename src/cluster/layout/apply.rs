@@ -20,7 +20,7 @@ use crate::store::{Error, Tenant, TenantChange, TenantId, TenantSpec};
 
 use super::refusal::{Refusal, reason};
 use super::{
-    Answer, Change, Command, Document, Member, MemberState, OWNERS_MAX, Owner, Owners, rules,
+    Answer, Change, Command, Document, Member, MemberState, OWNERS_MAX, Owner, Owners, Partitions,
 };
 
 /// The result of one command.
@@ -46,6 +46,8 @@ impl Document {
             tenants: BTreeMap::new(),
             tenant_id_next: 1,
             next_factors: BTreeMap::new(),
+            lost: Partitions::new(),
+            replacements: BTreeMap::new(),
         }
     }
 
@@ -250,7 +252,7 @@ impl Document {
         }
         let (old, new) = self.tables(next);
         let sets = self.each_set(&old, &new);
-        if !sets.iter().all(|(set, _)| rules::is_fenced(set, |node| self.fenced.contains(node))) {
+        if !sets.iter().all(|(set, _)| self.is_fenced(set)) {
             return;
         }
         let departed = departed(sets.iter().map(|(current, next)| (current, next)));
@@ -279,7 +281,7 @@ impl Document {
 
     /// L1: one that was to hand over what it has is dead; the transition goes on without its help.
     fn give_up(&mut self, node: NodeId, epoch: u64) -> Applied {
-        let next = self.joint_of(epoch)?;
+        self.joint_of(epoch)?;
         let state = self.members.get(&node).map(|member| member.state);
         match state {
             Some(MemberState::Removing) => return Ok(self.done()),
@@ -289,8 +291,7 @@ impl Document {
                 return Err(Refusal::new(reason::NOT_AN_OWNER, message));
             }
         }
-        let (old, new) = self.tables(next);
-        self.check_sources(&self.each_set(&old, &new), &BTreeSet::from([node]))?;
+        self.check_sources_without(node)?;
         if let Some(member) = self.members.get_mut(&node) {
             member.state = MemberState::Removing;
         }
@@ -322,9 +323,17 @@ impl Document {
         self.begin_epoch();
         self.departed.extend(departed.into_iter().map(|node| (node, self.epoch)));
         let members = &self.members;
-        self.departed.retain(|node, _| {
+        let stays = |node: &NodeId| {
             members.get(node).is_some_and(|member| member.state != MemberState::Removed)
-        });
+        };
+        self.departed.retain(|node, _| stays(node));
+        self.forget_replacements();
+    }
+
+    /// Nobody comes in for who owns nothing.
+    pub(super) fn forget_replacements(&mut self) {
+        let owners = &self.owners;
+        self.replacements.retain(|node, _| owners.contains_key(node));
     }
 
     /// Facts about the epoch before say nothing about this one.
@@ -334,6 +343,7 @@ impl Document {
         self.fenced.clear();
         self.synced.clear();
         self.syncers.clear();
+        self.lost.clear();
     }
 
     fn note_cleared(&mut self, node: NodeId, epoch: u64) -> Applied {

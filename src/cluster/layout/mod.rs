@@ -107,6 +107,9 @@ pub struct Owner {
 /// The owners of a document: partitions are placed among them.
 pub type Owners = BTreeMap<NodeId, Owner>;
 
+/// Partitions, by the number of replicas that some tenants have of them.
+pub type Partitions = BTreeMap<u8, BTreeSet<u32>>;
+
 /// A layout document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,6 +150,13 @@ pub struct Document {
     /// The numbers of replicas to be, where they differ from the tenants'. In Joint documents only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub next_factors: BTreeMap<TenantId, u8>,
+    /// Where too few replicas stay, and the loss was accepted: T4 and T5 are waived there, those
+    /// who stay are all sources. In Joint documents only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost: Partitions,
+    /// Who is removed by the same change by which a node of this name joins.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub replacements: BTreeMap<NodeId, String>,
 }
 
 fn is_zero(id: &NodeId) -> bool {
@@ -170,6 +180,13 @@ pub struct Change {
     pub zones: BTreeMap<NodeId, String>,
     /// New numbers of replicas.
     pub factors: BTreeMap<TenantId, u8>,
+    /// What may be lost by `removes`: exactly that, or the change is refused.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accepts_loss: Partitions,
+    /// Who shall be removed when a node of this name joins, in one change; an empty name takes that
+    /// back. It begins nothing, and is a change of its own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub replaces: BTreeMap<NodeId, String>,
 }
 
 /// A change to the document.

@@ -3,6 +3,7 @@
 mod commands;
 mod histories;
 mod lookups;
+mod losses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

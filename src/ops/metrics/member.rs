@@ -14,7 +14,7 @@ use crate::cluster::view::{RunState, View};
 use crate::replication::Coordinator;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::hints::Hints;
-use crate::replication::progress::Progress;
+use crate::replication::progress::{Progress, Rate};
 use crate::resilience::breaker;
 use crate::rpc::peer::{Counters, PeerClient, Reason};
 
@@ -36,6 +36,8 @@ pub struct MemberParts {
     pub anti_entropy: Arc<AntiEntropy>,
     /// What it moves because owners change.
     pub transfer: Arc<Progress>,
+    /// How fast it may.
+    pub rate: Arc<Rate>,
     /// Its links to the others.
     pub peers: Arc<PeerClient>,
     /// Both sides of the peer port.
@@ -81,6 +83,12 @@ impl MemberParts {
             gauge("pairdb_transfer_rows", moved.keys, "Rows moved for it."),
             gauge("pairdb_transfer_moved_bytes", moved.bytes, "Bytes of those rows."),
             gauge("pairdb_transfer_rate_bytes", moved.bytes_per_second, "Bytes a second of late."),
+            gauge("pairdb_transfer_limit_bytes", self.rate.get(), "The most there may be; 0: any."),
+            counter(
+                "pairdb_transfer_bytes_total",
+                self.rate.total(),
+                "Bytes of rows fetched, or given to others, because owners changed.",
+            ),
         ]
     }
 

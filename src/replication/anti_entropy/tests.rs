@@ -157,6 +157,7 @@ impl PeerHandler for Handler {
 struct Running {
     store: Arc<Store>,
     anti_entropy: Arc<AntiEntropy>,
+    coordinator: Arc<Coordinator>,
 }
 
 struct Node {
@@ -176,6 +177,7 @@ struct Trio {
     settings: Settings,
     sync_mode: SyncMode,
     removed: Vec<&'static str>,
+    accepts_log_corruption: bool,
 }
 
 fn id(index: usize) -> NodeId {
@@ -255,7 +257,9 @@ impl Trio {
         let nodes = (0..3).map(node).collect();
         let removed = removed.to_vec();
         let sync_mode = SyncMode::Always;
-        let mut trio = Self { net: Arc::default(), nodes, settings, sync_mode, removed };
+        let net = Arc::default();
+        let accepts_log_corruption = false;
+        let mut trio = Self { net, nodes, settings, sync_mode, removed, accepts_log_corruption };
         (0..3).for_each(|at| trio.start(at));
         for node in &trio.nodes {
             let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
@@ -278,6 +282,7 @@ impl Trio {
         options.engine.compaction_threads = 0;
         options.engine.sync_mode = self.sync_mode;
         options.engine.partition_bits = BITS;
+        options.engine.accept_log_corruption = self.accepts_log_corruption;
         options.engine.log_segment_bytes = 4 << 20;
         options.engine.memtable_bytes = 8 << 20;
         options.engine.row_cache_bytes = 16 << 10;
@@ -321,11 +326,11 @@ impl Trio {
             ..proto::Failure::default()
         };
         let replica =
-            Replica::new(node.id, Arc::clone(&store), coordinator, fence, layout, failure);
+            Replica::new(node.id, Arc::clone(&store), coordinator.clone(), fence, layout, failure);
         let handler = Handler { replica, anti_entropy: Arc::clone(&anti_entropy) };
         self.net.handlers.lock().insert(node.id, Arc::new(handler));
         self.net.down.lock().remove(&node.id);
-        node.running = Some(Running { store, anti_entropy });
+        node.running = Some(Running { store, anti_entropy, coordinator });
     }
 
     fn stop(&mut self, at: usize) -> MemVfs {
@@ -353,6 +358,10 @@ impl Trio {
 
     fn anti_entropy(&self, at: usize) -> &Arc<AntiEntropy> {
         &self.nodes[at].running.as_ref().expect("it runs").anti_entropy
+    }
+
+    fn coordinator(&self, at: usize) -> &Arc<Coordinator> {
+        &self.nodes[at].running.as_ref().expect("it runs").coordinator
     }
 
     fn advance_ms(&self, ms: u64) {

@@ -16,6 +16,7 @@ use super::super::departure::{self, Departure};
 use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
+use super::super::transfer::{self, Transfer};
 use super::super::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
@@ -53,6 +54,8 @@ pub struct World {
     down: Mutex<BTreeSet<NodeId>>,
     /// What gets lost on its way, by receiver and kind.
     lost: Mutex<BTreeSet<(NodeId, &'static str)>>,
+    /// Pages from which the first row is left out.
+    pub damaged_pages: AtomicU64,
     handlers: Mutex<BTreeMap<NodeId, Arc<dyn PeerHandler>>>,
     layout: watch::Sender<Arc<Layout>>,
     /// Messages by receiver and kind.
@@ -133,7 +136,20 @@ fn kind_of(request: &Request) -> &'static str {
             proto::ScanWhat::Digests => "scan digest",
             proto::ScanWhat::Keys => "scan keys",
         },
+        Request::Page(page) if page.sum => "sum",
+        Request::Page(page) if page.digests => "page digests",
+        Request::Page(_) => "page",
         _ => "other",
+    }
+}
+
+/// What a source with a defect would send: a page without its first row.
+fn leave_one_out(reply: &mut Reply) {
+    if let Reply::Page(reply) = reply {
+        let mut rows = page::rows_of(reply).expect("a page of this node");
+        rows.drain(..rows.len().min(1));
+        reply.packed = Default::default();
+        reply.rows = rows;
     }
 }
 
@@ -163,6 +179,7 @@ impl Peers for Links {
         let there = async move {
             let handler = world.handlers.lock().get(&to).cloned();
             let is_lost = world.lost.lock().contains(&(to, kind_of(&request)));
+            let is_page = kind_of(&request) == "page";
             if is_lost || !world.travel(from, to).await {
                 return std::future::pending().await;
             }
@@ -182,7 +199,13 @@ impl Peers for Links {
             // What was sent is done even if the sender stops waiting.
             let handled =
                 tokio::spawn(async move { handler.handle(from, epoch, request, timeout).await });
-            let reply = handled.await.expect("the handler does not panic");
+            let mut reply = handled.await.expect("the handler does not panic");
+            let is_damaged = is_page
+                && world.damaged_pages.load(Ordering::Relaxed) > 0
+                && world.damaged_pages.fetch_sub(1, Ordering::Relaxed) > 0;
+            if let (true, Ok(reply)) = (is_damaged, &mut reply) {
+                leave_one_out(reply);
+            }
             if !world.travel(to, from).await {
                 return std::future::pending().await;
             }
@@ -303,6 +326,7 @@ pub struct Node {
     pub hints: Arc<Hints>,
     pub missed: HintSender,
     pub departure: Arc<Departure>,
+    pub transfer: Arc<Transfer>,
     pub certificates: Arc<Certificates>,
     /// What it proposed.
     pub reports: Reports,
@@ -402,6 +426,7 @@ impl Cluster {
             layout: watch::Sender::new(layout(1, owners, None)),
             sent: Mutex::default(),
             lost: Mutex::default(),
+            damaged_pages: AtomicU64::new(0),
             calls: AtomicU64::new(0),
         });
         let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
@@ -536,6 +561,18 @@ impl Node {
             rate: Arc::default(),
             progress: Arc::default(),
         });
+        let transfer = Arc::new(Transfer {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+            report: Arc::new(Noted(Arc::clone(&reports))),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            work: Work::Inline,
+            settings: transfer::Settings { timeout: SECOND, ..transfer::Settings::default() },
+            rate: Arc::default(),
+            progress: Arc::default(),
+        });
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -567,6 +604,7 @@ impl Node {
             hints,
             missed: sender,
             departure,
+            transfer,
             certificates,
             reports,
         }

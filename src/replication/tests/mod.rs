@@ -9,3 +9,4 @@ mod epochs;
 mod histories;
 mod refusals;
 mod scans;
+mod transfers;
