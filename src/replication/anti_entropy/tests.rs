@@ -5,6 +5,7 @@
 mod damage;
 mod differ;
 mod model;
+mod refusals;
 mod rounds;
 mod table;
 

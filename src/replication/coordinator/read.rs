@@ -217,6 +217,7 @@ impl Coordinator {
             level: options.level,
             candidates,
         });
+        // One for each parcel at most, and those are bounded by keys and replicas.
         let (told, mut heard) = mpsc::unbounded_channel();
         let key = |read: &KeyRead| {
             let wants_rows = others == Others::Rows;
