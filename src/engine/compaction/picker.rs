@@ -11,7 +11,8 @@
 //! The level that is furthest beyond its target, if any is; within it the table that overlaps the
 //! fewest bytes below for its size (RocksDB's `kMinOverlappingRatio`). An idle tree still moves:
 //! tables whose tombstones may be forgotten, then tables that are old, go down until everything is
-//! at the last level, so nothing is kept for ever.
+//! at the last level, so nothing is kept for ever. What writers have left at level 0 goes down when
+//! there has been no new table for a while, if it is enough to be worth the rewriting.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
+/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own.
+const REST_REWRITE_MAX: u64 = 10;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What the picker goes by. From [`Options`]; the ages are settled here.
@@ -50,6 +53,8 @@ pub struct PickerOptions {
     pub heavy_age_max_ms: u64,
     /// A table of which a tenth may be forgotten, as far as the floor goes, waits no longer.
     pub purge_age_ms: u64,
+    /// A tree rests when its youngest table of level 0 is older.
+    pub rest_age_ms: u64,
 }
 
 impl From<&Options> for PickerOptions {
@@ -65,6 +70,7 @@ impl From<&Options> for PickerOptions {
             table_age_max_ms: 7 * 24 * HOUR_MS,
             heavy_age_max_ms: 24 * HOUR_MS,
             purge_age_ms: HOUR_MS,
+            rest_age_ms: HOUR_MS / 60,
         }
     }
 }
@@ -80,6 +86,8 @@ pub enum Reason {
     Purge,
     /// The table is old.
     Age,
+    /// Nothing has come for a while.
+    Rest,
     /// Somebody asked for it.
     Manual,
 }
@@ -332,11 +340,23 @@ impl<'a> Picker<'a> {
         picked
     }
 
-    /// What an idle tree does: tables that can shrink, then old ones.
+    /// What an idle tree does: tables that can shrink, then old ones, then level 0.
     fn pick_idle(&self) -> Option<Compaction> {
         let purge = |table: &TableMeta| self.is_purge_due(table).then_some(Reason::Purge);
         let age = |table: &TableMeta| self.is_age_due(table).then_some(Reason::Age);
-        self.pick_due(purge).or_else(|| self.pick_due(age))
+        self.pick_due(purge).or_else(|| self.pick_due(age)).or_else(|| self.pick_rest())
+    }
+
+    /// Level 0, if there has been no new table for a while.
+    fn pick_rest(&self) -> Option<Compaction> {
+        let youngest_ms = self.state.level(0).iter().map(|table| table.created_ms).max()?;
+        if self.now_ms.saturating_sub(youngest_ms) < self.options.rest_age_ms {
+            return None;
+        }
+        let job = self.pick_level0(Reason::Rest)?;
+        let upper = job.inputs.iter().filter(|table| table.level == 0);
+        let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
+        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {
