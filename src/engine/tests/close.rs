@@ -113,6 +113,9 @@ fn a_write_under_way_at_the_close_keeps_the_log() {
     let end = Box::new(|shared: &super::Shared| shared.end_log().expect("keeps the log"));
     engine.shared.hooks.lock().insert("write:picked", end);
     put(&engine, 1);
+    // The close may have left a mark by now that says nothing came after it.
+    let refused = engine.apply(&[(&2_u32.to_be_bytes(), &row(2))]);
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
     drop(engine);
     assert!(!logs(&disk).is_empty());
     assert_eq!(count(&open(disk, tiny()).expect("opens")), 2);
