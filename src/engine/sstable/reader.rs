@@ -8,6 +8,8 @@
 //! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
 //! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
 //!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
+//! 3. A block in which damage was found once is not believed again, whoever found it: its checksum
+//!    is checked at every read.
 
 use std::hint::black_box;
 use std::ops::{Bound, Deref, Range};
@@ -50,6 +52,8 @@ pub struct Table {
     /// One bit per block that was checked. Relaxed: the bytes never change, so the bit orders
     /// nothing; a bit seen late costs one more check.
     touched: Box<[AtomicU64]>,
+    /// One bit per block that was found damaged; never cleared.
+    distrusted: Box<[AtomicU64]>,
 }
 
 /// A record found in a table.
@@ -154,8 +158,10 @@ impl Table {
         let index = payload(footer.index)?;
         let blocks = check_index(&map[index.clone()], footer.filter.offset, &properties)
             .map_err(corrupt(footer.index))?;
+        let bit_per_block = || (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
-            touched: (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            touched: bit_per_block(),
+            distrusted: bit_per_block(),
             path: path.to_path_buf(),
             map,
             number,
@@ -358,7 +364,7 @@ impl Table {
 
     /// Makes all blocks pass for checked ones, as if their bytes had rotted after the first touch.
     #[cfg(test)]
-    pub(super) fn trust_all(&self) {
+    pub(in crate::engine) fn trust_all(&self) {
         self.touched.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
     }
 
@@ -436,11 +442,25 @@ impl Table {
             Block::parse(&bytes)?.check(frame.raw_len)?;
             Ok(bytes)
         };
-        let bytes = checked().map_err(|damage| self.block_corruption(block, damage))?;
-        if let Some(word) = self.touched.get(block / 64) {
-            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+        let checked = checked();
+        self.remember(block, checked.is_ok());
+        checked.map_err(|damage| self.block_corruption(block, damage))
+    }
+
+    /// Takes note of what a check of a block came to.
+    fn remember(&self, block: usize, is_sound: bool) {
+        let (word, bit) = (block / 64, 1 << (block % 64));
+        let (Some(touched), Some(distrusted)) = (self.touched.get(word), self.distrusted.get(word))
+        else {
+            return;
+        };
+        // Of two that disagree at the same time at least one sees the other: each sets its own bit
+        // before it looks at, or clears, the other's.
+        let bits = if is_sound { touched } else { distrusted };
+        bits.fetch_or(bit, Ordering::SeqCst);
+        if distrusted.load(Ordering::SeqCst) & bit != 0 {
+            touched.fetch_and(!bit, Ordering::SeqCst);
         }
-        Ok(bytes)
     }
 
     #[cold]

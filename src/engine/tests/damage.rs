@@ -71,6 +71,27 @@ fn a_damaged_block_is_named_and_contained() {
     assert!(engine.stats().poisoned.is_none());
 }
 
+/// Bytes that were sound when they were first read may rot later. From the moment anybody finds
+/// that out nobody is served them, neither from the table nor from the cache, and no state is made
+/// of them.
+#[test]
+fn a_block_that_rots_after_its_first_read_is_served_no_more_once_it_is_found() {
+    let (_disk, engine) = damaged_store(&tiny());
+    let view = engine.shared.super_version.load_full();
+    view.version.tables().for_each(|table| table.table().trust_all());
+    drop(view);
+    // Wrong answers, which nobody can tell from right ones; they may fill the cache.
+    (0..400).for_each(|n| drop(engine.get(&key(n))));
+    assert_eq!(engine.scrub().expect("the quarantine is written").damaged.len(), 1);
+    let is_refused = |n: &u64| matches!(engine.get(&key(*n)), Err(Error::Corruption(_)));
+    let refused: Vec<u64> = (0..400).filter(is_refused).collect();
+    assert!(!refused.is_empty() && refused.len() < 100, "{refused:?}");
+    for n in refused {
+        let made = engine.update(&[&key(n)[..]], |_, row, _| Ok(row.map(<[u8]>::to_vec)));
+        assert!(matches!(made, Err(Error::Corruption(_))), "{made:?}");
+    }
+}
+
 /// Nothing that was quarantined vanishes silently: after a reopen the reads still fail by name.
 #[test]
 fn quarantine_survives_a_reopen() {
