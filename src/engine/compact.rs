@@ -60,6 +60,7 @@ impl Drop for Reserved<'_> {
 impl Shared {
     /// Runs the most urgent compaction. `false`: there is none.
     pub(super) fn compact_once(&self) -> Result<bool> {
+        self.check_unpoisoned()?;
         let Some(job) = self.reserve(|picker| picker.pick()) else { return Ok(false) };
         self.run_compaction(&job)?;
         Ok(true)

@@ -301,6 +301,14 @@ impl Shared {
         self.background.progress();
     }
 
+    /// Refuses work whose result could not be installed.
+    fn check_unpoisoned(&self) -> Result<()> {
+        match self.poisoned.get() {
+            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Seals the active memtable and works off the queue as it is then.
     fn flush_all(&self) -> Result<()> {
         let epoch = self.seal(false);

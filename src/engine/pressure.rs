@@ -94,9 +94,7 @@ impl Shared {
         let limit_ms = self.options.stall_timeout_ms;
         let mut since: Option<u64> = None;
         loop {
-            if let Some(cause) = self.poisoned.get() {
-                return Err(Error::Poisoned { cause: cause.clone() });
-            }
+            self.check_unpoisoned()?;
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Closed);
             }
