@@ -221,6 +221,12 @@ impl<S> CommitLog<S> {
         }
     }
 
+    /// Tells those who still wait for a write to be durable that nobody will know: `Poisoned`, for
+    /// `Closed` would say that it was not taken. For an owner that goes away, after its last sync.
+    pub fn forsake(&self) {
+        self.progress.forsake();
+    }
+
     /// Whether [`CommitLog::make_room`] has something to do.
     #[inline]
     pub fn wants_room(&self) -> bool {
