@@ -92,6 +92,25 @@ fn a_block_that_rots_after_its_first_read_is_served_no_more_once_it_is_found() {
     }
 }
 
+/// Whoever takes keys out of a table that cannot be read whole is told so.
+#[test]
+fn keys_of_a_damaged_table_are_not_waited_for() {
+    let (_disk, engine) = damaged_store(&tiny());
+    engine.scrub().expect("the quarantine is written");
+    let damaged = engine.quarantined()[0].clone();
+    let readable = (0..400).map(key).find(|key| {
+        let view = engine.shared.super_version.load();
+        let table = view.version.table(damaged.table).expect("is there");
+        table.meta.covers(key) && engine.get(key).is_ok()
+    });
+    let readable = readable.expect("the other blocks of the table");
+    let range = (readable.clone(), None);
+    let removed =
+        engine.remove(&[range], &|key| key == readable, &|install| install().map(|()| true));
+    assert!(matches!(removed, Err(Error::Corruption(_))), "{removed:?}");
+    assert!(engine.stats().poisoned.is_none());
+}
+
 /// Nothing that was quarantined vanishes silently: after a reopen the reads still fail by name.
 #[test]
 fn quarantine_survives_a_reopen() {
