@@ -54,9 +54,11 @@ impl Shared {
         let number = table.meta.number;
         // A job that began before the damage was found has it: the next call finds it free, or
         // gone with what the job could read.
-        let Some(_reserved) = self.reserve(|picker| picker.pick_quarantined(number)) else {
+        let Some(reserved) = self.reserve(|picker| picker.pick_quarantined(number)) else {
             return Ok(0);
         };
+        // It may have been set aside since the caller looked.
+        let table = reserved.table();
         let meta = &table.meta;
         let (kept, bad) = self.without_bad_blocks(table)?;
         let edit = VersionEdit {

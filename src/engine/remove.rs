@@ -105,6 +105,8 @@ impl Shared {
                 }
                 continue;
             };
+            // It may have been moved since.
+            let table = reserved.table();
             let (edit, records) = self.without(table, goes)?;
             let (first, last) = (&table.meta.smallest, &table.meta.largest);
             let mut edit = Some(edit);

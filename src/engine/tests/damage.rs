@@ -21,12 +21,18 @@ fn tables(disk: &MemVfs) -> Vec<PathBuf> {
 
 /// A store of some tables, the first of which has a flipped bit in its first data block.
 fn damaged_store(options: &Options) -> (Arc<MemVfs>, Engine) {
+    damaged_after(options, |_| {})
+}
+
+/// The same of a store with which something was done before.
+fn damaged_after(options: &Options, done: impl FnOnce(&Engine)) -> (Arc<MemVfs>, Engine) {
     let disk = Arc::new(MemVfs::new());
     let engine = open(disk.clone(), options.clone()).expect("opens");
     for n in 0..400 {
         let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
         engine.apply(&[(&key(n), &row)]).expect("taken");
     }
+    done(&engine);
     engine.close().expect("closes");
     drop(engine);
     let table = tables(&disk).remove(0);
@@ -89,6 +95,64 @@ fn a_block_that_rots_after_its_first_read_is_served_no_more_once_it_is_found() {
     for n in refused {
         let made = engine.update(&[&key(n)[..]], |_, row, _| Ok(row.map(<[u8]>::to_vec)));
         assert!(matches!(made, Err(Error::Corruption(_))), "{made:?}");
+    }
+}
+
+/// One block that nobody can give back does not stop the node: what is newer, at level 0 or below,
+/// is compacted past its table, and every other key keeps its state.
+#[test]
+fn a_damaged_block_stops_no_writes() {
+    for level0 in [false, true] {
+        let options = Options { level0_tables_trigger: 2, level0_tables_stop: 6, ..tiny() };
+        let (disk, engine) = damaged_after(&tiny(), |engine| {
+            if !level0 {
+                engine.compact_all().expect("compacts");
+            }
+        });
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(disk.clone(), options.clone()).expect("opens");
+        engine.scrub().expect("the quarantine is written");
+        let quarantined = engine.quarantined();
+        assert_eq!(quarantined.len(), 1);
+        let view = engine.shared.super_version.load_full();
+        let table = view.version.table(quarantined[0].table).expect("is there");
+        assert_eq!(table.meta.level == 0, level0);
+        drop(view);
+        let is_lost: Vec<bool> = (0..400).map(|n| engine.get(&key(n)).is_err()).collect();
+        assert!(is_lost.contains(&true) && is_lost.contains(&false));
+        for round in 1..=6 {
+            for n in 0..400 {
+                let row = Row::default().write(1, 1000 * round + n, true, Some(7)).encode();
+                let position = engine.apply(&[(&key(n), &row)]).expect("never stalled");
+                engine.wait_durable(position).expect("durable");
+            }
+        }
+        engine.compact_all().expect("the others are compacted");
+        let check = |engine: &Engine| {
+            for n in 0..400 {
+                match engine.get(&key(n)) {
+                    Ok(row) => {
+                        let newest = Row::decode(&row.expect("there")).expect("a row");
+                        assert_eq!(newest.values(), [7], "key {n}");
+                    }
+                    Err(error) => assert!(is_lost[n as usize], "key {n}: {error}"),
+                }
+            }
+        };
+        check(&engine);
+        assert_eq!(engine.quarantined(), quarantined, "it is not forgotten");
+        assert!(is_lost.iter().zip(0..).any(|(lost, n)| *lost && engine.get(&key(n)).is_err()));
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(disk, options).expect("reopens");
+        check(&engine);
+        assert_eq!(engine.quarantined(), quarantined);
+        let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
+        assert_eq!(discarded.expect("discarded"), 1);
+        engine.compact_all().expect("no table is left out");
+        is_lost.iter().zip(0..).for_each(|(_, n)| drop(engine.get(&key(n)).expect("readable")));
+        check(&engine);
     }
 }
 
