@@ -8,7 +8,9 @@
 //! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
 //! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
 //!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
-//! 3. A block in which damage was found once is not believed again, whoever found it: its checksum
+//! 3. What is checked is loaded before it is touched: what the disk does not give back is damage
+//!    like any other, where a mapping would end the process.
+//! 4. A block in which damage was found once is not believed again, whoever found it: its checksum
 //!    is checked at every read.
 
 use std::hint::black_box;
@@ -20,7 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::block::{Block, Entry};
 use super::filter::{Filter, KeyHash};
 use super::format::{
-    Checked, Damage, Encoding, FORMAT_VERSION, Footer, FooterError, Frame, Section, TRAILER_BYTES,
+    Checked, Damage, Encoding, FOOTER_BYTES, FORMAT_VERSION, Footer, FooterError, Frame, Section,
+    TRAILER_BYTES,
 };
 use super::index::Index;
 use super::iter::TableIter;
@@ -135,6 +138,8 @@ impl Table {
         number: u64,
         verify_every_read: bool,
     ) -> Result<Self> {
+        let unread = |Damage(what): Damage| Error::corrupt(path, map.len() as u64, what);
+        load(&map, map.len().saturating_sub(FOOTER_BYTES)..map.len()).map_err(unread)?;
         let footer = Footer::decode(&map, number).map_err(|error| match error {
             FooterError::TooNew(found) => {
                 let (file, supported) = (path.to_path_buf(), FORMAT_VERSION);
@@ -268,6 +273,10 @@ impl Table {
             let (file, what) = (self.path.clone(), what.into());
             on_bad(Corruption { file, offset, what }, range);
         };
+        let end = self.map.len();
+        if let Err(damage) = load(&self.map, end.saturating_sub(FOOTER_BYTES)..end) {
+            return report(self.file_bytes(), damage);
+        }
         let footer = match Footer::decode(&self.map, self.number) {
             Ok(footer) => footer,
             Err(FooterError::Damage(damage)) => return report(self.file_bytes(), damage),
@@ -430,7 +439,8 @@ impl Table {
     #[cold]
     fn check_block<'a>(&'a self, block: usize, bytes: &'a [u8]) -> Result<BlockBytes<'a>> {
         let checked = || -> Checked<BlockBytes<'a>> {
-            let offset = self.index()?.frame(block)?.start;
+            let Range { start: offset, end } = self.index()?.frame(block)?;
+            load(&self.map, offset as usize..end as usize)?;
             let frame = Frame::verify(bytes, self.number, offset)?;
             let bytes = match (frame.encoding, self.properties.compression) {
                 (Encoding::Lz4, Compression::None) => {
@@ -502,8 +512,13 @@ fn load_columns(block: &[u8]) {
     }
 }
 
+/// Brings a part of the file into memory that is about to be checked: [`Mapping::load`].
+fn load(map: &Mapping, range: Range<usize>) -> Checked<()> {
+    map.load(range).map_err(|error| Damage(format!("it cannot be read: {error}").into()))
+}
+
 /// Where the payload of a section is in the file, after checking its frame.
-fn payload(map: &[u8], number: u64, section: Section) -> Checked<Range<usize>> {
+fn payload(map: &Mapping, number: u64, section: Section) -> Checked<Range<usize>> {
     let start = usize::try_from(section.offset).ok();
     let len = usize::try_from(section.len).ok();
     let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));
@@ -511,6 +526,7 @@ fn payload(map: &[u8], number: u64, section: Section) -> Checked<Range<usize>> {
     let (Some(range), Some(bytes)) = (range, bytes) else {
         return Err("section out of the file".into());
     };
+    load(map, range.clone())?;
     let frame = Frame::verify(bytes, number, section.offset)?;
     if frame.encoding != Encoding::None {
         return Err("section is compressed".into());

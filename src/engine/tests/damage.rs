@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::vfs::Vfs;
+use crate::engine::vfs::fault::{Effect, Fault, FaultVfs};
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options};
 
@@ -75,6 +76,35 @@ fn a_damaged_block_is_named_and_contained() {
     engine.flush().expect("flushes");
     while engine.step().expect("the damaged table is left out") {}
     assert!(engine.stats().poisoned.is_none());
+}
+
+/// A sector that the disk does not give back is damage like any other, found by whoever touches it
+/// first, and by a scrub.
+#[test]
+fn a_sector_that_cannot_be_read_is_a_damaged_block() {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    for n in 0..400 {
+        let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
+        engine.apply(&[(&key(n), &row)]).expect("taken");
+    }
+    engine.close().expect("closes");
+    drop(engine);
+    let vfs = Arc::new(FaultVfs::new(disk.clone()));
+    let table = tables(&disk).remove(0);
+    vfs.inject(Fault {
+        path_contains: table.to_string_lossy().into_owned(),
+        times: u64::MAX,
+        effect: Effect::Unreadable(40),
+        ..Fault::default()
+    });
+    let engine = open(vfs, tiny()).expect("the block is met when it is read");
+    assert!((0..400).any(|n| matches!(engine.get(&key(n)), Err(Error::Corruption(_)))));
+    let report = engine.scrub().expect("the quarantine is written");
+    assert_eq!(report.damaged.len(), 1);
+    assert!(report.damaged[0].what.contains("cannot be read"), "{}", report.damaged[0]);
+    assert_eq!(engine.discard(&|_| true, &|go| go().map(|()| true)).expect("discarded"), 1);
+    assert!((0..400).all(|n| engine.get(&key(n)).is_ok()));
 }
 
 /// Bytes that were sound when they were first read may rot later. From the moment anybody finds
