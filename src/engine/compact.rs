@@ -6,6 +6,7 @@
 //! A job that meets a damaged block does not abort the store: the block is quarantined, its table
 //! is left out of further jobs and set aside where it stops none, and the other tables go on.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::compaction::{Compaction, Job, JobContext, JobDone, Picker, PurgeView,
 use super::error::{Error, Result};
 use super::flush::CacheChange;
 use super::super_version::SuperVersion;
-use super::version::{TableMeta, TableRef, VersionEdit};
+use super::version::{Quarantined, TableMeta, TableRef, VersionEdit};
 use super::{Engine, Shared};
 
 /// How long `compact_all` waits for a job of another thread before it looks again.
@@ -126,6 +127,7 @@ impl Shared {
     fn run_compaction(&self, reserved: &Reserved<'_>) -> Result<()> {
         let Reserved { job, view, .. } = reserved;
         self.pacer.set_debt(self.compaction_debt(view));
+        let bad_row = RefCell::new(None);
         let context = JobContext {
             vfs: &*self.vfs,
             dir: &self.dir,
@@ -140,6 +142,7 @@ impl Shared {
             now_ms: self.now_ms(),
             stop: self.background.stop_flag(),
             pace: &|bytes| self.pace(bytes),
+            on_bad_row: &|number, key| drop(bad_row.replace(Some((number, Box::from(key))))),
         };
         let run = Job::new(job, context);
         #[cfg(test)]
@@ -150,6 +153,9 @@ impl Shared {
             Ok(None) => return Err(Error::Closed),
             Err(Error::Corruption(corruption)) => {
                 self.quarantine_damaged(reserved)?;
+                if let Some((number, key)) = bad_row.take() {
+                    self.quarantine_row(reserved, number, key)?;
+                }
                 return Err(Error::Corruption(corruption));
             }
             Err(error) => return Err(error),
@@ -169,6 +175,18 @@ impl Shared {
     /// Finds and records the unreadable blocks of a job's inputs, so that it is not picked again.
     fn quarantine_damaged(&self, reserved: &Reserved<'_>) -> Result<()> {
         reserved.job.inputs.iter().try_for_each(|input| self.scrub_table(input.number))
+    }
+
+    /// Records a row that is no row although its block is sound. Its table is left alone like any
+    /// other that holds what cannot be read, or the same job would be picked again for ever.
+    fn quarantine_row(&self, reserved: &Reserved<'_>, number: u64, key: Box<[u8]>) -> Result<()> {
+        match reserved.view.version.table(number) {
+            Some(table) => {
+                let (smallest, largest) = (key.clone(), key);
+                self.quarantine(table, vec![Quarantined { table: number, smallest, largest }])
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits as long as the rate limit says, or until the threads are to stop.

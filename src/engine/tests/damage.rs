@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::row::Row;
-use super::{open, tiny};
+use super::row::{Row, RowJoin};
+use super::{StoppedClock, open, tiny};
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{Effect, Fault, FaultVfs};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options};
+use crate::engine::{Engine, Environment, Error, MergeError, MergeOperator, Options};
 
 fn key(n: u64) -> Vec<u8> {
     format!("{n:08}").into_bytes()
@@ -297,4 +298,54 @@ fn a_table_without_a_sound_block_goes_and_uncovers_what_it_hid() {
     let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
     assert_eq!(discarded.expect("discarded"), 1);
     assert_eq!(engine.get(&key(1)).expect("readable"), Some(old));
+}
+
+/// An operator that cannot read rows of the value 13 any more, once it is told so.
+struct Refuses(Arc<AtomicBool>);
+
+impl Refuses {
+    fn check(&self, row: &[u8]) -> Result<(), MergeError> {
+        let is_bad = self.0.load(Ordering::SeqCst) && Row::decode(row)?.values().contains(&13);
+        if is_bad { Err(MergeError("thirteen".to_owned())) } else { Ok(()) }
+    }
+}
+
+impl MergeOperator for Refuses {
+    fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
+        self.check(a).and_then(|()| self.check(b)).and_then(|()| RowJoin.join(a, b, out))
+    }
+
+    fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError> {
+        self.check(row).and_then(|()| RowJoin.live_time_min(row))
+    }
+}
+
+/// A row that cannot be read under a good checksum is left alone like a block that cannot: the
+/// compaction that meets it is not picked again and again, and giving it up takes no other row.
+#[test]
+fn a_row_that_cannot_be_read_is_not_compacted_for_ever() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let environment = Environment { vfs: Arc::new(MemVfs::new()), clock: Arc::new(StoppedClock) };
+    let operator = Arc::new(Refuses(Arc::clone(&refuses)));
+    let engine = Engine::open_in(Path::new("/db"), tiny(), operator, environment).expect("opens");
+    for round in 0..3_u64 {
+        for n in 0..40 {
+            let value = if n == 20 { 13 } else { 1 };
+            let row = Row::default().write(1, 100 * round + n + 1, true, Some(value)).encode();
+            engine.apply(&[(&key(n), &row)]).expect("taken");
+        }
+        engine.flush().expect("flushes");
+    }
+    refuses.store(true, Ordering::SeqCst);
+    let attempts: Vec<_> = (0..20).map_while(|_| engine.compact_all().err()).collect();
+    assert!((1..=3).contains(&attempts.len()), "{attempts:?}");
+    assert!(engine.quarantined().iter().all(|row| *row.smallest == *key(20)));
+    assert!(engine.stats().poisoned.is_none());
+    for n in (0..40).filter(|n| *n != 20) {
+        assert!(engine.get(&key(n)).expect("readable").is_some());
+    }
+    let always = |install: &mut dyn FnMut() -> crate::engine::Result<()>| install().map(|()| true);
+    assert!(engine.discard(&|_| true, &always).expect("discarded") >= 1);
+    engine.compact_all().expect("no table is left out");
+    assert!((0..40).filter(|n| *n != 20).all(|n| engine.get(&key(n)).expect("there").is_some()));
 }
