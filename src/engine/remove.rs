@@ -44,7 +44,8 @@ impl Engine {
     /// Nobody may write such a key while the permit is given.
     ///
     /// # Errors
-    /// A table could not be read or written; [`Error::Closed`].
+    /// A table could not be read or written; [`Error::Corruption`] too of a table that cannot be
+    /// written anew because of a block in it that nobody asked for; [`Error::Closed`].
     pub fn remove(
         &self,
         ranges: &[Range],
@@ -96,11 +97,16 @@ impl Shared {
                 continue;
             }
             let Some(reserved) = self.reserve(|picker| picker.pick_table(table.meta.number)) else {
+                if self.is_unreadable(table) {
+                    return Err(unreadable(table));
+                }
                 if matches!(pass, Pass::Clean) {
                     pass = Pass::Busy;
                 }
                 continue;
             };
+            // It may have been moved since.
+            let table = reserved.table();
             let (edit, records) = self.without(table, goes)?;
             let (first, last) = (&table.meta.smallest, &table.meta.largest);
             let mut edit = Some(edit);
@@ -120,6 +126,12 @@ impl Shared {
             pass = Pass::Removed(before + records);
         }
         Ok(pass)
+    }
+
+    /// Whether a table is left alone for good, unlike one that a compaction has.
+    fn is_unreadable(&self, table: &TableRef) -> bool {
+        let view = self.super_version.load();
+        view.version.state().quarantined().iter().any(|range| range.table == table.meta.number)
     }
 
     /// The edit that replaces a table by one without the keys that go, which is written, and how
@@ -170,6 +182,17 @@ impl Shared {
         edit.added.push(TableMeta { created_ms: meta.created_ms, ..kept });
         Ok((edit, removed))
     }
+}
+
+/// What is wrong with a table with an unreadable block.
+#[cold]
+fn unreadable(table: &TableRef) -> Error {
+    let mut first = None;
+    table.table().verify_all(&mut |corruption, _| {
+        first.get_or_insert(corruption);
+    });
+    let (path, what) = (table.table().path(), "a block could not be read");
+    first.map_or_else(|| Error::corrupt(path, 0, what), Error::Corruption)
 }
 
 /// Whether a table holds a key that goes.

@@ -233,7 +233,7 @@ impl Store {
             self.engine.flush()?;
             *state = FloorState { waits: false, since: now };
         }
-        let floor = clock::time_of_ms(self.now_ms().saturating_sub(self.safe_points.margin_ms));
+        let floor = clock::time_of_ms(self.steady_ms().saturating_sub(self.safe_points.margin_ms));
         let is_new = current > 0 && lasts(&state, self.safe_points.interval_ms);
         if is_new || floor <= current {
             return Ok(current);

@@ -5,7 +5,8 @@
 //!    an input and the output level. At level 0 a table is taken only with every older one that it
 //!    overlaps; below, all tables of the output level that the inputs overlap are inputs.
 //! 2. Two jobs at a time share no table, and their outputs at one level cannot interleave.
-//! 3. A table with an unreadable block is left alone, and what may not pass it stays too.
+//! 3. A table with an unreadable block is left alone, and what may not pass it stays too. Once it
+//!    is set aside, at level 0 as one that hides nothing, whatever is newer may pass it.
 //!
 //! # Order
 //! The level that is furthest beyond its target, if any is; within it the table that overlaps the
@@ -90,6 +91,8 @@ pub enum Reason {
     Rest,
     /// Somebody asked for it.
     Manual,
+    /// A table with an unreadable block is in the way.
+    Damage,
 }
 
 /// A compaction to run.
@@ -140,6 +143,8 @@ pub struct Picker<'a> {
     targets: Targets,
     /// Inputs of running jobs, and tables with an unreadable block.
     busy: HashSet<u64>,
+    /// Tables with an unreadable block.
+    quarantined: HashSet<u64>,
     rules: Rules,
 }
 
@@ -154,9 +159,11 @@ impl<'a> Picker<'a> {
         now_ms: u64,
     ) -> Self {
         let inputs = running.iter().flat_map(|job| job.inputs.iter().map(|table| table.number));
-        let quarantined = state.quarantined().iter().map(|range| range.table);
+        let quarantined: HashSet<u64> =
+            state.quarantined().iter().map(|range| range.table).collect();
         Self {
-            busy: inputs.chain(quarantined).collect(),
+            busy: inputs.chain(quarantined.iter().copied()).collect(),
+            quarantined,
             targets: Targets::new(state, options),
             rules: Rules::default(),
             state,
@@ -214,7 +221,8 @@ impl<'a> Picker<'a> {
     /// all goes down level by level, then what was not rewritten on the way is rewritten. `None`
     /// with no job running: it is done.
     pub fn pick_all(&self, before: u64) -> Option<Compaction> {
-        let upper = (0..LAST).find(|level| !self.state.level(*level).is_empty());
+        let is_sound = |table: &Arc<TableMeta>| !self.quarantined.contains(&table.number);
+        let upper = (0..LAST).find(|level| self.state.level(*level).iter().any(is_sound));
         match upper {
             Some(0) => self.pick_level0(Reason::Manual),
             Some(level) => self.pick_run(level),
@@ -237,6 +245,22 @@ impl<'a> Picker<'a> {
         let table = self.state.tables().find(|table| table.number == number)?;
         let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
         (!self.running.iter().any(has_it)).then(|| Self::alone(table))
+    }
+
+    /// A table with an unreadable block that is not set aside yet, alone. One at a time, for each
+    /// takes an epoch of level 0.
+    pub fn pick_aside(&self) -> Option<Compaction> {
+        if self.running.iter().any(|job| job.reason == Reason::Damage) {
+            return None;
+        }
+        let tables = self.state.tables().filter(|table| self.quarantined.contains(&table.number));
+        let mut in_the_way = tables.filter(|table| !self.is_aside(table));
+        let job = in_the_way.find_map(|table| self.pick_quarantined(table.number))?;
+        Some(Compaction { reason: Reason::Damage, output_level: 0, trivial_move: true, ..job })
+    }
+
+    fn is_aside(&self, table: &TableMeta) -> bool {
+        table.level == 0 && table.demote_full && self.quarantined.contains(&table.number)
     }
 
     fn alone(table: &Arc<TableMeta>) -> Compaction {
@@ -278,7 +302,9 @@ impl<'a> Picker<'a> {
                 }
                 tables.remove(0);
             }
-            left.push(table);
+            if !self.is_aside(table) {
+                left.push(table);
+            }
         }
         picked
     }
