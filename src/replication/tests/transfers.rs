@@ -11,6 +11,8 @@ use super::cluster::*;
 use super::departures::{Drawn, drawn};
 use crate::causality::clock::time_of_ms;
 use crate::cluster::layout::{Command, Document, MemberState};
+use crate::cluster::peer::{PeerError, Reply, Request};
+use crate::proto;
 use crate::store::{ForeignRow, Mutation};
 
 const KEYS: usize = 40;
@@ -193,4 +195,34 @@ async fn two_newcomers_do_not_bring_back_what_was_forgotten() {
     assert_eq!(after_late_copies(&[]).await, ([gone(), gone()], KEYS));
     assert_eq!(after_late_copies(&["newcomer_fenced"]).await, ([gone(), back()], KEYS));
     assert_eq!(after_late_copies(&["newcomer_forgets"]).await, ([back(), gone()], KEYS));
+}
+
+/// The table's `one_source` (I1): of three old owners one alone may lack what the others
+/// acknowledged. A blocking count of two is merged, or nothing is said.
+#[tokio::test(start_paused = true)]
+async fn one_source_of_three_is_not_enough() {
+    let cluster = joining(75).await;
+    cluster.world.take_down(id(1));
+    cluster.world.take_down(id(2));
+    assert!(!merges(&cluster, 30).await);
+    cluster.world.bring_up(id(2));
+    assert!(merges(&cluster, 30).await, "two of them are");
+}
+
+/// The table's `snapshot_before_fence` (I1): what a source gives away it gives under its fence, so
+/// no write of an earlier epoch can come after it.
+#[tokio::test(start_paused = true)]
+async fn a_page_is_given_under_a_fence_that_is_there_before_it() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 76);
+    let joint = joint(&drawn(&cluster), 2);
+    // Node 0 has not heard of it.
+    cluster.commit(joint, &[1, 2, 3]);
+    let page = proto::PageRequest { token_end: u64::MAX, ..Default::default() };
+    let fence = &cluster.nodes[0].fence;
+    assert!(fence.enter(1).is_ok());
+    let given = cluster.ask(0, 2, Request::Page(page.clone())).await;
+    assert!(matches!(given, Ok(Reply::Page(_))), "{given:?}");
+    assert!(fence.enter(1).is_err() && fence.enter(2).is_ok(), "it was raised first");
+    let late = cluster.ask(0, 1, Request::Page(page)).await;
+    assert!(matches!(late, Err(PeerError::StaleLayout { epoch: 2 })), "{late:?}");
 }
