@@ -174,7 +174,9 @@ mod tests {
 
         #[test]
         fn packed_garbage_is_refused_or_harmless(
-            bytes in prop::collection::vec(any::<u8>(), 0..200), at in any::<usize>(), to in 0..255_u8
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            at in any::<usize>(),
+            to in 0..255_u8,
         ) {
             let garbage = Bytes::from(bytes);
             let _ = rows_of(&mut proto::PageReply { packed: garbage, ..Default::default() });
@@ -183,7 +185,8 @@ mod tests {
             packed[at] = to;
             // The first bytes are a length; of a large one the test is above.
             if at > 3 {
-                let _ = rows_of(&mut proto::PageReply { packed: packed.into(), ..Default::default() });
+                let packed = packed.into();
+                let _ = rows_of(&mut proto::PageReply { packed, ..Default::default() });
             }
         }
     }

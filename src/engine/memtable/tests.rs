@@ -74,7 +74,13 @@ fn keys_that_are_added_side_by_side_are_all_linked() {
         let place = |i: u32| match round {
             0 => i,
             1 => EACH - 1 - i,
-            _ => if i.is_multiple_of(2) { i } else { EACH - i },
+            _ => {
+                if i.is_multiple_of(2) {
+                    i
+                } else {
+                    EACH - i
+                }
+            }
         };
         std::thread::scope(|scope| {
             for thread in 0..THREADS {
