@@ -175,7 +175,8 @@ mod tests {
         #[test]
         fn packed_garbage_is_refused_or_harmless(
             bytes in prop::collection::vec(any::<u8>(), 0..200),
-            at in any::<usize>(), to in 0..255_u8
+            at in any::<usize>(),
+            to in 0..255_u8,
         ) {
             let garbage = Bytes::from(bytes);
             let _ = rows_of(&mut proto::PageReply { packed: garbage, ..Default::default() });

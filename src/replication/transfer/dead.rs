@@ -1,8 +1,9 @@
 //! What a newcomer holds and its source has forgotten.
 //!
-//! A newcomer takes whatever comes, until it knows where its sources are fenced. So it may have been
-//! given a late copy of a value that was deleted, of which the sources hold nothing any more, not
-//! even that it was: the floor of a source says so. It forgets it before it says that it has merged.
+//! A newcomer takes whatever comes, until it knows where its sources are fenced. So it may have
+//! been given a late copy of a value that was deleted, of which the sources hold nothing any more,
+//! not even that it was: the floor of a source says so. It forgets it before it says that it has
+//! merged.
 
 use std::sync::Arc;
 
@@ -21,8 +22,12 @@ type Own = (TenantId, Bytes, Vec<u8>);
 impl Transfer {
     /// Forgets what is dead by the floor of a source: what it does not hold live at or below it.
     pub(super) async fn forget(&self, from: &From<'_>, floor: u64) -> Result<(), Error> {
+        if floor == 0 {
+            // It calls nothing dead.
+            return Ok(());
+        }
         let mut cursor = None;
-        while floor > 0 {
+        loop {
             let (store, range) = (Arc::clone(&self.store), from.tokens());
             let bytes = self.settings.page_bytes as usize;
             let page = self.work.run(move || old_rows(&store, range, cursor, bytes, floor)).await;
@@ -34,10 +39,9 @@ impl Transfer {
             }
             match next {
                 Some(next) => cursor = Some(next),
-                None => break,
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 
     /// Those of some rows that the source holds otherwise, or not at all.

@@ -231,7 +231,7 @@ async fn a_giver_that_is_no_replica_any_more_is_not_waited_for() {
     assert_eq!(trio.values(2, "default", "k"), ["v"]);
 }
 
-/// What is read everywhere of a value that was deleted and forgotten, and of one that was not, after
+/// What is read everywhere of a value that was deleted and forgotten, and of one that was not, when
 /// the log of one of three was damaged in the middle, its operator had it started all the same, and
 /// all were compared.
 async fn after_an_accepted_log(removed: &[&'static str]) -> [Vec<Vec<String>>; 2] {
