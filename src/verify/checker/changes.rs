@@ -81,6 +81,8 @@ pub struct Change<'h> {
     pub expired_us: Option<u64>,
     pub hlc: Option<u64>,
     context_in: Option<&'h str>,
+    /// Whether each attempt was at a level that takes quorum reads and writes into account.
+    is_strong: bool,
     /// What it replaces.
     pub covers: Covered,
 }
@@ -154,11 +156,13 @@ impl<'h> KeyHistory<'h> {
         }
         let later = self.terms.mode == Mode::LastWriteWins
             && matches!((one.hlc, other.hlc), (Some(one), Some(other)) if one > other);
-        // On the only replica a delete without a context covers whatever was acknowledged.
+        // A delete without a context covers whatever quorum reads would have shown; where the last
+        // write wins only on the only replica, for its time may be the lower one elsewhere.
         let holds_all = one.value.is_none()
             && one.context_in.is_none()
-            && self.terms.replicas == 1
-            && other.acked_us.is_some_and(|acked_us| acked_us < one.invoked_us);
+            && one.is_strong
+            && (self.terms.replicas == 1 || self.terms.mode == Mode::Siblings)
+            && other.strongly_acked_us.is_some_and(|acked_us| acked_us < one.invoked_us);
         later || holds_all || one.covers.surely.contains(at)
     }
 
@@ -201,6 +205,7 @@ impl<'h> KeyHistory<'h> {
                 Some(at) => self.changes[at].attempt(op),
                 None => self.changes.push(Change::new(op)),
             }
+            self.changes[at].is_strong &= self.is_strong(op.level);
             if let Some(acked_us) =
                 op.returned_us.filter(|_| op.outcome == Outcome::Ok && self.is_strong(op.level))
             {
@@ -269,6 +274,7 @@ impl<'h> Change<'h> {
             expired_us: None,
             hlc: None,
             context_in: op.context_in.as_deref(),
+            is_strong: true,
             covers: Covered::default(),
         };
         change.attempt(op);

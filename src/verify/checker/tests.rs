@@ -219,13 +219,22 @@ fn i5_a_deleted_version_that_comes_back_is_found() {
 }
 
 #[test]
-fn i5_a_delete_without_context_covers_what_the_only_replica_has_and_no_more_than_may_be() {
-    for (replicas, convicted) in [(1, true), (3, false)] {
-        let mut story = Story::new(Mode::Siblings, replicas);
-        story.write("a", None);
-        story.delete(None);
+fn i5_a_delete_without_context_covers_what_a_quorum_has_and_no_more_than_may_be() {
+    use Level::{One, Quorum};
+    use Mode::{LastWriteWins, Siblings};
+    for (mode, replicas, written, deleted, convicted) in [
+        (Siblings, 1, One, One, true),
+        (Siblings, 3, Quorum, Quorum, true),
+        (Siblings, 3, One, Quorum, false),
+        (Siblings, 3, Quorum, One, false),
+        (LastWriteWins, 3, Quorum, Quorum, false),
+    ] {
+        let mut story = Story::new(mode, replicas);
+        story.write("a", None).level = written;
+        story.delete(None).level = deleted;
         story.read(&["a"]);
-        assert_eq!(story.found().contains(&Invariant::NoResurrection), convicted);
+        let found = story.found().contains(&Invariant::NoResurrection);
+        assert_eq!(found, convicted, "{mode:?} {replicas} {written:?} {deleted:?}");
     }
 }
 
