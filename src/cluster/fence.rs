@@ -352,7 +352,10 @@ impl Fence {
 
     /// Acts under a document that is durable.
     fn show(&self, current: &Layout, document: &Arc<Document>) {
-        *self.gate.write() = document.epoch;
+        // Who wants to write keeps later readers out: not for a document that stops nobody.
+        if document.epoch > current.epoch() {
+            *self.gate.write() = document.epoch;
+        }
         self.epoch.store(document.epoch, Ordering::Release);
         if let Some(tell) = self.before_shown.get() {
             (tell.0)(document);

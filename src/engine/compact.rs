@@ -56,10 +56,16 @@ pub(super) struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// The only or first input, as it is now: while this lives nobody else changes it.
+    /// The inputs as they are now: while this lives nobody else changes them.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &TableRef> {
+        let table = |input: &Arc<TableMeta>| self.view.version.table(input.number);
+        let inputs = self.job.inputs.iter();
+        inputs.map(move |it| table(it).expect("a job is picked among the tables of its view"))
+    }
+
+    /// The only input.
     pub(super) fn table(&self) -> &TableRef {
-        let table = self.job.inputs.first().and_then(|it| self.view.version.table(it.number));
-        table.expect("a job is picked among the tables of its view")
+        self.tables().next().expect("a job has an input")
     }
 }
 

@@ -36,7 +36,7 @@ use super::record::Kind;
 use super::rules::rule;
 use super::sstable::{KeyHash, RowInfo, TableBuilder};
 use super::super_version::{Queued, SuperVersion};
-use super::version::{BuiltTable, TableMeta, VersionEdit, VersionSet};
+use super::version::{BuiltTable, EditError, TableMeta, VersionEdit, VersionSet};
 use super::vfs::Vfs;
 
 impl Shared {
@@ -154,7 +154,10 @@ impl Shared {
         let installing = self.install_lock.lock();
         let made = made_by(&edit);
         let version = self.versions.log_and_apply(edit, self.now_ms()).inspect_err(|error| {
-            self.poison(&error.to_string());
+            // A block of a table that has just gone is quarantined too late, which is no failure.
+            if !matches!(error, Error::Edit(EditError::NoSuchTable { level: None, .. })) {
+                self.poison(&error.to_string());
+            }
             if matches!(error, Error::Poisoned { .. } | Error::Edit(_)) {
                 for number in made {
                     // If this fails, the next open does it.

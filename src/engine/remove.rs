@@ -5,29 +5,35 @@
 //!
 //! ```text
 //! flush all that was written so far
-//! until no table holds such a key:
-//!   reserve a table that does and that no compaction has
-//!   write what stays to a new table
-//!   if it is still permitted: manifest edit, cache dropped for its range, new version
+//! for each piece of the keys, about as large as the tables that reach beyond it:
+//!   reserve all tables that hold such a key of the piece; wait while a compaction has one
+//!   write what stays of each to a new table
+//!   if it is still permitted: one manifest edit, cache dropped for the piece, new version
 //! ```
+//!
+//! What is said of a key lies in several tables, and no order of going is right for all of them: a
+//! delete in a newer table hides an older value, one in an older table a value that came late. So
+//! all tables of a piece are replaced at once.
 //!
 //! # Invariants
 //! 1. A table is replaced by one that holds the same records under every key that stays.
 //! 2. Nothing is installed but inside the permit, so the caller decides up to when it holds that
 //!    nobody writes such a key.
-//! 3. After a crash some tables may have been replaced and others not: of a key that goes an older
-//!    state may be left, never a newer one than there was. Calling again ends it.
+//! 3. After a crash or a refusal some keys have gone and others not: of each that goes there is all
+//!    that there was, or nothing. Calling again ends it.
 
 use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::flush::CacheChange;
 use super::iter::Cursor;
-use super::version::{TableMeta, TableRef, VersionEdit};
+use super::version::{TableMeta, TableRef, Version, VersionEdit};
 use super::{Engine, Shared};
 
 /// How long a table that a compaction has is waited for before it is looked at again.
 const BUSY_WAIT: Duration = Duration::from_millis(200);
+/// A piece of the keys is at least so many tables.
+const PIECE_TABLES: u64 = 8;
 /// After this many bytes it is looked whether to wait or to stop.
 pub(super) const CHECK_BYTES: u64 = 256 << 10;
 
@@ -52,80 +58,127 @@ impl Engine {
         goes: &dyn Fn(&[u8]) -> bool,
         permit: &Permit<'_>,
     ) -> Result<Option<u64>> {
-        self.shared.flush_all()?;
+        let shared = &self.shared;
+        shared.flush_all()?;
         let mut removed = 0;
+        let mut from = Vec::new();
         loop {
-            let installs = self.shared.background.installs();
-            match self.shared.remove_once(ranges, goes, permit)? {
-                Pass::Clean => return Ok(Some(removed)),
-                Pass::Refused => return Ok(None),
-                Pass::Removed(records) => removed += records,
-                Pass::Busy => {
-                    self.shared.background.wait_for_install(installs, BUSY_WAIT);
+            let installs = shared.background.installs();
+            if shared.closed() {
+                return Err(Error::Closed);
+            }
+            let view = shared.super_version.load_full();
+            let end = shared.end_of_piece(&view.version, &from);
+            let piece = (from, end);
+            match shared.remove_piece(&view.version, &piece, ranges, goes, permit)? {
+                Piece::Gone(records) => removed += records,
+                Piece::Refused => return Ok(None),
+                Piece::Busy => {
+                    shared.background.wait_for_install(installs, BUSY_WAIT);
+                    from = piece.0;
+                    continue;
                 }
+            }
+            match piece.1 {
+                Some(next) => from = next,
+                None => return Ok(Some(removed)),
             }
         }
     }
 }
 
-/// What one look over all tables came to.
-enum Pass {
-    /// No table holds such a key.
-    Clean,
-    /// So many records went.
-    Removed(u64),
-    /// All that do are inputs of compactions.
+/// What became of a piece of the keys.
+enum Piece {
+    /// It holds no such key any more; so many records went.
+    Gone(u64),
+    /// A compaction has a table that does.
     Busy,
     /// The permit was refused.
     Refused,
 }
 
+/// New tables that nothing names yet: their files go with this.
+struct Unnamed<'s> {
+    shared: &'s Shared,
+    numbers: Vec<u64>,
+}
+
+impl Drop for Unnamed<'_> {
+    fn drop(&mut self) {
+        for number in &self.numbers {
+            // If this fails, the next open does it.
+            let _ = self.shared.vfs.remove(&self.shared.versions.table_path(*number));
+        }
+    }
+}
+
 impl Shared {
-    fn remove_once(
+    /// Where the piece that begins at `from` ends; `None`: behind the last key. A table that
+    /// reaches beyond its end is written again for the next piece, so the tables within are to
+    /// weigh as much.
+    fn end_of_piece(&self, version: &Version, from: &[u8]) -> Option<Vec<u8>> {
+        let ahead = |table: &&TableRef| *table.meta.largest >= *from;
+        let mut tables: Vec<&TableRef> = version.tables().filter(ahead).collect();
+        tables.sort_by(|one, other| one.meta.largest.cmp(&other.meta.largest));
+        let least = self.options.table_bytes.saturating_mul(PIECE_TABLES);
+        let mut within = 0_u64;
+        for (at, table) in tables.iter().enumerate() {
+            within += table.meta.bytes;
+            let end = &table.meta.largest;
+            let beyond = tables[at + 1..].iter().filter(|table| table.meta.smallest <= *end);
+            if within >= least && within >= beyond.map(|table| table.meta.bytes).sum::<u64>() {
+                return Some([&**end, &[0]].concat());
+            }
+        }
+        None
+    }
+
+    fn remove_piece(
         &self,
+        version: &Version,
+        piece: &Range,
         ranges: &[Range],
         goes: &dyn Fn(&[u8]) -> bool,
         permit: &Permit<'_>,
-    ) -> Result<Pass> {
-        let view = self.super_version.load_full();
-        let mut pass = Pass::Clean;
-        for table in view.version.tables() {
-            if self.closed() {
-                return Err(Error::Closed);
+    ) -> Result<Piece> {
+        let (first, end) = (&piece.0[..], piece.1.as_deref());
+        let goes = |key: &[u8]| key >= first && end.is_none_or(|end| key < end) && goes(key);
+        let ranges: Vec<Range> = ranges.iter().filter_map(|range| common(range, piece)).collect();
+        let mut tables = Vec::new();
+        for table in version.tables() {
+            if holds_any(table, &ranges, &goes)? {
+                tables.push(table);
             }
-            if !holds_any(table, ranges, goes)? {
-                continue;
-            }
-            let Some(reserved) = self.reserve(|picker| picker.pick_table(table.meta.number)) else {
-                if self.is_unreadable(table) {
-                    return Err(unreadable(table));
-                }
-                if matches!(pass, Pass::Clean) {
-                    pass = Pass::Busy;
-                }
-                continue;
-            };
-            // It may have been moved since.
-            let table = reserved.table();
-            let (edit, records) = self.without(table, goes)?;
-            let (first, last) = (&table.meta.smallest, &table.meta.largest);
-            let mut edit = Some(edit);
-            let installed = permit(&mut || {
-                let Some(edit) = edit.take() else { return Ok(()) };
-                self.install(edit, CacheChange::Ingested { first, last }, |_| {})
-            })?;
-            drop(reserved);
-            if !installed {
-                if let Some(added) = edit.iter().flat_map(|edit| &edit.added).next() {
-                    // If this fails, the next open does it.
-                    let _ = self.vfs.remove(&self.versions.table_path(added.number));
-                }
-                return Ok(Pass::Refused);
-            }
-            let before = if let Pass::Removed(before) = pass { before } else { 0 };
-            pass = Pass::Removed(before + records);
         }
-        Ok(pass)
+        let (Some(smallest), Some(largest)) = (
+            tables.iter().map(|table| &table.meta.smallest).min(),
+            tables.iter().map(|table| &table.meta.largest).max(),
+        ) else {
+            return Ok(Piece::Gone(0));
+        };
+        let numbers: Vec<u64> = tables.iter().map(|table| table.meta.number).collect();
+        let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers)) else {
+            let unreadable = tables.iter().copied().find(|table| self.is_unreadable(table));
+            return unreadable.map_or(Ok(Piece::Busy), |table| Err(damage(table)));
+        };
+        let (mut edit, mut removed) = (VersionEdit::default(), 0);
+        let mut unnamed = Unnamed { shared: self, numbers: Vec::new() };
+        // As they are now: a compaction may have moved one since.
+        for table in reserved.tables() {
+            edit.removed.push((table.meta.level, table.meta.number));
+            let (kept, records) = self.without(table, &goes)?;
+            unnamed.numbers.extend(kept.iter().map(|table| table.number));
+            edit.added.extend(kept);
+            removed += records;
+        }
+        let mut edit = Some(edit);
+        let installed = permit(&mut || {
+            let Some(edit) = edit.take() else { return Ok(()) };
+            // Who fails here may have written it.
+            unnamed.numbers.clear();
+            self.install(edit, CacheChange::Ingested { first: smallest, last: largest }, |_| {})
+        })?;
+        Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
     }
 
     /// Whether a table is left alone for good, unlike one that a compaction has.
@@ -134,16 +187,14 @@ impl Shared {
         view.version.state().quarantined().iter().any(|range| range.table == table.meta.number)
     }
 
-    /// The edit that replaces a table by one without the keys that go, which is written, and how
-    /// many records go.
+    /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.
+    /// And how many records go.
     fn without(
         &self,
         table: &TableRef,
         goes: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<(VersionEdit, u64)> {
+    ) -> Result<(Option<TableMeta>, u64)> {
         let meta = &table.meta;
-        let mut edit =
-            VersionEdit { removed: vec![(meta.level, meta.number)], ..VersionEdit::default() };
         let mut iter = table.table().iter_verified();
         iter.seek_to_first()?;
         let mut removed = 0;
@@ -152,7 +203,7 @@ impl Shared {
             iter.next()?;
         }
         if !iter.valid() {
-            return Ok((edit, removed));
+            return Ok((None, removed));
         }
         let mut unchecked = 0;
         let kept = self.table_output().write_at(
@@ -179,14 +230,23 @@ impl Shared {
                 Ok(())
             },
         )?;
-        edit.added.push(TableMeta { created_ms: meta.created_ms, ..kept });
-        Ok((edit, removed))
+        Ok((Some(TableMeta { created_ms: meta.created_ms, ..kept }), removed))
     }
+}
+
+/// What two ranges have in common, if anything.
+fn common(one: &Range, other: &Range) -> Option<Range> {
+    let start = one.0.clone().max(other.0.clone());
+    let end = match (&one.1, &other.1) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.as_ref().or(other.as_ref()),
+    };
+    end.is_none_or(|end| start < *end).then(|| (start, end.cloned()))
 }
 
 /// What is wrong with a table with an unreadable block.
 #[cold]
-fn unreadable(table: &TableRef) -> Error {
+fn damage(table: &TableRef) -> Error {
     let mut first = None;
     table.table().verify_all(&mut |corruption, _| {
         first.get_or_insert(corruption);

@@ -9,10 +9,10 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::{Corruption, Result};
+use super::error::{Corruption, Error, Result};
 use super::flush::CacheChange;
 use super::sstable::KeyRange;
-use super::version::{Quarantined, TableRef, VersionEdit};
+use super::version::{EditError, Quarantined, TableRef, VersionEdit};
 use super::{Engine, Shared};
 
 /// A scrub that is made piece by piece.
@@ -137,7 +137,12 @@ impl Shared {
         let first = ranges.iter().map(|range| range.smallest.clone()).min().unwrap_or_default();
         let last = ranges.iter().map(|range| range.largest.clone()).max().unwrap_or_default();
         let edit = VersionEdit { quarantined: ranges, ..VersionEdit::default() };
-        self.install(edit, CacheChange::Ingested { first: &first, last: &last }, |_| {})
+        self.hook("quarantine:checked");
+        match self.install(edit, CacheChange::Ingested { first: &first, last: &last }, |_| {}) {
+            // Gone just now, into one that was checked on the way.
+            Err(Error::Edit(EditError::NoSuchTable { level: None, .. })) => Ok(()),
+            installed => installed,
+        }
     }
 }
 

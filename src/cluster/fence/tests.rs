@@ -41,6 +41,27 @@ fn a_stamp_below_the_epoch_is_stale_and_one_above_it_must_be_fetched_first() {
     assert_eq!(fence.check(3), Err(StampError::MustFetch { stamp: 3, epoch: 2 }));
 }
 
+/// A receipt, a new tenant: what changes no epoch waits for nobody who acts under it, and holds up
+/// nobody who comes.
+#[test]
+fn a_document_of_the_same_epoch_waits_for_no_pass() {
+    let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
+    let fence = Arc::new(open(&vfs));
+    fence.adopt(&document(1, 1)).unwrap();
+    let pass = fence.enter(1).unwrap();
+    let (done, adopted) = std::sync::mpsc::channel();
+    let other = Arc::clone(&fence);
+    let adopting = std::thread::spawn(move || {
+        other.adopt(&document(2, 1)).unwrap();
+        done.send(()).unwrap();
+    });
+    let while_held = adopted.recv_timeout(Duration::from_secs(5));
+    drop(pass);
+    adopting.join().unwrap();
+    assert_eq!(while_held, Ok(()));
+    assert_eq!((fence.layout().version(), fence.epoch()), (2, 1));
+}
+
 /// `no_write_fence`: a snapshot taken after the fence must hold what passed before it.
 #[test]
 fn the_epoch_does_not_rise_while_somebody_acts_under_it() {

@@ -233,10 +233,14 @@ impl<'a> Picker<'a> {
         }
     }
 
-    /// A table alone, to be replaced where it is; `None` if it is not there any more, or taken.
-    pub fn pick_table(&self, number: u64) -> Option<Compaction> {
-        let table = self.state.tables().find(|table| table.number == number)?;
-        (!self.is_busy(table)).then(|| Self::alone(table))
+    /// Tables to be replaced where they are, all in one edit; `None` if one of them is not there
+    /// any more, or taken.
+    pub fn pick_tables(&self, numbers: &[u64]) -> Option<Compaction> {
+        let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
+        let idle = |table: &&Arc<TableMeta>| !self.is_busy(table);
+        let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
+        // They stay at their levels: nothing that others write there can come between.
+        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0))
     }
 
     /// A table with an unreadable block alone, which no other choice takes; `None` if it is not
@@ -244,7 +248,9 @@ impl<'a> Picker<'a> {
     pub fn pick_quarantined(&self, number: u64) -> Option<Compaction> {
         let table = self.state.tables().find(|table| table.number == number)?;
         let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
-        (!self.running.iter().any(has_it)).then(|| Self::alone(table))
+        let level = usize::from(table.level);
+        let alone = || Self::in_place(vec![Arc::clone(table)], level);
+        (!self.running.iter().any(has_it)).then(alone)
     }
 
     /// A table with an unreadable block that is not set aside yet, alone. One at a time, for each
@@ -263,11 +269,11 @@ impl<'a> Picker<'a> {
         table.level == 0 && table.demote_full && self.quarantined.contains(&table.number)
     }
 
-    fn alone(table: &Arc<TableMeta>) -> Compaction {
+    fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize) -> Compaction {
         Compaction {
             reason: Reason::Manual,
-            inputs: vec![Arc::clone(table)],
-            output_level: usize::from(table.level),
+            inputs,
+            output_level,
             grandparents: Vec::new(),
             trivial_move: false,
         }

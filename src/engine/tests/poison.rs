@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::row::Row;
 use super::{open, tiny};
+use crate::engine::flush::CacheChange;
+use crate::engine::version::VersionEdit;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
@@ -73,9 +75,9 @@ fn a_compaction_that_cannot_be_installed_leaves_no_tables() {
         move |shared: &super::Shared| {
             break_manifest(&vfs);
             let (first, last) = (&[][..], &[255][..]);
-            let edit = crate::engine::version::VersionEdit::default();
-            let change = crate::engine::flush::CacheChange::Ingested { first, last };
-            shared.install(edit, change, |_| {}).expect_err("the manifest cannot be synced");
+            let change = CacheChange::Ingested { first, last };
+            let installed = shared.install(VersionEdit::default(), change, |_| {});
+            installed.expect_err("the manifest cannot be synced");
         }
     });
     engine.shared.hooks.lock().insert("compact:merged", hook);

@@ -32,11 +32,13 @@ fn values(engine: &Engine, n: u32) -> Vec<u32> {
     row.map(|row| Row::decode(&row).expect("a row").values()).unwrap_or_default()
 }
 
-/// A store whose keys lie in memtables and on several levels, each written twice.
+/// A store whose keys lie in memtables and on several levels, each written twice; of every third
+/// key the older state came last.
 fn filled(vfs: Arc<dyn Vfs>) -> Result<Engine> {
     let engine = open(vfs, Options { row_cache_bytes: 64 << 10, ..tiny() })?;
-    for t in 1..=2 {
+    for round in 1..=2 {
         for n in 0..KEYS {
+            let t = if n % 3 == 0 { 3 - round } else { round };
             let position = engine.apply(&[(&key(n), &row(t))])?;
             engine.wait_durable(position)?;
             while engine.step()? {}
@@ -101,14 +103,46 @@ fn without_a_permit_nothing_is_removed() {
         if once.replace(false) { install().map(|()| true) } else { Ok(false) }
     };
     engine.remove(&[range], &goes, &permit).expect("tries");
-    for n in (0..KEYS).filter(|n| !goes(&key(*n))) {
-        assert_eq!(values(&engine, n), [2]);
-    }
     remove(&engine).expect("ends it");
     check(&engine, true);
     let files = disk.list(Path::new("/db")).expect("lists");
     let tables = files.iter().filter(|file| TableMeta::number_of(file).is_some()).count();
     assert_eq!(tables, engine.shared.versions.current().tables().count());
+}
+
+/// After a stop in the middle: of no key that goes an older state is seen than there was.
+fn check_whole(engine: &Engine, why: &str) {
+    for n in 0..KEYS {
+        match values(engine, n).as_slice() {
+            [2] => {}
+            [] if goes(&key(n)) => {}
+            other => panic!("{why}: key {n}: {other:?}"),
+        }
+    }
+}
+
+/// What a newer table says of a key hides what an older one does, and the other way round where a
+/// message came late. Whichever install is the last that is permitted: no replaced value is back.
+#[test]
+fn a_stop_between_two_installs_uncovers_no_value_that_was_replaced() {
+    let mut installs = None;
+    let mut permitted = 0;
+    while installs.is_none_or(|all| permitted < all) {
+        let engine = filled(Arc::new(MemVfs::new())).expect("fills");
+        let given = Cell::new(0);
+        let permit = |install: &mut dyn FnMut() -> Result<()>| {
+            given.set(given.get() + 1);
+            if given.get() <= permitted { install().map(|()| true) } else { Ok(false) }
+        };
+        let range = (key(100).to_vec(), Some(key(300).to_vec()));
+        let ended = engine.remove(&[range], &goes, &permit).expect("tries").is_some();
+        check_whole(&engine, &format!("after {permitted} installs"));
+        if ended {
+            installs = Some(permitted);
+        }
+        permitted += 1;
+    }
+    assert!(permitted > 3, "in {permitted} pieces");
 }
 
 /// Whichever file call is the last: what stays is whole, and what goes can be removed to the end.
@@ -129,13 +163,7 @@ fn a_crash_in_the_middle_leaves_what_stays_whole() {
         let failed: Result<_, Error> = remove(&engine);
         drop(engine);
         let engine = open(Arc::new(disk.crash_clone(last)), tiny()).expect("opens");
-        for n in 0..KEYS {
-            match values(&engine, n).as_slice() {
-                [2] => {}
-                [] | [1] if goes(&key(n)) => {}
-                other => panic!("key {n} after {failed:?}: {other:?}"),
-            }
-        }
+        check_whole(&engine, &format!("{failed:?}"));
         remove(&engine).expect("ends it");
         for n in (0..KEYS).filter(|n| goes(&key(*n))) {
             assert!(values(&engine, n).is_empty());
