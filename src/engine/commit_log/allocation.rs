@@ -4,10 +4,10 @@
 //! later by several of them, so that a sync has little metadata to write and a store takes about
 //! the space of what is in its log, whatever the size of a segment.
 //!
-//! Elsewhere [`LogOptions::grow_bytes`] at a time are prepared ahead of the writers, by a thread that
-//! is not one of them: to allocate takes a place in the file system's journal, which is waited for
-//! while a flush is synced (docs/decisions/0013, 0040). Writes that come before it, or where nothing
-//! can be prepared, make the file grow themselves.
+//! Elsewhere [`LogOptions::grow_bytes`] at a time are prepared ahead of the writers, by a thread
+//! that is not one of them: to allocate takes a place in the file system's journal, which is waited
+//! for while a flush is synced (docs/decisions/0013, 0040). Writes that come before it, or where
+//! nothing can be prepared, make the file grow themselves.
 
 use std::ops::Range;
 use std::path::Path;

@@ -8,7 +8,8 @@
 //! 4. a write into a range that was prepared is a copy into a mapping of the file
 //!    (docs/decisions/0040).
 //!
-//! Apart from those mappings it holds no state and does no caching: what the operating system says is what the caller gets.
+//! Apart from those mappings it holds no state and does no caching: what the operating system says
+//! is what the caller gets.
 
 use std::fs::{self, File as StdFile, OpenOptions, TryLockError};
 use std::io;
