@@ -39,6 +39,9 @@ pub enum Fault {
     Mend(Links),
     /// A node's time of day is wrong by so many milliseconds.
     Clock(usize, i64),
+    /// Messages that a node sends to others come twice, late or not at all, with a chance of so
+    /// many per 10,000.
+    Tamper(usize, u64),
     /// Each message breaks its link for a while, with a chance of so many per 10,000.
     Loss(u32),
     /// From here on nothing is wrong any more.
@@ -62,6 +65,9 @@ impl fmt::Display for Fault {
             Self::Slow(links, time) => write!(f, "slow {links}: {time:?}"),
             Self::Mend(links) => write!(f, "mend {links}"),
             Self::Clock(node, ms) => write!(f, "clock of n{node} wrong by {ms} ms"),
+            Self::Tamper(node, of_10_000) => {
+                write!(f, "messages of n{node} come twice, late or never: {of_10_000} in 10000")
+            }
             Self::Loss(of_10_000) => write!(f, "loss of {of_10_000} in 10000"),
             Self::MendAll => write!(f, "mend all"),
         }
@@ -76,6 +82,8 @@ pub type Planned = (Duration, Fault);
 pub struct Stage {
     pub nodes: usize,
     pub clients: usize,
+    /// Whether there is an operator.
+    pub operated: bool,
     /// How wrong a clock may be.
     pub clock_jump_ms_max: u64,
 }
@@ -84,7 +92,8 @@ impl Stage {
     /// All hosts, nodes first.
     pub fn hosts(&self) -> Vec<String> {
         let nodes = (0..self.nodes).map(|number| format!("n{number}"));
-        nodes.chain((0..self.clients).map(|number| format!("c{number}"))).collect()
+        let clients = (0..self.clients).map(|number| format!("c{number}"));
+        nodes.chain(clients).chain(self.operated.then(|| "op".to_owned())).collect()
     }
 
     /// Draws faults for `time`; all of them are over at its end.
@@ -134,7 +143,7 @@ impl Stage {
         planned: &mut Vec<Planned>,
     ) {
         let links = self.links(dice, node);
-        let fault = match dice.below(60) {
+        let fault = match dice.below(68) {
             0..10 => Fault::Cut(links.clone()),
             10..18 => Fault::CutFrom(links.clone()),
             18..26 => Fault::CutTo(links.clone()),
@@ -145,6 +154,10 @@ impl Stage {
                 let wrong_ms = dice.below(range_ms) as i64 - self.clock_jump_ms_max as i64;
                 planned.push((at, Fault::Clock(node, wrong_ms)));
                 return planned.push((end, Fault::Clock(node, 0)));
+            }
+            54..62 => {
+                planned.push((at, Fault::Tamper(node, 50 << dice.below(6))));
+                return planned.push((end, Fault::Tamper(node, 0)));
             }
             _ => {
                 planned.push((at, Fault::Loss(20)));
