@@ -208,6 +208,9 @@ impl<'s> Driver<'s> {
             return;
         }
         self.idle.insert(node);
+        if let Some(desk) = &self.world.desk {
+            desk.ended.lock().insert(node);
+        }
         let latest = self.layouts.latest();
         let member = latest.as_ref().and_then(|latest| member_of(latest.document(), node));
         match member.map(|(_, member)| member.state) {
@@ -240,7 +243,7 @@ impl<'s> Driver<'s> {
 
     /// Does what the operator orders.
     fn obey(&mut self) {
-        let Some(desk) = &self.world.desk else { return };
+        let Some(desk) = self.world.desk.clone() else { return };
         let orders = std::mem::take(&mut *desk.orders.lock());
         for order in orders {
             match order {
@@ -248,6 +251,7 @@ impl<'s> Driver<'s> {
                 Order::Start(node) => {
                     self.note(format!("start n{node}"));
                     self.idle.remove(&node);
+                    desk.ended.lock().remove(&node);
                     self.restart(node);
                     let machine = Arc::clone(&self.world.machines[node]);
                     self.world.strikes.aim_at_newcomer(node, &machine);

@@ -158,6 +158,11 @@ fn one_seed() {
         Sort::Fixed(nodes) => (nodes as usize, None),
         Sort::Changing => (scenario::FOUNDERS, Some(seed / CHANGING)),
     };
+    if let Some(level) = std::env::var("LOG").ok().and_then(|level| level.parse().ok()) {
+        // A filter that hashes would change the order of what nodes hash after it.
+        let level: tracing_subscriber::filter::LevelFilter = level;
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).init();
+    }
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
     let clocks = mad_turmoil::time::SimClocksGuard::init();
     let faults_for = Duration::from_secs(number("SECONDS").unwrap_or(8));

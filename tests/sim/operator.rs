@@ -1,5 +1,6 @@
 //! The operator: asks for changes of the members, as the command line does, until they are there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use parking_lot::Mutex;
 
 use crate::layouts::{Latest, is_settled, member_of};
 use crate::scenario::{Goal, Task};
-use crate::simulation::connect;
+use crate::simulation::{Progress, connect};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often an abort is tried: it need not happen.
+const ATTEMPTS: usize = 4;
 /// How long a node may take to begin a drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -38,6 +41,8 @@ pub enum Order {
 pub struct Desk {
     pub latest: Latest,
     pub orders: Arc<Mutex<Vec<Order>>>,
+    /// Machines whose processes ended because their nodes are no members any more.
+    pub ended: Arc<Mutex<BTreeSet<usize>>>,
     /// Whether all tasks are done.
     pub done: Arc<Mutex<bool>>,
 }
@@ -56,7 +61,8 @@ impl Desk {
 pub struct Operator {
     pub desk: Desk,
     pub tasks: Vec<Task>,
-    pub machines: usize,
+    /// Knows whom to ask.
+    pub progress: Progress,
     pub dice: Dice,
 }
 
@@ -99,7 +105,7 @@ impl Operator {
         };
         let mut abort_after = task.abort_after;
         loop {
-            let Some(document) = self.desk.document() else { continue };
+            let document = self.desk.document().expect("there was one");
             let is_reached = is_reached(&document, &task.goal, node);
             if is_reached && (!task.settles || is_settled(&document)) {
                 break;
@@ -114,8 +120,11 @@ impl Operator {
             }
             tokio::time::sleep(PAUSE).await;
         }
-        if let (Goal::Leaves(_), Some(node)) = (&task.goal, node) {
+        if let (Goal::Leaves(machine), Some(node)) = (&task.goal, node) {
             self.verify(node).await;
+            while !self.desk.ended.lock().contains(machine) {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 
@@ -130,13 +139,14 @@ impl Operator {
     }
 
     fn any(&self) -> Client {
-        let machine = self.dice.below(self.machines as u64);
+        let asked = self.progress.asked();
+        let machine = self.dice.pick(&asked);
         connect(format!("http://n{machine}:8080"))
     }
 
     async fn abort(&self, epoch: u64) {
         self.desk.order(Order::Note(format!("abort epoch {epoch}")));
-        for _ in 0..self.machines {
+        for _ in 0..ATTEMPTS {
             let request = AbortLayoutRequest { epoch };
             let call = async |admin: &mut pairdb::client::Admin, request| {
                 admin.abort_layout(request).await

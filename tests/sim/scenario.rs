@@ -187,10 +187,13 @@ fn tasks(dice: &Dice, nth: u64) -> Vec<Task> {
         8 => vec![Goal::Joins(3), Goal::Sleeps(other), Goal::Weight(3, 4), Goal::Replicas(2)],
         _ => vec![Goal::Joins(3), Goal::Joins(4), Goal::Leaves(old), Goal::IsRemoved(other)],
     };
-    let task = |goal| {
+    let mut tasks: Vec<Task> = Vec::new();
+    for goal in goals {
         let abort_after =
             dice.percent(35).then(|| Duration::from_millis(dice.below(1 << dice.below(12))));
-        Task { goal, abort_after, settles: dice.percent(60) }
-    };
-    goals.into_iter().map(task).collect()
+        // One that sleeps may have something to hand over.
+        let sleeps = tasks.iter().any(|task| matches!(task.goal, Goal::Sleeps(_)));
+        tasks.push(Task { goal, abort_after, settles: !sleeps && dice.percent(60) });
+    }
+    tasks
 }

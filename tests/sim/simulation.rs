@@ -34,6 +34,8 @@ pub const LATENCY: Duration = Duration::from_millis(2);
 
 /// A cluster's members are few, and so are its partitions, where they change; else as many as ever.
 const PARTITION_BITS: [u32; 2] = [10, 4];
+/// Runs in which members change are long.
+const CHANGING_PAUSE_MAX: Duration = Duration::from_millis(120);
 /// Where chance of a run's parts comes from.
 const SCENARIO_DICE: u64 = 1 << 32;
 const OPERATOR_DICE: u64 = 2 << 32;
@@ -102,7 +104,7 @@ impl Progress {
         self.0.lock().1 = nodes;
     }
 
-    fn asked(&self) -> Vec<usize> {
+    pub fn asked(&self) -> Vec<usize> {
         self.0.lock().1.clone()
     }
 }
@@ -149,8 +151,9 @@ impl Simulation {
             let desk = Desk::default();
             let tasks = scenario.tasks.clone();
             let dice = Dice::new(self.seed, OPERATOR_DICE);
-            let operator = Operator { desk: desk.clone(), tasks, machines: count, dice };
-            add_operator(&mut sim, operator, &progress);
+            let progress = progress.clone();
+            let operator = Operator { desk: desk.clone(), tasks, progress, dice };
+            add_operator(&mut sim, operator);
             desk
         });
         let operated = desk.is_some();
@@ -190,6 +193,7 @@ impl Simulation {
         if self.changes.is_some() {
             // Of most partitions some row.
             plan.keys += 10;
+            plan.pause_max = plan.pause_max.max(CHANGING_PAUSE_MAX);
         }
         let plan = Arc::new(plan);
         let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
@@ -230,8 +234,8 @@ impl Simulation {
 }
 
 /// A host that gets the members to where they are wanted, and then waits for the others.
-fn add_operator(sim: &mut Sim<'_>, operator: Operator, progress: &Progress) {
-    let progress = progress.clone();
+fn add_operator(sim: &mut Sim<'_>, operator: Operator) {
+    let progress = operator.progress.clone();
     sim.client("op", async move {
         let over = async {
             while progress.phase() != Phase::Over {
