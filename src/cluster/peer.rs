@@ -13,7 +13,7 @@ use std::time::Duration;
 use tonic::async_trait;
 
 use super::NodeId;
-use crate::proto::{peer_reply, peer_request};
+use crate::proto::{self, peer_reply, peer_request};
 
 /// The body of a request.
 pub type Request = peer_request::Body;
@@ -83,6 +83,35 @@ impl PeerError {
     /// Whether what was asked may have been done.
     pub fn may_have_run(&self) -> bool {
         matches!(self, Self::NoAnswer { .. })
+    }
+
+    /// The reply is none to the request.
+    pub fn unexpected() -> Self {
+        Self::NoAnswer { why: "a reply to something else".to_owned() }
+    }
+}
+
+impl Reply {
+    /// What became of each of `rows` rows that were written.
+    ///
+    /// # Errors
+    /// [`PeerError::unexpected`], also where it tells of another number of rows.
+    pub fn row_results(self, rows: usize) -> Result<Vec<proto::RowResult>, PeerError> {
+        match self {
+            Self::WriteRows(reply) if reply.results.len() == rows => Ok(reply.results),
+            _ => Err(PeerError::unexpected()),
+        }
+    }
+
+    /// The answer about each of `keys` keys that were read.
+    ///
+    /// # Errors
+    /// As for [`Reply::row_results`].
+    pub fn row_answers(self, keys: usize) -> Result<Vec<proto::RowAnswer>, PeerError> {
+        match self {
+            Self::ReadRows(reply) if reply.answers.len() == keys => Ok(reply.answers),
+            _ => Err(PeerError::unexpected()),
+        }
     }
 }
 

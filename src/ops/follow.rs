@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::async_trait;
 
 use super::member::LEARN_TIMEOUT;
+use super::ticks::Ticks;
 use crate::cluster::consensus::Consensus;
 use crate::cluster::fence::Fence;
 use crate::cluster::gossip::Gossip;
@@ -19,9 +20,9 @@ use crate::cluster::peer::Peers;
 use crate::cluster::view::{Facts, RunState, View};
 use crate::cluster::work::Work;
 use crate::replication::Coordinator;
+use crate::replication::duties::Report;
 use crate::replication::hints::Hints;
 use crate::replication::progress::Progress;
-use crate::replication::transfer::Report;
 use crate::rpc::peer::PeerClient;
 use crate::store::Store;
 
@@ -56,10 +57,10 @@ pub(super) async fn follow(
     coordinator: Arc<Coordinator>,
     closing: CancellationToken,
 ) {
-    let gone = |member: &Member| matches!(member.state, MemberState::Left | MemberState::Removed);
+    let is_here = |member: &Member| !member.state.is_gone();
     loop {
         let document = Arc::clone(layout.borrow_and_update().document());
-        coordinator.forget_peers(|node| document.members.get(&node).is_some_and(|one| !gone(one)));
+        coordinator.forget_peers(|node| document.members.get(&node).is_some_and(is_here));
         local.set_epoch(document.epoch);
         for (node, member) in &document.members {
             peers.hint(*node, member.address.clone());
@@ -91,9 +92,8 @@ pub(super) async fn catch_up(
     closing: CancellationToken,
 ) {
     let mut heard = local.epoch_heard();
-    let mut interval = tokio::time::interval(TELL_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    let mut ticks = Ticks::every(TELL_INTERVAL, closing);
+    while ticks.next().await {
         let epoch = *heard.borrow_and_update();
         // One without a cluster gets its document when it is let in.
         if epoch > fence.epoch() && local.cluster().is_some() {
@@ -105,10 +105,6 @@ pub(super) async fn catch_up(
                     break;
                 }
             }
-        }
-        tokio::select! {
-            _ = interval.tick() => {}
-            () = closing.cancelled() => return,
         }
     }
 }
@@ -122,13 +118,8 @@ pub(super) async fn tell(
     work: Work,
     closing: CancellationToken,
 ) {
-    let mut interval = tokio::time::interval(TELL_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = interval.tick() => {}
-            () = closing.cancelled() => return,
-        }
+    let mut ticks = Ticks::every(TELL_INTERVAL, closing);
+    while ticks.next().await {
         let of = Arc::clone(&store);
         // It asks the file system for its room.
         let Ok(stats) = work.run(move || of.stats()).await else { continue };

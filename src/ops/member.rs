@@ -37,8 +37,9 @@ use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::departure::Departure;
+use crate::replication::duties::{self, Report};
 use crate::replication::hints::{HintParts, Hints};
-use crate::replication::transfer::{Report, Transfer};
+use crate::replication::transfer::Transfer;
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
 use crate::rpc::cluster::Moving;
@@ -265,7 +266,6 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         peers: Arc::clone(&others),
         liveness: Arc::clone(&liveness) as _,
-        layout: fence.watch(),
         report: Arc::clone(&report),
         fence: Arc::clone(&layout_fence),
         work: world.work,
@@ -273,7 +273,6 @@ pub(super) async fn start(
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
     });
-    tasks.spawn(transfer.run(closing.clone()));
     let departure = Arc::new(Departure {
         node,
         store: Arc::clone(&store),
@@ -289,7 +288,14 @@ pub(super) async fn start(
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
     });
-    tasks.spawn(departure.run(closing.clone()));
+    let (documents, progress) = (fence.watch(), Arc::clone(&moving.progress));
+    tasks.spawn(duties::run(documents, progress, closing.clone(), move |layout| {
+        let (transfer, departure) = (Arc::clone(&transfer), Arc::clone(&departure));
+        async move {
+            transfer.serve(&layout).await;
+            departure.serve(&layout).await;
+        }
+    }));
     tasks.spawn(Arc::clone(&anti_entropy).run(closing.clone()));
     let handler = Handler {
         fence: Arc::clone(&fence),
@@ -425,7 +431,7 @@ impl Joined {
             Ok(Ok(layout)) => layout.document().members.get(&node).map(|member| member.state),
             _ => return Err(refused(&"no layout document that names the node came in time")),
         };
-        if let Some(state @ (MemberState::Left | MemberState::Removed)) = state {
+        if let Some(state) = state.filter(|state| state.is_gone()) {
             self.gossip.tell(|facts| facts.run_state = RunState::Fenced);
             return Err(Error::Fenced { has_left: state == MemberState::Left });
         }

@@ -13,6 +13,7 @@
 //! | [`logging`] | log lines |
 //! | `kubernetes`, `leave` | whether a pod that is told to end is to come back, and what if not |
 //! | [`shutdown`] | signals |
+//! | `ticks` | work that is done every so often |
 
 pub mod admin_http;
 pub mod config;
@@ -28,6 +29,7 @@ mod open;
 mod peer_handler;
 pub mod shutdown;
 mod stop;
+mod ticks;
 pub mod world;
 
 /// The program's version and the commit it was built from.

@@ -25,6 +25,7 @@ use super::health::{Health, State};
 use super::kubernetes::Pod;
 use super::member::{self, Joined, Running};
 use super::metrics::{Exposition, NodeParts};
+use super::ticks::Ticks;
 use super::world::World;
 use super::{VERSION, open};
 use crate::cluster::NodeId;
@@ -414,13 +415,8 @@ async fn tick(
     (node, layout): (NodeId, watch::Receiver<Arc<Layout>>),
     closing: CancellationToken,
 ) {
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = interval.tick() => {}
-            () = closing.cancelled() => return,
-        }
+    let mut ticks = Ticks::every(TICK, closing);
+    while ticks.next().await {
         let (store, health) = (Arc::clone(&store), health.clone());
         let is_alone = {
             let layout = layout.borrow();
@@ -435,13 +431,8 @@ async fn tick(
 /// Does the background work of an engine without threads. What fails here has failed for good, as
 /// it would on a thread, except for want of space or on a damaged table, which is left alone later.
 async fn step(store: Arc<Store>, closing: CancellationToken) {
-    let mut interval = tokio::time::interval(STEP);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = interval.tick() => {}
-            () = closing.cancelled() => return,
-        }
+    let mut ticks = Ticks::every(STEP, closing);
+    while ticks.next().await {
         for _ in 0..STEPS_MAX {
             match store.step() {
                 Ok(true) => {}

@@ -114,12 +114,10 @@ impl Load {
 impl Answers {
     /// The answers in a reply, if they are `items`.
     pub fn of(reply: Reply, items: usize) -> Result<Self, PeerError> {
-        let answers = match reply {
-            Reply::WriteRows(reply) if reply.results.len() == items => Self::Rows(reply.results),
-            Reply::ReadRows(reply) if reply.answers.len() == items => Self::Keys(reply.answers),
-            _ => return Err(PeerError::NoAnswer { why: "a reply to something else".into() }),
-        };
-        Ok(answers)
+        match reply {
+            Reply::WriteRows(_) => reply.row_results(items).map(Self::Rows),
+            _ => reply.row_answers(items).map(Self::Keys),
+        }
     }
 
     /// Takes the first `items` off.

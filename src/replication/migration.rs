@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Layout;
+use super::messages::{MESSAGE_ROWS_MAX, messages};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::cluster::work::Work;
@@ -32,10 +33,6 @@ use crate::store::{self, EngineKey, KeyRange, RawRow, Store, TenantId, TokenRang
 
 /// Bytes of a page, before its last row.
 const PAGE_BYTES: usize = 1 << 20;
-/// Rows or keys of a message at most.
-const MESSAGE_ITEMS_MAX: usize = 1000;
-/// Bytes of rows of a message, before its last row.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long the receiver may take for a message.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a page is begun, before the receiver's failure is the caller's.
@@ -227,22 +224,18 @@ impl Migration {
             key: row.state.key.clone(),
         });
         let request = proto::ReadRows { keys: keys.collect(), digest_only };
-        let Reply::ReadRows(reply) = self.ask(layout, Request::ReadRows(request)).await? else {
-            return Err(unexpected().into());
-        };
-        if reply.answers.len() != rows.len() {
-            return Err(unexpected().into());
-        }
-        match reply.answers.iter().find_map(|answer| answer.failure.as_ref()) {
+        let reply = self.ask(layout, Request::ReadRows(request)).await?;
+        let answers = reply.row_answers(rows.len())?;
+        match answers.iter().find_map(|answer| answer.failure.as_ref()) {
             Some(failure) => Err(refused(failure)),
-            None => Ok(reply.answers),
+            None => Ok(answers),
         }
     }
 
     /// The receiver's digest of each row; 0 where it has none.
     async fn digests(&self, layout: &Layout, rows: &[&Row]) -> Result<Vec<u64>, Error> {
         let mut digests = Vec::with_capacity(rows.len());
-        for some in rows.chunks(MESSAGE_ITEMS_MAX) {
+        for some in rows.chunks(MESSAGE_ROWS_MAX) {
             let answers = self.read(layout, some, true).await?;
             digests.extend(answers.iter().map(|answer| answer.digest));
         }
@@ -257,18 +250,13 @@ impl Migration {
         page: &mut Page,
     ) -> Result<BTreeMap<Vec<u8>, String>, Error> {
         let mut refusals = BTreeMap::new();
-        for some in messages(rows) {
+        for some in messages(rows, |row| row.bytes()) {
             let bytes: usize = some.iter().map(|row| row.bytes()).sum();
             let rows = some.iter().map(|row| row.state.clone()).collect();
             let cause = proto::RowsCause::Copy.into();
             let request = Request::WriteRows(proto::WriteRows { rows, cause });
-            let Reply::WriteRows(reply) = self.ask(layout, request).await? else {
-                return Err(unexpected().into());
-            };
-            if reply.results.len() != some.len() {
-                return Err(unexpected().into());
-            }
-            for (row, result) in some.iter().zip(reply.results) {
+            let results = self.ask(layout, request).await?.row_results(some.len())?;
+            for (row, result) in some.iter().zip(results) {
                 match result.failure {
                     None => {}
                     Some(failure) if failure.reason == "BELOW_SAFE_POINT" => {
@@ -288,7 +276,7 @@ impl Migration {
         // One at a time: they are few, and each may be as large as a reply.
         for row in rows {
             let answers = self.read(layout, std::slice::from_ref(row), false).await?;
-            let answer = answers.into_iter().next().ok_or_else(unexpected)?;
+            let answer = answers.into_iter().next().ok_or_else(PeerError::unexpected)?;
             let theirs = RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor };
             let floor = self.store.floor_at(EngineKey::decode(&row.engine_key)?.token)?;
             let own = RawRow { row: Some(row.state.row.to_vec()), floor };
@@ -321,22 +309,6 @@ impl Row {
     }
 }
 
-/// Rows that go in one message each.
-fn messages<'a>(mut rows: &'a [&'a Row]) -> impl Iterator<Item = &'a [&'a Row]> {
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = |row: &&&Row| {
-            let fits = bytes < MESSAGE_BYTES_MAX;
-            bytes += row.bytes();
-            fits
-        };
-        let items = rows.iter().take(MESSAGE_ITEMS_MAX).take_while(fits).count();
-        let (message, rest) = rows.split_at(items);
-        rows = rest;
-        (!message.is_empty()).then_some(message)
-    })
-}
-
 /// A page of the selected rows; those that `to` may not hold are only counted.
 fn gather(
     store: &Store,
@@ -365,7 +337,7 @@ fn gather(
     };
     let mut gathered = Gathered { next: page.cursor, ..Gathered::default() };
     // The rows come by token: there are few partitions in a page.
-    let mut members: BTreeMap<(u32, u8), bool> = BTreeMap::new();
+    let mut members: BTreeMap<(u32, TenantId), bool> = BTreeMap::new();
     for (engine_key, row) in page.rows {
         let at = EngineKey::decode(&engine_key)?;
         let is_selected = selection.tenant.is_none_or(|tenant| tenant == at.tenant)
@@ -373,9 +345,10 @@ fn gather(
         // A tenant that is not known (yet) is nobody's to copy.
         let tenant = store.tenant_by_id(at.tenant).ok().filter(|_| is_selected);
         let Some(tenant) = tenant else { continue };
-        let place = (layout.partition_of(at.token), tenant.replication_factor);
-        let is_member =
-            members.entry(place).or_insert_with(|| layout.sets(place.0, place.1).contains(to));
+        let partition = layout.partition_of(at.token);
+        let is_member = members
+            .entry((partition, tenant.id))
+            .or_insert_with(|| layout.sets_of(partition, &tenant).contains(to));
         if !*is_member {
             gathered.elsewhere += 1;
             continue;
@@ -395,34 +368,6 @@ fn gather(
     Ok(gathered)
 }
 
-fn unexpected() -> PeerError {
-    PeerError::NoAnswer { why: "a reply to something else".to_owned() }
-}
-
 fn refused(failure: &proto::Failure) -> Error {
     Error::Refused { reason: failure.reason.clone(), message: failure.message.clone() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(bytes: usize) -> Row {
-        let state = proto::RowState { row: vec![0; bytes].into(), ..Default::default() };
-        Row { engine_key: Vec::new(), state, digest: 1 }
-    }
-
-    /// A message over its bounds would be refused by the receiver, and the copy could never end.
-    #[test]
-    fn rows_are_cut_into_messages_within_their_bounds() {
-        let rows: Vec<Row> = [MESSAGE_BYTES_MAX - 1, 1, 1, 3 * MESSAGE_BYTES_MAX, 0, 5]
-            .into_iter()
-            .chain(std::iter::repeat_n(1, 2 * MESSAGE_ITEMS_MAX))
-            .map(row)
-            .collect();
-        let all: Vec<&Row> = rows.iter().collect();
-        let sizes: Vec<usize> = messages(&all).map(<[_]>::len).collect();
-        assert_eq!(sizes, [2, 2, MESSAGE_ITEMS_MAX, MESSAGE_ITEMS_MAX, 2]);
-        assert_eq!(messages(&[]).count(), 0);
-    }
 }

@@ -8,12 +8,13 @@
 //! | [`anti_entropy`] | replicas compare themselves and become equal; safe points |
 //! | [`transfer`] | a node merges what it will own |
 //! | [`departure`] | a node gives away what it does not own any more |
+//! | [`duties`] | when the last two do what, by the document |
 //! | [`migration`] | rows copied to a member at an operator's word |
 //! | [`progress`] | how far it is with either, and how fast it may be |
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
-//! | `lane` | the way to one peer |
+//! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -22,11 +23,13 @@ pub mod anti_entropy;
 mod convert;
 pub mod coordinator;
 pub mod departure;
+pub mod duties;
 pub mod error;
 pub mod fence;
 pub mod hints;
 mod lane;
 pub mod level;
+mod messages;
 pub mod migration;
 pub mod progress;
 pub mod replica;

@@ -23,7 +23,7 @@ use super::{Layout, Level};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RawRow, RowFilter, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowFilter, Store, Tenant, TenantId, TokenRange};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -296,7 +296,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
         let tenant = self.store.tenant_by_id(TenantId(request.tenant_id)).map_err(no_tenant)?;
-        if !self.holds(layout, tenant.replication_factor, &request.from, &request.to) {
+        if !self.holds(layout, &tenant, &request.from, &request.to) {
             return Err(PeerError::NotAReplica);
         }
         let filter = RowFilter {
@@ -312,15 +312,15 @@ impl Replica {
     }
 
     /// Whether this node is a replica of all partitions from the place `from` to the place `to`.
-    fn holds(&self, layout: &Layout, replicas: u8, from: &[u8], to: &[u8]) -> bool {
+    fn holds(&self, layout: &Layout, tenant: &Tenant, from: &[u8], to: &[u8]) -> bool {
         let mut part =
-            Part::at(layout, replicas, from.to_vec(), Some(to).filter(|to| !to.is_empty()));
+            Part::at(layout, tenant, from.to_vec(), Some(to).filter(|to| !to.is_empty()));
         loop {
             if !part.contains(self.node) {
                 return false;
             }
             match part.behind(to) {
-                Some(start) => part = Part::at(layout, replicas, start, None),
+                Some(start) => part = Part::at(layout, tenant, start, None),
                 None => return true,
             }
         }

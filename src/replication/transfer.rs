@@ -24,11 +24,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
-use tokio_util::sync::CancellationToken;
-use tonic::async_trait;
+use tokio::sync::oneshot;
 
 use super::Fence;
+use super::duties::{RETRY, Report, propose};
+use super::messages::MESSAGE_ROWS_MAX;
 use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
 use crate::cluster::layout::rules::SourcesNeeded;
@@ -38,19 +38,6 @@ use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::proto;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId};
-
-/// How long after a failure the rest is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-
-/// Rows that are fetched by their keys at once.
-const ROWS_MAX: usize = 512;
-
-/// Puts a fact into the document.
-#[async_trait]
-pub trait Report: Send + Sync + 'static {
-    /// Whether it is there. A failure is tried again by the caller.
-    async fn report(&self, command: Command) -> bool;
-}
 
 /// Why a partition could not be merged from a source.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +77,6 @@ pub struct Transfer {
     pub peers: Arc<dyn Peers>,
     /// Who is up.
     pub liveness: Arc<dyn Liveness>,
-    /// The adopted document: its epoch is durable here.
-    pub layout: watch::Receiver<Arc<Layout>>,
     /// Where facts are put.
     pub report: Arc<dyn Report>,
     /// Under which epoch this node acts.
@@ -107,29 +92,8 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Does what each document asks for, until told to stop.
-    pub async fn run(self: Arc<Self>, closing: CancellationToken) {
-        let mut layout = self.layout.clone();
-        loop {
-            let document = Arc::clone(&layout.borrow_and_update());
-            let work = async {
-                self.serve(&document).await;
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = work => {}
-                // Another document: what was begun under this one is dropped.
-                changed = wait_for_epoch(&mut layout, document.epoch()) => {
-                    if !changed {
-                        return;
-                    }
-                }
-                () = closing.cancelled() => return,
-            }
-        }
-    }
-
-    async fn serve(&self, layout: &Layout) {
+    /// Merges all that the node lacks of what it will own under a Joint `layout`.
+    pub async fn serve(&self, layout: &Layout) {
         if !layout.document().is_joint() {
             return;
         }
@@ -143,11 +107,8 @@ impl Transfer {
         }
     }
 
-    /// Until it is there, or another document comes.
     async fn report(&self, command: Command) {
-        while !self.report.report(command.clone()).await {
-            tokio::time::sleep(RETRY).await;
-        }
+        propose(&*self.report, &self.progress, command).await;
     }
 
     /// What was here already when it was compared may have been in memory only.
@@ -230,7 +191,7 @@ impl Transfer {
                 digests,
             });
             let Reply::Page(page) = self.ask(layout, source, request).await? else {
-                return Err(unexpected(source).into());
+                return Err(PeerError::unexpected().into());
             };
             self.merge_rows(layout.epoch(), page.rows).await?;
             let lacking = self.lacking(page.keys).await?;
@@ -282,17 +243,12 @@ impl Transfer {
         mut keys: Vec<proto::RowKey>,
     ) -> Result<(), Error> {
         while !keys.is_empty() {
-            let asked: Vec<_> = keys.drain(..keys.len().min(ROWS_MAX)).collect();
+            let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
-            let Reply::ReadRows(reply) = self.ask(layout, source, request).await? else {
-                return Err(unexpected(source).into());
-            };
-            if reply.answers.len() != asked.len() {
-                return Err(unexpected(source).into());
-            }
+            let answers = self.ask(layout, source, request).await?.row_answers(asked.len())?;
             let mut rows = Vec::with_capacity(asked.len());
-            for (key, answer) in asked.into_iter().zip(reply.answers) {
+            for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
                     (Some(failure), _) => {
@@ -345,10 +301,6 @@ struct From {
     digests: bool,
 }
 
-fn unexpected(source: NodeId) -> PeerError {
-    PeerError::NoAnswer { why: format!("{source} answered something else") }
-}
-
 /// Who is waited for, by name.
 fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
     let member = layout.document().members.get(&source);
@@ -387,9 +339,4 @@ impl Newcomer {
             }
         }
     }
-}
-
-/// Waits for a document of another epoch. `false`: there will be none.
-pub(super) async fn wait_for_epoch(layout: &mut watch::Receiver<Arc<Layout>>, epoch: u64) -> bool {
-    layout.wait_for(|layout| layout.epoch() != epoch).await.is_ok()
 }

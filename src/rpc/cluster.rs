@@ -172,8 +172,7 @@ impl Cluster {
             let agrees = |facts: &Facts| !facts.is_up || facts.epoch == layout.epoch();
             *id == self.node || facts.is_none_or(agrees)
         };
-        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
-        let mut members = document.members.iter().filter(|(_, member)| !gone(member.state));
+        let mut members = document.members.iter().filter(|(_, member)| !member.state.is_gone());
         let agreed = layout.epoch() > 0 && members.all(|(id, _)| agrees(id));
         let cluster_id = match document.epoch {
             0 => String::new(),

@@ -169,7 +169,7 @@ fn receiver_of(core: &Core, named: &str) -> Result<NodeId, Problem> {
         return Err(Problem::new(Code::InvalidArgument, "SAME_NODE", message));
     }
     let state = layout.document().members.get(&node).map(|member| member.state);
-    if matches!(state, None | Some(MemberState::Left | MemberState::Removed)) {
+    if state.is_none_or(MemberState::is_gone) {
         let message = format!("{named:?} has left the cluster");
         return Err(Problem::new(Code::FailedPrecondition, "NOT_A_MEMBER", message));
     }

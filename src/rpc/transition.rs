@@ -39,9 +39,8 @@ impl Cluster {
         {
             return Ok(id);
         }
-        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
         let named = || document.members.iter().filter(|(_, member)| member.name == text);
-        let found = named().find(|(_, member)| !gone(member.state)).or_else(|| named().next());
+        let found = named().find(|(_, member)| !member.state.is_gone()).or_else(|| named().next());
         found.map(|(id, _)| *id).ok_or_else(|| {
             let message = format!("{text:?} is the name or id of no member");
             Problem::new(Code::NotFound, "UNKNOWN_NODE", message).of_write(Outcome::NotApplied)

@@ -187,7 +187,7 @@ impl<'s> Driver<'s> {
                     self.record(&machine.name, place, found, None);
                 }
                 if struck {
-                    let time = Duration::from_millis(200 + self.world.dice.below(3_000));
+                    let time = Duration::from_millis(100 + self.world.dice.below(1_500));
                     self.restarts.insert(node, self.world.sim.elapsed() + time);
                 }
             } else if let Some(ended) = machine.ended() {

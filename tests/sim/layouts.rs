@@ -63,14 +63,48 @@ pub fn member_of(document: &Document, machine: usize) -> Option<(NodeId, &Member
     found.map(|(node, member)| (*node, member))
 }
 
+/// Who does what in one.
+struct Transition {
+    kind: Kind,
+    gainers: BTreeSet<usize>,
+    losers: BTreeSet<usize>,
+    /// Of the owners before those that own after it.
+    sources: BTreeSet<usize>,
+}
+
+impl Transition {
+    fn of(layout: &Layout) -> Self {
+        let document = layout.document();
+        let mut losers = BTreeSet::new();
+        for partition in 0..layout.partitions() {
+            for tenant in document.tenants.values() {
+                let sets = layout.sets_of(partition, tenant);
+                let next = sets.next.unwrap_or_default();
+                losers.extend(sets.current.into_iter().filter(|node| !next.contains(node)));
+            }
+        }
+        let next = document.next_owners.as_ref().expect("it is Joint");
+        let stays = document.owners.keys().filter(|node| next.contains_key(*node));
+        let machines = |nodes: &mut dyn Iterator<Item = &NodeId>| -> BTreeSet<usize> {
+            nodes.filter_map(|node| document.members.get(node)).map(machine_of).collect()
+        };
+        Self {
+            kind: kind_of(document),
+            gainers: machines(&mut document.syncers.iter()),
+            losers: machines(&mut losers.iter()),
+            sources: machines(&mut stays.into_iter()),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Layouts {
     latest: Latest,
     /// By version.
     seen: BTreeMap<u64, Arc<Document>>,
-    /// What the last transition was for, and who had something to do in it.
-    last: Option<(Kind, BTreeSet<usize>)>,
+    /// The last transition.
+    last: Option<Transition>,
     pub broken: Vec<String>,
 }
 
@@ -99,10 +133,11 @@ impl Layouts {
         if latest.as_ref().is_some_and(|latest| latest.version() > document.version) {
             return false;
         }
-        if document.is_joint() {
-            self.last = Some((kind_of(&document), syncers(&document)));
+        let layout = Arc::new(Layout::new(document));
+        if layout.document().is_joint() {
+            self.last = Some(Transition::of(&layout));
         }
-        *latest = Some(Arc::new(Layout::new(document)));
+        *latest = Some(layout);
         true
     }
 
@@ -165,21 +200,15 @@ impl Layouts {
     /// What a machine does in the transition under way or just over.
     pub fn roles(&self, machine: usize, leader: Option<usize>) -> Option<(Kind, Vec<Role>)> {
         let latest = self.latest()?;
-        let document = latest.document();
-        let (kind, gainers) = self.last.as_ref()?;
-        let settled = is_settled(document);
-        let (node, member) = member_of(document, machine)?;
-        if settled {
-            return None;
-        }
-        let loses = member.state == MemberState::Leaving || document.departed.contains_key(&node);
-        let role = match () {
-            () if loses => Role::Loser,
-            () if gainers.contains(&machine) => Role::Gainer,
-            () => Role::Source,
-        };
-        let leads = (leader == Some(machine)).then_some(Role::Leader);
-        Some((*kind, [Some(role), leads].into_iter().flatten().collect()))
+        let last = self.last.as_ref().filter(|_| !is_settled(latest.document()))?;
+        let plays = [
+            (Role::Gainer, last.gainers.contains(&machine)),
+            (Role::Loser, last.losers.contains(&machine)),
+            (Role::Source, last.sources.contains(&machine)),
+            (Role::Leader, leader == Some(machine)),
+        ];
+        let roles = plays.into_iter().filter(|(_, plays)| *plays).map(|(role, _)| role);
+        Some((last.kind, roles.collect()))
     }
 }
 
@@ -200,11 +229,6 @@ fn kind_of(document: &Document) -> Kind {
         () if is(MemberState::Removing) => Kind::Remove,
         () => Kind::Shift,
     }
-}
-
-fn syncers(document: &Document) -> BTreeSet<usize> {
-    let members = document.syncers.iter().filter_map(|node| document.members.get(node));
-    members.map(machine_of).collect()
 }
 
 /// Whether all hold what they are to hold: the owners of each row the same, down to what no client

@@ -72,15 +72,17 @@ const GAINS: [Step; 7] = [
     Step::Write(File::Rows),
     Step::Ask(Topic::Fenced),
     Step::Ask(Topic::Synced),
-    Step::Answer(Topic::Push),
+    Step::Answer(Topic::Rows),
     Step::Answer(Topic::Write),
 ];
+/// One that joins, before there is a document that names it.
+const FIRST: [Step; 2] = [Step::Ask(Topic::Join), Step::Write(File::Identity)];
 /// One that hands over.
 const LOSES: [Step; 6] = [
     Step::Write(File::Document),
     Step::Answer(Topic::Page),
     Step::Ask(Topic::Fenced),
-    Step::Ask(Topic::Push),
+    Step::Ask(Topic::Rows),
     Step::Write(File::Tables),
     Step::Ask(Topic::Cleared),
 ];
@@ -113,7 +115,7 @@ pub fn all_strikes() -> Vec<Strike> {
             add(Role::Loser, &LOSES);
         }
         match kind {
-            Kind::Join => add(Role::Gainer, &[Step::Ask(Topic::Join), Step::Write(File::Identity)]),
+            Kind::Join => add(Role::Gainer, &FIRST),
             Kind::Drain => {
                 let last = [
                     Step::Write(File::Certificate),
@@ -121,7 +123,7 @@ pub fn all_strikes() -> Vec<Strike> {
                     Step::Ask(Topic::Left),
                 ];
                 add(Role::Loser, &last);
-                add(Role::Source, &[Step::Answer(Topic::Certificate), Step::Answer(Topic::Push)]);
+                add(Role::Source, &[Step::Answer(Topic::Certificate)]);
             }
             Kind::Remove | Kind::Shift => {}
         }
@@ -130,7 +132,9 @@ pub fn all_strikes() -> Vec<Strike> {
 }
 
 /// So many strikes are dealt in the transitions of one kind of a run.
-const STRIKES_PER_KIND: usize = 3;
+const STRIKES_PER_KIND: usize = 4;
+/// Far enough apart that the strikes of neighbouring runs differ.
+const STRIDE: usize = 7;
 
 impl Scenario {
     /// That of the `nth` run of this sort.
@@ -139,13 +143,24 @@ impl Scenario {
         let mut strikes = Vec::new();
         for kind in [Kind::Join, Kind::Drain, Kind::Remove, Kind::Shift] {
             if tasks.iter().any(|task| task.goal.kind() == Some(kind)) {
-                let all: Vec<_> = all_strikes().into_iter().filter(|one| one.kind == kind).collect();
-                let first = nth as usize * STRIKES_PER_KIND;
+                let all = all_strikes().into_iter();
+                let all: Vec<_> = all.filter(|one| one.kind == kind && !one.is_early()).collect();
+                let first = nth as usize * STRIDE;
                 let chosen = (first..first + STRIKES_PER_KIND).map(|at| all[at % all.len()]);
                 strikes.extend(chosen);
+                if kind == Kind::Join && nth.is_multiple_of(3) {
+                    strikes.push(strike(kind, Role::Gainer, *dice.pick(&FIRST)));
+                }
             }
         }
         Self { tasks, strikes, zones: dice.percent(50) }
+    }
+}
+
+impl Strike {
+    /// Whether it comes before there is a document that names the node.
+    pub fn is_early(&self) -> bool {
+        self.role == Role::Gainer && self.kind == Kind::Join && FIRST.contains(&self.step)
     }
 }
 

@@ -8,7 +8,6 @@ use pairdb::verify::dice::Dice;
 use crate::layouts::{Kind, Layouts, Role};
 use crate::machine::Machine;
 use crate::scenario::Strike;
-use crate::step::{File, Step, Topic};
 use crate::switch::{Aim, Stopped};
 
 impl fmt::Display for Strike {
@@ -53,7 +52,7 @@ impl Strikes {
             found.is_some_and(|(kind, roles)| kind == strike.kind && roles.contains(&strike.role))
         };
         if let Some((machine, strike)) = self.armed
-            && !is_early(&strike)
+            && !strike.is_early()
             && !is(machine, &strike)
         {
             // It did not take the step, or is not what it was any more.
@@ -66,7 +65,7 @@ impl Strikes {
         }
         let found = self.todo.iter().enumerate().find_map(|(at, strike)| {
             let any: Vec<_> = running.iter().filter(|(machine, _)| is(*machine, strike)).collect();
-            (!any.is_empty() && !is_early(strike)).then_some((at, any))
+            (!any.is_empty() && !strike.is_early()).then_some((at, any))
         });
         if let Some((at, any)) = found {
             let (machine, one) = **self.dice.pick(&any);
@@ -77,7 +76,7 @@ impl Strikes {
 
     /// Aims at a machine that is started to join.
     pub fn aim_at_newcomer(&mut self, number: usize, machine: &Machine) {
-        let early = self.todo.iter().position(is_early);
+        let early = self.todo.iter().position(Strike::is_early);
         if let (None, Some(at)) = (self.armed, early) {
             let strike = self.todo.remove(at);
             self.arm(number, machine, strike);
@@ -95,10 +94,4 @@ impl Strikes {
     pub fn armed(&self) -> Option<usize> {
         self.armed.map(|(machine, _)| machine)
     }
-}
-
-/// Whether it happens before there is a document that names the node.
-fn is_early(strike: &Strike) -> bool {
-    let steps = [Step::Ask(Topic::Join), Step::Write(File::Identity)];
-    strike.role == Role::Gainer && strike.kind == Kind::Join && steps.contains(&strike.step)
 }

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::types::Raft;
 use super::voters::voters;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Document, Layout, MemberState};
+use crate::cluster::layout::{Document, Layout};
 
 /// Between two tries, at most.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -95,7 +95,7 @@ fn next_step(
     let wanted: BTreeSet<NodeId> = document
         .members
         .iter()
-        .filter(|(_, member)| !matches!(member.state, MemberState::Left | MemberState::Removed))
+        .filter(|(_, member)| !member.state.is_gone())
         .map(|(id, _)| *id)
         .collect();
     let missing: BTreeMap<NodeId, EmptyNode> =
@@ -116,7 +116,7 @@ fn next_step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::layout::Member;
+    use crate::cluster::layout::{Member, MemberState};
 
     fn set(ids: &[u128]) -> BTreeSet<NodeId> {
         ids.iter().map(|id| NodeId(*id)).collect()

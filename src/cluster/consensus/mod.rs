@@ -47,7 +47,7 @@ use self::state_machine::StateMachine;
 use self::types::{LogId, Proposal, Raft};
 use super::NodeId;
 use super::fence::Fence;
-use super::layout::{Answer, Command, Layout, Member, MemberState};
+use super::layout::{Answer, Command, Layout, Member};
 use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine;
 use crate::store::environment::Environment;
@@ -438,7 +438,7 @@ impl Consensus {
 
 /// Whether it may have a part in the group.
 fn votes(member: &Member) -> bool {
-    !matches!(member.state, MemberState::Left | MemberState::Removed)
+    !member.state.is_gone()
 }
 
 /// A member that lost its votes must not vote again: the log is made before there is anything else.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::cluster::double_net::{DoubleNet, Handler};
-use crate::cluster::layout::Document;
+use crate::cluster::layout::{Document, MemberState};
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
 use crate::store::TenantSpec;

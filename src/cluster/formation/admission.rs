@@ -119,11 +119,10 @@ impl Admission {
             let message = format!("the clocks are {offset_ms} ms apart");
             return Err(refused(reason::CLOCK_OFFSET, message));
         }
-        let gone = |state| matches!(state, MemberState::Left | MemberState::Removed);
         let namesake = document
             .members
             .iter()
-            .find(|(_, other)| other.name == member.name && !gone(other.state));
+            .find(|(_, other)| other.name == member.name && !other.state.is_gone());
         if let Some((id, _)) = namesake {
             return Err(refused(reason::NAME_TAKEN, format!("{:?} is {id}", member.name)));
         }

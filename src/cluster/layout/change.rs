@@ -160,8 +160,7 @@ impl Document {
             }
         }
         for node in &change.removes {
-            let gone = matches!(state(node)?, MemberState::Left | MemberState::Removed);
-            if gone || change.joins.contains_key(node) {
+            if state(node)?.is_gone() || change.joins.contains_key(node) {
                 return Err(refused(node, "be removed"));
             }
         }

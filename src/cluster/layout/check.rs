@@ -71,7 +71,7 @@ impl Document {
         holds(self.synced.is_subset(&self.syncers), "nodes are synced that need not be")?;
         for (node, since) in &self.departed {
             let state = self.members.get(node).map(|member| member.state);
-            let gone = matches!(state, None | Some(MemberState::Left | MemberState::Removed));
+            let gone = state.is_none_or(MemberState::is_gone);
             holds(!gone && *since <= self.epoch, format_args!("{node} cannot have departed"))?;
         }
         self.certificates.iter().try_for_each(|(node, digest)| {

@@ -71,6 +71,13 @@ pub enum MemberState {
     Removed,
 }
 
+impl MemberState {
+    /// Whether it is none of the cluster any more.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Self::Left | Self::Removed)
+    }
+}
+
 /// A node as the document knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

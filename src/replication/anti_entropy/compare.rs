@@ -66,11 +66,6 @@ impl Scope {
     }
 }
 
-/// What a reply should have been.
-pub(super) fn unexpected(node: NodeId) -> PeerError {
-    PeerError::NoAnswer { why: format!("{node} answered something else") }
-}
-
 impl AntiEntropy {
     /// Makes what both nodes hold equal, as far as the scope reaches.
     pub(super) async fn compare(&self, peer: NodeId, scope: &Scope) -> Result<Summary, Error> {
@@ -177,7 +172,7 @@ impl AntiEntropy {
         let request = proto::TreeRequest { replicas, partitions, roots, floors };
         let Reply::Tree(reply) = self.ask(pair.layout, pair.peer, Request::Tree(request)).await?
         else {
-            return Err(unexpected(pair.peer).into());
+            return Err(PeerError::unexpected().into());
         };
         Ok(reply)
     }
@@ -277,7 +272,7 @@ impl AntiEntropy {
             };
             let request = Request::Leaves(request);
             let Reply::Leaves(reply) = self.ask(pair.layout, pair.peer, request).await? else {
-                return Err(unexpected(pair.peer).into());
+                return Err(PeerError::unexpected().into());
             };
             let theirs: KeyDigests = reply
                 .keys

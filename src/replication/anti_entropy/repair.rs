@@ -8,16 +8,15 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::compare::{Pair, unexpected};
+use super::compare::Pair;
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
-use crate::cluster::peer::{Reply, Request};
+use crate::cluster::peer::Request;
 use crate::proto;
 use crate::replication::fence::Fence;
+use crate::replication::messages::messages;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId};
 
-/// A message with rows is closed when it has this many bytes of them.
-const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Why a peer did not answer a row of a large request: it is to be asked again.
 const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
@@ -73,15 +72,9 @@ impl AntiEntropy {
             .map(|(tenant, key)| proto::RowKey { tenant_id: tenant.0, key: key.clone().into() });
         let request = proto::ReadRows { keys: row_keys.collect(), digest_only: false };
         let request = Request::ReadRows(request);
-        let Reply::ReadRows(reply) = self.ask(pair.layout, pair.peer, request).await? else {
-            return Err(unexpected(pair.peer).into());
-        };
-        let (found, expected) = (reply.answers.len(), keys.len());
-        if found != expected {
-            return Err(Error::Answer { node: pair.peer, what: "rows", found, expected });
-        }
+        let answers = self.ask(pair.layout, pair.peer, request).await?.row_answers(keys.len())?;
         let (mut words, mut later) = (Vec::new(), Vec::new());
-        for ((tenant, key), answer) in keys.into_iter().zip(reply.answers) {
+        for ((tenant, key), answer) in keys.into_iter().zip(answers) {
             match answer.failure {
                 // The first row is always answered, so this comes to an end.
                 Some(failure) if failure.reason == REPLY_TOO_LARGE && !words.is_empty() => {
@@ -128,21 +121,12 @@ impl AntiEntropy {
         rows: Vec<proto::JudgedRow>,
         summary: &mut Summary,
     ) -> Result<(), Error> {
-        let mut rows = rows.into_iter().peekable();
-        while rows.peek().is_some() {
-            let mut bytes = 0;
-            let mut message = Vec::new();
-            while bytes < MESSAGE_BYTES_MAX
-                && let Some(row) = rows.next()
-            {
-                bytes += row.state.as_ref().map_or(0, |state| state.row.len());
-                message.push(row);
-            }
-            let request = Request::RepairRows(proto::RepairRows { rows: message });
-            let Reply::WriteRows(reply) = self.ask(pair.layout, pair.peer, request).await? else {
-                return Err(unexpected(pair.peer).into());
-            };
-            let failures = reply.results.iter().filter_map(|result| result.failure.as_ref());
+        let bytes = |row: &proto::JudgedRow| row.state.as_ref().map_or(0, |state| state.row.len());
+        for some in messages(&rows, bytes) {
+            let request = Request::RepairRows(proto::RepairRows { rows: some.to_vec() });
+            let reply = self.ask(pair.layout, pair.peer, request).await?;
+            let results = reply.row_results(some.len())?;
+            let failures = results.iter().filter_map(|result| result.failure.as_ref());
             self.refused(pair.peer, failures.map(|failure| &failure.message), summary);
         }
         Ok(())

@@ -36,7 +36,7 @@ use super::{AntiEntropy, Error, Summary};
 use crate::causality::clock::time_of_ms;
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
-use crate::cluster::peer::{Class, Reply, Request};
+use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto::{self, RoundStep};
 use crate::store::Participant;
 
@@ -227,7 +227,7 @@ impl AntiEntropy {
             let (body, timeout) = (Request::Fence(request), self.settings.timeout);
             match self.peers.call(node, Class::Background, epoch, body, timeout).await? {
                 Reply::Fence(reply) => reply,
-                _ => return Err(super::compare::unexpected(node).into()),
+                _ => return Err(PeerError::unexpected().into()),
             }
         };
         Ok(Participant { incarnation: reply.incarnation, news: reply.news })
@@ -266,7 +266,7 @@ impl AntiEntropy {
         let timeout = self.settings.timeout * 6 + self.settings.settle;
         let call = self.peers.call(one, Class::Background, layout.epoch(), body, timeout);
         let Reply::Compare(reply) = call.await? else {
-            return Err(super::compare::unexpected(one).into());
+            return Err(PeerError::unexpected().into());
         };
         let proto::CompareReply { rows, refused, left } = reply;
         Ok(Summary { partitions: 0, rows, refused, left })

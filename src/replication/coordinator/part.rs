@@ -149,16 +149,16 @@ struct Reading<'r> {
 impl Part {
     /// The part that begins at `start`, an engine key or bytes between two, and ends at `end` at
     /// the latest.
-    pub fn at(layout: &Layout, replicas: u8, start: Vec<u8>, end: Option<&[u8]>) -> Self {
+    pub fn at(layout: &Layout, tenant: &Tenant, start: Vec<u8>, end: Option<&[u8]>) -> Self {
         let first = partition_of(layout, &start);
-        let sets = layout.sets(first, replicas);
+        let sets = layout.sets_of(first, tenant);
         let (mut last, behind) = (first, layout.partitions());
-        if are_alike(layout, replicas) {
+        if are_alike(layout, tenant) {
             last = behind - 1;
         }
         while last + 1 < behind
             && last - first < RUN_MAX
-            && same_members(&sets, &layout.sets(last + 1, replicas))
+            && same_members(&sets, &layout.sets_of(last + 1, tenant))
         {
             last += 1;
         }
@@ -188,10 +188,12 @@ impl Part {
 }
 
 /// Whether all partitions have the same replicas: there are not more nodes than that.
-fn are_alike(layout: &Layout, replicas: u8) -> bool {
+fn are_alike(layout: &Layout, tenant: &Tenant) -> bool {
     let document = layout.document();
-    let few = |owners: usize| owners <= usize::from(replicas);
-    few(document.owners.len()) && document.next_owners.as_ref().is_none_or(|next| few(next.len()))
+    let (current, next) = document.factors_of(tenant);
+    let few = |owners: usize, replicas: u8| owners <= usize::from(replicas);
+    few(document.owners.len(), current)
+        && document.next_owners.as_ref().is_none_or(|owners| few(owners.len(), next))
 }
 
 fn same_members(one: &Sets, other: &Sets) -> bool {

@@ -187,11 +187,11 @@ impl Walk {
 
     fn look_ahead(&mut self, bounds: PageBounds, deadline: Instant) {
         let layout = self.coordinator.layout();
-        let replicas = self.plan.filter.tenant.replication_factor;
+        let filter = Arc::clone(&self.plan.filter);
         while self.parts.len() < self.window
             && let Some(KeyRange { start, end }) = self.rest.take()
         {
-            let part = Part::at(&layout, replicas, start, end.as_deref());
+            let part = Part::at(&layout, &filter.tenant, start, end.as_deref());
             let behind = part.behind(end.as_deref().unwrap_or_default());
             self.rest = behind.map(|start| KeyRange { start, end });
             self.reading.push_back(self.begin(&part, bounds, deadline));

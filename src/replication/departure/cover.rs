@@ -23,13 +23,9 @@ use crate::cluster::layout::{Layout, rules};
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
 use crate::replication::Fence;
+use crate::replication::messages::{MESSAGE_ROWS_MAX, messages};
 use crate::replication::progress::Rate;
 use crate::store::{RawRow, Store, TenantId};
-
-/// Rows asked about or pushed at once.
-const ROWS_MAX: usize = 512;
-/// Bytes pushed at once, before the last row.
-const PUSH_BYTES_MAX: usize = 1 << 20;
 
 /// A row and who owns it.
 #[derive(Clone, Debug)]
@@ -141,19 +137,10 @@ impl Cover<'_> {
         held: &mut BTreeSet<usize>,
     ) -> Result<(), PeerError> {
         let mut refusal = None;
-        for some in indexes.chunks(ROWS_MAX) {
+        for some in indexes.chunks(MESSAGE_ROWS_MAX) {
             let missing = self.differing(owner, rows, some).await?;
             held.extend(some.iter().filter(|index| !missing.contains(index)));
-            let mut left = &missing[..];
-            while !left.is_empty() {
-                let mut bytes = 0;
-                let fits = |index: &&usize| {
-                    let fits = bytes < PUSH_BYTES_MAX;
-                    bytes += rows[**index].row.len();
-                    fits
-                };
-                let (now, later) = left.split_at(left.iter().take_while(fits).count());
-                left = later;
+            for now in messages(&missing, |index| rows[*index].row.len()) {
                 self.rate.take(now.iter().map(|index| rows[*index].bytes()).sum()).await;
                 for (index, failure) in now.iter().zip(self.push(owner, rows, now).await?) {
                     match failure {
@@ -222,10 +209,7 @@ impl Cover<'_> {
     ) -> Result<Vec<proto::RowAnswer>, PeerError> {
         let asked = keys.len();
         let request = Request::ReadRows(proto::ReadRows { keys, digest_only });
-        match self.ask(owner, request).await? {
-            Reply::ReadRows(reply) if reply.answers.len() == asked => Ok(reply.answers),
-            _ => Err(unexpected()),
-        }
+        self.ask(owner, request).await?.row_answers(asked)
     }
 
     async fn push(
@@ -237,12 +221,8 @@ impl Cover<'_> {
         let rows = some.iter().map(|index| rows[*index].state()).collect();
         let cause = proto::RowsCause::Unowned.into();
         let request = Request::WriteRows(proto::WriteRows { rows, cause });
-        match self.ask(owner, request).await? {
-            Reply::WriteRows(reply) if reply.results.len() == some.len() => {
-                Ok(reply.results.into_iter().map(|result| result.failure).collect())
-            }
-            _ => Err(unexpected()),
-        }
+        let results = self.ask(owner, request).await?.row_results(some.len())?;
+        Ok(results.into_iter().map(|result| result.failure).collect())
     }
 
     async fn ask(&self, owner: NodeId, request: Request) -> Result<Reply, PeerError> {
@@ -255,8 +235,4 @@ impl Held {
     fn token(&self, store: &Store) -> Option<u64> {
         Some(store.tenant_by_id(self.tenant).ok()?.token(&self.key))
     }
-}
-
-fn unexpected() -> PeerError {
-    PeerError::NoAnswer { why: "a reply to something else".to_owned() }
 }

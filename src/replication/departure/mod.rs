@@ -37,13 +37,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Fence;
+use super::duties::{RETRY, Report, propose};
 use super::hints::Hints;
 use super::progress::{Progress, Rate, Task};
-use super::transfer::{Report, wait_for_epoch};
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Layout, MemberState};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
@@ -56,8 +55,6 @@ use certificate::{CERTIFICATE_FORMAT, Certificate, Certificates, PartitionProof,
 use cover::{Cover, Held, Uncovered};
 use unowned::Unowned;
 
-/// How long after a failure the rest is tried again.
-const RETRY: Duration = Duration::from_millis(500);
 /// Other nodes that keep a certificate, where there are so many.
 const KEEPERS: usize = 2;
 
@@ -127,29 +124,6 @@ struct Found {
 }
 
 impl Departure {
-    /// Does what each document asks for, until told to stop.
-    pub async fn run(self: Arc<Self>, closing: CancellationToken) {
-        let mut layout = self.layout.clone();
-        loop {
-            let document = Arc::clone(&layout.borrow_and_update());
-            let work = async {
-                self.serve(&document).await;
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                () = work => {}
-                // Another document: what was begun under this one is dropped.
-                changed = wait_for_epoch(&mut layout, document.epoch()) => {
-                    self.progress.end();
-                    if !changed {
-                        return;
-                    }
-                }
-                () = closing.cancelled() => return,
-            }
-        }
-    }
-
     /// Gives away all that is not the node's under `layout`.
     pub async fn serve(&self, layout: &Arc<Layout>) {
         let document = layout.document();
@@ -157,7 +131,7 @@ impl Departure {
             return;
         }
         let state = document.members.get(&self.node).map(|member| member.state);
-        if matches!(state, None | Some(MemberState::Left | MemberState::Removed)) {
+        if state.is_none_or(MemberState::is_gone) {
             return;
         }
         let leaves = state == Some(MemberState::Leaving);
@@ -172,12 +146,8 @@ impl Departure {
         self.progress.end();
     }
 
-    /// Until it is there, or another document comes.
     async fn report(&self, command: Command) {
-        while !self.report.report(command.clone()).await {
-            self.progress.wait_for("a leader of the layout");
-            tokio::time::sleep(RETRY).await;
-        }
+        propose(&*self.report, &self.progress, command).await;
     }
 
     /// Until nothing is left that is not the node's.

@@ -13,7 +13,7 @@ use super::frame::Hint;
 use super::queue::Batch;
 use super::{Counters, Hints, Missed};
 use crate::cluster::NodeId;
-use crate::cluster::peer::{Class, PeerError, Reply, Request};
+use crate::cluster::peer::{Class, PeerError, Request};
 use crate::proto;
 use crate::store::{self, TenantId};
 
@@ -192,10 +192,11 @@ async fn send(
     let given = rows.len();
     let request = Request::WriteRows(proto::WriteRows { rows, cause });
     let peers = &hints.parts.peers;
-    match peers.call(node, Class::Background, epoch, request, TIMEOUT).await {
-        Ok(Reply::WriteRows(reply)) if reply.results.len() == given => {
+    let reply = peers.call(node, Class::Background, epoch, request, TIMEOUT).await;
+    match reply.and_then(|reply| reply.row_results(given)) {
+        Ok(results) => {
             let reason = |one: proto::RowResult| one.failure.map(|failure| failure.reason);
-            Ok(reply.results.into_iter().map(reason).collect())
+            Ok(results.into_iter().map(reason).collect())
         }
         Err(PeerError::StaleLayout { epoch }) => {
             // What it cannot learn now it learns from the next node that says so.

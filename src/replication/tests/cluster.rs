@@ -13,9 +13,9 @@ use tonic::async_trait;
 
 use super::super::departure::certificate::Certificates;
 use super::super::departure::{self, Departure};
+use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, Hints};
-use super::super::transfer::Report;
 use super::super::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};

@@ -69,7 +69,14 @@ async fn run_departures(cluster: &Cluster, seconds: u32) {
     let running: Vec<_> = cluster
         .nodes
         .iter()
-        .map(|node| tokio::spawn(Arc::clone(&node.departure).run(closing.clone())))
+        .map(|node| {
+            let departure = Arc::clone(&node.departure);
+            let (documents, progress) = (departure.layout.clone(), Arc::clone(&departure.progress));
+            tokio::spawn(duties::run(documents, progress, closing.clone(), move |layout| {
+                let departure = Arc::clone(&departure);
+                async move { departure.serve(&layout).await }
+            }))
+        })
         .collect();
     tokio::time::sleep(seconds * SECOND).await;
     closing.cancel();

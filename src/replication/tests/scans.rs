@@ -1,11 +1,13 @@
 //! Scans over a whole cluster.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::super::*;
 use super::cluster::*;
+use crate::cluster::layout::{Document, Layout};
 use crate::store::{KeyRange, Mutation, PageBounds, ScanRequest};
 
 /// Two replicas of each row: of four nodes none holds everything.
@@ -382,4 +384,29 @@ async fn a_cluster_of_one_scans_about_as_fast_as_its_store() {
         assert_eq!((rows, walked), (20_000, 20_000));
         println!("{rows} rows: the store alone {alone:?}, the walk {:?}", began.elapsed());
     }
+}
+
+/// R4 with another number of replicas: a quorum of the four to be, not of the two that are. Scans
+/// took the tenant's own number for both sets, and could miss what the new set had acknowledged.
+#[tokio::test(start_paused = true)]
+async fn while_the_number_of_replicas_changes_a_scan_asks_a_quorum_of_the_new_number_too() {
+    let cluster = Cluster::new(4, 68);
+    let keys = fill(&cluster, TWO, 40).await;
+    let all = [0, 1, 2, 3];
+    let joint = layout(2, &all, Some(&all));
+    let tenant = cluster.nodes[0].store.tenant(TWO).expect("there");
+    let next_factors = [(tenant.id, 4)].into();
+    let tenants = [(tenant.id, (*tenant).clone())].into();
+    let document = Document { tenants, next_factors, ..Document::clone(joint.document()) };
+    cluster.commit(Arc::new(Layout::new(Arc::new(document))), &all);
+    let shown = scan(&cluster, 0, TWO, Level::Quorum).await.expect("all are up");
+    assert_eq!(shown.len(), keys.len());
+    let partition = joint.partition_of(tenant.token(b"user3:0"));
+    let replicas = joint.sets(partition, 2).current;
+    let others = (0..4).filter(|at| !replicas.contains(&id(*at)));
+    others.for_each(|at| cluster.world.take_down(id(at)));
+    let request = ScanRequest { partition_key: Some(b"user3".to_vec()), ..ScanRequest::default() };
+    let at = (0..4).find(|at| replicas.contains(&id(*at))).expect("two hold it");
+    let shown = scan_through(&cluster, &[at], TWO, request, Want::Keys, Level::Quorum).await;
+    assert_eq!(shown.expect_err("two of four are none").reason(), "QUORUM_UNAVAILABLE");
 }

@@ -94,7 +94,7 @@ proptest! {
             let owns = (&document.owners, &document.next_owners);
             prop_assert_eq!(document.epoch != before.epoch, owned != owns);
             for (node, member) in &document.members {
-                let gone = matches!(member.state, MemberState::Left | MemberState::Removed);
+                let gone = member.state.is_gone();
                 prop_assert!(gone || !retired.contains(node), "{node} came back");
                 if gone {
                     retired.insert(*node);
