@@ -203,9 +203,14 @@ impl<'s> Driver<'s> {
     /// One that ended by itself: the disk of one that has left is wiped (I12).
     fn bid_farewell(&mut self, node: usize, ended: &Ended) {
         let now = self.world.sim.elapsed();
-        if *ended == Ended::NoCluster {
-            self.restarts.insert(node, now + SUPERVISION);
-            return;
+        match ended {
+            Ended::NoCluster => {
+                self.restarts.insert(node, now + SUPERVISION);
+                return;
+            }
+            // It is planned when it is started again.
+            Ended::Broken => return,
+            Ended::Left | Ended::Fenced => {}
         }
         self.idle.insert(node);
         if let Some(desk) = &self.world.desk {
@@ -234,8 +239,8 @@ impl<'s> Driver<'s> {
         }
         if self.world.desk.is_some() && (changed || self.world.strikes.armed().is_none()) {
             let running = self.running();
-            let running: Vec<_> =
-                running.into_iter().map(|node| (node, &*self.world.machines[node])).collect();
+            let machines = running.into_iter().map(|node| (node, &*self.world.machines[node]));
+            let running: Vec<_> = machines.filter(|(_, machine)| !machine.disk_fails()).collect();
             let leader = self.world.observer.leader();
             self.world.strikes.aim(&running, &self.layouts, leader);
         }
@@ -402,6 +407,11 @@ impl<'s> Driver<'s> {
                 if !self.down.contains(node) && self.world.strikes.armed() != Some(*node) {
                     let aim = Aim { step: None, skip: *steps, after: false };
                     self.world.machines[*node].stop_at(aim, *power_loss);
+                }
+            }
+            Fault::FailDisk { node, skip, power_loss } => {
+                if !self.down.contains(node) && self.world.strikes.armed() != Some(*node) {
+                    self.world.machines[*node].fail_disk(*skip, *power_loss);
                 }
             }
             Fault::Restart(node) => {

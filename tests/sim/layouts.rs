@@ -260,3 +260,79 @@ pub fn owners_of(layout: &Layout, (tenant, _): &(String, String), found: &Found)
     let sets = layout.sets(layout.partition_of(found.token), factor);
     sets.current.iter().filter_map(|node| document.members.get(node)).map(machine_of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use pairdb::cluster::layout::{Answer, Change, Command};
+
+    use super::*;
+
+    fn member(number: usize) -> Member {
+        Member {
+            name: format!("n{number}"),
+            zone: String::new(),
+            weight: 1,
+            state: MemberState::Joining,
+            address: String::new(),
+        }
+    }
+
+    fn applied(document: &Document, command: &Command) -> Document {
+        let mut next = document.clone();
+        let answer = next.apply(command);
+        assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
+        next
+    }
+
+    fn formed() -> Document {
+        let members = (0..3).map(|number| (NodeId(number as u128 + 1), member(number))).collect();
+        let (cluster_id, partition_bits, now_ms) = (NodeId(9), 4, 1);
+        let form = Command::Form { cluster_id, partition_bits, members, now_ms };
+        applied(&Document::empty(), &form)
+    }
+
+    fn joint() -> Document {
+        let joins = [(NodeId(4), member(3))].into();
+        let change = Change { joins, ..Change::default() };
+        applied(&formed(), &Command::Change { epoch: 1, change })
+    }
+
+    #[test]
+    fn documents_that_follow_from_each_other_are_not_accused() {
+        let mut layouts = Layouts::default();
+        assert!(layouts.see(0, formed()) && layouts.see(1, joint()));
+        assert!(!layouts.see(2, formed()) && !layouts.see(2, joint()));
+        layouts.see(0, applied(&joint(), &Command::Abort { epoch: 2 }));
+        assert!(layouts.broken.is_empty(), "{:?}", layouts.broken);
+    }
+
+    #[test]
+    fn two_documents_of_a_version_and_owners_that_do_not_follow_are_seen() {
+        let mut layouts = Layouts::default();
+        layouts.see(0, formed());
+        layouts.see(1, Document { tenant_id_next: 77, ..formed() });
+        assert!(layouts.broken[0].contains("another document"), "{:?}", layouts.broken);
+        layouts.see(0, joint());
+        let next_owners = joint().next_owners.expect("it is Joint");
+        let owners = next_owners.into_iter().skip(1).collect();
+        layouts.see(0, Document { owners, epoch: 3, version: 9, ..formed() });
+        assert!(layouts.broken[1].contains("do not follow"), "{:?}", layouts.broken);
+    }
+
+    #[test]
+    fn rows_at_others_than_their_owners_and_owners_that_differ_are_seen() {
+        let layout = Layout::new(Arc::new(formed()));
+        let found = |digest| Found { digest, token: 1 << 60, ..Found::default() };
+        let place = || ("default".to_owned(), "k".to_owned());
+        let held = |digest| Rows::from([(place(), found(digest))]);
+        let mut rows: BTreeMap<usize, Rows> = (0..3).map(|machine| (machine, held(7))).collect();
+        assert_eq!(agree(&layout, &rows), Ok(()));
+        rows.insert(3, held(7));
+        assert!(agree(&layout, &rows).is_err_and(|why| why.contains("I14")));
+        rows.remove(&3);
+        rows.insert(1, held(8));
+        assert!(agree(&layout, &rows).is_err());
+        rows.insert(1, Rows::new());
+        assert!(agree(&layout, &rows).is_err());
+    }
+}

@@ -8,7 +8,7 @@ use pairdb::cluster::fence::Fence;
 use pairdb::cluster::layout::Document;
 use pairdb::cluster::work::Work;
 use pairdb::engine::SyncMode;
-use pairdb::engine::vfs::fault::FaultVfs;
+use pairdb::engine::vfs::fault::{self, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::config::{self, Config, Size};
 use pairdb::ops::node::{Error, Node};
@@ -96,6 +96,8 @@ pub enum Ended {
     Fenced,
     /// It found no cluster; whoever looks after it starts it again.
     NoCluster,
+    /// Its disk fails.
+    Broken,
 }
 
 /// What a machine is made of.
@@ -128,6 +130,8 @@ pub struct Machine {
     starts: AtomicU64,
     /// Of the process that runs, or ran last.
     ended: Mutex<Option<Ended>>,
+    /// What it writes to, and whether that fails.
+    faulty: Mutex<(Option<FaultVfs>, bool)>,
     /// Whether the document on its disk may be another than when it was looked at.
     document_changed: Arc<AtomicBool>,
 }
@@ -150,6 +154,7 @@ impl Machine {
             switch: Mutex::default(),
             starts: AtomicU64::new(0),
             ended: Mutex::default(),
+            faulty: Mutex::default(),
             document_changed: Arc::default(),
         }
     }
@@ -166,6 +171,7 @@ impl Machine {
                 tracing::info!(machine = self.name, %source, "no cluster");
                 Some(Ended::NoCluster)
             }
+            Err(_) if self.faulty.lock().1 => Some(Ended::Broken),
             Err(error) => return Err(error.into()),
         };
         *self.ended.lock() = ended;
@@ -187,6 +193,7 @@ impl Machine {
                 steps.step(step);
             }
         });
+        *self.faulty.lock() = (Some(disk.clone()), false);
         let tamper = Tamper::new(seed, Arc::clone(&self.chance));
         let peering = Peering { node: self.number, tamper, observer: self.observer.clone() };
         let world = World {
@@ -222,6 +229,26 @@ impl Machine {
             };
         };
         self.switch.lock().arm(aim, Box::new(stop));
+    }
+
+    /// Has the disk fail what is written and synced, after so many such calls, until the process
+    /// ends. What was not synced by then is at the mercy of `power_loss`.
+    pub fn fail_disk(&self, skip: u64, power_loss: u64) {
+        let mut faulty = self.faulty.lock();
+        let Some(disk) = &faulty.0 else { return };
+        for operation in [Operation::WriteAt, Operation::SyncData] {
+            let times = u64::MAX;
+            let operation = Some(operation);
+            disk.inject(fault::Fault { operation, skip, times, ..fault::Fault::default() });
+        }
+        faulty.1 = true;
+        drop(faulty);
+        self.stop_at(Aim { step: None, skip: u64::MAX, after: false }, Some(power_loss));
+    }
+
+    /// Whether it does.
+    pub fn disk_fails(&self) -> bool {
+        self.faulty.lock().1
     }
 
     /// Does not stop it at any step.
@@ -269,6 +296,7 @@ impl Machine {
     pub fn restart(&self) {
         *self.switch.lock() = Switch::default();
         *self.ended.lock() = None;
+        *self.faulty.lock() = (None, false);
     }
 
     /// What the next process would find.

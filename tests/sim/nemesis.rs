@@ -23,6 +23,8 @@ impl fmt::Display for Links {
 pub enum Fault {
     /// A node is killed (`kill -9`), or its machine loses power, after so many steps.
     Stop { node: usize, steps: u64, power_loss: Option<u64> },
+    /// A node's disk fails all writes and syncs after so many, until it is started again.
+    FailDisk { node: usize, skip: u64, power_loss: u64 },
     /// The node is started again.
     Restart(usize),
     /// Nothing passes.
@@ -56,6 +58,9 @@ impl fmt::Display for Fault {
             }
             Self::Stop { node, steps, power_loss: Some(_) } => {
                 write!(f, "power loss at n{node} after {steps} steps")
+            }
+            Self::FailDisk { node, skip, .. } => {
+                write!(f, "the disk of n{node} fails after {skip} writes")
             }
             Self::Restart(node) => write!(f, "restart n{node}"),
             Self::Cut(links) => write!(f, "cut {links}"),
@@ -125,7 +130,13 @@ impl Stage {
                 // A loaded node takes some thousand steps a second.
                 let steps = dice.below(1 << dice.below(10));
                 let power_loss = dice.percent(50).then(|| dice.next());
-                planned.push((at, Fault::Stop { node, steps, power_loss }));
+                let fault = match power_loss {
+                    Some(power_loss) if dice.percent(20) => {
+                        Fault::FailDisk { node, skip: steps / 8, power_loss }
+                    }
+                    _ => Fault::Stop { node, steps, power_loss },
+                };
+                planned.push((at, fault));
                 planned.push((end, Fault::Restart(node)));
             }
         }

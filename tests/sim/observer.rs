@@ -94,3 +94,29 @@ impl Observer {
         self.0.lock().broken.clone()
     }
 }
+
+#[test]
+fn who_takes_what_it_had_refused_before_is_seen() {
+    use pairdb::cluster::peer::{Reply, Request};
+    use pairdb::proto::{PageReply, PageRequest};
+    let connection = SocketAddr::from(([10, 0, 0, 1], 1));
+    let ask = |observer: &Observer, id, epoch| {
+        let body = Some(Request::Page(PageRequest::default()));
+        let request = PeerRequest { id, epoch, body, ..PeerRequest::default() };
+        observer.asked(0, connection, &request, Topic::Page);
+    };
+    let answer = |observer: &Observer, id, epoch| {
+        let body = Some(Reply::Page(PageReply::default()));
+        observer.answered(1, connection, &PeerReply { id, epoch, body });
+    };
+    let observer = Observer::default();
+    ask(&observer, 1, 4);
+    ask(&observer, 2, 5);
+    answer(&observer, 2, 5);
+    // It may have taken this one before it went on.
+    answer(&observer, 1, 5);
+    assert!(observer.broken().is_empty(), "{:?}", observer.broken());
+    ask(&observer, 3, 4);
+    answer(&observer, 3, 5);
+    assert_eq!(observer.broken().len(), 1);
+}
