@@ -148,7 +148,10 @@ impl<'s> Driver<'s> {
         let mut broken = self.broken;
         broken.extend(self.layouts.broken);
         broken.extend(self.world.observer.broken());
-        Outcome { broken, dealt: self.world.strikes.dealt.iter().map(ToString::to_string).collect() }
+        Outcome {
+            broken,
+            dealt: self.world.strikes.dealt.iter().map(ToString::to_string).collect(),
+        }
     }
 
     fn now_us(&self) -> u64 {

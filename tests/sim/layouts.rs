@@ -174,9 +174,9 @@ impl Layouts {
             from.keys().filter(|node| !to.contains_key(*node)).count()
         };
         let (came, went) = (changed(next, &document.owners), changed(&document.owners, next));
-        let same = next.iter().all(|(node, owner)| {
-            document.owners.get(node).is_none_or(|before| before == owner)
-        });
+        let same = next
+            .iter()
+            .all(|(node, owner)| document.owners.get(node).is_none_or(|before| before == owner));
         if came + went != 1 || !same || !document.next_factors.is_empty() {
             return;
         }
@@ -215,9 +215,7 @@ impl Layouts {
 /// Whether no transition is under way, and nobody has anything left to hand over.
 pub fn is_settled(document: &Document) -> bool {
     let busy = |member: &Member| matches!(member.state, MemberState::Leaving);
-    !document.is_joint()
-        && document.departed.is_empty()
-        && !document.members.values().any(busy)
+    !document.is_joint() && document.departed.is_empty() && !document.members.values().any(busy)
 }
 
 fn kind_of(document: &Document) -> Kind {

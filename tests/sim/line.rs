@@ -27,7 +27,11 @@ pub struct Peering {
 /// Which end of the connection it is.
 pub enum End {
     /// It connected, to this address, for a class of work that its hello names.
-    Asks { to: String, class: u32, kept_sent: bool },
+    Asks {
+        to: String,
+        class: u32,
+        kept_sent: bool,
+    },
     Answers,
 }
 

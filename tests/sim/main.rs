@@ -136,8 +136,7 @@ impl Sort {
 fn run(seed: u64, sort: Sort) -> Result<String, String> {
     let (name, value) = sort.settings();
     let again = format!("To repeat it: make sim {name}={value} SEED={seed}");
-    attempt(seed, &[(name, &value)])
-        .map_err(|said| format!("{said}\nseed {seed} failed. {again}"))
+    attempt(seed, &[(name, &value)]).map_err(|said| format!("{said}\nseed {seed} failed. {again}"))
 }
 
 /// The same for one that must succeed.
@@ -288,8 +287,7 @@ fn no_seed_breaks_a_promise() {
 /// Shows which participants of which transitions were struck at which steps; `complete` seeds must
 /// have struck all at all.
 fn check_strikes(dealt: &BTreeSet<String>, complete: bool) {
-    let wanted: Vec<String> =
-        scenario::all_strikes().iter().map(ToString::to_string).collect();
+    let wanted: Vec<String> = scenario::all_strikes().iter().map(ToString::to_string).collect();
     let missed: Vec<&String> = wanted.iter().filter(|strike| !dealt.contains(*strike)).collect();
     println!(
         "{} of {} strikes were dealt (transition/participant/step), and {} others",

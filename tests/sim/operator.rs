@@ -185,9 +185,8 @@ impl Operator {
             Goal::Starts(_) | Goal::Haunts(_) | Goal::Sleeps(_) => return,
         };
         let request = CommitLayoutRequest { epoch: 0, change: Some(change) };
-        let call = async |admin: &mut pairdb::client::Admin, request| {
-            admin.commit_layout(request).await
-        };
+        let call =
+            async |admin: &mut pairdb::client::Admin, request| admin.commit_layout(request).await;
         let answer = self.any().admin_call(request, call).await;
         self.say(answer.err());
     }

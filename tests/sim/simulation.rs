@@ -124,9 +124,8 @@ impl Simulation {
             .build();
         let dice = Dice::new(self.seed, 0);
         let character = Character::draw(&dice);
-        let scenario = self
-            .changes
-            .map(|nth| Scenario::draw(&Dice::new(self.seed, SCENARIO_DICE), nth));
+        let scenario =
+            self.changes.map(|nth| Scenario::draw(&Dice::new(self.seed, SCENARIO_DICE), nth));
         let observer = Observer::default();
         let count = if scenario.is_some() { MACHINES } else { self.nodes };
         let machine = |number| {
