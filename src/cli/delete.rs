@@ -9,7 +9,7 @@ use crate::proto;
 
 /// Delete a key
 ///
-/// Without --context it deletes what the node has. Deleting a missing key is not an error.
+/// Without --context it deletes what is there. Deleting a missing key is not an error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -13,12 +13,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::failure::Failure;
+use crate::client::{Admin, Client, Options};
 use crate::ops::shutdown::Shutdown;
+use crate::proto::ClusterStatusRequest;
 
 /// How long a node may take to serve, and later to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long one node may take to say whom it hears of.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Run a cluster on this machine, until Ctrl-C
 ///
@@ -71,7 +75,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let shutdown = Shutdown::on_signals()
             .map_err(|error| Failure::error(format!("cannot handle signals: {error}")))?;
         let mut nodes = start_all(args)?;
-        wait_until_ready(&mut nodes, &shutdown).await?;
+        let end = Instant::now() + PATIENCE;
+        let ready = wait_until_ready(&mut nodes, &shutdown, end).await?;
+        wait_until_heard(&ready, &shutdown, end).await?;
+        for (node, ready) in nodes.0.iter().zip(&ready) {
+            let Ready { listen, admin, .. } = ready;
+            let (name, pid) = (&node.name, node.child.id());
+            println!("{name}  {listen}  admin http://{admin}  process {pid}");
+        }
         println!("{} nodes serve; Ctrl-C stops them. Try:", nodes.0.len());
         println!("  pairdb status --endpoint http://127.0.0.1:{}", args.client_port);
         shutdown.graceful.cancelled().await;
@@ -129,10 +140,20 @@ fn start_all(args: &Args) -> Result<Nodes, Failure> {
     Ok(nodes)
 }
 
-/// Waits until every node serves, and says where.
-async fn wait_until_ready(nodes: &mut Nodes, shutdown: &Shutdown) -> Result<(), Failure> {
-    let end = Instant::now() + PATIENCE;
-    let mut look = tokio::time::interval(LOOK);
+/// What a node that serves says of itself.
+struct Ready {
+    node_id: String,
+    listen: String,
+    admin: String,
+}
+
+/// Waits until every node serves.
+async fn wait_until_ready(
+    nodes: &mut Nodes,
+    shutdown: &Shutdown,
+    end: Instant,
+) -> Result<Vec<Ready>, Failure> {
+    let mut all = Vec::new();
     for node in &mut nodes.0 {
         let ready = loop {
             if let Some(ready) = read_ready(&node.ready_file) {
@@ -145,19 +166,50 @@ async fn wait_until_ready(nodes: &mut Nodes, shutdown: &Shutdown) -> Result<(), 
             if Instant::now() >= end {
                 return Err(Failure::error(format!("{} does not serve; see {log}", node.name)));
             }
-            tokio::select! {
-                _ = look.tick() => {}
-                () = shutdown.graceful.cancelled() => {
-                    return Err(Failure::error("stopped before all nodes served"));
-                }
-            }
+            look_again(shutdown).await?;
         };
         let at = |name: &str| ready[name].as_str().unwrap_or("?").to_owned();
-        let (listen, admin) = (at("listen"), at("admin_listen"));
-        let (name, pid) = (&node.name, node.child.id());
-        println!("{name}  http://{listen}  admin http://{admin}  process {pid}");
+        let (node_id, admin) = (at("node_id"), at("admin_listen"));
+        all.push(Ready { node_id, listen: format!("http://{}", at("listen")), admin });
+    }
+    Ok(all)
+}
+
+/// Waits until each of them has heard of all: what is written before becomes hints for those that
+/// seem to be down.
+async fn wait_until_heard(
+    nodes: &[Ready],
+    shutdown: &Shutdown,
+    end: Instant,
+) -> Result<(), Failure> {
+    for node in nodes {
+        let endpoints = vec![node.listen.clone()];
+        let options = Options { endpoints, timeout: STATUS_TIMEOUT, ..Options::default() };
+        let client = Client::new(options)?;
+        let hears_all = async || {
+            let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+            let heard = client.admin_call(ClusterStatusRequest {}, call).await?.nodes;
+            let is_up = |id: &str| heard.iter().any(|node| node.node_id == id && node.up);
+            Ok::<_, Failure>(nodes.iter().all(|node| is_up(&node.node_id)))
+        };
+        while !hears_all().await? {
+            if Instant::now() >= end {
+                let listen = &node.listen;
+                return Err(Failure::error(format!("{listen} does not hear of all nodes")));
+            }
+            look_again(shutdown).await?;
+        }
     }
     Ok(())
+}
+
+async fn look_again(shutdown: &Shutdown) -> Result<(), Failure> {
+    tokio::select! {
+        () = tokio::time::sleep(LOOK) => Ok(()),
+        () = shutdown.graceful.cancelled() => {
+            Err(Failure::error("stopped before all nodes served"))
+        }
+    }
 }
 
 /// The ready file is renamed into place: what is there is whole.

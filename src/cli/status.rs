@@ -51,6 +51,9 @@ async fn cluster(client: &Client) -> Result<(String, Value), Failure> {
             node.node_id
         );
     }
+    for node in &status.nodes {
+        text.push_str(&damage_of(node));
+    }
     let agreed = if layout.agreed { "agreed" } else { "not agreed by all that are up" };
     let _ = write!(text, "\nlayout {}, {agreed}", layout.version);
     if !layout.transition.is_empty() {
@@ -67,6 +70,26 @@ async fn cluster(client: &Client) -> Result<(String, Value), Failure> {
         },
     });
     Ok((text, json))
+}
+
+/// What a disk has lost; nothing if nothing.
+fn damage_of(node: &NodeEntry) -> String {
+    let mut text = String::new();
+    if node.partitions_damaged > 0 {
+        let _ = writeln!(
+            text,
+            "\n{}: {} partitions have lost data on its disk and get it back from the others",
+            node.name, node.partitions_damaged
+        );
+    }
+    if node.blocks_unreadable > 0 {
+        let _ = writeln!(
+            text,
+            "\n{}: {} blocks of its tables cannot be read",
+            node.name, node.blocks_unreadable
+        );
+    }
+    text
 }
 
 fn to_json(node: &NodeEntry) -> Value {
@@ -87,6 +110,8 @@ fn to_json(node: &NodeEntry) -> Value {
         "partitions": node.partitions,
         "voter": node.voter,
         "run_state": node.run_state,
+        "partitions_damaged": node.partitions_damaged,
+        "blocks_unreadable": node.blocks_unreadable,
     })
 }
 

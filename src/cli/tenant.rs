@@ -68,7 +68,7 @@ struct Settings {
     /// Greatest time to live of a write; 0 for the node's limit
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     max_ttl: Option<Duration>,
-    /// Copies in a cluster
+    /// Copies in a cluster; where there are several nodes, rows move until it is so
     #[arg(long, value_name = "COUNT")]
     replication_factor: Option<u32>,
 }
@@ -126,7 +126,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 max_ttl_ms: settings.max_ttl.map(millis),
                 replication_factor: settings.replication_factor,
             };
-            let set = connect.admin_client()?.admin_call(request, call).await?;
+            let set = connect.admin_client()?.admin_call(request, call).await;
+            let set = set.map_err(Failure::of_change)?;
+            if set.transition_epoch > 0 {
+                eprintln!(
+                    "pairdb: the number of copies changes with the layout of epoch {}; layout show \
+                     tells how far it is",
+                    set.transition_epoch
+                );
+            }
             show(&connect, set.tenant)
         }
     }

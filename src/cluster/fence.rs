@@ -7,7 +7,8 @@
 //!    is allowed.
 //! 2. A document is durable before anybody sees it: before [`Fence::check`] judges by its epoch and
 //!    before the watchers are told.
-//! 3. The epoch and the version never go down, over restarts too. The cluster never changes.
+//! 3. The epoch and the version never go down, over restarts too. The cluster never changes, nor
+//!    does its formation.
 //! 4. While a [`Pass`] is held the epoch is not raised: whoever raises it and then looks at the
 //!    store sees everything that was taken under the epochs before.
 //! 5. After an error that may have written, nothing is adopted until the next start
@@ -17,6 +18,7 @@
 //! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
 //! about it is the caller's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::NodeId;
 use super::layout::{Document, Layout};
@@ -71,6 +74,16 @@ impl std::fmt::Debug for BeforeShown {
     }
 }
 
+/// Asking one node for its document: one request at a time, whose answer serves all who wanted it
+/// before it was sent.
+#[derive(Debug, Default)]
+struct Fetching {
+    /// Requests sent so far.
+    sent: AtomicU64,
+    /// Held while one is under way: which of them was answered last.
+    answered: tokio::sync::Mutex<u64>,
+}
+
 /// The adopted document.
 #[derive(Debug)]
 pub struct Fence {
@@ -86,6 +99,8 @@ pub struct Fence {
     before_shown: OnceLock<BeforeShown>,
     /// Held while a document is adopted.
     adopting: Mutex<()>,
+    /// Whom documents are asked of now.
+    fetching: Mutex<BTreeMap<NodeId, Arc<Fetching>>>,
     /// Why none is any more, if so.
     refused: watch::Sender<Option<Error>>,
 }
@@ -109,6 +124,7 @@ impl Fence {
             published: watch::Sender::new(Arc::new(layout)),
             before_shown: OnceLock::new(),
             adopting: Mutex::new(()),
+            fetching: Mutex::default(),
             refused: watch::Sender::new(None),
         })
     }
@@ -204,10 +220,7 @@ impl Fence {
         epoch: u64,
         timeout: Duration,
     ) -> Result<(), PeerError> {
-        if self.epoch() >= epoch {
-            return Ok(());
-        }
-        self.refresh(peers, from, timeout).await?;
+        self.fetch(peers, from, timeout, || self.epoch() >= epoch).await?;
         if self.epoch() < epoch {
             let reason = "STALE_LAYOUT".to_owned();
             let message = format!("{from} knows no document of epoch {epoch}");
@@ -221,6 +234,48 @@ impl Fence {
     /// # Errors
     /// As [`Fence::learn`].
     pub async fn refresh(
+        &self,
+        peers: &dyn Peers,
+        from: NodeId,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.fetch(peers, from, timeout, || false).await
+    }
+
+    /// Asks `from` for its document, unless it is known by then. Every request under way may want
+    /// the same one when the epoch changes: they wait for one answer.
+    async fn fetch(
+        &self,
+        peers: &dyn Peers,
+        from: NodeId,
+        timeout: Duration,
+        is_known: impl Fn() -> bool + Send,
+    ) -> Result<(), PeerError> {
+        if is_known() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + timeout;
+        let fetching = {
+            let mut all = self.fetching.lock();
+            all.retain(|node, one| *node == from || Arc::strong_count(one) > 1);
+            Arc::clone(all.entry(from).or_default())
+        };
+        let sent = fetching.sent.load(Ordering::Relaxed);
+        let turn = tokio::time::timeout_at(deadline, fetching.answered.lock()).await;
+        let mut answered = turn.map_err(|_| PeerError::Unreachable {
+            node: from.to_string(),
+            why: "time was over before it could be asked".to_owned(),
+        })?;
+        if *answered > sent || is_known() {
+            return Ok(());
+        }
+        let number = fetching.sent.fetch_add(1, Ordering::Relaxed) + 1;
+        self.ask(peers, from, deadline.saturating_duration_since(Instant::now())).await?;
+        *answered = number;
+        Ok(())
+    }
+
+    async fn ask(
         &self,
         peers: &dyn Peers,
         from: NodeId,
@@ -264,15 +319,35 @@ impl Fence {
             return Ok(());
         }
         self.check_successor(current.document(), document)?;
-        if let Err(error) = self.file.replace(&*self.vfs, &**document) {
-            if matches!(error, Error::Unknown { .. }) {
-                let cause = error.to_string();
-                self.refused.send_replace(Some(Error::ReadOnly { cause }));
-            }
-            return Err(error);
-        }
+        self.keep(document)?;
         self.show(&current, document);
         Ok(())
+    }
+
+    /// Makes the node's cluster another one that begins with the same document: see
+    /// [`begin_again`](super::consensus::begin_again).
+    ///
+    /// # Errors
+    /// I/O. After what may have been written every later call fails too.
+    pub(super) fn form_again(&self, formation: NodeId) -> Result<Arc<Document>> {
+        let _adopting = self.adopting.lock();
+        let current = self.layout();
+        let version = current.version() + 1;
+        let document = Document { formation, version, ..(**current.document()).clone() };
+        let document = Arc::new(document);
+        self.keep(&document)?;
+        self.show(&current, &document);
+        Ok(document)
+    }
+
+    /// Makes a document durable.
+    fn keep(&self, document: &Document) -> Result<()> {
+        let kept = self.file.replace(&*self.vfs, document);
+        if let Err(error @ Error::Unknown { .. }) = &kept {
+            let cause = error.to_string();
+            self.refused.send_replace(Some(Error::ReadOnly { cause }));
+        }
+        kept
     }
 
     /// Acts under a document that is durable.
@@ -295,6 +370,16 @@ impl Fence {
                 found: current.cluster_id.to_string(),
             });
         }
+        if current.epoch > 0 && next.formation != current.formation {
+            let formed = |document: &Document| {
+                format!("{} of formation {}", document.cluster_id, document.formation)
+            };
+            return Err(Error::WrongCluster {
+                file: self.file.path().to_path_buf(),
+                expected: formed(next),
+                found: formed(current),
+            });
+        }
         if next.epoch < current.epoch {
             let why = format!(
                 "version {} has epoch {}, version {} had {}",
@@ -315,202 +400,4 @@ fn judge(stamp: u64, epoch: u64) -> Result<(), StampError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::double_net::{DoubleNet, Handler};
-    use crate::cluster::layout::{Command, Member, MemberState};
-    use crate::engine::vfs::fault::FaultVfs;
-    use crate::engine::vfs::mem::MemVfs;
-
-    fn document(version: u64, epoch: u64) -> Arc<Document> {
-        let member = Member {
-            name: "n1".to_owned(),
-            zone: "z1".to_owned(),
-            weight: 1,
-            state: MemberState::Normal,
-            address: "n1:7946".to_owned(),
-        };
-        let mut document = Document::empty();
-        let form = Command::Form {
-            cluster_id: NodeId(7),
-            partition_bits: 2,
-            members: [(NodeId(1), member)].into(),
-            now_ms: 1,
-        };
-        document.apply(&form);
-        Arc::new(Document { version, epoch, ..document })
-    }
-
-    fn open(vfs: &Arc<dyn Vfs>) -> Fence {
-        Fence::open(Arc::clone(vfs), Path::new("/")).unwrap()
-    }
-
-    #[test]
-    fn a_stamp_below_the_epoch_is_stale_and_one_above_it_must_be_fetched_first() {
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let fence = open(&vfs);
-        assert_eq!(fence.check(0), Ok(()));
-        fence.adopt(&document(3, 2)).unwrap();
-        assert_eq!(fence.check(1), Err(StampError::StaleLayout { stamp: 1, epoch: 2 }));
-        assert_eq!(fence.check(2), Ok(()));
-        assert_eq!(fence.check(3), Err(StampError::MustFetch { stamp: 3, epoch: 2 }));
-    }
-
-    /// `no_write_fence`: a snapshot taken after the fence must hold what passed before it.
-    #[test]
-    fn the_epoch_does_not_rise_while_somebody_acts_under_it() {
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let fence = open(&vfs);
-        fence.adopt(&document(1, 1)).unwrap();
-        assert_eq!(fence.enter(0).unwrap_err(), StampError::StaleLayout { stamp: 0, epoch: 1 });
-        let pass = fence.enter(1).unwrap();
-        std::thread::scope(|scope| {
-            let adopting = scope.spawn(|| fence.adopt(&document(2, 2)));
-            while open(&vfs).epoch() < 2 {
-                std::thread::yield_now();
-            }
-            // The document is durable, and waits for the pass.
-            assert_eq!((fence.epoch(), fence.layout().epoch(), *pass), (1, 1, 1));
-            drop(pass);
-            adopting.join().unwrap().unwrap();
-        });
-        assert_eq!(fence.enter(1).unwrap_err(), StampError::StaleLayout { stamp: 1, epoch: 2 });
-        assert_eq!(*fence.enter(2).unwrap(), 2);
-    }
-
-    struct Answering(Arc<Fence>);
-
-    #[tonic::async_trait]
-    impl Handler for Answering {
-        async fn handle(
-            &self,
-            _from: NodeId,
-            request: Request,
-            _timeout: Duration,
-        ) -> Result<Reply, PeerError> {
-            assert_eq!(request, Request::Document(DocumentRequest {}));
-            Ok(Reply::Document(self.0.handle_document()))
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_later_document_is_learned_from_a_peer_and_durable_before_it_counts() {
-        let net = DoubleNet::new();
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let (ours, theirs) =
-            (open(&vfs), Arc::new(open(&(Arc::new(MemVfs::new()) as Arc<dyn Vfs>))));
-        net.serve(NodeId(2), "n2:7946", Arc::new(Answering(Arc::clone(&theirs))));
-        let peers = net.peers(NodeId(1));
-        let learn = |epoch| ours.learn(&*peers, NodeId(2), epoch, Duration::from_secs(1));
-        assert!(learn(1).await.is_err(), "it has none itself");
-        theirs.adopt(&document(6, 5)).unwrap();
-        learn(4).await.unwrap();
-        assert_eq!((ours.epoch(), open(&vfs).epoch()), (5, 5));
-        let error = learn(6).await.unwrap_err();
-        assert!(matches!(&error, PeerError::Refused { reason, .. } if reason == "STALE_LAYOUT"));
-    }
-
-    #[test]
-    fn an_older_document_changes_nothing_and_the_fence_survives_a_restart() {
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let fence = open(&vfs);
-        let watch = fence.watch();
-        fence.adopt(&document(5, 4)).unwrap();
-        fence.adopt(&document(4, 3)).unwrap();
-        assert_eq!((fence.epoch(), watch.borrow().version()), (4, 5));
-        assert_eq!(open(&vfs).document(), document(5, 4));
-    }
-
-    #[test]
-    fn a_document_of_another_cluster_or_with_an_epoch_that_fell_is_refused() {
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let fence = open(&vfs);
-        fence.adopt(&document(5, 4)).unwrap();
-        let other = Arc::new(Document { cluster_id: NodeId(8), ..(*document(6, 5)).clone() });
-        assert_eq!(fence.adopt(&other).unwrap_err().reason(), "WRONG_CLUSTER");
-        assert_eq!(fence.adopt(&document(6, 3)).unwrap_err().reason(), "INVALID_ARGUMENT");
-        assert_eq!((fence.epoch(), open(&vfs).epoch()), (4, 4));
-    }
-
-    /// A disk that was full, or a call that failed before the new file took the old one's place,
-    /// has changed nothing: once there is room again the fence goes on. After the rename nobody
-    /// knows what stands there.
-    #[tokio::test]
-    async fn a_full_disk_stops_the_fence_only_while_it_is_full() {
-        use crate::engine::vfs::fault::{Effect, Fault, Operation};
-        let fails = [
-            (Operation::Create, true),
-            (Operation::WriteAt, true),
-            (Operation::SyncData, true),
-            (Operation::Rename, false),
-            (Operation::SyncDir, false),
-        ];
-        for (operation, goes_on) in fails {
-            let faults = FaultVfs::new(Arc::new(MemVfs::new()));
-            let vfs: Arc<dyn Vfs> = Arc::new(faults.clone());
-            let fence = open(&vfs);
-            fence.adopt(&document(1, 1)).unwrap();
-            let effect = Effect::Fail(std::io::ErrorKind::StorageFull);
-            faults.inject(Fault { operation: Some(operation), effect, ..Fault::default() });
-            fence.adopt(&document(2, 2)).unwrap_err();
-            assert_eq!(fence.epoch(), 1, "{operation:?}");
-            assert_eq!(fence.adopt(&document(3, 3)).is_ok(), goes_on, "{operation:?}");
-            assert_eq!(fence.epoch(), if goes_on { 3 } else { 1 }, "{operation:?}");
-            let ended = tokio::time::timeout(Duration::from_millis(1), fence.ended()).await;
-            assert_eq!(ended.is_err(), goes_on, "{operation:?}: {ended:?}");
-        }
-    }
-
-    /// A new process opens the fence while the old one, which is stopping, still adopts a document
-    /// and answers under it: the new one must not start below.
-    #[test]
-    fn a_document_that_was_adopted_by_another_process_meanwhile_counts_after_a_reload() {
-        let vfs: Arc<dyn Vfs> = Arc::new(MemVfs::new());
-        let stopping = open(&vfs);
-        stopping.adopt(&document(4, 4)).unwrap();
-        let starting = open(&vfs);
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let shown = Arc::clone(&told);
-        starting.before_shown(move |document| shown.lock().push(document.epoch));
-        starting.reload().unwrap();
-        stopping.adopt(&document(5, 5)).unwrap();
-        starting.reload().unwrap();
-        assert_eq!((starting.epoch(), *starting.enter(5).unwrap()), (5, 5));
-        assert_eq!(starting.layout().epoch(), 5);
-        assert_eq!(*told.lock(), [5], "the tenants of the document are shown with it");
-    }
-
-    /// `volatile_fence`: an epoch that was acted on must not be forgotten by a crash. The process
-    /// dies at every file call in turn, and whatever was visible before must be there after.
-    #[test]
-    fn an_epoch_that_was_shown_is_durable_whichever_file_call_is_the_last() {
-        let calls = {
-            let faults = FaultVfs::new(Arc::new(MemVfs::new()));
-            let vfs: Arc<dyn Vfs> = Arc::new(faults.clone());
-            let fence = open(&vfs);
-            (1..=3).for_each(|n| fence.adopt(&document(n, n)).unwrap());
-            faults.calls()
-        };
-        for last in 1..=calls {
-            let below = MemVfs::new();
-            let faults = FaultVfs::new(Arc::new(below.clone()));
-            faults.fail_call(last, std::io::ErrorKind::Other);
-            let vfs: Arc<dyn Vfs> = Arc::new(faults);
-            let Ok(fence) = Fence::open(vfs, Path::new("/")) else { continue };
-            let mut shown = 0;
-            for n in 1..=3 {
-                let adopted = fence.adopt(&document(n, n));
-                assert_eq!(adopted.is_ok(), fence.epoch() == n);
-                shown = fence.epoch();
-                if adopted.is_err() {
-                    break;
-                }
-            }
-            for seed in 0..4 {
-                let after: Arc<dyn Vfs> = Arc::new(below.crash_clone(seed));
-                let epoch = open(&after).epoch();
-                assert!(epoch >= shown, "call {last}: {shown} was shown, {epoch} is left");
-            }
-        }
-    }
-}
+mod tests;

@@ -4,11 +4,11 @@
 //!    is over, or a copy of the directory, and is not listened to.
 //! 2. A node that hears of a higher generation of its own id is such a copy itself:
 //!    [`Local::superseded`] says so, and it must fence itself.
-//! 3. A cluster, once entered, does not change.
+//! 3. A cluster, once entered, does not change, nor does what it was formed as.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -31,8 +31,9 @@ pub struct Local {
     generation: u64,
     address: String,
     clock: Arc<dyn WallClock>,
-    // Set once, when the node enters a cluster.
+    // Set once, when the node enters a cluster; the formation before it.
     cluster: watch::Sender<Option<NodeId>>,
+    formation: OnceLock<NodeId>,
     // Relaxed: figures that others only compare; what an epoch means is learned from its document.
     epoch: AtomicU64,
     epoch_heard: watch::Sender<u64>,
@@ -58,6 +59,7 @@ impl Local {
             address,
             clock,
             cluster: watch::Sender::new(cluster),
+            formation: OnceLock::new(),
             epoch: AtomicU64::new(0),
             epoch_heard: watch::Sender::new(0),
             superseded: watch::Sender::new(false),
@@ -90,8 +92,21 @@ impl Local {
         self.cluster.subscribe()
     }
 
-    /// It enters a cluster. Later calls change nothing.
-    pub fn enter(&self, cluster: NodeId) {
+    /// What its cluster was formed as; zero: that is not known, or it has none.
+    pub fn formation(&self) -> NodeId {
+        self.formation.get().copied().unwrap_or_default()
+    }
+
+    /// Its cluster was formed as this. Later calls change nothing.
+    pub fn formed_as(&self, formation: NodeId) {
+        if formation != NodeId::default() {
+            let _ = self.formation.set(formation);
+        }
+    }
+
+    /// It enters a cluster that was formed as `formation`. Later calls change nothing.
+    pub fn enter(&self, cluster: NodeId, formation: NodeId) {
+        self.formed_as(formation);
         self.cluster.send_if_modified(|own| {
             let enters = own.is_none();
             if enters {
@@ -233,9 +248,9 @@ mod tests {
     #[test]
     fn a_cluster_is_entered_once_and_later_epochs_are_heard_of() {
         let local = local();
-        local.enter(NodeId(3));
-        local.enter(NodeId(4));
-        assert_eq!(local.cluster(), Some(NodeId(3)));
+        local.enter(NodeId(3), NodeId(30));
+        local.enter(NodeId(4), NodeId(40));
+        assert_eq!((local.cluster(), local.formation()), (Some(NodeId(3)), NodeId(30)));
         let mut heard = local.epoch_heard();
         local.set_epoch(4);
         local.hear_epoch(4);

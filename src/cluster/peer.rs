@@ -55,10 +55,12 @@ pub enum PeerError {
         why: String,
     },
     /// The queue to the peer, or of it, is full. Nothing was done.
-    #[error("too much waits for {node}")]
+    #[error("too much waits for {node}: {why}")]
     Overloaded {
         /// The peer.
         node: String,
+        /// How much, and the limit.
+        why: String,
     },
     /// The peer acts under a later layout: nothing was done. Learn it and send again.
     #[error("the layout has gone on to epoch {epoch}")]

@@ -137,6 +137,10 @@ pub struct Facts {
     pub moving: String,
     /// Hints it keeps for others.
     pub hints: u64,
+    /// Partitions of it that have lost data and get it back.
+    pub damaged: u64,
+    /// Blocks of its tables that cannot be read.
+    pub unreadable: u64,
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Background {
         self.flush.ring(1);
     }
 
-    /// Somebody waits for the log to be durable.
+    /// Somebody waits for the log to be durable, or it wants room.
     pub fn wake_log(&self) {
         self.log.ring(1);
     }
@@ -158,6 +158,7 @@ impl Engine {
     /// caller decides whether to go on.
     pub fn step(&self) -> Result<bool> {
         self.shared.tick();
+        self.shared.log.make_room();
         Ok(self.shared.flush_first()? || self.shared.compact_once()?)
     }
 }
@@ -196,9 +197,11 @@ impl Shared {
     fn run_log(&self) {
         let interval = Duration::from_millis(self.options.sync_interval_ms);
         let timed = self.options.sync_mode == SyncMode::Interval;
+        let syncs = self.options.sync_mode != SyncMode::Os;
         let tick = if timed { interval.min(TICK) } else { TICK };
         while let Some(rung) = self.background.log.wait(tick, &self.background.stop) {
-            if rung || timed {
+            self.log.make_room();
+            if syncs && (rung || timed) {
                 // The waiters get the error, and every later write does.
                 let _ = self.log.sync(self.log.appended_upto());
             }

@@ -127,12 +127,7 @@ impl Shared {
 
     /// Finds and records the unreadable blocks of a job's inputs, so that it is not picked again.
     fn quarantine_damaged(&self, reserved: &Reserved<'_>) -> Result<()> {
-        for input in &reserved.job.inputs {
-            if let Some(table) = reserved.view.version.table(input.number) {
-                self.scrub_table(table)?;
-            }
-        }
-        Ok(())
+        reserved.job.inputs.iter().try_for_each(|input| self.scrub_table(input.number))
     }
 
     /// Waits as long as the rate limit says, or until the threads are to stop.

@@ -46,7 +46,7 @@ pub mod clock;
 pub mod commit_log;
 mod compact;
 pub mod compaction;
-
+mod discard;
 pub mod error;
 mod flush;
 mod guards;
@@ -109,9 +109,9 @@ pub use remove::{Permit, Range};
 #[cfg(test)]
 pub(crate) use rules::open_without as without_rules;
 pub use scan::Scan;
-pub use scrub::ScrubReport;
+pub use scrub::{ScrubPass, ScrubReport};
 pub use stats::Stats;
-pub use version::SafePoint;
+pub use version::{Quarantined, SafePoint};
 pub use write::WriteObserver;
 
 /// What the engine takes from the world around it.

@@ -234,6 +234,10 @@ fn replay(
         return Ok(first_segment);
     }
     edit.flushed = Some(flushed.max(Position::new(first_segment, 0)));
+    if recovered.is_lossy && rule!(damaged_state) {
+        // In the edit after which the log is gone: nobody could tell later.
+        edit.safe_points = current.state().all_damaged();
+    }
     versions.log_and_apply(edit, now_ms)?;
     commit_log::remove_segments(&**vfs, dir, first_segment)?;
     Ok(first_segment)

@@ -29,7 +29,7 @@ use super::{Engine, Shared};
 /// How long a table that a compaction has is waited for before it is looked at again.
 const BUSY_WAIT: Duration = Duration::from_millis(200);
 /// After this many bytes it is looked whether to wait or to stop.
-const CHECK_BYTES: u64 = 256 << 10;
+pub(super) const CHECK_BYTES: u64 = 256 << 10;
 
 /// A range of keys: the first, and the first behind it (`None`: to the last key).
 pub type Range = (Vec<u8>, Option<Vec<u8>>);

@@ -2,9 +2,12 @@
 //!
 //! A damaged block is *quarantined*: the manifest names its range of keys, reads of other keys go
 //! on, reads of its keys fail with the place of the damage, and nothing in its range is purged.
-//! Whoever has replicas marks the partition damaged and fetches the range again.
+//! Whoever has replicas marks the partition damaged, has the block discarded ([`super::discard`])
+//! and fetches the range again.
 
 use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
 
 use super::error::{Corruption, Result};
 use super::flush::CacheChange;
@@ -12,12 +15,23 @@ use super::sstable::KeyRange;
 use super::version::{Quarantined, TableRef, VersionEdit};
 use super::{Engine, Shared};
 
+/// A scrub that is made piece by piece.
+#[derive(Debug)]
+pub struct ScrubPass {
+    /// Numbers of the tables that are left; the last is the one it is in.
+    tables: Vec<u64>,
+    /// The next block of that one.
+    block: usize,
+    /// What was found so far.
+    pub report: ScrubReport,
+}
+
 /// What a scrub found.
 #[derive(Clone, Debug, Default)]
 pub struct ScrubReport {
     /// Tables read.
     pub tables: u64,
-    /// Their size in bytes.
+    /// Bytes of their blocks.
     pub bytes: u64,
     /// Damaged blocks.
     pub damaged: Vec<Corruption>,
@@ -29,35 +43,90 @@ impl Engine {
     /// # Errors
     /// The quarantine could not be written to the manifest. Damage is no error: it is reported.
     pub fn scrub(&self) -> Result<ScrubReport> {
-        self.shared.scrub()
+        let mut pass = self.begin_scrub();
+        while self.scrub_some(&mut pass, u64::MAX)?.is_some() {}
+        Ok(pass.report)
+    }
+
+    /// A scrub of the tables there are now, of which nothing is read yet.
+    pub fn begin_scrub(&self) -> ScrubPass {
+        let view = self.shared.super_version.load();
+        let tables = view.version.tables().map(|table| table.meta.number).collect();
+        ScrubPass { tables, block: 0, report: ScrubReport::default() }
+    }
+
+    /// Goes on with a scrub for about `bytes_max` bytes, at most to the end of a table. Returns how
+    /// many were read; `None`: there is nothing left. A table that is gone needs no scrub: what was
+    /// made of it was checked on the way.
+    ///
+    /// # Errors
+    /// As [`Engine::scrub`].
+    pub fn scrub_some(&self, pass: &mut ScrubPass, bytes_max: u64) -> Result<Option<u64>> {
+        self.shared.scrub_some(pass, bytes_max)
+    }
+
+    /// [`Engine::scrub`] of one table, by its file. A file that is no table any more is none to be
+    /// damaged.
+    ///
+    /// # Errors
+    /// As [`Engine::scrub`].
+    pub fn scrub_file(&self, file: &Path) -> Result<ScrubReport> {
+        let view = self.shared.super_version.load_full();
+        let mut tables = view.version.tables();
+        let tables = tables.find(|table| table.table().path() == file).into_iter();
+        let tables = tables.map(|table| table.meta.number).collect();
+        let mut pass = ScrubPass { tables, block: 0, report: ScrubReport::default() };
+        while self.scrub_some(&mut pass, u64::MAX)?.is_some() {}
+        Ok(pass.report)
+    }
+
+    /// The blocks that cannot be read.
+    pub fn quarantined(&self) -> Arc<[Quarantined]> {
+        Arc::clone(self.shared.super_version.load().version.state().quarantined())
     }
 }
 
 impl Shared {
-    fn scrub(&self) -> Result<ScrubReport> {
-        let view = self.super_version.load_full();
-        let mut report = ScrubReport::default();
-        for table in view.version.tables() {
-            report.damaged.extend(self.scrub_table(table)?);
-            report.tables += 1;
-            report.bytes += table.meta.bytes;
-        }
-        Ok(report)
+    /// Quarantines the damaged blocks of a table.
+    pub(super) fn scrub_table(&self, number: u64) -> Result<()> {
+        let mut pass = ScrubPass { tables: vec![number], block: 0, report: ScrubReport::default() };
+        while self.scrub_some(&mut pass, u64::MAX)?.is_some() {}
+        Ok(())
     }
 
-    /// Verifies one table and quarantines its damaged blocks, which are returned.
-    pub(super) fn scrub_table(&self, table: &TableRef) -> Result<Vec<Corruption>> {
+    fn scrub_some(&self, pass: &mut ScrubPass, bytes_max: u64) -> Result<Option<u64>> {
+        let view = self.super_version.load_full();
+        let table = loop {
+            let Some(number) = pass.tables.last() else { return Ok(None) };
+            match view.version.table(*number) {
+                Some(table) => break table,
+                None => drop(pass.tables.pop()),
+            }
+            pass.block = 0;
+        };
         let (mut damaged, mut ranges) = (Vec::new(), Vec::new());
-        table.table().verify_all(&mut |corruption, range| {
+        let mut on_bad = |corruption, range: KeyRange<'_>| {
             ranges.push(quarantined(table, range));
             damaged.push(corruption);
-        });
+        };
+        if pass.block == 0 {
+            table.table().verify_sections(&mut on_bad);
+        }
+        let (read, next) = table.table().verify_blocks(pass.block, bytes_max, &mut on_bad);
         self.quarantine(table, ranges)?;
-        Ok(damaged)
+        pass.report.damaged.extend(damaged);
+        pass.report.bytes += read;
+        self.counters.scrubbed_bytes.add(read);
+        pass.block = next.unwrap_or(0);
+        if next.is_none() {
+            pass.tables.pop();
+            pass.report.tables += 1;
+        }
+        Ok(Some(read))
     }
 
     /// Records unreadable blocks of a table, unless it is gone or they are known.
-    fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
+    pub(super) fn quarantine(&self, table: &TableRef, mut ranges: Vec<Quarantined>) -> Result<()> {
         let current = self.versions.current();
         ranges.retain(|range| !current.state().quarantined().contains(range));
         if ranges.is_empty() || current.table(table.meta.number).is_none() {
@@ -70,7 +139,7 @@ impl Shared {
 }
 
 /// A block's range of keys, which may be known only as open bounds, within its table's.
-fn quarantined(table: &TableRef, (from, to): KeyRange<'_>) -> Quarantined {
+pub(super) fn quarantined(table: &TableRef, (from, to): KeyRange<'_>) -> Quarantined {
     let bound = |bound: Bound<&[u8]>, table_end: &[u8]| match bound {
         Bound::Included(key) | Bound::Excluded(key) => key.into(),
         Bound::Unbounded => table_end.into(),

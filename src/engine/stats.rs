@@ -36,6 +36,7 @@ pub(super) struct Counters {
     pub stalls: Counter,
     pub stall_ms: Counter,
     pub corruptions: Counter,
+    pub scrubbed_bytes: Counter,
     pub background_errors: Counter,
 }
 
@@ -88,6 +89,8 @@ pub struct Stats {
     pub stall_ms: u64,
     /// Damaged blocks met.
     pub corruptions: u64,
+    /// Bytes of tables that were read only to see that they can be.
+    pub scrubbed_bytes: u64,
     /// Flushes and compactions that failed.
     pub background_errors: u64,
     /// Obsolete table files removed.
@@ -152,6 +155,7 @@ impl Shared {
             stalls: counters.stalls.get(),
             stall_ms: counters.stall_ms.get(),
             corruptions: counters.corruptions.get(),
+            scrubbed_bytes: counters.scrubbed_bytes.get(),
             background_errors: counters.background_errors.get(),
             files_removed: files.removed.load(Ordering::Relaxed),
             remove_errors: files.remove_errors.load(Ordering::Relaxed),

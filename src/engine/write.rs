@@ -426,7 +426,13 @@ impl Shared {
     pub(super) fn wait_durable(&self, position: Position) -> Result<()> {
         match self.options.sync_mode {
             SyncMode::Always => self.log.sync(position),
-            SyncMode::Interval | SyncMode::Os => self.log.write_out(position),
+            SyncMode::Interval | SyncMode::Os => {
+                self.log.write_out(position)?;
+                if self.log.wants_room() {
+                    self.background.wake_log();
+                }
+                Ok(())
+            }
         }
     }
 

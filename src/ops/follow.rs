@@ -129,6 +129,8 @@ pub(super) async fn tell(
             facts.disk = stats.disk_used;
             facts.disk_free = stats.disk_free;
             facts.hints = hints.stats().pending;
+            facts.damaged = stats.partitions_damaged;
+            facts.unreadable = stats.blocks_unreadable;
             facts.moving = progress.figures().to_text();
         });
     }

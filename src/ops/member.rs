@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::Config;
+use super::config::{Config, Size};
 use super::follow::{Proposals, catch_up, follow, tell};
 use super::health::Health;
 use super::metrics::MemberParts;
@@ -26,7 +26,7 @@ use super::open::Opened;
 use super::peer_handler::Handler;
 use super::world::World;
 use crate::cluster::NodeId;
-use crate::cluster::consensus::{Consensus, ConsensusOptions};
+use crate::cluster::consensus::{Consensus, ConsensusOptions, begin_again};
 use crate::cluster::fence::Fence;
 use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
 use crate::cluster::gossip::{self, Gossip};
@@ -38,7 +38,8 @@ use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::Departure;
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::duties::{self, Report};
-use crate::replication::hints::{HintParts, Hints};
+use crate::replication::hints::{HintOptions, HintParts, Hints};
+use crate::replication::progress::Rate;
 use crate::replication::transfer::Transfer;
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
@@ -51,8 +52,14 @@ use crate::store::{self, Store};
 const POLL: Duration = Duration::from_millis(500);
 /// How long one node may take to give its document.
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node that is new to its cluster waits to hear of the others before it serves.
+const MEET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
+
+fn bytes(size: Size) -> usize {
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
 
 /// Whether the node forms a cluster of one, at once.
 fn is_alone(config: &Config) -> bool {
@@ -113,6 +120,10 @@ pub(super) async fn start(
     let identity = store.identity();
     let node = NodeId(identity.node_id);
     let environment = &world.environment;
+    if begin_again(environment, dir, node, &fence).map_err(failed)? {
+        let formation = fence.document().formation;
+        tracing::warn!(%formation, "brought back from a checkpoint: a cluster of one begins again");
+    }
     let local = Arc::new(Local::new(
         node,
         identity.generation,
@@ -150,6 +161,31 @@ pub(super) async fn start(
     gossip_seeds.extend(others.map(|(_, member)| member.address.clone()));
     gossip_seeds.sort_unstable();
     gossip_seeds.dedup();
+    let member = Member {
+        name,
+        zone: config.node.zone.clone(),
+        weight: 1,
+        state: MemberState::Joining,
+        address: advertise.to_string(),
+    };
+    let formation = Formation::open(
+        environment,
+        dir,
+        node,
+        member,
+        FormationOptions {
+            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
+                .unwrap_or(usize::MAX),
+            seeds,
+            cluster_id: config.cluster.id.0.map(NodeId),
+            poll: POLL,
+        },
+        Arc::clone(&store) as _,
+        Arc::clone(&fence),
+    );
+    let formation = Arc::new(formation.map_err(failed)?);
+    // Before anybody is spoken to.
+    local.formed_as(formation.formation());
     let options = gossip::Options::new(advertise, gossip_seeds);
     let gossip =
         Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
@@ -176,29 +212,6 @@ pub(super) async fn start(
         },
     })?;
     let consensus = Arc::new(consensus);
-    let member = Member {
-        name,
-        zone: config.node.zone.clone(),
-        weight: 1,
-        state: MemberState::Joining,
-        address: advertise.to_string(),
-    };
-    let formation = Formation::open(
-        environment,
-        dir,
-        node,
-        member,
-        FormationOptions {
-            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
-                .unwrap_or(usize::MAX),
-            seeds,
-            cluster_id: config.cluster.id.0.map(NodeId),
-            poll: POLL,
-        },
-        Arc::clone(&store) as _,
-        Arc::clone(&fence),
-    );
-    let formation = Arc::new(formation.map_err(failed)?);
     let layout_fence: Arc<dyn crate::replication::Fence> =
         Arc::new(LayoutFence { fence: Arc::clone(&fence), peers: Arc::clone(&others) });
     let liveness = Arc::new(gossip.view().clone());
@@ -212,7 +225,10 @@ pub(super) async fn start(
             fence: Arc::clone(&layout_fence),
             liveness: Arc::clone(&liveness) as _,
         },
-        world.hints.clone(),
+        HintOptions {
+            waiting_bytes_max: bytes(config.cluster.hint_queue_bytes_max),
+            ..world.hints.clone()
+        },
     )
     .map_err(|error| failed(error.into()))?;
     let coordinator = Coordinator::new(CoordinatorOptions {
@@ -224,6 +240,7 @@ pub(super) async fn start(
         liveness: Arc::clone(&liveness) as _,
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
+        queue_bytes_max: bytes(config.cluster.queue_bytes_max),
         work: world.work,
         pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
@@ -256,7 +273,7 @@ pub(super) async fn start(
     ));
     let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
     let moving = Moving {
-        rate: Arc::default(),
+        rate: Arc::new(Rate::new(config.cluster.transfer_rate_bytes.0)),
         progress: Arc::default(),
         certificates: Arc::new(certificates.map_err(failed)?),
     };
@@ -324,6 +341,7 @@ pub(super) async fn start(
         hints: Arc::clone(&hints),
         anti_entropy: Arc::clone(&anti_entropy),
         transfer: Arc::clone(&moving.progress),
+        rate: Arc::clone(&moving.rate),
         peers: Arc::clone(&peers),
         counters,
     };
@@ -401,6 +419,7 @@ impl Joined {
     /// It was refused, or no cluster was found in time.
     pub async fn enter(&self, config: &Config) -> Result<(), Error> {
         let deadline = Instant::now() + config.cluster.join_timeout;
+        let is_new = self.local.cluster().is_none();
         let refused = |error: &dyn std::fmt::Display| Error::System {
             what: "become a member of a cluster".to_owned(),
             source: std::io::Error::other(error.to_string()),
@@ -410,15 +429,15 @@ impl Joined {
         let cluster_id = match &entered {
             Entered::Member { cluster_id } | Entered::Founder { cluster_id, .. } => *cluster_id,
         };
-        self.local.enter(cluster_id);
-        if let Entered::Founder { cluster_id, members } = entered {
+        self.local.enter(cluster_id, self.formation.formation());
+        if let Entered::Founder { cluster_id, formation, members } = entered {
             for (node, member) in &members {
                 self.peers.hint(*node, member.address.clone());
             }
             let partition_bits = self.store.partition_bits();
             let now_ms = self.store.now_ms();
-            let formed =
-                self.consensus.form(cluster_id, partition_bits, &members, now_ms, deadline);
+            let cluster = (cluster_id, formation);
+            let formed = self.consensus.form(cluster, partition_bits, &members, now_ms, deadline);
             if let Answer::Refused { reason, message } = formed.await.map_err(|e| refused(&e))? {
                 return Err(refused(&format!("the cluster cannot be formed: {reason}: {message}")));
             }
@@ -442,7 +461,23 @@ impl Joined {
                 _ => RunState::Serving,
             };
         });
+        if is_new {
+            self.meet(cluster_id).await;
+        }
         Ok(())
+    }
+
+    /// Waits a while until the others are heard of, and so this node by them: what is written
+    /// before becomes hints for those that seem to be down. One of them may be, so it goes on then.
+    async fn meet(&self, cluster_id: NodeId) {
+        let others = self.fence.layout().sets(0, u8::MAX).members();
+        let mut nodes = self.gossip.view().watch();
+        let all = nodes.wait_for(|nodes| {
+            others.iter().all(|other| {
+                nodes.get(other).is_some_and(|node| node.is_up && node.cluster == Some(cluster_id))
+            })
+        });
+        let _met = tokio::time::timeout(MEET_TIMEOUT, all).await.is_ok();
     }
 
     /// Asks the members that are known for the layout: a node that was away, and perhaps removed

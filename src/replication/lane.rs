@@ -4,8 +4,11 @@
 //! comes is sent at once; while there are more it gathers, and goes together. So batching costs no
 //! wait, and the busier the peer the larger the batches.
 //!
-//! 1. Every parcel that was taken is answered once, by its deadline at the latest.
+//! 1. Every parcel is answered once: one that finds no room at once, one whose time is over when
+//!    its turn comes, which is when a call before it ends, by its own deadline.
 //! 2. A parcel is sent at most once; a message is of one epoch and one kind.
+//! 3. What waits or is under way is bounded, in parcels and in bytes of keys and rows: whoever sent
+//!    it may have told its client long ago, so that nothing else bounds it.
 
 use std::sync::Arc;
 
@@ -16,6 +19,7 @@ use tokio::time::Instant;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
+use crate::resilience::bytes::{ByteBudget, Charge};
 use crate::resilience::scores::Scores;
 
 /// Parcels that wait for a peer at most.
@@ -56,7 +60,10 @@ pub(super) struct Parcel {
 
 /// The sender's end.
 #[derive(Clone)]
-pub(super) struct Lane(mpsc::Sender<Parcel>);
+pub(super) struct Lane {
+    parcels: mpsc::Sender<(Parcel, Charge)>,
+    budget: ByteBudget,
+}
 
 /// Parcels that go together.
 struct Message {
@@ -65,6 +72,8 @@ struct Message {
     bytes: usize,
     deadline: Instant,
     parts: Vec<(usize, Answered)>,
+    /// Given back when it is answered.
+    charges: Vec<Charge>,
 }
 
 impl Load {
@@ -148,21 +157,22 @@ pub(super) fn messages_of(rows: &[proto::RowState]) -> Vec<usize> {
 }
 
 impl Message {
-    fn of(parcel: Parcel) -> Self {
+    fn of((parcel, charge): (Parcel, Charge)) -> Self {
         let Parcel { epoch, load, deadline, answered } = parcel;
-        let (bytes, items) = (load.bytes(), load.items());
-        Self { epoch, load, bytes, deadline, parts: vec![(items, answered)] }
+        let (bytes, parts) = (load.bytes(), vec![(load.items(), answered)]);
+        Self { epoch, load, bytes, deadline, parts, charges: vec![charge] }
     }
 
     /// Takes a parcel in, or gives it back if it cannot go along.
-    fn add(&mut self, parcel: Parcel) -> Result<(), Parcel> {
+    fn add(&mut self, (parcel, charge): (Parcel, Charge)) -> Result<(), (Parcel, Charge)> {
         let bytes = self.bytes + parcel.load.bytes();
         let items = self.load.items() + parcel.load.items();
         let fits = bytes <= MESSAGE_BYTES_MAX && items <= MESSAGE_ITEMS_MAX;
         if parcel.epoch != self.epoch || !fits || !self.load.is_like(&parcel.load) {
-            return Err(parcel);
+            return Err((parcel, charge));
         }
         self.bytes = bytes;
+        self.charges.push(charge);
         self.deadline = self.deadline.max(parcel.deadline);
         self.parts.push((parcel.load.items(), parcel.answered));
         self.load.extend(parcel.load);
@@ -195,19 +205,40 @@ impl Message {
 }
 
 impl Lane {
-    /// A lane to `node`. Its task ends when the last sender is gone.
-    pub fn start(node: NodeId, peers: Arc<dyn Peers>, scores: Arc<Scores<NodeId>>) -> Self {
+    /// A lane to `node`, on which so many bytes may wait. Its task ends when the last sender is
+    /// gone.
+    pub fn start(
+        node: NodeId,
+        peers: Arc<dyn Peers>,
+        scores: Arc<Scores<NodeId>>,
+        budget: ByteBudget,
+    ) -> Self {
         let (sender, parcels) = mpsc::channel(PARCELS_MAX);
         tokio::spawn(run(node, peers, scores, parcels));
-        Self(sender)
+        Self { parcels: sender, budget }
     }
 
-    /// Sends a parcel on its way. One that finds no room is answered at once.
-    pub fn send(&self, node: NodeId, parcel: Parcel) {
-        if let Err(refused) = self.0.try_send(parcel) {
-            let error = PeerError::Overloaded { node: node.to_string() };
-            (refused.into_inner().answered)(Err(error));
-        }
+    /// Bytes that wait or are under way.
+    pub fn bytes(&self) -> usize {
+        self.budget.used()
+    }
+
+    /// Sends a parcel on its way. `false`: there was no room, and it has been answered with that.
+    pub fn send(&self, node: NodeId, parcel: Parcel) -> bool {
+        let (parcel, why) = match self.budget.take(parcel.load.bytes()) {
+            Some(charge) => match self.parcels.try_send((parcel, charge)) {
+                Ok(()) => return true,
+                Err(refused) => {
+                    (refused.into_inner().0, format!("{PARCELS_MAX} parcels, which is the limit"))
+                }
+            },
+            None => {
+                let (used, limit) = (self.budget.used(), self.budget.limit());
+                (parcel, format!("{used} bytes of the {limit} there is room for"))
+            }
+        };
+        (parcel.answered)(Err(PeerError::Overloaded { node: node.to_string(), why }));
+        false
     }
 }
 
@@ -215,7 +246,7 @@ async fn run(
     node: NodeId,
     peers: Arc<dyn Peers>,
     scores: Arc<Scores<NodeId>>,
-    mut parcels: mpsc::Receiver<Parcel>,
+    mut parcels: mpsc::Receiver<(Parcel, Charge)>,
 ) {
     let mut calls = JoinSet::new();
     let mut held = None;
@@ -231,9 +262,9 @@ async fn run(
             },
         };
         // Time may be over for what waited while the peer was slow: it is not sent any more.
-        if first.deadline <= Instant::now() {
+        if first.0.deadline <= Instant::now() {
             let (node, why) = (node.to_string(), "time was over before it was sent".to_owned());
-            (first.answered)(Err(PeerError::Unreachable { node, why }));
+            (first.0.answered)(Err(PeerError::Unreachable { node, why }));
             continue;
         }
         let mut message = Message::of(first);
@@ -251,7 +282,42 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use tokio::sync::Semaphore;
+    use tonic::async_trait;
+
     use super::*;
+
+    /// A peer that answers as often as it is allowed to.
+    struct Held(Semaphore);
+
+    #[async_trait]
+    impl Peers for Held {
+        async fn call(
+            &self,
+            _to: NodeId,
+            _class: Class,
+            _epoch: u64,
+            request: Request,
+            _timeout: Duration,
+        ) -> Result<Reply, PeerError> {
+            self.0.acquire().await.expect("never closed").forget();
+            let Request::WriteRows(request) = request else { panic!("only rows are sent") };
+            let results = vec![proto::RowResult::default(); request.rows.len()];
+            Ok(Reply::WriteRows(proto::WriteRowsReply { results }))
+        }
+
+        async fn call_address(
+            &self,
+            _address: &str,
+            _request: Request,
+            _timeout: Duration,
+        ) -> Result<(NodeId, Reply), PeerError> {
+            panic!("nobody has an address here")
+        }
+    }
 
     fn row(bytes: usize) -> proto::RowState {
         let row = vec![0; bytes].into();
@@ -270,5 +336,41 @@ mod tests {
         );
         let many = vec![row(1); MESSAGE_ITEMS_MAX + 3];
         assert_eq!(messages_of(&many), [MESSAGE_ITEMS_MAX, 3]);
+    }
+
+    /// A peer that hangs: what waits for it is bounded in bytes, not only in number, for those who
+    /// sent it have told their clients long ago. The rest is refused at once, with the limit.
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_peer_is_bounded_in_bytes() {
+        let peer = Arc::new(Held(Semaphore::new(0)));
+        let budget = ByteBudget::new(4 << 20);
+        let lane = Lane::start(NodeId(2), Arc::clone(&peer) as _, Arc::default(), budget);
+        let outcomes = Arc::new(Mutex::new(Vec::new()));
+        let send = || {
+            let outcomes = Arc::clone(&outcomes);
+            let answered = Box::new(move |answer: Result<Answers, PeerError>| {
+                outcomes.lock().push(answer.map(drop));
+            });
+            let load = Load::Rows(vec![row((1 << 20) - 1)], proto::RowsCause::Write);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            lane.send(NodeId(2), Parcel { epoch: 1, load, deadline, answered })
+        };
+        let taken = (0..100).filter(|_| send()).count();
+        tokio::task::yield_now().await;
+        assert_eq!((taken, lane.bytes()), (4, 4 << 20), "nothing was answered yet");
+        let refused = std::mem::take(&mut *outcomes.lock());
+        assert_eq!(refused.len(), 96, "they are told at once");
+        for refusal in refused {
+            let Err(PeerError::Overloaded { why, .. }) = refusal else { panic!("{refusal:?}") };
+            assert_eq!(why, "4194304 bytes of the 4194304 there is room for");
+        }
+        peer.0.add_permits(4);
+        while outcomes.lock().len() < 4 {
+            tokio::task::yield_now().await;
+        }
+        assert!(outcomes.lock().iter().all(Result::is_ok));
+        tokio::task::yield_now().await;
+        assert_eq!(lane.bytes(), 0);
+        assert!(send(), "there is room again");
     }
 }

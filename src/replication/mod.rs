@@ -15,6 +15,7 @@
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
+//! | `page` | rows of a range of tokens, a page at a time |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -31,6 +32,7 @@ mod lane;
 pub mod level;
 mod messages;
 pub mod migration;
+mod page;
 pub mod progress;
 pub mod replica;
 #[cfg(test)]

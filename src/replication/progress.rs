@@ -2,12 +2,13 @@
 //!
 //! 1. Figures only: nothing is decided by them.
 //! 2. [`Rate`] lets bytes through in the order they are asked for, on average not faster than it
-//!    is set to; a change counts from the next request on.
+//!    is set to; a change counts at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
 /// Bytes a second that a node fetches or hands over, unless it is told otherwise.
@@ -188,13 +189,34 @@ impl Progress {
     }
 }
 
+/// Credit for bytes that were let through too late: the clock is no finer.
+const CREDIT: Duration = Duration::from_millis(5);
+
 /// A limit on bytes a second.
 #[derive(Debug)]
 pub struct Rate {
     /// 0: none.
-    bytes_per_second: AtomicU64,
-    /// When the next byte may go.
-    next: Mutex<Option<Instant>>,
+    bytes_per_second: watch::Sender<u64>,
+    debt: AsyncMutex<Debt>,
+    /// Let through so far.
+    total: AtomicU64,
+}
+
+/// What was let through and is not paid for by time yet.
+#[derive(Debug, Default)]
+struct Debt {
+    bytes: f64,
+    /// The moment up to which it is.
+    at: Option<Instant>,
+}
+
+impl Debt {
+    fn pay(&mut self, rate: u64) {
+        let now = Instant::now();
+        let time = self.at.replace(now).map_or(Duration::ZERO, |at| now - at);
+        let credit = rate as f64 * CREDIT.as_secs_f64();
+        self.bytes = (self.bytes - time.as_secs_f64() * rate as f64).max(-credit);
+    }
 }
 
 impl Default for Rate {
@@ -206,33 +228,48 @@ impl Default for Rate {
 impl Rate {
     /// 0: no limit.
     pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: AtomicU64::new(bytes_per_second), next: Mutex::new(None) }
+        let bytes_per_second = watch::Sender::new(bytes_per_second);
+        Self { bytes_per_second, debt: AsyncMutex::default(), total: AtomicU64::new(0) }
     }
 
     /// The limit; 0: none.
     pub fn get(&self) -> u64 {
-        self.bytes_per_second.load(Ordering::Relaxed)
+        *self.bytes_per_second.borrow()
     }
 
-    /// Changes the limit.
+    /// Changes the limit, also for those who wait.
     pub fn set(&self, bytes_per_second: u64) {
-        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+        self.bytes_per_second.send_replace(bytes_per_second);
+    }
+
+    /// Bytes that were let through since the start.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
     }
 
     /// Waits until so many bytes may go.
     pub async fn take(&self, bytes: u64) {
-        let rate = self.get();
-        if rate == 0 || bytes == 0 {
-            return;
+        let mut limit = self.bytes_per_second.subscribe();
+        // Whoever waits keeps those behind it waiting: they come in their order.
+        let mut debt = self.debt.lock().await;
+        loop {
+            let rate = *limit.borrow_and_update();
+            if rate == 0 {
+                *debt = Debt::default();
+                break;
+            }
+            debt.pay(rate);
+            if debt.bytes <= 0.0 {
+                debt.bytes += bytes as f64;
+                break;
+            }
+            let rest = Duration::from_secs_f64(debt.bytes / rate as f64);
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                _ = limit.changed() => debt.pay(rate),
+            }
         }
-        let turn = {
-            let mut next = self.next.lock();
-            let now = Instant::now();
-            let turn = next.map_or(now, |next| next.max(now));
-            *next = Some(turn + Duration::from_secs_f64(bytes as f64 / rate as f64));
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+        self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -254,7 +291,22 @@ mod tests {
         rate.set(500);
         rate.take(500).await;
         rate.take(1).await;
-        assert_eq!(began.elapsed().as_millis(), 3500);
+        assert_eq!(began.elapsed().as_millis(), 3000, "what went without a limit is not owed");
+        assert_eq!(rate.total(), 3001 + (1 << 40));
+    }
+
+    /// A limit that was set too low must not hold up what waits for its turn already.
+    #[tokio::test(start_paused = true)]
+    async fn a_change_counts_for_who_waits_already() {
+        let rate = std::sync::Arc::new(Rate::new(1));
+        let began = Instant::now();
+        rate.take(3600).await;
+        let waiting = std::sync::Arc::clone(&rate);
+        let waiting = tokio::spawn(async move { waiting.take(1).await });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        rate.set(359);
+        waiting.await.expect("it goes");
+        assert_eq!(began.elapsed().as_millis(), 20_000);
     }
 
     #[tokio::test(start_paused = true)]

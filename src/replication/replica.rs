@@ -19,11 +19,11 @@ use super::convert;
 use super::coordinator::{Coordinator, Part, REPLY_TOO_LARGE, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
-use super::{Layout, Level};
+use super::{Layout, Level, page};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RawRow, RowFilter, Store, Tenant, TenantId, TokenRange};
+use crate::store::{self, RowFilter, Store, Tenant, TenantId};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -31,10 +31,6 @@ const ITEMS_MAX: usize = 10_000;
 const READ_CHUNK: usize = 16;
 /// Rows of a reply together, before its last one: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
-/// Bytes of a page where the request names none.
-const PAGE_BYTES: usize = 512 << 10;
-/// Bytes of a page at most, before its last row.
-const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// An error as it is sent: the one table from errors to codes is the API's.
 pub type ToFailure = fn(&Error) -> proto::Failure;
@@ -326,48 +322,19 @@ impl Replica {
         }
     }
 
-    fn page(&self, layout: &Layout, request: proto::PageRequest) -> Result<Reply, PeerError> {
-        let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
-        let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
-        let bytes_max = match request.bytes_max as usize {
-            0 => PAGE_BYTES,
-            asked => asked.min(PAGE_BYTES_MAX),
-        };
-        let _pass = self.enter(layout.epoch())?;
-        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
-        let page = self.store.check_all_undamaged(&[within]).and_then(|()| {
-            // A source that has lost data would be counted for what it does not know.
-            self.store.rows_by_token(range, cursor, bytes_max)
-        });
-        let page = page.map_err(|error| refused(error.reason(), error.to_string()))?;
-        let cursor = page.cursor.unwrap_or_default().into();
-        let failed = |error: store::Error| refused(error.reason(), error.to_string());
-        if request.digests {
-            let keys = page.rows.into_iter().map(|(engine_key, row)| {
-                let digest = self.store.digest(&RawRow { row: Some(row), floor: 0 });
-                let digest = digest.map_err(failed)?;
-                Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
-            });
-            let keys = keys.collect::<Result<_, PeerError>>()?;
-            return Ok(Reply::Page(proto::PageReply { keys, cursor, ..Default::default() }));
-        }
-        let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key).map_err(failed)?;
-            let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
-            Ok(proto::RowState { tenant_id, key, row: row.into() })
-        });
-        let rows = rows.collect::<Result<_, PeerError>>()?;
-        Ok(Reply::Page(proto::PageReply { rows, cursor, ..Default::default() }))
-    }
-
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
-        self.fence.enter(epoch).map_err(|closed| match closed {
-            Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
-            Closed::Behind { epoch: own } => {
-                refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is asked for, {own} is known"))
-            }
-        })
+        enter(&*self.fence, epoch)
     }
+}
+
+/// Goes in under an epoch, or says why a request of it is refused.
+pub(super) fn enter(fence: &dyn Fence, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
+    fence.enter(epoch).map_err(|closed| match closed {
+        Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
+        Closed::Behind { epoch: own } => {
+            refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is asked for, {own} is known"))
+        }
+    })
 }
 
 #[async_trait]
@@ -397,13 +364,19 @@ impl PeerHandler for Replica {
             Request::ReadRows(request) => self.read_rows(&layout, &request),
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
-            Request::Page(request) => self.page(&layout, request),
+            Request::Page(request) => {
+                let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+                let page = move || page::answer(&store, &*fence, &layout, &request);
+                // It reads a good deal, perhaps from the disk.
+                let page = self.coordinator.work().run(page).await;
+                page.map_err(|_| refused("STOPPING", "the node is stopping".to_owned()))?
+            }
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
         }
     }
 }
 
-fn refused(reason: &str, message: String) -> PeerError {
+pub(super) fn refused(reason: &str, message: String) -> PeerError {
     PeerError::Refused { reason: reason.to_owned(), message }
 }
 

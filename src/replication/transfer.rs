@@ -2,42 +2,45 @@
 //!
 //! It works on a Joint document, and on nothing else: whoever the document says must sync fetches,
 //! for each partition and number of replicas, the rows of enough members of S, page by page, and
-//! merges them. Rows join, so pages may come from different moments and twice. Of the first source
-//! it takes the rows, of the others digests, and the rows that differ.
+//! merges them (`merge`). Some partitions are merged at once, at one rate together.
 //!
 //! ```text
 //! Joint adopted     propose Fenced(node, epoch)
-//! must sync         each partition: pages from each source, merged, durable
+//! must sync         each partition: pages from each source, merged, durable, compared
 //! all merged        propose Synced(node, epoch)
 //! ```
 //!
 //! # Invariants
 //! 1. A page counts only if its source answered under the epoch of the document: its fence was
 //!    durable before the page was read.
-//! 2. A source counts when its last page is durable here.
+//! 2. A source counts when its last page is durable here, and this node was seen to hold all that
+//!    the source does.
 //! 3. What is proposed names the epoch; a document of another epoch starts the work over.
 //! 4. Rows are joined only under the epoch they were asked for under.
+
+mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::oneshot;
+use futures_util::StreamExt as _;
 
+use self::merge::{From, Place};
 use super::Fence;
 use super::duties::{RETRY, Report, propose};
-use super::messages::MESSAGE_ROWS_MAX;
 use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
 use crate::cluster::layout::rules::SourcesNeeded;
-use crate::cluster::layout::{Command, Document, Layout};
-use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
+use crate::cluster::layout::{Command, Document, Layout, ToSync};
+use crate::cluster::peer::{PeerError, Peers};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
-use crate::proto;
-use crate::store::{self, EngineKey, RawRow, Store, TenantId};
+use crate::store::{self, Store};
+
+/// Partitions that are merged at once: while one waits for the disk another one waits for a page.
+const AT_ONCE: usize = 4;
 
 /// Why a partition could not be merged from a source.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,8 @@ enum Error {
     Store(#[from] store::Error),
     #[error("the layout has gone on")]
     Layout,
+    #[error("{rows} rows are not here after they were merged")]
+    NotThere { rows: usize },
     #[error("the node is stopping")]
     Stopping,
 }
@@ -128,42 +133,43 @@ impl Transfer {
         let todo = layout.to_sync(self.node);
         self.progress.begin(Task::Merging, todo.len() as u64);
         tracing::info!(epoch = layout.epoch(), partitions = todo.len(), "merging partitions");
-        // Sources merged per partition: the tenants of one number of replicas come along with those
-        // of another.
-        let mut partition_merged: Option<(u32, BTreeSet<NodeId>)> = None;
-        for one in todo {
-            let mut merged = match partition_merged.take() {
-                Some((partition, merged)) if partition == one.partition => merged,
-                _ => BTreeSet::new(),
-            };
-            if one.sources.of.contains(&self.node) {
+        let partitions = todo.chunk_by(|one, other| one.partition == other.partition);
+        let merging = partitions.map(|of_one| self.sync_partition(layout, of_one));
+        futures_util::stream::iter(merging).for_each_concurrent(AT_ONCE, |one| one).await;
+    }
+
+    /// Merges a partition, once for each number of replicas: the tenants of one number come along
+    /// with those of another.
+    async fn sync_partition(&self, layout: &Layout, todo: &[ToSync]) {
+        let mut merged = BTreeSet::new();
+        // How far each source is; good under this epoch.
+        let mut places: BTreeMap<NodeId, Place> = BTreeMap::new();
+        for ToSync { partition, sources, .. } in todo {
+            if sources.of.contains(&self.node) {
                 // Its own fence is durable, or this document would not be here.
                 merged.insert(self.node);
             }
-            // Where each source was left; a token is good under this epoch.
-            let mut cursors: BTreeMap<NodeId, Bytes> = BTreeMap::new();
-            while !one.sources.is_synced_by(&merged) {
-                let Some(source) = self.next_source(&one.sources, &merged) else {
+            while !sources.is_synced_by(&merged) {
+                let Some(source) = self.next_source(sources, &merged) else {
                     tokio::time::sleep(RETRY).await;
                     continue;
                 };
-                let cursor = cursors.entry(source).or_default();
                 // Of what one source had the next ones have nearly all.
-                let digests = !merged.is_empty();
-                let from = From { source, partition: one.partition, digests };
-                match self.merge(layout, &from, cursor).await {
+                let first = if merged.is_empty() { Place::default() } else { Place::Copied };
+                let place = places.entry(source).or_insert(first);
+                let from = From { layout, source, partition: *partition };
+                match self.merge(&from, place).await {
                     Ok(()) => {
                         merged.insert(source);
                     }
                     Err(error) => {
-                        tracing::debug!(%source, partition = one.partition, %error, "cannot merge");
+                        tracing::debug!(%source, partition, %error, "cannot merge");
                         self.progress.wait_for(waits_for(layout, source, &error));
                         tokio::time::sleep(RETRY).await;
                     }
                 }
             }
             self.progress.done(1);
-            partition_merged = Some((one.partition, merged));
         }
     }
 
@@ -178,127 +184,6 @@ impl Transfer {
         let up = |node: &NodeId| self.liveness.is_up(*node);
         left().filter(needed).find(up).or_else(|| left().find(needed))
     }
-
-    async fn merge(&self, layout: &Layout, from: &From, cursor: &mut Bytes) -> Result<(), Error> {
-        let From { source, partition, digests } = *from;
-        let (token_start, token_end) = layout.tokens_of(&(partition..=partition));
-        loop {
-            let request = Request::Page(proto::PageRequest {
-                token_start,
-                token_end,
-                cursor: cursor.clone(),
-                bytes_max: self.settings.page_bytes,
-                digests,
-            });
-            let Reply::Page(page) = self.ask(layout, source, request).await? else {
-                return Err(PeerError::unexpected().into());
-            };
-            self.merge_rows(layout.epoch(), page.rows).await?;
-            let lacking = self.lacking(page.keys).await?;
-            self.fetch(layout, source, lacking).await?;
-            if page.cursor.is_empty() {
-                return Ok(());
-            }
-            *cursor = page.cursor;
-        }
-    }
-
-    async fn ask(
-        &self,
-        layout: &Layout,
-        source: NodeId,
-        request: Request,
-    ) -> Result<Reply, PeerError> {
-        let (epoch, timeout) = (layout.epoch(), self.settings.timeout);
-        self.peers.call(source, Class::Background, epoch, request, timeout).await
-    }
-
-    /// Those of some rows that this node does not hold as they are elsewhere.
-    async fn lacking(&self, keys: Vec<proto::KeyDigest>) -> Result<Vec<proto::RowKey>, Error> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let store = Arc::clone(&self.store);
-        let looking = self.work.run(move || {
-            let mut lacking = Vec::new();
-            for theirs in keys {
-                let at = EngineKey::decode(&theirs.engine_key)?;
-                // A partition that is damaged here has no word on the row.
-                let own = store.raw_row(at.tenant, at.key).unwrap_or_default();
-                if store.digest(&RawRow { floor: 0, ..own })? != theirs.digest {
-                    let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
-                    lacking.push(proto::RowKey { tenant_id, key });
-                }
-            }
-            Ok(lacking)
-        });
-        looking.await.map_err(|_| Error::Stopping)?
-    }
-
-    /// Fetches rows by their keys and joins them.
-    async fn fetch(
-        &self,
-        layout: &Layout,
-        source: NodeId,
-        mut keys: Vec<proto::RowKey>,
-    ) -> Result<(), Error> {
-        while !keys.is_empty() {
-            let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
-            let request =
-                Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
-            let answers = self.ask(layout, source, request).await?.row_answers(asked.len())?;
-            let mut rows = Vec::with_capacity(asked.len());
-            for (key, answer) in asked.into_iter().zip(answers) {
-                match (answer.failure, answer.row) {
-                    (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
-                    (Some(failure), _) => {
-                        let (reason, message) = (failure.reason, failure.message);
-                        return Err(PeerError::Refused { reason, message }.into());
-                    }
-                    (None, Some(row)) => {
-                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
-                    }
-                    // It was forgotten in between: a delete that all replicas had.
-                    (None, None) => {}
-                }
-            }
-            self.merge_rows(layout.epoch(), rows).await?;
-        }
-        Ok(())
-    }
-
-    /// Joins rows under an epoch, durably.
-    async fn merge_rows(&self, epoch: u64, rows: Vec<proto::RowState>) -> Result<(), Error> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let count = rows.len() as u64;
-        let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
-        self.rate.take(bytes as u64).await;
-        let rows: Vec<_> =
-            rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
-        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-        let (done, joined) = oneshot::channel();
-        // Of a page that was asked for under another epoch the rows may not be this node's.
-        let begun = self.work.run(move || {
-            let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            store.submit_rows(&rows, Box::new(move |results| drop(done.send(results))));
-            Ok::<_, Error>(())
-        });
-        begun.await.map_err(|_| Error::Stopping)??;
-        let results = joined.await.map_err(|_| Error::Stopping)?;
-        results.into_iter().try_for_each(|result| result)?;
-        self.progress.moved(count, bytes as u64);
-        Ok(())
-    }
-}
-
-/// What is merged, from whom.
-struct From {
-    source: NodeId,
-    partition: u32,
-    /// Digests first: most of it is here already.
-    digests: bool,
 }
 
 /// Who is waited for, by name.

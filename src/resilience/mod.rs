@@ -6,6 +6,7 @@
 //! | [`retry`] | how long to wait before the next try, and how many tries all calls together have |
 //! | [`breaker`] | calls to something that fails or crawls fail at once, until a few got through |
 //! | [`bulkhead`] | so many at once, so many in the queue, so long |
+//! | [`bytes`] | so many bytes wait at once |
 //! | [`scores`] | how fast others answer: whom to ask first |
 //!
 //! From the outside in, a call passes deadline, retry, breaker and bulkhead. Each of them refuses
@@ -16,6 +17,7 @@
 
 pub mod breaker;
 pub mod bulkhead;
+pub mod bytes;
 pub mod deadline;
 pub mod retry;
 pub mod scores;

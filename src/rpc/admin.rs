@@ -92,11 +92,22 @@ impl Admin for AdminService {
     ) -> Result<Response<proto::SetTenantResponse>, Status> {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
-        let change = TenantChange::try_from(&request)?;
+        let mut change = TenantChange::try_from(&request)?;
+        let mut transition_epoch = 0;
+        let cluster = &self.0.cluster;
+        let moves = |factor: &u8| cluster.moves_rows(&request.name, *factor);
+        if let Some(factor) = change.replication_factor.take_if(|factor| moves(factor)) {
+            // Other replicas own its rows when they have them.
+            let replication_factors = [(request.name.clone(), factor.into())].into();
+            let asked = proto::LayoutChange { replication_factors, ..Default::default() };
+            let commit = proto::CommitLayoutRequest { epoch: 0, change: Some(asked) };
+            transition_epoch = cluster.commit(&commit, self.0.instant(deadline)).await?.epoch;
+        }
         let command = Command::AlterTenant { name: request.name, change };
         let tenant = self.change_tenant(command, deadline).await?;
         tracing::info!(tenant = tenant.name, "changed a tenant");
-        Ok(Response::new(proto::SetTenantResponse { tenant: Some((&tenant).into()) }))
+        let tenant = Some((&tenant).into());
+        Ok(Response::new(proto::SetTenantResponse { tenant, transition_epoch }))
     }
 
     async fn flush(

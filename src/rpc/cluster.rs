@@ -156,6 +156,8 @@ impl Cluster {
                     let stats = self.store.stats();
                     entry.load_bytes = stats.engine.table_bytes();
                     entry.hints_pending = self.hints.stats().pending;
+                    entry.partitions_damaged = stats.partitions_damaged;
+                    entry.blocks_unreadable = stats.blocks_unreadable;
                     entry.up = true;
                 }
                 entry
@@ -395,6 +397,8 @@ fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
         client_address: facts.addresses.client,
         load_bytes: facts.load_bytes,
         hints_pending: facts.hints,
+        partitions_damaged: facts.damaged,
+        blocks_unreadable: facts.unreadable,
         generation: facts.generation,
         epoch: facts.epoch,
         disk_used: facts.disk,

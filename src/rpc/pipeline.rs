@@ -225,7 +225,7 @@ async fn submit(
     }
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
     let (metrics, answers) = (Arc::clone(&core.metrics), answers.clone());
-    core.cluster.coordinator.submit(
+    let held = core.cluster.coordinator.submit(
         &group.tenant,
         mutations,
         WriteOptions { level: group.level, deadline: core.instant(deadline) },
@@ -237,6 +237,10 @@ async fn submit(
             }
         }),
     );
+    if let Some(held) = held {
+        // What comes next on the stream sees it. However it ends, it has told each of them.
+        let _ = held.await;
+    }
 }
 
 fn written(result: Result<Written, Problem>, is_delete: bool) -> Answered {

@@ -51,7 +51,15 @@ impl Cluster {
             };
             change.joins.insert(NodeId(n), member);
         }
-        let effects = self.effects(&layout, &change, &names);
+        let mut refusals = Vec::new();
+        if !change.replaces.is_empty() {
+            refusals = self.effects(&layout, &change, &names).refusals;
+            change = when_replaced(document, change, &mut names);
+        }
+        let mut effects = self.effects(&layout, &change, &names);
+        // What stands in the way of being remembered is said first, and said once.
+        effects.refusals.retain(|one| !refusals.contains(one));
+        refusals.append(&mut effects.refusals);
         let bytes: BTreeMap<&str, u64> =
             effects.movements.iter().fold(BTreeMap::new(), |mut all, one| {
                 *all.entry(one.to.as_str()).or_default() += one.bytes;
@@ -70,10 +78,16 @@ impl Cluster {
                     partition,
                     replication_factor: factor.into(),
                     replicas_left: left.iter().map(NodeId::to_string).collect(),
+                    tenants: document
+                        .tenants
+                        .values()
+                        .filter(|tenant| tenant.replication_factor == factor)
+                        .map(|tenant| tenant.name.clone())
+                        .collect(),
                 })
                 .collect(),
             warnings: warnings(document, &change),
-            refusals: effects.refusals,
+            refusals,
             movements: effects.movements,
             balance: effects.balance,
         })
@@ -154,27 +168,56 @@ impl Cluster {
         let mut refusals = Vec::new();
         for (node, (partitions, bytes)) in takes {
             let Some(member) = members.get(&node) else { continue };
-            let name = &member.name;
-            let refusal =
-                |reason: &str, message| proto::LayoutRefusal { reason: reason.to_owned(), message };
-            let facts = heard.get(&node);
-            if node != self.node && !facts.is_some_and(|facts| facts.is_up) {
-                let message = format!("{name} would take over {partitions} partitions and is down");
-                refusals.push(refusal("RECEIVER_DOWN", message));
-                continue;
-            }
+            let facts = heard.get(&node).filter(|facts| facts.is_up);
             let free = match node == self.node {
-                true => self.store.stats().disk_free,
-                false => facts.map_or(0, |facts| facts.disk_free),
+                true => Some(self.store.stats().disk_free),
+                false => facts.map(|facts| facts.disk_free),
             };
-            if bytes as f64 > free as f64 * ROOM_SHARE {
-                let message =
-                    format!("{name} would take over about {bytes} bytes and has {free} free");
-                refusals.push(refusal("NO_SPACE", message));
-            }
+            refusals.extend(obstacle(&member.name, partitions, bytes, free));
         }
         refusals
     }
+}
+
+/// What a replacement becomes when its node joins: one that is like the old one, as far as it is
+/// known.
+fn when_replaced(
+    document: &Document,
+    mut change: Change,
+    names: &mut BTreeMap<NodeId, String>,
+) -> Change {
+    for (old, name) in std::mem::take(&mut change.replaces) {
+        let Some(member) = document.members.get(&old).filter(|_| !name.is_empty()) else {
+            continue;
+        };
+        let n = names.len() as u128 + 1;
+        names.insert(NodeId(n), format!("new-{n}"));
+        let state = MemberState::Joining;
+        change.joins.insert(NodeId(n), Member { name, state, ..member.clone() });
+        change.removes.insert(old);
+    }
+    change
+}
+
+/// Why a node cannot take rows over; `free` is what its disk has left, `None`: it is down.
+fn obstacle(
+    name: &str,
+    partitions: u32,
+    bytes: u64,
+    free: Option<u64>,
+) -> Option<proto::LayoutRefusal> {
+    let (reason, message) = match free {
+        None => {
+            let message = format!("{name} would take over {partitions} partitions and is down");
+            ("RECEIVER_DOWN", message)
+        }
+        Some(free) if bytes as f64 > free as f64 * ROOM_SHARE => {
+            let message = format!("{name} would take over about {bytes} bytes and has {free} free");
+            ("NO_SPACE", message)
+        }
+        Some(_) => return None,
+    };
+    Some(proto::LayoutRefusal { reason: reason.to_owned(), message })
 }
 
 fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {
@@ -250,4 +293,45 @@ fn warnings(document: &Document, change: &Change) -> Vec<String> {
         }
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A drain that could not end is not begun: it says which node lacks what.
+    #[test]
+    fn a_receiver_that_is_down_or_has_no_room_is_named() {
+        let reason = |bytes, free| obstacle("n1", 7, bytes, free).map(|one| one.reason);
+        assert_eq!(reason(0, None), Some("RECEIVER_DOWN".to_owned()), "even for nothing");
+        assert_eq!(reason(1000, Some(1299)), Some("NO_SPACE".to_owned()), "1.3 times as much");
+        assert_eq!(reason(1000, Some(1300)), None);
+        assert_eq!(reason(0, Some(0)), None);
+        let refusal = obstacle("n1", 7, 1000, Some(10)).expect("too little");
+        assert_eq!(refusal.message, "n1 would take over about 1000 bytes and has 10 free");
+    }
+
+    fn member(name: &str, state: MemberState) -> Member {
+        let (zone, address) = (String::new(), String::new());
+        Member { name: name.to_owned(), zone, weight: 3, state, address }
+    }
+
+    /// What a replacement will do is planned as if its node had come, in the old one's place.
+    #[test]
+    fn a_replacement_is_planned_as_a_join_and_a_removal() {
+        let mut document = Document::empty();
+        document.members.insert(NodeId(100), member("old", MemberState::Normal));
+        let mut names = BTreeMap::new();
+        let replaces = BTreeMap::from([(NodeId(100), "new".to_owned())]);
+        let asked = Change { replaces, ..Change::default() };
+        let planned = when_replaced(&document, asked, &mut names);
+        assert_eq!(planned.removes, BTreeSet::from([NodeId(100)]));
+        let joins = BTreeMap::from([(NodeId(1), member("new", MemberState::Joining))]);
+        assert_eq!((planned.joins, planned.replaces), (joins, BTreeMap::new()));
+        assert_eq!(names[&NodeId(1)], "new-1");
+        let cancelled = BTreeMap::from([(NodeId(100), String::new())]);
+        let cancelled = Change { replaces: cancelled, ..Change::default() };
+        let planned = when_replaced(&document, cancelled, &mut names);
+        assert_eq!(planned, Change::default());
+    }
 }

@@ -12,7 +12,7 @@ use tonic::Code;
 use super::cluster::Cluster;
 use super::status::Problem;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Answer, Change, Command, Document, Layout, MemberState, rules};
+use crate::cluster::layout::{Answer, Change, Command, Document, Layout, MemberState};
 use crate::cluster::peer::{Class, Reply, Request};
 use crate::proto::{self, DrainPhase, TransitionPhase};
 use crate::replication::departure::certificate::{Certificate, digest_of};
@@ -40,7 +40,11 @@ impl Cluster {
             return Ok(id);
         }
         let named = || document.members.iter().filter(|(_, member)| member.name == text);
-        let found = named().find(|(_, member)| !member.state.is_gone()).or_else(|| named().next());
+        // One that comes in for another may have its name.
+        let stays = |state: MemberState| !state.is_gone() && state != MemberState::Removing;
+        let found = named().find(|(_, member)| stays(member.state));
+        let found = found.or_else(|| named().find(|(_, member)| !member.state.is_gone()));
+        let found = found.or_else(|| named().next());
         found.map(|(id, _)| *id).ok_or_else(|| {
             let message = format!("{text:?} is the name or id of no member");
             Problem::new(Code::NotFound, "UNKNOWN_NODE", message).of_write(Outcome::NotApplied)
@@ -77,6 +81,13 @@ impl Cluster {
             let factor = u8::try_from(*factor).unwrap_or(u8::MAX);
             change.factors.insert(tenant.id, factor);
         }
+        for one in &asked.accepts_loss {
+            let factor = u8::try_from(one.replication_factor).unwrap_or(u8::MAX);
+            change.accepts_loss.entry(factor).or_default().insert(one.partition);
+        }
+        for (old, new) in &asked.replaces {
+            change.replaces.insert(self.member_of(document, old)?, new.clone());
+        }
         Ok(change)
     }
 
@@ -89,6 +100,9 @@ impl Cluster {
         request: &proto::CommitLayoutRequest,
         deadline: Instant,
     ) -> Result<proto::CommitLayoutResponse, Problem> {
+        if request.epoch == 0 {
+            self.catch_up(deadline).await?;
+        }
         let layout = self.layout();
         let document = layout.document();
         let asked = request.change.clone().unwrap_or_default();
@@ -116,6 +130,16 @@ impl Cluster {
         Ok(proto::CommitLayoutResponse { epoch })
     }
 
+    /// Whether another number of replicas of a tenant makes rows move.
+    pub(super) fn moves_rows(&self, tenant: &str, factor: u8) -> bool {
+        let layout = self.layout();
+        let document = layout.document();
+        let next = document.next_owners.as_ref().map_or(0, BTreeMap::len);
+        let several = document.owners.len().max(next) > 1;
+        let tenant = document.tenants.values().find(|known| known.name == tenant);
+        several && tenant.is_some_and(|tenant| tenant.replication_factor != factor)
+    }
+
     /// Ends the transition under way with the owners of before.
     ///
     /// # Errors
@@ -126,11 +150,26 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<proto::AbortLayoutResponse, Problem> {
         let epoch = match request.epoch {
-            0 => self.layout().epoch(),
+            0 => self.catch_up(deadline).await?,
             epoch => epoch,
         };
         let epoch = self.decide(Command::Abort { epoch }, deadline).await?;
         Ok(proto::AbortLayoutResponse { epoch })
+    }
+
+    /// Has this node learn whatever was decided before; the epoch of that.
+    async fn catch_up(&self, deadline: Instant) -> Result<u64, Problem> {
+        // Done already, and so only answered: by the leader, behind all that it has decided.
+        let layout = self.layout();
+        let document = layout.document();
+        let command = Command::Form {
+            cluster_id: document.cluster_id,
+            formation: document.formation,
+            partition_bits: document.partition_bits,
+            members: BTreeMap::new(),
+            now_ms: 0,
+        };
+        self.decide(command, deadline).await
     }
 
     /// Has a command decided; the epoch after it, which this node knows on return if it can.
@@ -156,6 +195,10 @@ impl Cluster {
         request: &proto::DrainNodeRequest,
         deadline: Instant,
     ) -> Result<NodeId, Problem> {
+        if !request.status_only {
+            // It may have been begun, or ended, through another node.
+            self.catch_up(deadline).await?;
+        }
         let layout = self.layout();
         let document = layout.document();
         let node = match request.node.as_str() {
@@ -278,6 +321,11 @@ impl Cluster {
             waits_for: self.waits_for(layout),
             departed: document.departed.keys().map(NodeId::to_string).collect(),
             progress: progress.collect(),
+            replacements: document
+                .replacements
+                .iter()
+                .map(|(node, name)| (node.to_string(), name.clone()))
+                .collect(),
         }
     }
 
@@ -299,10 +347,10 @@ impl Cluster {
             }
             let owners = document.owners.keys().filter(|node| !document.fenced.contains(node));
             let is_fenced = (0..layout.partitions()).all(|partition| {
-                document.replication_factors().into_iter().all(|factor| {
-                    let set = layout.sets(partition, factor).current;
-                    rules::is_fenced(&set, |node| document.fenced.contains(node))
-                })
+                document
+                    .replication_factors()
+                    .into_iter()
+                    .all(|factor| document.is_fenced(&layout.sets(partition, factor).current))
             });
             for node in owners.filter(|_| !is_fenced) {
                 waits.push(format!("{} to learn the new layout", who(node).0));

@@ -35,6 +35,7 @@
 //! ```
 
 pub mod catalog;
+mod damage;
 pub mod disk;
 pub(crate) mod document;
 pub mod environment;
@@ -61,7 +62,6 @@ mod tests;
 mod visit;
 mod write;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -76,8 +76,9 @@ use merge::RowOperator;
 use minter::Minter;
 
 pub use catalog::{LocalCatalog, TenantCatalog};
+pub use damage::Unreadable;
 pub use disk::DiskState;
-pub use engine::ScrubReport;
+pub use engine::{ScrubPass, ScrubReport};
 pub use environment::{Environment, MonotonicClock, Random, WallClock};
 pub use error::{Error, Outcome, Result};
 pub use identity::{Identity, IdentityFile, IdentityOptions, Lease, Start, Starting};
@@ -96,8 +97,6 @@ pub use write::{Done, Mutation, Written};
 
 const LOCK_NAME: &str = "LOCK";
 const ENGINE_DIR_NAME: &str = "engine";
-/// Damaged places that are remembered, so that each rotates the actor once.
-const DAMAGE_REMEMBERED_MAX: usize = 4096;
 
 /// What a store is opened with.
 #[derive(Clone, Debug, Default)]
@@ -143,6 +142,12 @@ pub struct StoreStats {
     pub tokens_evicted: u64,
     /// Times the actor was replaced because data was found damaged.
     pub actor_rotations: u64,
+    /// Blocks of tables that cannot be read now.
+    pub blocks_unreadable: u64,
+    /// Blocks that were given up, for others have their rows.
+    pub blocks_discarded: u64,
+    /// Partitions that have lost data and have not got all of it back yet.
+    pub partitions_damaged: u64,
     /// Versions that one replica had below the floors of two and another had not: somebody has
     /// lost data without noticing. They were kept.
     pub below_safe_point: u64,
@@ -162,6 +167,7 @@ pub struct StoreStats {
 struct Counters {
     tokens_evicted: AtomicU64,
     actor_rotations: AtomicU64,
+    blocks_discarded: AtomicU64,
     below_safe_point: AtomicU64,
 }
 
@@ -200,7 +206,7 @@ pub struct Store {
     /// Why no actor can be minted for, if so.
     read_only: std::sync::OnceLock<String>,
     /// Damaged places met so far.
-    damage: Mutex<HashSet<(PathBuf, u64)>>,
+    damage: Mutex<damage::Met>,
     floor_state: Mutex<safe_point::FloorState>,
     /// Leaves written to since they were last looked at.
     dirty: Arc<leaves::DirtyLeaves>,
@@ -363,19 +369,6 @@ impl Store {
         Ok(vfs.sync_dir(dir).map_err(io("sync", dir))?)
     }
 
-    /// Reads and checks every table.
-    ///
-    /// # Errors
-    /// What was found could not be recorded. Damage itself is reported, not an error.
-    pub fn scrub(&self) -> Result<ScrubReport> {
-        let report = self.engine.scrub()?;
-        for engine::Corruption { file, offset, what } in &report.damaged {
-            let (file, offset, what) = (file.clone(), *offset, what.clone());
-            self.noted(Error::Corruption { file, offset, what });
-        }
-        Ok(report)
-    }
-
     /// How far the engine is behind: 0 idle, 1 refuses writes.
     pub fn pressure(&self) -> f64 {
         self.engine.pressure()
@@ -395,6 +388,9 @@ impl Store {
             tenants: self.catalog.list().len() as u64,
             tokens_evicted: self.counters.tokens_evicted.load(Ordering::Relaxed),
             actor_rotations: self.counters.actor_rotations.load(Ordering::Relaxed),
+            blocks_unreadable: self.engine.quarantined().len() as u64,
+            blocks_discarded: self.counters.blocks_discarded.load(Ordering::Relaxed),
+            partitions_damaged: self.damaged().len() as u64,
             below_safe_point: self.counters.below_safe_point.load(Ordering::Relaxed),
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
@@ -507,37 +503,6 @@ impl Store {
         match self.read_only.get() {
             Some(cause) => Err(Error::ReadOnly { cause: cause.clone() }),
             None => Ok(()),
-        }
-    }
-
-    /// Passes a result on; see [`Store::noted`].
-    fn watch<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| self.noted(error))
-    }
-
-    /// Passes an error on. Where it tells of damage met for the first time, the actor is replaced
-    /// before anything else is written: what was lost may be versions that others have from this
-    /// actor, and a new dot of it would kill them.
-    fn noted(&self, error: Error) -> Error {
-        if let Error::Corruption { file, offset, .. } = &error {
-            let mut damage = self.damage.lock();
-            let new =
-                damage.len() < DAMAGE_REMEMBERED_MAX && damage.insert((file.clone(), *offset));
-            if new {
-                self.rotate_actor();
-            }
-        }
-        error
-    }
-
-    /// Takes a new actor; without one nothing more is written.
-    fn rotate_actor(&self) {
-        self.counters.actor_rotations.fetch_add(1, Ordering::Relaxed);
-        match self.identity.rotate() {
-            Ok(actor) => self.actor.store(actor, Ordering::Release),
-            Err(failed) => {
-                self.read_only.get_or_init(|| failed.to_string());
-            }
         }
     }
 }

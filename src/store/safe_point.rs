@@ -18,8 +18,9 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::{Error, Result};
-use super::{Store, leaves};
+use super::Store;
 use crate::causality::clock;
+use crate::engine;
 
 /// Since when the floor has been as it is.
 #[derive(Clone, Copy, Debug)]
@@ -144,47 +145,6 @@ impl Store {
         each.try_for_each(|partition| self.floor_of_partition(partition).map(|_| ()))
     }
 
-    /// The partitions that have lost data, each with the peers that can give it back.
-    pub fn damaged(&self) -> Vec<(u32, Vec<u128>)> {
-        let points = self.engine.safe_points();
-        let damaged = points.iter().enumerate().filter(|(_, point)| point.is_damaged());
-        damaged.map(|(at, point)| (at as u32, point.damaged.to_vec())).collect()
-    }
-
-    /// Marks partitions as having lost data which `peers` (not empty, ascending) can give back; the
-    /// actor is another one from here on. They vouch for nothing and answer no reads until
-    /// [`Store::mend`] was told of an exchange with each.
-    ///
-    /// # Errors
-    /// I/O, after which the store takes no writes.
-    pub fn mark_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
-        self.check_writable()?;
-        if self.keeps("damaged_state") {
-            self.engine.set_damaged(partitions.clone(), peers)?;
-        }
-        let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
-        let (first, last) = (*partitions.start(), *partitions.end());
-        (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));
-        if self.keeps("rotate_on_loss") {
-            self.rotate_actor();
-        }
-        match self.read_only.get() {
-            Some(cause) => Err(Error::ReadOnly { cause: cause.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes note that all rows of a partition were exchanged with `peer`. After the last one of
-    /// those that could give back what was lost the partition vouches again.
-    ///
-    /// # Errors
-    /// I/O.
-    pub fn mend(&self, partition: u32, peer: u128) -> Result<()> {
-        let point = self.engine.safe_point(partition)?;
-        let left: Vec<u128> = point.damaged.iter().copied().filter(|one| *one != peer).collect();
-        Ok(self.engine.set_damaged(partition..=partition, &left)?)
-    }
-
     /// What a floor waits for is flushed if it waits for longer than
     /// [`SafePoints::flush_ms`](super::SafePoints::flush_ms), because next to nothing is written.
     /// To be called every now and then where replicas move the safe points.
@@ -219,6 +179,10 @@ impl Store {
         self.check_writable()?;
         // Held to the end: one round at a time.
         let mut state = self.floor_state.lock();
+        if self.engine.safe_points().iter().any(engine::SafePoint::is_damaged) {
+            // Nobody else has what was lost: what there is counts.
+            self.engine.set_damaged(0..=self.engine.partitions() - 1, &[])?;
+        }
         let now = self.environment.monotonic.elapsed();
         let lasts =
             |state: &FloorState, ms| now.saturating_sub(state.since) < Duration::from_millis(ms);

@@ -18,7 +18,8 @@
 //! 4. Success is told only when the log is durable; a duplicate too, for the first attempt may not
 //!    have been acknowledged.
 //!
-//! A delete without a context covers what this node holds.
+//! A delete without a context covers what this node holds; a coordinator has it hold what a quorum
+//! holds before.
 
 use super::Store;
 use super::error::{Error, Result};

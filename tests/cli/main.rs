@@ -226,6 +226,38 @@ fn upkeep_and_status_answer() {
     assert_eq!(node.run(&["tenant", "show", "nobody"]).code, 1);
 }
 
+/// A node of its own goes back to a checkpoint: it serves what was there then, takes writes, and its
+/// layout can be changed.
+#[test]
+fn a_checkpoint_is_served_again() {
+    let mut node = CliNode::start();
+    node.ok(&["put", "k", "then"]);
+    node.ok(&["tenant", "create", "t"]);
+    let made = node.ok(&["checkpoint", "one"]);
+    node.ok(&["put", "k", "later"]);
+    node.kill();
+    let aside = node.path("aside");
+    fs::rename(made.trim(), &aside).expect("moved");
+    fs::remove_dir_all(&node.data_dir).expect("removed");
+    fs::rename(&aside, &node.data_dir).expect("moved");
+    for _ in 0..2 {
+        node.restart();
+        assert_eq!(node.ok(&["get", "k"]).trim(), "then");
+        assert_eq!(node.terminate(), 0);
+    }
+    node.restart();
+    node.ok(&["put", "k", "--context", &context_of(&node, "k"), "now"]);
+    assert_eq!(node.ok(&["get", "k"]).trim(), "now");
+    node.ok(&["tenant", "create", "u"]);
+    let listed = node.ok(&["tenant", "list"]);
+    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["default", "t", "u"]);
+}
+
+fn context_of(node: &CliNode, key: &str) -> String {
+    let read = node.json(&["get", key, "--output", "json"]);
+    read["context"].as_str().expect("a context").to_owned()
+}
+
 #[test]
 fn settings_are_checked_and_shown_with_their_origins() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -174,8 +174,8 @@ impl<'s> Driver<'s> {
         roles.into_iter().flatten().zip(kind.into_iter().cycle()).map(|(r, k)| (k, r)).collect()
     }
 
-    /// Ends the processes whose switches fell, or that ended by themselves, and writes down what the
-    /// next ones will find.
+    /// Ends the processes whose switches fell, or that ended by themselves, and writes down what
+    /// the next ones will find.
     fn bury_the_stopped(&mut self) {
         for node in self.running() {
             let machine = Arc::clone(&self.world.machines[node]);

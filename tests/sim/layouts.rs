@@ -285,7 +285,8 @@ mod tests {
     fn formed() -> Document {
         let members = (0..3).map(|number| (NodeId(number as u128 + 1), member(number))).collect();
         let (cluster_id, partition_bits, now_ms) = (NodeId(9), 4, 1);
-        let form = Command::Form { cluster_id, partition_bits, members, now_ms };
+        let formation = NodeId(8);
+        let form = Command::Form { cluster_id, formation, partition_bits, members, now_ms };
         applied(&Document::empty(), &form)
     }
 

@@ -68,7 +68,7 @@ impl Observer {
             && reply.body.as_ref().is_some_and(has_passed)
         {
             let what = format!(
-                "I13: n{node} took a request of epoch {} ({:?}) after it had answered under {fence}",
+                "I13: n{node} took a request of epoch {} ({:?}), having answered under {fence}",
                 asked.stamp, asked.topic
             );
             seen.broken.push(what);

@@ -133,8 +133,8 @@ pub fn all_strikes() -> Vec<Strike> {
 
 /// So many strikes are dealt in the transitions of one kind of a run.
 const STRIKES_PER_KIND: usize = 4;
-/// Far enough apart that the strikes of neighbouring runs differ.
-const STRIDE: usize = 7;
+/// Between the first strikes of neighbouring runs: prime to how many there are of each kind.
+const STRIDE: usize = 11;
 
 impl Scenario {
     /// That of the `nth` run of this sort.

@@ -33,15 +33,22 @@ impl Strikes {
 
     /// A machine has stopped: what it was in the middle of.
     pub fn note(&mut self, machine: usize, stopped: Option<Stopped>, roles: &[(Kind, Role)]) {
-        if let Some(Stopped::Before(step) | Stopped::After(step)) = stopped {
+        let step = match stopped {
+            Some(Stopped::Before(step) | Stopped::After(step)) => Some(step),
+            Some(Stopped::Idle) | None => None,
+        };
+        if let Some(step) = step {
             self.dealt.extend(roles.iter().map(|(kind, role)| Strike {
                 kind: *kind,
                 role: *role,
                 step,
             }));
         }
-        if self.armed.is_some_and(|(armed, _)| armed == machine) {
-            self.armed = None;
+        if let Some((_, strike)) = self.armed.take_if(|(armed, _)| *armed == machine)
+            && step == Some(strike.step)
+        {
+            // Of one that joins there is no document yet that says so.
+            self.dealt.insert(strike);
         }
     }
 

@@ -206,16 +206,21 @@ impl Bench<'_> {
         live_rows: Option<&dyn Fn() -> u64>,
         operation: impl Fn(u64, u64) -> Result<u64> + Sync,
     ) -> Result<Outcome> {
-        let before = Usage::now()?;
+        let now = || {
+            let mut usage = Usage::now()?;
+            usage.bytes_written += self.store.mapped_bytes();
+            Ok::<_, store::Failure>(usage)
+        };
+        let before = now()?;
         let timing = drive(threads, count, operation)?;
-        let usage = Usage::now()?.since(before);
+        let usage = now()?.since(before);
         let mut outcome = Outcome::new(self.task.engine, name, &timing, usage);
         let mut live_bytes = 0;
         if let Some(live_rows) = live_rows {
             let start = Instant::now();
             self.store.settle()?;
             outcome.settle_s = start.elapsed().as_secs_f64();
-            let rested = Usage::now()?.since(before);
+            let rested = now()?.since(before);
             outcome.settle_cpu_s = rested.cpu_s - usage.cpu_s;
             outcome.bytes_written = rested.bytes_written;
             outcome.bytes_dirtied = rested.bytes_dirtied;

@@ -16,9 +16,11 @@ use std::collections::HashMap;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::args::{Connect, Output};
+use super::args::{Connect, Output, size};
 use super::failure::Failure;
+use super::progress::volume;
 use crate::client::{Admin, Client};
+use crate::ops::config::Size;
 use crate::proto;
 
 pub(super) use wait::{UNDER_WAY, wait_until_stable};
@@ -65,6 +67,15 @@ enum Verb {
         #[command(flatten)]
         connect: Connect,
     },
+    /// Tell, or set until it is started anew, how fast the node that is asked fetches partitions and
+    /// gives them away
+    Rate {
+        /// Bytes a second, such as 64MiB; 0 for no limit
+        #[arg(value_parser = size)]
+        rate: Option<Size>,
+        #[command(flatten)]
+        connect: Connect,
+    },
     /// Show the layout, and how far its change is
     Show {
         #[command(flatten)]
@@ -102,9 +113,20 @@ pub(super) struct CommitArgs {
     /// Take nodes out although writes that only they had are lost with them
     #[arg(long)]
     accept_loss: bool,
+    /// Take nodes out although so many partitions, as the plan lists them, keep too few replicas:
+    /// acknowledged writes may be lost there, and only there
+    #[arg(long, value_name = "COUNT", requires = "accept_loss")]
+    accept_lost_partitions: Option<usize>,
     /// Follow the change to its end
     #[arg(long)]
     wait: bool,
+}
+
+impl CommitArgs {
+    /// Whether the change is to be followed to its end.
+    pub fn waits(&self) -> bool {
+        self.wait
+    }
 }
 
 impl From<ChangeArgs> for proto::LayoutChange {
@@ -115,7 +137,7 @@ impl From<ChangeArgs> for proto::LayoutChange {
             weights: HashMap::from_iter(args.weight),
             zones: HashMap::from_iter(args.zone),
             replication_factors: HashMap::from_iter(args.replication_factor),
-            joins: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -142,6 +164,17 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let text = format!("aborted: in epoch {} the owners are those of before", done.epoch);
             connect.print(&text, &json!({ "epoch": done.epoch }))
         }
+        Verb::Rate { rate, connect } => {
+            let call = async |admin: &mut Admin, request| admin.set_transfer_rate(request).await;
+            let bytes_per_second = rate.map(|rate| rate.0);
+            let request = proto::SetTransferRateRequest { bytes_per_second };
+            let rate = connect.one_node_client()?.admin_call(request, call).await?.bytes_per_second;
+            let text = match rate {
+                0 => "no limit".to_owned(),
+                rate => format!("{}/s", volume(rate)),
+            };
+            connect.print(&text, &json!({ "bytes_per_second": rate }))
+        }
         Verb::Show { connect } => {
             let status = status(&connect.admin_client()?).await?;
             connect.print(&show::text(&status), &show::to_json(&status))
@@ -151,12 +184,24 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 /// Plans a change, shows the plan, and begins it unless that would be refused.
 pub(super) async fn begin(
-    change: proto::LayoutChange,
+    mut change: proto::LayoutChange,
     commit: &CommitArgs,
     connect: &Connect,
 ) -> Result<(), Failure> {
     let client = connect.upkeep_client()?;
-    let plan = ask_plan(&client, change.clone()).await?;
+    let mut plan = ask_plan(&client, change.clone()).await?;
+    if let Some(count) = commit.accept_lost_partitions {
+        if plan.lost.len() != count {
+            let message = format!(
+                "nothing was changed: {} partitions would keep too few replicas, not {count}; \
+                 layout plan lists them",
+                plan.lost.len()
+            );
+            return Err(Failure::error(message));
+        }
+        change.accepts_loss.clone_from(&plan.lost);
+        plan = ask_plan(&client, change.clone()).await?;
+    }
     let is_text = connect.output == Output::Text;
     if is_text {
         connect.print(&plan::text(&plan), &json!(null))?;
@@ -166,17 +211,18 @@ pub(super) async fn begin(
     if is_more {
         refused(&plan)?;
     }
-    if !change.removes.is_empty() && !commit.accept_loss {
+    let takes_out = change.replaces.values().any(|new| !new.is_empty());
+    if (takes_out || !change.removes.is_empty()) && !commit.accept_loss {
         let message = "nothing was changed: rows that only a removed node has are lost with it, \
                        such as writes at ONE of late; --accept-loss says that this may be";
         return Err(Failure::error(message));
     }
-    let request = proto::CommitLayoutRequest {
-        epoch: commit.epoch.unwrap_or(plan.epoch),
-        change: Some(change),
-    };
-    let call = async |admin: &mut Admin, request| admin.commit_layout(request).await;
-    let begun = client.admin_call(request, call).await.map_err(Failure::of_change)?;
+    if takes_out {
+        let replaced = commit_change(&client, commit.epoch.unwrap_or(plan.epoch), change).await?;
+        let json = json!({ "epoch": replaced.epoch, "done": false, "plan": plan::to_json(&plan) });
+        return connect.print("it is taken out when the new node joins: start that one", &json);
+    }
+    let begun = commit_change(&client, commit.epoch.unwrap_or(plan.epoch), change).await?;
     if commit.wait {
         wait_until_stable(&client, connect, begun.epoch).await?;
     }
@@ -188,6 +234,17 @@ pub(super) async fn begin(
         "plan": plan::to_json(&plan),
     });
     connect.print(&text, &json)
+}
+
+/// Has a change decided.
+pub(super) async fn commit_change(
+    client: &Client,
+    epoch: u64,
+    change: proto::LayoutChange,
+) -> Result<proto::CommitLayoutResponse, Failure> {
+    let call = async |admin: &mut Admin, request| admin.commit_layout(request).await;
+    let request = proto::CommitLayoutRequest { epoch, change: Some(change) };
+    client.admin_call(request, call).await.map_err(Failure::of_change)
 }
 
 fn is_in_progress(refusal: &proto::LayoutRefusal) -> bool {

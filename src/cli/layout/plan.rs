@@ -46,13 +46,16 @@ pub(super) fn text(plan: &proto::PlanLayoutResponse) -> String {
     let _ = write!(text, "{} move, in about {duration} at the rate limit", volume(plan.bytes));
     for one in &plan.lost {
         let left: Vec<String> = one.replicas_left.iter().map(|id| name(id)).collect();
+        let tenants = one.tenants.join(", ");
         let _ = write!(
             text,
-            "\npartition {} (of {} replicas): writes may be lost, only [{}] would be left",
+            "\npartition {} ({tenants}): writes may be lost, only [{}] would be left",
             one.partition,
-            one.replication_factor,
             left.join(", ")
         );
+    }
+    if !plan.lost.is_empty() {
+        let _ = write!(text, "\n{} partitions keep too few replicas", plan.lost.len());
     }
     for warning in &plan.warnings {
         let _ = write!(text, "\nnote: {warning}");
@@ -86,6 +89,7 @@ pub(super) fn to_json(plan: &proto::PlanLayoutResponse) -> Value {
         json!({
             "partition": one.partition,
             "replication_factor": one.replication_factor,
+            "tenants": one.tenants,
             "replicas_left": one.replicas_left,
         })
     });

@@ -66,6 +66,9 @@ pub(super) fn text(status: &proto::ClusterStatusResponse) -> String {
     for one in &state.waits_for {
         let _ = write!(text, "\nwaits for {one}");
     }
+    for (old, new) in &state.replacements {
+        let _ = write!(text, "\n{} is taken out when {new} joins", name(old));
+    }
     text
 }
 
@@ -125,6 +128,7 @@ pub(super) fn to_json(status: &proto::ClusterStatusResponse) -> Value {
         "departed": state.departed,
         "waits_for": state.waits_for,
         "progress": progress.collect::<Vec<_>>(),
+        "replacements": state.replacements,
         "nodes": nodes.collect::<Vec<_>>(),
     })
 }

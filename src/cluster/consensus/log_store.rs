@@ -85,6 +85,13 @@ impl LogStore {
         Ok(Self { log: Arc::new(Mutex::new(Log { file, contents })), snapshot })
     }
 
+    /// Whether nothing was ever kept in it.
+    pub(super) fn is_new(&self) -> bool {
+        let log = self.log.lock();
+        let Contents { vote, committed, purged, entries } = &log.contents;
+        vote.is_none() && committed.is_none() && purged.is_none() && entries.is_empty()
+    }
+
     /// Up to where the beginning was cut.
     pub(super) fn purged(&self) -> Option<LogId> {
         self.log.lock().contents.purged

@@ -7,6 +7,7 @@
 //! | `state_machine` | the document, its snapshots in `raft/SNAPSHOT` |
 //! | `network` | messages to the other members |
 //! | `voters`, `keeper` | who votes, and the task of the leader that sees to it |
+//! | `again` | a cluster of one that was brought back from a checkpoint |
 //!
 //! 1. A document is published when it is committed and durable on this node
 //!    ([`Fence::adopt`]).
@@ -21,6 +22,7 @@
 //!
 //! It takes no part in reads and writes: a cluster without a leader serves on.
 
+mod again;
 mod keeper;
 mod log_file;
 mod log_store;
@@ -30,7 +32,7 @@ mod types;
 mod voters;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,13 +43,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub use self::again::begin_again;
 use self::log_store::LogStore;
 use self::network::{Network, SNAPSHOT_PIECE_BYTES};
 use self::state_machine::StateMachine;
 use self::types::{LogId, Proposal, Raft};
 use super::NodeId;
 use super::fence::Fence;
-use super::layout::{Answer, Command, Layout, Member};
+use super::layout::{Answer, Command, Document, Layout, Member};
 use super::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::engine;
 use crate::store::environment::Environment;
@@ -222,16 +225,11 @@ impl Consensus {
         has_cluster: bool,
     ) -> Result<Self, ConsensusError> {
         let config = config(options, environment)?;
-        let raft_dir = dir.join(DIR_NAME);
         let vfs = &environment.vfs;
-        vfs.create_dir_all(&raft_dir)
-            .and_then(|()| vfs.sync_dir(dir))
-            .map_err(engine::Error::io("create", &raft_dir))
-            .map_err(store::Error::from)?;
+        let raft_dir = raft_dir(&**vfs, dir)?;
         let document = fence.document();
-        // One that is alone votes for nobody else: it may come from a checkpoint, without a log.
-        let others = document.members.iter().any(|(id, member)| *id != me && votes(member));
-        let has_voted = others || (has_cluster && !document.is_formed());
+        // One that is alone votes for nobody else.
+        let has_voted = votes_with_others(&document, me) || (has_cluster && !document.is_formed());
         check_whole(&**vfs, &raft_dir, has_voted)?;
         let (durable, snapshot) = watch::channel(None);
         let log = LogStore::open(Arc::clone(vfs), &raft_dir, snapshot.clone())?;
@@ -249,15 +247,15 @@ impl Consensus {
         Ok(Self { me, raft, peers, fence, heartbeat, keeper })
     }
 
-    /// Forms the cluster whose first members are `members`, all of which call this with the same
-    /// ones, as often as they need to: whoever is first, it happens once. Because it does, an
-    /// unknown outcome is no answer: it is proposed again until the deadline.
+    /// Forms the cluster of this id and formation, whose first members are `members`, all of which
+    /// call this with the same ones, as often as they need to: whoever is first, it happens once.
+    /// Because it does, an unknown outcome is no answer: it is proposed again until the deadline.
     ///
     /// # Errors
     /// As [`Consensus::propose`]; after an error nothing speaks against calling it again.
     pub async fn form(
         &self,
-        cluster_id: NodeId,
+        (cluster_id, formation): (NodeId, NodeId),
         partition_bits: u32,
         members: &BTreeMap<NodeId, Member>,
         now_ms: u64,
@@ -272,7 +270,7 @@ impl Consensus {
             }
         }
         let members = members.clone();
-        let command = Command::Form { cluster_id, partition_bits, members, now_ms };
+        let command = Command::Form { cluster_id, formation, partition_bits, members, now_ms };
         loop {
             match self.propose(command.clone(), deadline).await {
                 Err(ProposeError::Unknown { .. }) if Instant::now() < deadline => {
@@ -436,6 +434,20 @@ impl Consensus {
     }
 }
 
+/// The directory of the group's files in the data directory `dir`; made if need be.
+fn raft_dir(vfs: &dyn engine::vfs::Vfs, dir: &Path) -> Result<PathBuf, store::Error> {
+    let raft_dir = dir.join(DIR_NAME);
+    vfs.create_dir_all(&raft_dir)
+        .and_then(|()| vfs.sync_dir(dir))
+        .map_err(engine::Error::io("create", &raft_dir))?;
+    Ok(raft_dir)
+}
+
+/// Whether somebody else may have a part in the group.
+fn votes_with_others(document: &Document, me: NodeId) -> bool {
+    document.members.iter().any(|(id, member)| *id != me && votes(member))
+}
+
 /// Whether it may have a part in the group.
 fn votes(member: &Member) -> bool {
     !member.state.is_gone()
@@ -454,7 +466,10 @@ fn check_whole(
     }
     let what = match exists(&snapshot)? {
         true => "it is missing beside SNAPSHOT",
-        false if has_voted => "it is missing, though the node has a cluster",
+        false if has_voted => {
+            "it is missing, and with it what the node has promised to the others: a node of several \
+             does not come back from a checkpoint; replace it by one with an empty directory"
+        }
         false => return Ok(()),
     };
     Err(engine::Error::corrupt(&log, 0, what).into())

@@ -15,7 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
-use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::{
+    AnyError, CommittedLeaderId, EntryPayload, Membership, OptionalSend, RaftSnapshotBuilder,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -24,6 +26,7 @@ use super::types::{
     Entry, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
     TypeConfig,
 };
+use crate::cluster::NodeId;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::{Answer, Document};
 use crate::engine::vfs::Vfs;
@@ -87,6 +90,24 @@ impl StateMachine {
         // The fence may have missed it: a crash came between the snapshot and the adoption.
         fence.adopt(&Arc::new(state.document.clone()))?;
         Ok(Self { vfs, file, fence, durable, state: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Whether it never had a snapshot.
+    pub(super) fn is_new(&self) -> bool {
+        self.state.lock().snapshot.is_none()
+    }
+
+    /// Makes `document` the state that a group of `me` alone begins with at its next start.
+    pub(super) fn begin_with(&self, me: NodeId, document: &Document) -> Result<()> {
+        // Before whatever it will vote for, and so before all entries.
+        let at = LogId::new(CommittedLeaderId::new(0, me), 1);
+        let voters = Membership::new(vec![[me].into()], ());
+        let meta = SnapshotMeta {
+            last_log_id: Some(at),
+            last_membership: StoredMembership::new(Some(at), voters),
+            snapshot_id: at.to_string(),
+        };
+        self.file.replace(&*self.vfs, &Stored { meta, document: document.clone() })
     }
 
     fn save(&self, stored: &Stored) -> Result<(), StorageError> {

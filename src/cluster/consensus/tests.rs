@@ -15,6 +15,7 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::store::TenantSpec;
 use crate::store::environment::ManualClock;
 
+mod again;
 mod faults;
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -132,7 +133,9 @@ impl Cluster {
         let all = members(1..=n);
         let forming = cluster.nodes.values().map(|node| {
             let (consensus, all) = (Arc::clone(&node.consensus), all.clone());
-            tokio::spawn(async move { consensus.form(id(99), 4, &all, NOW_MS, within(10)).await })
+            tokio::spawn(async move {
+                consensus.form((id(99), id(98)), 4, &all, NOW_MS, within(10)).await
+            })
         });
         for formed in forming.collect::<Vec<_>>() {
             assert_eq!(formed.await.unwrap(), Ok(Answer::Done { epoch: 1 }));
@@ -341,7 +344,8 @@ async fn answered_until(failing: u64, disk: &MemVfs, options: ConsensusOptions) 
     let mut cluster = Cluster::new();
     let mut answered = 0;
     if cluster.try_start(1, disk, Arc::new(faults.clone()), options).await {
-        let form = cluster.group(1).form(id(99), 4, &members([1]), NOW_MS, within(3)).await;
+        let form =
+            cluster.group(1).form((id(99), id(98)), 4, &members([1]), NOW_MS, within(3)).await;
         if form.is_ok() {
             for n in 1..=12 {
                 if !is_created(&cluster.group(1).propose(create(n), within(3)).await) {
@@ -365,7 +369,8 @@ async fn a_crash_at_any_file_call_takes_no_answer_back() {
         let (answered, reached) = answered_until(failing, &disk, options).await;
         let mut cluster = Cluster::new();
         cluster.start(1, disk.crash_clone(failing), options).await;
-        let formed = cluster.group(1).form(id(99), 4, &members([1]), NOW_MS, within(9)).await;
+        let formed =
+            cluster.group(1).form((id(99), id(98)), 4, &members([1]), NOW_MS, within(9)).await;
         assert_eq!(formed, Ok(Answer::Done { epoch: 1 }), "call {failing}");
         let document = cluster.nodes[&1].fence.document();
         assert!(

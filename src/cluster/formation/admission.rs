@@ -119,10 +119,11 @@ impl Admission {
             let message = format!("the clocks are {offset_ms} ms apart");
             return Err(refused(reason::CLOCK_OFFSET, message));
         }
-        let namesake = document
-            .members
-            .iter()
-            .find(|(_, other)| other.name == member.name && !other.state.is_gone());
+        // One may come in for another under the same name.
+        let comes_for = |id: &NodeId| document.replacements.get(id) == Some(&member.name);
+        let namesake = document.members.iter().find(|(id, other)| {
+            other.name == member.name && !other.state.is_gone() && !comes_for(id)
+        });
         if let Some((id, _)) = namesake {
             return Err(refused(reason::NAME_TAKEN, format!("{:?} is {id}", member.name)));
         }
@@ -134,7 +135,7 @@ fn accepted(document: &Document) -> JoinReply {
     JoinReply {
         cluster_id: Bytes::copy_from_slice(&document.cluster_id.to_bytes()),
         document: encode_document(document),
-        members: Bytes::new(),
-        promise_holds: false,
+        formation: Bytes::copy_from_slice(&document.formation.to_bytes()),
+        ..JoinReply::default()
     }
 }

@@ -24,7 +24,9 @@
 //!    or document, and last the cluster's id in the node's identity.
 //! 4. A cluster is not formed while a seed does not answer: it may know of one. An answer that
 //!    cannot be read does.
-//! 5. What no document takes, such as a zone that is too long, is refused before it is promised.
+//! 5. Each formation has a name of its own, that of its promise: clusters that were formed under one
+//!    configured id do not take each other for the same.
+//! 6. What no document takes, such as a zone that is too long, is refused before it is promised.
 //!
 //! Nodes that are told different seeds, so that they never hear of each other, form clusters of
 //! their own: seeds of first members must overlap. If the initiator is lost for good between its
@@ -97,8 +99,8 @@ pub struct FormationOptions {
     pub bootstrap_expect: usize,
     /// host:port of the peer ports of other nodes. The own one among them does no harm.
     pub seeds: Vec<String>,
-    /// The only cluster to join, and the id of one that is formed with others. A node that is alone
-    /// forms none under a given id: was it only not told its seeds, there would be two of one id.
+    /// The only cluster to join, and the id of one that is formed. Two may be formed under it, by a
+    /// node that was not told its seeds: they are told apart by their formations.
     pub cluster_id: Option<NodeId>,
     /// How often the others are asked.
     pub poll: Duration,
@@ -139,6 +141,8 @@ pub enum Entered {
     Founder {
         /// The cluster.
         cluster_id: NodeId,
+        /// Names this formation of it, and no other.
+        formation: NodeId,
         /// Its first members.
         members: BTreeMap<NodeId, Member>,
     },
@@ -234,6 +238,16 @@ impl Formation {
         })
     }
 
+    /// What the node's cluster was formed as, if it has one: zero in old documents too.
+    pub fn formation(&self) -> NodeId {
+        let document = self.fence.document();
+        match self.promises.current() {
+            _ if document.is_formed() => document.formation,
+            Some(promise) if promise.committed => promise.id,
+            _ => NodeId::default(),
+        }
+    }
+
     /// The first members of a cluster that is committed and whose document is still to be written.
     pub fn founding(&self) -> Option<BTreeMap<NodeId, Member>> {
         if self.fence.epoch() > 0 {
@@ -313,12 +327,7 @@ impl Formation {
         candidates.hear(from, member);
         let mut known = candidates.fresh(self.freshness());
         known.insert(self.me, self.member.clone());
-        Ok(JoinReply {
-            cluster_id: Bytes::new(),
-            document: Bytes::new(),
-            members: encode_members(&known),
-            promise_holds,
-        })
+        Ok(JoinReply { members: encode_members(&known), promise_holds, ..JoinReply::default() })
     }
 
     fn freshness(&self) -> Duration {
@@ -367,9 +376,9 @@ fn founding_reply(
     }
     Ok(JoinReply {
         cluster_id: Bytes::copy_from_slice(&promise.cluster_id.to_bytes()),
-        document: Bytes::new(),
         members: encode_members(&promise.members),
         promise_holds,
+        ..JoinReply::default()
     })
 }
 

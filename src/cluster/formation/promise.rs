@@ -28,7 +28,8 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Promise {
-    /// Names it: a UUID, never used twice, whatever becomes of it. The cluster's own may be.
+    /// Names it: a UUID, never used twice, whatever becomes of it. The cluster's own may be. It
+    /// becomes the cluster's formation.
     pub(super) id: NodeId,
     /// The cluster to be.
     pub(super) cluster_id: NodeId,

@@ -34,8 +34,8 @@ enum Round {
 pub(super) enum Heard {
     /// The node has its cluster.
     Entered(Entered),
-    /// The sender is of this cluster, and may be asked to take the node.
-    Offer(NodeId),
+    /// The sender is of this cluster and formation, and may be asked to take the node.
+    Offer(NodeId, NodeId),
     /// Nothing may be begun: there is a cluster, or may be.
     InTheWay(String),
     /// At most other nodes to ask.
@@ -234,9 +234,9 @@ impl Formation {
         for (address, answer) in answers {
             match self.hear(promise.as_ref(), &address, answer)? {
                 Heard::Entered(entered) => return Ok(Round::Entered(entered)),
-                Heard::Offer(cluster_id) => {
+                Heard::Offer(cluster_id, formation) => {
                     let by_seed = self.options.seeds.contains(&address);
-                    offers.add(by_seed, cluster_id, address);
+                    offers.add(by_seed, (cluster_id, formation), address);
                 }
                 Heard::InTheWay(why) => in_the_way = Some(why),
                 Heard::Nothing => {}
@@ -264,7 +264,7 @@ impl Formation {
             match self.hear(None, &address, answer)? {
                 Heard::Entered(entered) => return Ok(Round::Entered(entered)),
                 Heard::InTheWay(why) => in_the_way = Some(why),
-                Heard::Offer(_) | Heard::Nothing => {}
+                Heard::Offer(..) | Heard::Nothing => {}
             }
         }
         Ok(Round::Waiting(in_the_way.or_else(|| Some("no member has answered".to_owned()))))
@@ -336,7 +336,8 @@ impl Formation {
                 self.promises.replace(Some(&promise), None)?;
             }
         } else if let Some(cluster_id) = named.filter(|_| !is_founding) {
-            return Ok(Heard::Offer(cluster_id));
+            let formation = NodeId::from_bytes(&reply.formation).unwrap_or_default();
+            return Ok(Heard::Offer(cluster_id, formation));
         }
         self.note(from, reply);
         Ok(Heard::Nothing)
@@ -404,16 +405,16 @@ impl Formation {
 /// Members that would take this node.
 #[derive(Default)]
 struct Offers {
-    /// Their addresses by their clusters.
-    of_seeds: BTreeMap<NodeId, Vec<String>>,
+    /// Their addresses by their clusters, each with its formation: ids may be configured.
+    of_seeds: BTreeMap<(NodeId, NodeId), Vec<String>>,
     /// Of those known by hearsay.
-    of_others: BTreeMap<NodeId, Vec<String>>,
+    of_others: BTreeMap<(NodeId, NodeId), Vec<String>>,
 }
 
 impl Offers {
-    fn add(&mut self, by_seed: bool, cluster_id: NodeId, address: String) {
+    fn add(&mut self, by_seed: bool, cluster: (NodeId, NodeId), address: String) {
         let offers = if by_seed { &mut self.of_seeds } else { &mut self.of_others };
-        offers.entry(cluster_id).or_default().push(address);
+        offers.entry(cluster).or_default().push(address);
     }
 
     /// The members to ask, if there are any and all are of one cluster. Seeds come first: the
@@ -427,7 +428,9 @@ impl Offers {
         if offers.len() > 1 {
             let clusters = offers
                 .iter()
-                .map(|(id, addresses)| format!("{id} ({})", addresses.join(", ")))
+                .map(|((id, formation), addresses)| {
+                    format!("{id} of formation {formation} ({})", addresses.join(", "))
+                })
                 .collect::<Vec<_>>()
                 .join(" and ");
             return Err(FormationError::SeveralClusters { clusters });
@@ -441,5 +444,6 @@ fn first_member(member: &Member) -> Member {
 }
 
 fn founder(promise: Promise) -> Entered {
-    Entered::Founder { cluster_id: promise.cluster_id, members: promise.members }
+    let Promise { id: formation, cluster_id, members, .. } = promise;
+    Entered::Founder { cluster_id, formation, members }
 }

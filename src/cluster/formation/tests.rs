@@ -176,8 +176,9 @@ impl Node {
         let entered = self.formation.run(&self.peers, deadline).await?;
         let admission = Admission::new(Arc::clone(&self.formation), Arc::clone(&consensus));
         *self.admission.lock() = Some(admission);
-        if let Entered::Founder { cluster_id, members } = entered {
-            let formed = consensus.form(cluster_id, 4, &members, NOW_MS, deadline).await;
+        if let Entered::Founder { cluster_id, formation, members } = entered {
+            let formed =
+                consensus.form((cluster_id, formation), 4, &members, NOW_MS, deadline).await;
             if !matches!(formed, Ok(Answer::Done { .. })) {
                 return Err(FormationError::TimedOut { last: format!("{formed:?}") });
             }
@@ -507,6 +508,11 @@ async fn a_node_that_may_not_join_is_refused_by_name() {
     let namesake = Member { name: "n1".to_owned(), ..member(4) };
     let namesake = world.open(4, disk(), NOW_MS, namesake, options(1, [1])).unwrap();
     assert_eq!(refusal(&namesake).await, reason::NAME_TAKEN);
+    let mut document = (*first.fence.document()).clone();
+    document.replacements.insert(id(1), "n2".to_owned());
+    document.version += 1;
+    first.fence.adopt(&Arc::new(document)).unwrap();
+    assert_eq!(refusal(&namesake).await, reason::NAME_TAKEN, "it comes in for nobody");
 
     let mut document = (*first.fence.document()).clone();
     let gone = Member { state: MemberState::Removed, ..member(5) };

@@ -43,6 +43,8 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("disk", thousandths(facts.disk)),
         ("bytes", facts.load_bytes.to_string()),
         ("hints", facts.hints.to_string()),
+        ("damaged", facts.damaged.to_string()),
+        ("unreadable", facts.unreadable.to_string()),
         ("free", facts.disk_free.to_string()),
         ("moving", facts.moving.clone()),
         ("st", facts.run_state.to_string()),
@@ -83,6 +85,8 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         disk_free: number("free"),
         moving: text("moving"),
         hints: number("hints"),
+        damaged: number("damaged"),
+        unreadable: number("unreadable"),
     };
     Some(Entry { incarnation: id.generation_id, facts })
 }

@@ -153,7 +153,7 @@ async fn nodes_without_a_cluster_find_each_other_and_a_cluster_shows_no_stranger
     let (_, _stranger) = cluster.start(3, 1, Some(NodeId(78)));
     until(&one, "all are seen", |view| up(view) == [1, 2, 3]).await;
     assert_eq!(one.view().nodes()[&NodeId(2)].cluster, None);
-    local.enter(CLUSTER);
+    local.enter(CLUSTER, NodeId::default());
     until(&one, "the stranger is gone", |view| up(view) == [1, 2]).await;
     assert_eq!(one.view().nodes()[&NodeId(1)].cluster, Some(CLUSTER));
 }

@@ -20,7 +20,7 @@ use crate::store::{Error, Tenant, TenantChange, TenantId, TenantSpec};
 
 use super::refusal::{Refusal, reason};
 use super::{
-    Answer, Change, Command, Document, Member, MemberState, OWNERS_MAX, Owner, Owners, rules,
+    Answer, Change, Command, Document, Member, MemberState, OWNERS_MAX, Owner, Owners, Partitions,
 };
 
 /// The result of one command.
@@ -31,6 +31,7 @@ impl Document {
     pub fn empty() -> Self {
         Self {
             cluster_id: NodeId::default(),
+            formation: NodeId::default(),
             epoch: 0,
             version: 0,
             partition_bits: 0,
@@ -45,6 +46,8 @@ impl Document {
             tenants: BTreeMap::new(),
             tenant_id_next: 1,
             next_factors: BTreeMap::new(),
+            lost: Partitions::new(),
+            replacements: BTreeMap::new(),
         }
     }
 
@@ -88,8 +91,8 @@ impl Document {
     }
 
     fn applied(&mut self, command: &Command) -> Applied {
-        if let Command::Form { cluster_id, partition_bits, members, now_ms } = command {
-            return self.form(*cluster_id, *partition_bits, members, *now_ms);
+        if let Command::Form { cluster_id, formation, partition_bits, members, now_ms } = command {
+            return self.form((*cluster_id, *formation), *partition_bits, members, *now_ms);
         }
         if !self.is_formed() {
             return Err(Refusal::new(reason::NOT_FORMED, "no cluster was formed yet"));
@@ -123,13 +126,13 @@ impl Document {
 
     fn form(
         &mut self,
-        cluster_id: NodeId,
+        (cluster_id, formation): (NodeId, NodeId),
         partition_bits: u32,
         members: &BTreeMap<NodeId, Member>,
         now_ms: u64,
     ) -> Applied {
         if self.is_formed() {
-            let same = self.cluster_id == cluster_id;
+            let same = (self.cluster_id, self.formation) == (cluster_id, formation);
             let message = format!("cluster {} was formed already", self.cluster_id);
             return if same {
                 Ok(self.done())
@@ -155,6 +158,7 @@ impl Document {
         let normal = |member: &Member| Member { state: MemberState::Normal, ..member.clone() };
         *self = Self {
             cluster_id,
+            formation,
             epoch: 1,
             version: 1,
             partition_bits,
@@ -248,7 +252,7 @@ impl Document {
         }
         let (old, new) = self.tables(next);
         let sets = self.each_set(&old, &new);
-        if !sets.iter().all(|(set, _)| rules::is_fenced(set, |node| self.fenced.contains(node))) {
+        if !sets.iter().all(|(set, _)| self.is_fenced(set)) {
             return;
         }
         let departed = departed(sets.iter().map(|(current, next)| (current, next)));
@@ -277,7 +281,7 @@ impl Document {
 
     /// L1: one that was to hand over what it has is dead; the transition goes on without its help.
     fn give_up(&mut self, node: NodeId, epoch: u64) -> Applied {
-        let next = self.joint_of(epoch)?;
+        self.joint_of(epoch)?;
         let state = self.members.get(&node).map(|member| member.state);
         match state {
             Some(MemberState::Removing) => return Ok(self.done()),
@@ -287,8 +291,7 @@ impl Document {
                 return Err(Refusal::new(reason::NOT_AN_OWNER, message));
             }
         }
-        let (old, new) = self.tables(next);
-        self.check_sources(&self.each_set(&old, &new), &BTreeSet::from([node]))?;
+        self.check_sources_without(node)?;
         if let Some(member) = self.members.get_mut(&node) {
             member.state = MemberState::Removing;
         }
@@ -320,9 +323,17 @@ impl Document {
         self.begin_epoch();
         self.departed.extend(departed.into_iter().map(|node| (node, self.epoch)));
         let members = &self.members;
-        self.departed.retain(|node, _| {
+        let stays = |node: &NodeId| {
             members.get(node).is_some_and(|member| member.state != MemberState::Removed)
-        });
+        };
+        self.departed.retain(|node, _| stays(node));
+        self.forget_replacements();
+    }
+
+    /// Nobody comes in for who owns nothing.
+    pub(super) fn forget_replacements(&mut self) {
+        let owners = &self.owners;
+        self.replacements.retain(|node, _| owners.contains_key(node));
     }
 
     /// Facts about the epoch before say nothing about this one.
@@ -332,6 +343,7 @@ impl Document {
         self.fenced.clear();
         self.synced.clear();
         self.syncers.clear();
+        self.lost.clear();
     }
 
     fn note_cleared(&mut self, node: NodeId, epoch: u64) -> Applied {

@@ -6,11 +6,11 @@ use crate::cluster::NodeId;
 use crate::cluster::placement::WEIGHT_MAX;
 use crate::store::{Tenant, TenantChange, TenantId};
 
-use super::apply::{Applied, SetPair};
+use super::apply::Applied;
 use super::refusal::{Refusal, reason};
 use super::{
     Answer, Change, Document, MEMBER_TEXT_BYTES_MAX, MEMBERS_MAX, Member, MemberState, OWNERS_MAX,
-    Owner, Owners, rules,
+    Owner, Owners, Partitions, rules,
 };
 
 impl Document {
@@ -27,6 +27,10 @@ impl Document {
         if *change == Change::default() {
             return Err(Refusal::new(reason::NOTHING_TO_DO, "the change is empty"));
         }
+        if !change.replaces.is_empty() {
+            return self.note_replacements(change);
+        }
+        let change = &self.with_replaced(change);
         self.check_change(change)?;
         let next = self.owners_after(change);
         let factors = self.factors_after(change);
@@ -36,6 +40,7 @@ impl Document {
             return Err(Refusal::new(reason::NOTHING_TO_DO, "the owners stay the same"));
         }
         self.check_counts(change, &next)?;
+        self.check_loss(change)?;
         if stays {
             self.set_states(change);
             return Ok(self.changed());
@@ -43,13 +48,13 @@ impl Document {
         let (old, new) = self.tables(&next);
         let after = Self { next_factors: factors, ..self.clone() };
         let sets = after.each_set(&old, &new);
-        self.check_sources(&sets, &change.removes)?;
         let syncers = sets.iter().flat_map(|(current, next)| rules::who_syncs(current, next));
         let syncers: BTreeSet<NodeId> = syncers.collect();
         self.begin_epoch();
         self.syncers = syncers;
         self.next_owners = Some(next);
         self.next_factors = after.next_factors;
+        self.lost = change.accepts_loss.clone();
         for (node, member) in &change.joins {
             let joining = Member { state: MemberState::Joining, ..member.clone() };
             self.members.insert(*node, joining);
@@ -77,35 +82,116 @@ impl Document {
         }
     }
 
-    /// Whether of each S a blocking count stays to learn its rows from, without `removes` and
-    /// whoever is taken out already.
-    pub(super) fn check_sources(
-        &self,
-        sets: &BTreeSet<SetPair>,
-        removes: &BTreeSet<NodeId>,
-    ) -> Result<(), Refusal> {
-        let stays = |node: &&NodeId| {
-            let state = self.members.get(node).map(|member| member.state);
-            !removes.contains(node) && state != Some(MemberState::Removing)
-        };
-        for (current, _) in sets {
-            let sources = current.iter().filter(stays).count();
-            if sources < rules::blocking(current.len()) {
-                let message = format!("of the replicas {current:?} only {sources} would be left");
-                return Err(Refusal::new(reason::TOO_FEW_SOURCES, message));
+    /// A change in which a node joins that comes in for another: that one goes with it.
+    fn with_replaced(&self, change: &Change) -> Change {
+        let comes = |name: &String| change.joins.values().any(|member| member.name == *name);
+        let replaced = self.replacements.iter().filter(|(_, name)| comes(name));
+        let mut change = change.clone();
+        change.removes.extend(replaced.map(|(node, _)| *node));
+        change
+    }
+
+    /// Remembers who comes in for whom. Nothing is begun by it.
+    fn note_replacements(&mut self, change: &Change) -> Applied {
+        let alone = Change { replaces: change.replaces.clone(), ..Change::default() };
+        if *change != alone {
+            let message = "a replacement is a change of its own";
+            return Err(Refusal::new(reason::MIXED_CHANGE, message));
+        }
+        let mut replacements = self.replacements.clone();
+        for (node, name) in &change.replaces {
+            if name.is_empty() {
+                replacements.remove(node);
+            } else {
+                self.check_replacement(*node, name)?;
+                replacements.insert(*node, name.clone());
+            }
+        }
+        if replacements.values().collect::<BTreeSet<_>>().len() < replacements.len() {
+            let message = "a node comes in for one other";
+            return Err(Refusal::new(reason::MIXED_CHANGE, message));
+        }
+        if replacements == self.replacements {
+            return Ok(self.done());
+        }
+        self.replacements = replacements;
+        Ok(self.changed())
+    }
+
+    fn check_replacement(&self, node: NodeId, name: &str) -> Result<(), Refusal> {
+        check_text("name", name)?;
+        let unknown = || Refusal::new(reason::UNKNOWN_NODE, format!("{node} is no member"));
+        let member = self.members.get(&node).ok_or_else(unknown)?;
+        if member.state != MemberState::Normal {
+            let message = format!("{node} cannot be replaced: it is not a normal member");
+            return Err(Refusal::new(reason::NOT_AN_OWNER, message));
+        }
+        let mut others =
+            self.members.iter().filter(|(id, other)| **id != node && !other.state.is_gone());
+        if others.any(|(_, other)| other.name == name) {
+            let message = format!("{name:?} is a member already: remove {node} when it owns");
+            return Err(Refusal::new(reason::ALREADY_A_MEMBER, message));
+        }
+        let removes = BTreeSet::from([node]);
+        self.check_loss(&Change { removes, ..Change::default() })
+    }
+
+    /// Whether exactly what too few replicas would stay of is accepted to be lost.
+    fn check_loss(&self, change: &Change) -> Result<(), Refusal> {
+        let mut lost = Partitions::new();
+        for (partition, factor, left) in self.lost_by(&change.removes) {
+            lost.entry(factor).or_default().insert(partition);
+            if !is_among(&change.accepts_loss, partition, factor) {
+                return Err(too_few_sources(partition, &left));
+            }
+        }
+        if lost == change.accepts_loss {
+            return Ok(());
+        }
+        let message = "the loss of more is accepted than would be lost";
+        Err(Refusal::new(reason::LOSS_DIFFERS, message))
+    }
+
+    /// Whether enough stay to learn rows from without `node` too, which leaves.
+    pub(super) fn check_sources_without(&self, node: NodeId) -> Result<(), Refusal> {
+        let table = self.tables(&self.owners).0;
+        for (partition, factor, left) in self.lost_by(&BTreeSet::from([node])) {
+            // Of what is given up already it may be the last.
+            let is_source = table.replicas(partition, factor).any(|replica| replica == node);
+            if is_source || !is_among(&self.lost, partition, factor) {
+                return Err(too_few_sources(partition, &left));
             }
         }
         Ok(())
+    }
+
+    fn is_removing(&self, node: &NodeId) -> bool {
+        self.members.get(node).is_some_and(|member| member.state == MemberState::Removing)
+    }
+
+    /// Those of S who must all be sources: where the loss of the others was accepted, all who stay.
+    pub(super) fn survivors(&self, current: &[NodeId]) -> Option<Vec<NodeId>> {
+        let stays = current.iter().filter(|node| !self.is_removing(node)).copied();
+        let stays: Vec<NodeId> = stays.collect();
+        let too_few = stays.len() < rules::blocking(current.len());
+        (too_few && !self.lost.is_empty()).then_some(stays)
+    }
+
+    /// Whether no quorum of S can be formed any more under an earlier epoch (T5). Where its loss
+    /// was accepted: whether none who stays takes part in one.
+    pub fn is_fenced(&self, current: &[NodeId]) -> bool {
+        let is_fenced = |node: &NodeId| self.fenced.contains(node);
+        match self.survivors(current) {
+            Some(survivors) => survivors.iter().all(is_fenced),
+            None => rules::is_fenced(current, is_fenced),
+        }
     }
 
     /// Partitions of which too few replicas would stay without `removes`: number, replication
     /// factor, replicas that stay.
     pub fn lost_by(&self, removes: &BTreeSet<NodeId>) -> Vec<(u32, u8, Vec<NodeId>)> {
         let table = self.tables(&self.owners).0;
-        let stays = |node: &NodeId| {
-            let state = self.members.get(node).map(|member| member.state);
-            !removes.contains(node) && state != Some(MemberState::Removing)
-        };
+        let stays = |node: &NodeId| !removes.contains(node) && !self.is_removing(node);
         let factors = self.replication_factors();
         (0..table.partitions())
             .flat_map(|partition| factors.iter().map(move |factor| (partition, *factor)))
@@ -240,6 +326,15 @@ impl Document {
         }
         Ok(())
     }
+}
+
+fn is_among(partitions: &Partitions, partition: u32, factor: u8) -> bool {
+    partitions.get(&factor).is_some_and(|some| some.contains(&partition))
+}
+
+fn too_few_sources(partition: u32, left: &[NodeId]) -> Refusal {
+    let message = format!("of the replicas of partition {partition} only {left:?} would be left");
+    Refusal::new(reason::TOO_FEW_SOURCES, message)
 }
 
 impl Member {

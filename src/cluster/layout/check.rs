@@ -48,6 +48,7 @@ impl Document {
         self.next_owners.iter().try_for_each(|next| self.check_owners(next))?;
         self.check_facts()?;
         self.check_factors()?;
+        self.check_lost()?;
         self.check_tenants()
     }
 
@@ -89,6 +90,21 @@ impl Document {
             let known = self.tenants.contains_key(id);
             let possible = (1..=REPLICATION_FACTOR_MAX).contains(factor);
             holds(known && possible, format_args!("tenant {id} cannot become what it is to be"))
+        })
+    }
+
+    fn check_lost(&self) -> Result<(), String> {
+        let none = self.lost.is_empty();
+        holds(none || self.is_joint(), "it gives partitions up, but no transition does")?;
+        let factors = self.replication_factors();
+        for (factor, partitions) in &self.lost {
+            let last = partitions.last().copied().unwrap_or_default();
+            let known = factors.contains(factor) && last < 1 << self.partition_bits;
+            holds(known, format_args!("it gives up what there is not: partition {last}"))?;
+        }
+        self.replacements.iter().try_for_each(|(node, name)| {
+            let fits = self.owners.contains_key(node) && check_text("name", name).is_ok();
+            holds(fits && !name.is_empty(), format_args!("{node} cannot be replaced by {name:?}"))
         })
     }
 

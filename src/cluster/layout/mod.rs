@@ -107,12 +107,19 @@ pub struct Owner {
 /// The owners of a document: partitions are placed among them.
 pub type Owners = BTreeMap<NodeId, Owner>;
 
+/// Partitions, by the number of replicas that some tenants have of them.
+pub type Partitions = BTreeMap<u8, BTreeSet<u32>>;
+
 /// A layout document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// The cluster.
     pub cluster_id: NodeId,
+    /// The formation it comes from: minted for it and never again. It tells clusters apart that were
+    /// formed under one configured id. Zero in those that are older than this field.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub formation: NodeId,
     /// Grows by one with every committed change of ownership. 0: no cluster was formed.
     pub epoch: u64,
     /// Grows with every committed change.
@@ -143,6 +150,17 @@ pub struct Document {
     /// The numbers of replicas to be, where they differ from the tenants'. In Joint documents only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub next_factors: BTreeMap<TenantId, u8>,
+    /// Where too few replicas stay, and the loss was accepted: T4 and T5 are waived there, those
+    /// who stay are all sources. In Joint documents only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lost: Partitions,
+    /// Who is removed by the same change by which a node of this name joins.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub replacements: BTreeMap<NodeId, String>,
+}
+
+fn is_zero(id: &NodeId) -> bool {
+    *id == NodeId::default()
 }
 
 /// A change of owners: any number of each.
@@ -162,6 +180,13 @@ pub struct Change {
     pub zones: BTreeMap<NodeId, String>,
     /// New numbers of replicas.
     pub factors: BTreeMap<TenantId, u8>,
+    /// What may be lost by `removes`: exactly that, or the change is refused.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accepts_loss: Partitions,
+    /// Who shall be removed when a node of this name joins, in one change; an empty name takes that
+    /// back. It begins nothing, and is a change of its own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub replaces: BTreeMap<NodeId, String>,
 }
 
 /// A change to the document.
@@ -172,6 +197,9 @@ pub enum Command {
     Form {
         /// The cluster.
         cluster_id: NodeId,
+        /// See [`Document::formation`].
+        #[serde(default, skip_serializing_if = "is_zero")]
+        formation: NodeId,
         /// See [`Document::partition_bits`].
         partition_bits: u32,
         /// The first members.

@@ -39,13 +39,17 @@ pub mod reason {
     pub const TOO_FEW_OWNERS: &str = "TOO_FEW_OWNERS";
     /// Of some partition too few replicas would be left to learn its rows from.
     pub const TOO_FEW_SOURCES: &str = "TOO_FEW_SOURCES";
+    /// What is accepted to be lost is not what would be.
+    pub const LOSS_DIFFERS: &str = "LOSS_DIFFERS";
+    /// A replacement is a change of its own, of one node by one other.
+    pub const MIXED_CHANGE: &str = "MIXED_CHANGE";
     /// The tenant is not known.
     pub const UNKNOWN_TENANT: &str = "UNKNOWN_TENANT";
     /// The replication factor of a cluster of several owners is changed by a change of the layout.
     pub const REPLICATION_FACTOR_FIXED: &str = "REPLICATION_FACTOR_FIXED";
 
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         NOT_FORMED,
         ALREADY_FORMED,
         INVALID_CLUSTER,
@@ -62,6 +66,8 @@ pub mod reason {
         NOT_A_SYNCER,
         TOO_FEW_OWNERS,
         TOO_FEW_SOURCES,
+        LOSS_DIFFERS,
+        MIXED_CHANGE,
         UNKNOWN_TENANT,
         REPLICATION_FACTOR_FIXED,
     ];

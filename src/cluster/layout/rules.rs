@@ -44,7 +44,8 @@ pub struct SourcesNeeded {
     pub of: Vec<NodeId>,
     /// How many of them at least.
     pub count: usize,
-    /// Who must be among them: those who leave and can still be asked.
+    /// Who must be among them: those who leave and can still be asked; where the loss of others was
+    /// accepted, all who stay.
     pub leaving: Vec<NodeId>,
 }
 

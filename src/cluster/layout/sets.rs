@@ -183,8 +183,13 @@ impl Layout {
             let member = self.document.members.get(node);
             member.is_some_and(|member| member.state == MemberState::Leaving)
         };
-        let leaving = of.iter().filter(|node| leaves(node)).copied().collect();
-        SourcesNeeded { count: rules::blocking(of.len()), leaving, of }
+        match self.document.survivors(&of) {
+            Some(survivors) => SourcesNeeded { count: survivors.len(), leaving: survivors, of },
+            None => {
+                let leaving = of.iter().filter(|node| leaves(node)).copied().collect();
+                SourcesNeeded { count: rules::blocking(of.len()), leaving, of }
+            }
+        }
     }
 
     /// All a node must merge before it may propose that it is synced (T2, T4), by partition, then

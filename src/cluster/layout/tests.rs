@@ -3,6 +3,7 @@
 mod commands;
 mod histories;
 mod lookups;
+mod losses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,7 +44,8 @@ pub(super) fn nodes(nodes: &[u128]) -> BTreeSet<NodeId> {
 
 pub(super) fn form(ids: &[u128]) -> Command {
     let cluster_id = node(99);
-    Command::Form { cluster_id, partition_bits: 4, members: members(ids), now_ms: 7 }
+    let formation = NodeId(98);
+    Command::Form { cluster_id, formation, partition_bits: 4, members: members(ids), now_ms: 7 }
 }
 
 /// A cluster of these nodes with 16 partitions; its tenants have three replicas.

@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const SAMPLED: u64 = 16;
 /// Timed reads after which the answer is found anew.
 const ROUND: u64 = 1024;
-/// From this mean on, reads are dear: about what a read from memory and a new entry cost together.
-const DEAR_NS: u64 = 1_000;
+/// From this mean on, reads are dear. A read from memory must stay below it even with the call that
+/// fetches a block, which dear reads make: else they would be dear ever after.
+const DEAR_NS: u64 = 4_000;
 /// No read counts for more, or a busy machine, which takes the processor away for milliseconds in
 /// the middle of a few, would look like a disk. One from a disk in twenty is still enough.
 const READ_NS_MAX: u64 = 20 * DEAR_NS;

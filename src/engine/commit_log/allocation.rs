@@ -2,10 +2,14 @@
 //!
 //! Where every write is synced, a segment's file grows by [`LogOptions::grow_bytes`] at a time,
 //! later by several of them, so that a sync has little metadata to write and a store takes about
-//! the space of what is in its log, whatever the size of a segment. Elsewhere it grows with each
-//! write: to allocate takes a place in the file system's journal, for which the writers would have
-//! to wait while a flush is synced (docs/decisions/0013).
+//! the space of what is in its log, whatever the size of a segment.
+//!
+//! Elsewhere [`LogOptions::grow_bytes`] at a time are prepared ahead of the writers, by a thread that
+//! is not one of them: to allocate takes a place in the file system's journal, which is waited for
+//! while a flush is synced (docs/decisions/0013, 0040). Writes that come before it, or where nothing
+//! can be prepared, make the file grow themselves.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::segment::{self, Segment};
@@ -39,8 +43,12 @@ pub(super) struct Files<'a> {
 /// The segment that is being written.
 pub(super) struct Tip {
     pub(super) segment: Segment,
-    /// Blocks are allocated up to here.
+    /// Blocks are allocated up to here, where every write is synced.
     allocated: u64,
+    /// Where the last write ended.
+    end: u64,
+    /// What is prepared, elsewhere. `None`: nothing can be.
+    pub(super) prepared: Option<Range<u64>>,
 }
 
 impl Files<'_> {
@@ -57,11 +65,22 @@ impl Files<'_> {
             }
             None => (self.vfs.create(&path).map_err(Error::io("create", &path))?, 0),
         };
-        Ok(Tip { segment: Segment { number, file }, allocated })
+        Ok(Tip { segment: Segment { number, file }, allocated, end: 0, prepared: Some(0..0) })
     }
 
-    /// Writes `bytes` at `offset`, where the bytes before them end.
-    pub(super) fn write(&self, tip: &mut Tip, offset: u64, bytes: &[u8]) -> Result<()> {
+    /// The range of the file that is to be prepared now, if any: a step from the end of what is
+    /// written, when less than a quarter of the one before is left.
+    pub(super) fn wanted(&self, tip: &Tip) -> Option<Range<u64>> {
+        let ready = tip.prepared.as_ref().filter(|_| !keeps_blocks(self.options.sync_mode))?.end;
+        let step = u64::from(self.options.grow_bytes).max(1);
+        let last = u64::from(self.options.segment_bytes);
+        let is_near = tip.end + step / 4 >= ready && ready < last && tip.end < last;
+        is_near.then(|| tip.end..(tip.end + step).min(last))
+    }
+
+    /// Writes `bytes` at `offset`, where the bytes before them end. Whether what is prepared took
+    /// them.
+    pub(super) fn write(&self, tip: &mut Tip, offset: u64, bytes: &[u8]) -> Result<bool> {
         let end = offset + bytes.len() as u64;
         let path = || segment::log_path(self.directory, tip.segment.number);
         let file = &*tip.segment.file;
@@ -72,7 +91,9 @@ impl Files<'_> {
             file.allocate(len).map_err(|source| Error::io("allocate", &path())(source))?;
             tip.allocated = len;
         }
-        file.write_at(offset, bytes).map_err(|source| Error::io("write", &path())(source))
+        file.write_at(offset, bytes).map_err(|source| Error::io("write", &path())(source))?;
+        tip.end = end;
+        Ok(tip.prepared.as_ref().is_some_and(|range| range.start <= offset && end <= range.end))
     }
 }
 

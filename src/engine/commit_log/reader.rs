@@ -26,6 +26,8 @@ pub struct Recovered {
     pub last_segment_number: u32,
     /// File and offset from which on bytes of the log were found that are not replayed.
     pub cut: Option<(PathBuf, u64)>,
+    /// Bytes that were durable are not there, and that was accepted.
+    pub is_lossy: bool,
     /// Records replayed.
     pub records: u64,
     /// Bytes of the frames they stood in.
@@ -66,7 +68,8 @@ pub fn recover<'a>(
     let Replay { position: end, records, bytes, malformed, .. } = replay;
     let later = Later::scan(vfs, directory, &numbers, end)?;
     let path = segment::log_path(directory, end.segment());
-    if !accept_corruption && (malformed || later.durable_upto > end) {
+    let is_lossy = malformed || later.durable_upto > end;
+    if is_lossy && !accept_corruption {
         let what = match malformed {
             true => "a frame with a valid checksum does not divide into records".to_owned(),
             false => format!(
@@ -77,7 +80,7 @@ pub fn recover<'a>(
         return Err(Error::corrupt(&path, end.offset().into(), what));
     }
     let cut = later.is_log.then_some((path, end.offset().into()));
-    Ok(Recovered { end, last_segment_number, cut, records, bytes })
+    Ok(Recovered { end, last_segment_number, cut, is_lossy, records, bytes })
 }
 
 /// The state of a replay between segments.

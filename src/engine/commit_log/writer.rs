@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -28,12 +28,13 @@ use crate::engine::{Options, Position};
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
     /// Only [`SyncMode::Always`] makes a difference here: blocks are allocated ahead and flushed
-    /// segments are used again, so that a sync has little or no metadata to write. Who syncs when
-    /// is the engine's business.
+    /// segments are used again, so that a sync has little or no metadata to write. Else space is
+    /// made ahead by whoever calls [`CommitLog::make_room`]. Who syncs when is the engine's
+    /// business.
     pub sync_mode: SyncMode,
     /// Bytes of a full segment, 4 KiB to 1 GiB.
     pub segment_bytes: u32,
-    /// Bytes by which a segment's file grows first.
+    /// Bytes by which a segment's file grows first, or that are prepared ahead at a time.
     pub grow_bytes: u32,
     /// Bytes that may wait in the buffer before [`CommitLog::lock`] writes them out first.
     pub group_bytes_max: usize,
@@ -51,6 +52,9 @@ impl From<&Options> for LogOptions {
 pub struct LogStats {
     /// Bytes written, headers and padding included.
     pub bytes: u64,
+    /// Those of them that were written where room had been made: without a call to the system,
+    /// which does not count them as written by this process.
+    pub bytes_prepared: u64,
     /// Frames written.
     pub frames: u64,
     /// Records written.
@@ -75,6 +79,8 @@ pub struct CommitLog<S> {
     io: Mutex<Io>,
     segments: Mutex<Segments>,
     progress: Progress,
+    /// See [`CommitLog::wants_room`]. A hint: set and cleared under `io`.
+    wants_room: AtomicBool,
     /// End of what was appended. Stored under `inner`, Release: a caller that passes a position on
     /// to another thread has it covered.
     appended: AtomicU64,
@@ -106,6 +112,7 @@ struct Segments {
 #[derive(Default)]
 struct Counters {
     bytes: AtomicU64,
+    bytes_prepared: AtomicU64,
     frames: AtomicU64,
     records: AtomicU64,
     syncs: AtomicU64,
@@ -147,6 +154,7 @@ impl<S> CommitLog<S> {
             io: Mutex::new(Io { group: Group::default(), tip }),
             segments: Mutex::new(segments),
             progress: Progress::new(),
+            wants_room: AtomicBool::new(false),
             counters: Counters::default(),
         };
         log.counters.segment(was_spare);
@@ -210,6 +218,29 @@ impl<S> CommitLog<S> {
                 self.progress.synced(&end);
                 end.map(|_| ())
             }
+        }
+    }
+
+    /// Whether [`CommitLog::make_room`] has something to do.
+    #[inline]
+    pub fn wants_room(&self) -> bool {
+        self.wants_room.load(Ordering::Relaxed)
+    }
+
+    /// Prepares room for the writes to come, if they are near the end of it. May wait for the disk,
+    /// for which no writer waits meanwhile.
+    pub fn make_room(&self) {
+        let (segment, range) = {
+            let io = self.io.lock();
+            self.wants_room.store(false, Ordering::Relaxed);
+            let Some(range) = self.files().wanted(&io.tip) else { return };
+            (io.tip.segment.clone(), range)
+        };
+        // Without it the writers go on as well as they can, and report what they meet.
+        let is_ready = segment.file.prepare(range.start, range.end - range.start).is_ok();
+        let mut io = self.io.lock();
+        if io.tip.segment.number == segment.number {
+            io.tip.prepared = is_ready.then_some(range);
         }
     }
 
@@ -279,16 +310,16 @@ impl<S> CommitLog<S> {
 
     /// Counters since the log was created.
     pub fn stats(&self) -> LogStats {
-        let Counters { bytes, frames, records, syncs, segments, segments_from_spares } =
-            &self.counters;
+        let counters = &self.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LogStats {
-            bytes: load(bytes),
-            frames: load(frames),
-            records: load(records),
-            syncs: load(syncs),
-            segments: load(segments),
-            segments_from_spares: load(segments_from_spares),
+            bytes: load(&counters.bytes),
+            bytes_prepared: load(&counters.bytes_prepared),
+            frames: load(&counters.frames),
+            records: load(&counters.records),
+            syncs: load(&counters.syncs),
+            segments: load(&counters.segments),
+            segments_from_spares: load(&counters.segments_from_spares),
         }
     }
 
@@ -323,7 +354,12 @@ impl<S> CommitLog<S> {
             if position.segment() != tip.segment.number {
                 *tip = self.open_segment(position.segment())?;
             }
-            self.files().write(tip, position.offset().into(), bytes)?;
+            if self.files().write(tip, position.offset().into(), bytes)? {
+                self.counters.bytes_prepared.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+        }
+        if self.files().wanted(tip).is_some() {
+            self.wants_room.store(true, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -220,16 +220,25 @@ impl<'a> Picker<'a> {
     /// A table alone, to be replaced where it is; `None` if it is not there any more, or taken.
     pub fn pick_table(&self, number: u64) -> Option<Compaction> {
         let table = self.state.tables().find(|table| table.number == number)?;
-        if self.is_busy(table) {
-            return None;
-        }
-        Some(Compaction {
+        (!self.is_busy(table)).then(|| Self::alone(table))
+    }
+
+    /// A table with an unreadable block alone, which no other choice takes; `None` if it is not
+    /// there any more, or an input of a job that began before the block was found.
+    pub fn pick_quarantined(&self, number: u64) -> Option<Compaction> {
+        let table = self.state.tables().find(|table| table.number == number)?;
+        let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
+        (!self.running.iter().any(has_it)).then(|| Self::alone(table))
+    }
+
+    fn alone(table: &Arc<TableMeta>) -> Compaction {
+        Compaction {
             reason: Reason::Manual,
             inputs: vec![Arc::clone(table)],
             output_level: usize::from(table.level),
             grandparents: Vec::new(),
             trivial_move: false,
-        })
+        }
     }
 
     fn is_busy(&self, table: &TableMeta) -> bool {

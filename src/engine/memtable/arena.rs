@@ -10,8 +10,9 @@
 //!
 //! # Invariants
 //! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
-//! 2. A byte is handed out once; it is written only through the slice of [`Arena::copy`], before
-//!    the pointer is published, and is read-only from then on.
+//! 2. A byte is handed out once. What [`Arena::copy`] wrote is read-only from then on; bytes of
+//!    [`Arena::allocate`] are their caller's to write before it publishes them, and then only
+//!    through atomics.
 #![expect(unsafe_code, reason = "raw chunks: handing out bytes that outlive the borrow")]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -97,7 +98,8 @@ impl Arena {
         self.reserved_bytes().saturating_sub(left)
     }
 
-    fn allocate(&self, len: usize) -> NonNull<u8> {
+    /// `len` fresh bytes, at an address divisible by [`ALIGN`].
+    pub fn allocate(&self, len: usize) -> NonNull<u8> {
         let len = len.next_multiple_of(ALIGN).max(ALIGN);
         loop {
             let current = self.current.load(Ordering::Acquire);

@@ -25,7 +25,7 @@ mod tests;
 pub use edit::{Quarantined, VersionEdit};
 pub use handle::{BuiltTable, FileCounters, TableHandle, TableRef};
 pub use manifest::{Manifest, Recovered};
-pub use safe_point::{SafePoint, partition_of};
+pub use safe_point::{SafePoint, WHOEVER_HOLDS_IT, partition_of};
 pub use set::{RecoveryReport, VersionSet};
 pub use state::{EditError, VersionState};
 pub use table_meta::TableMeta;

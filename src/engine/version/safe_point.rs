@@ -10,6 +10,10 @@
 
 use crate::engine::key::key_prefix;
 
+/// Stands among the damaged peers for all that hold the partition too, where it is not known who
+/// they are.
+pub const WHOEVER_HOLDS_IT: u128 = 0;
+
 /// What one partition's replicas have agreed on. Times are the merge operator's.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SafePoint {

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::edit::{Quarantined, VersionEdit};
-use super::safe_point::SafePoint;
+use super::safe_point::{SafePoint, WHOEVER_HOLDS_IT};
 use super::table_meta::TableMeta;
 use crate::engine::options::LEVELS;
 use crate::engine::position::Position;
@@ -238,6 +238,15 @@ impl VersionState {
             safe_points: runs(&self.safe_points),
             quarantined: self.quarantined.to_vec(),
         }
+    }
+
+    /// The safe points of all partitions after a loss of data that may be of any of them.
+    pub(crate) fn all_damaged(&self) -> Vec<(Range<u32>, SafePoint)> {
+        let damage = |point: &SafePoint| SafePoint {
+            damaged: [WHOEVER_HOLDS_IT].into(),
+            ..point.clone()
+        };
+        runs(&self.safe_points.iter().map(damage).collect::<Vec<_>>())
     }
 
     /// The same state with every `floor_epoch` at least `epoch`.

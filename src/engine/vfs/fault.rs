@@ -34,6 +34,7 @@ pub enum Operation {
     ReadAt,
     Len,
     Allocate,
+    Prepare,
     SyncData,
     StartWriteback,
 }
@@ -376,6 +377,11 @@ impl File for FaultFile {
     fn allocate(&self, len: u64) -> Result<()> {
         self.before(Operation::Allocate, 0, len)?;
         self.inner.allocate(len)
+    }
+
+    fn prepare(&self, offset: u64, len: u64) -> Result<()> {
+        self.before(Operation::Prepare, offset, len)?;
+        self.inner.prepare(offset, len)
     }
 
     fn sync_data(&self) -> Result<()> {

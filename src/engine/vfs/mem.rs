@@ -423,6 +423,10 @@ impl File for MemFile {
         Ok(())
     }
 
+    fn prepare(&self, offset: u64, len: u64) -> Result<()> {
+        self.allocate(offset + len)
+    }
+
     fn sync_data(&self) -> Result<()> {
         self.state.lock().node_mut(self.node).sync();
         Ok(())

@@ -85,6 +85,18 @@ pub trait File: fmt::Debug + Send + Sync + 'static {
     /// inside it cannot fail for want of space.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
+    /// Makes ready for many short writes into `offset..offset + len`, which lie around the end of
+    /// what was written: blocks are allocated, the file extended if needed, and writes wholly in
+    /// the range need no call to the system and no space any more. What they promise is the same.
+    /// A later range replaces this one. For a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// `Unsupported` where that cannot be had, other errors where it might later. Writes then go
+    /// the usual way.
+    fn prepare(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Makes written bytes, and the length if it changed, durable.
     fn sync_data(&self) -> io::Result<()>;
 

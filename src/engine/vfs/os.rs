@@ -4,9 +4,11 @@
 //! 1. every call that a signal interrupted is repeated, except syncs, whose outcome would then be
 //!    unknown: they fail;
 //! 2. blocks are allocated with `fallocate`; where the file system has none, zeros are written;
-//! 3. mappings are advised as random, since point reads touch single blocks.
+//! 3. mappings are advised as random, since point reads touch single blocks;
+//! 4. a write into a range that was prepared is a copy into a mapping of the file
+//!    (docs/decisions/0040).
 //!
-//! It holds no state and does no caching: what the operating system says is what the caller gets.
+//! Apart from those mappings it holds no state and does no caching: what the operating system says is what the caller gets.
 
 use std::fs::{self, File as StdFile, OpenOptions, TryLockError};
 use std::io;
@@ -16,6 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use memmap2::{MmapOptions, MmapRaw};
+use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags};
 
 use super::{DiskSpace, File, FileLock, Mapping, Vfs};
@@ -27,6 +31,18 @@ pub struct OsVfs;
 #[derive(Debug)]
 struct OsFile {
     file: StdFile,
+    prepared: Mutex<Option<Prepared>>,
+}
+
+/// A range of a file that is written through memory. Its blocks are allocated, in a file system
+/// that writes them where they are, and its pages were there and writable when it was made: so no
+/// write into it can want space. What the system cannot read back after it has evicted a page is a
+/// bus error, as with the mappings that are read.
+#[derive(Debug)]
+struct Prepared {
+    map: MmapRaw,
+    /// Where in the file it begins.
+    offset: u64,
 }
 
 /// Held open: the lock goes when the file is closed.
@@ -40,12 +56,12 @@ impl FileLock for OsLock {}
 impl Vfs for OsVfs {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        Ok(Arc::new(OsFile { file }))
+        Ok(Arc::new(OsFile::new(file)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Arc::new(OsFile { file }))
+        Ok(Arc::new(OsFile::new(file)))
     }
 
     fn map(&self, path: &Path) -> io::Result<Mapping> {
@@ -116,6 +132,10 @@ impl Vfs for OsVfs {
 
 impl File for OsFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // Under the lock, so that two copies of overlapping ranges are no data race.
+        if self.prepared.lock().as_ref().is_some_and(|range| range.write(offset, bytes)) {
+            return Ok(());
+        }
         self.file.write_all_at(bytes, offset)
     }
 
@@ -149,6 +169,18 @@ impl File for OsFile {
         }
     }
 
+    fn prepare(&self, offset: u64, len: u64) -> io::Result<()> {
+        let before = if len == 0 {
+            self.prepared.lock().take()
+        } else {
+            let range = Prepared::new(&self.file, offset, len)?;
+            self.prepared.lock().replace(range)
+        };
+        // Unmapped here, not under the lock.
+        drop(before);
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         // rustix, not std: std repeats an interrupted sync, and the second one may report a success
         // that hides the first one's error.
@@ -163,7 +195,54 @@ impl File for OsFile {
     }
 }
 
+impl Prepared {
+    fn new(file: &StdFile, offset: u64, len: u64) -> io::Result<Self> {
+        if !writes_in_place(file)? {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len)
+        })?;
+        let map = MmapOptions::new().offset(offset).len(len as usize).map_raw(file)?;
+        // Here a page that cannot be had is an error, at the first write it would be a bus error.
+        map.advise(memmap2::Advice::PopulateWrite)?;
+        Ok(Self { map, offset })
+    }
+
+    /// Writes `bytes` if they lie wholly in the range; whether they do.
+    #[expect(unsafe_code, reason = "a copy into a file's mapping")]
+    fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let Some(at) = offset.checked_sub(self.offset) else { return false };
+        if at.saturating_add(bytes.len() as u64) > self.map.len() as u64 {
+            return false;
+        }
+        // SAFETY: the mapping is writable and lives as long as `self`, and the range checked above
+        // lies in it and in the file, which nobody shortens (the engine's directory lock keeps
+        // others of ours away). Nobody holds a reference into it, and all copies into mappings of
+        // this file are made under the lock of its handle.
+        unsafe {
+            let to = self.map.as_mut_ptr().add(at as usize);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+        true
+    }
+}
+
+/// Whether the file system writes a block again where it is, so that what was allocated once never
+/// wants space again. One that copies on write, or may (it lies over another one), does not.
+fn writes_in_place(file: &StdFile) -> io::Result<bool> {
+    const EXT4: u64 = 0xEF53;
+    const XFS: u64 = 0x5846_5342;
+    const TMPFS: u64 = 0x0102_1994;
+    let kind = rustix::fs::fstatfs(file)?.f_type as u64;
+    Ok([EXT4, XFS, TMPFS].contains(&kind))
+}
+
 impl OsFile {
+    fn new(file: StdFile) -> Self {
+        Self { file, prepared: Mutex::new(None) }
+    }
+
     /// Allocates by writing: from the current end to `len`.
     fn write_zeros(&self, len: u64) -> io::Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

@@ -55,6 +55,42 @@ fn files_conform(vfs: &dyn Vfs, root: &Path) {
     other.write_at(9_998, b"zz").unwrap();
     let bytes = content(vfs, &path);
     assert_eq!((&bytes[..5], &bytes[9_997..], bytes.len()), (&b"front"[..], &b"\0zz"[..], 10_000));
+    prepared_files_conform(vfs, &root.join("a/prepared"));
+}
+
+/// A file that is prepared again and again holds what was written to it, wherever a write begins
+/// and ends: in what is prepared, across its borders, in what was prepared before.
+fn prepared_files_conform(vfs: &dyn Vfs, path: &Path) {
+    let file = vfs.create(path).unwrap();
+    let mut expected = Vec::new();
+    let mut end = 0_usize;
+    for step in 0..2_000_usize {
+        if step % 40 == 0 {
+            let from = (end as u64).saturating_sub(3_000 * (step as u64 % 3));
+            let len = 1 + step as u64 % 9 * 1_900;
+            match file.prepare(from, len) {
+                Ok(()) => expected.resize(expected.len().max((from + len) as usize), 0),
+                // Nothing is promised, and nothing is lost.
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported),
+            }
+            assert_eq!(file.len().unwrap(), expected.len() as u64);
+        }
+        let bytes = vec![step as u8 | 1; step * 7 % 900];
+        let at = end.saturating_sub(step % 5 * 400);
+        if !bytes.is_empty() {
+            expected.resize(expected.len().max(at + bytes.len()), 0);
+        }
+        expected[at..at + bytes.len()].copy_from_slice(&bytes);
+        file.write_at(at as u64, &bytes).unwrap();
+        end = end.max(at + bytes.len());
+        if step % 100 == 50 {
+            let mut found = vec![0; expected.len()];
+            assert_eq!(file.read_at(0, &mut found).unwrap(), expected.len());
+            assert!(found == expected, "step {step}, by the same handle");
+            assert!(content(vfs, path) == expected, "step {step}, by name");
+            file.sync_data().unwrap();
+        }
+    }
 }
 
 fn names_conform(vfs: &dyn Vfs, root: &Path) {
@@ -305,6 +341,62 @@ fn the_hook_sees_the_moment_before_every_call() {
         (3, Operation::SyncData, 0, 0, true),
     ];
     assert_eq!(*seen.lock(), expected);
+}
+
+/// Where the system can prepare files, writes into what is prepared need nothing of it: they are
+/// seen by others although the handle they go through could not write a byte by itself.
+#[test]
+fn a_write_into_a_prepared_range_makes_no_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let file = OsVfs.create(&path).unwrap();
+    if file.prepare(10, 20_000).is_err_and(|error| error.kind() == ErrorKind::Unsupported) {
+        return;
+    }
+    assert_eq!(file.len().unwrap(), 20_010);
+    let calls = || {
+        let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("syscw: ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let before = calls();
+    for at in (10..20_000).step_by(10) {
+        file.write_at(at, &[at as u8 | 1; 10]).unwrap();
+    }
+    assert_eq!(calls(), before);
+    file.write_at(9, b"before").unwrap();
+    file.write_at(20_005, b"across").unwrap();
+    assert_eq!(calls(), before + 2);
+    let found = content(&OsVfs, &path);
+    assert!(found.len() == 20_011 && found[15..20_000].iter().all(|byte| *byte != 0));
+    assert_eq!((&found[9..15], &found[20_005..]), (&b"before"[..], &b"across"[..]));
+}
+
+/// Threads that write side by side into one prepared file, which is prepared anew all the while.
+#[test]
+fn threads_share_a_prepared_file() {
+    const EACH: usize = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let file = OsVfs.create(&path).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_usize {
+            let file = &file;
+            scope.spawn(move || {
+                for index in 0..EACH {
+                    let at = (index * 4 + thread) * 100;
+                    file.write_at(at as u64, &[1 + thread as u8; 100]).unwrap();
+                    if index % 20 == thread {
+                        let _ = file.prepare(at as u64, 5_000);
+                    }
+                }
+            });
+        }
+    });
+    let found = content(&OsVfs, &path);
+    for (place, bytes) in found.chunks(100).take(4 * EACH).enumerate() {
+        assert!(bytes.iter().all(|byte| usize::from(*byte) == 1 + place % 4), "place {place}");
+    }
 }
 
 /// A walk that gives memory back changes nothing for readers that hold the same bytes, whatever

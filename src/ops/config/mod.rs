@@ -194,6 +194,12 @@ settings! {
         advertise: String = "",
         /// How long to look for the cluster before giving up.
         join_timeout: Duration = "10m",
+        /// Bytes a second the node fetches, or gives away, when owners change; 0 for no limit.
+        transfer_rate_bytes: Size = "32MiB",
+        /// Rows that may wait in memory for one other node; more becomes hints.
+        queue_bytes_max: Size = "64MiB",
+        /// Rows that may wait in memory to be kept as hints; comparison finds the rest.
+        hint_queue_bytes_max: Size = "64MiB",
     }
     /// Bounds on what clients may ask. More is refused, by name.
     limits: Limits {

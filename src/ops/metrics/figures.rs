@@ -203,6 +203,7 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
         Figure::gauge("pairdb_disk_state", f64::from(stats.disk_state as u8))
             .help("0 ok, 1 warning, 2 large values are refused, 3 all values are refused."),
     ];
+    all.extend(of_damage(stats));
     for (level, tables) in e.levels.iter().enumerate() {
         let by_level = |name, value: u64, help| gauge(name, value, help).label("level", level);
         all.push(by_level("pairdb_sstable_count", tables.tables, "Tables."));
@@ -214,4 +215,30 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
         all.push(gauge("pairdb_disk_size_bytes", disk.total, "Size of the disk."));
     }
     all
+}
+
+/// What is damaged, and what became of it.
+fn of_damage(stats: &StoreStats) -> [Figure; 4] {
+    [
+        counter(
+            "pairdb_scrub_read_bytes_total",
+            stats.engine.scrubbed_bytes,
+            "Bytes of tables read to find damage before a reader does.",
+        ),
+        gauge(
+            "pairdb_store_blocks_unreadable",
+            stats.blocks_unreadable,
+            "Damaged blocks of tables whose keys fail, because there may be no other copy.",
+        ),
+        counter(
+            "pairdb_store_blocks_discarded_total",
+            stats.blocks_discarded,
+            "Damaged blocks given up, because other replicas have their rows.",
+        ),
+        gauge(
+            "pairdb_store_partitions_damaged",
+            stats.partitions_damaged,
+            "Partitions that have lost data and have not got all of it back from the others yet.",
+        ),
+    ]
 }

@@ -14,7 +14,7 @@ use crate::cluster::view::{RunState, View};
 use crate::replication::Coordinator;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::hints::Hints;
-use crate::replication::progress::Progress;
+use crate::replication::progress::{Progress, Rate};
 use crate::resilience::breaker;
 use crate::rpc::peer::{Counters, PeerClient, Reason};
 
@@ -36,6 +36,8 @@ pub struct MemberParts {
     pub anti_entropy: Arc<AntiEntropy>,
     /// What it moves because owners change.
     pub transfer: Arc<Progress>,
+    /// How fast it may.
+    pub rate: Arc<Rate>,
     /// Its links to the others.
     pub peers: Arc<PeerClient>,
     /// Both sides of the peer port.
@@ -81,6 +83,12 @@ impl MemberParts {
             gauge("pairdb_transfer_rows", moved.keys, "Rows moved for it."),
             gauge("pairdb_transfer_moved_bytes", moved.bytes, "Bytes of those rows."),
             gauge("pairdb_transfer_rate_bytes", moved.bytes_per_second, "Bytes a second of late."),
+            gauge("pairdb_transfer_limit_bytes", self.rate.get(), "The most there may be; 0: any."),
+            counter(
+                "pairdb_transfer_bytes_total",
+                self.rate.total(),
+                "Bytes of rows fetched, or given to others, because owners changed.",
+            ),
         ]
     }
 
@@ -131,6 +139,16 @@ impl MemberParts {
                 "Writes whose outcome was told as unknown.",
             ),
             counter(
+                "pairdb_coordinator_overloaded_total",
+                stats.overloaded,
+                "Messages that found no room on the way to a node.",
+            ),
+            gauge(
+                "pairdb_coordinator_queued_bytes",
+                stats.queued_bytes,
+                "Bytes of rows that wait for other nodes, or are under way to them.",
+            ),
+            counter(
                 "pairdb_coordinator_restarts_total",
                 stats.restarts,
                 "Requests started over under a new layout.",
@@ -169,6 +187,11 @@ impl MemberParts {
             gauge("pairdb_hints_size_bytes", stats.bytes, "Bytes of hints on disk."),
             gauge("pairdb_hints_targets", stats.targets, "Nodes there are hints for."),
             gauge("pairdb_hints_pending", stats.pending, "Rows to deliver."),
+            gauge(
+                "pairdb_hints_waiting_bytes",
+                stats.waiting_bytes,
+                "Bytes of rows that wait in memory to be kept.",
+            ),
             counter("pairdb_hints_kept_total", stats.kept, "Rows kept for others."),
             counter("pairdb_hints_refused_total", stats.refused, "Rows there was no room for."),
             counter("pairdb_hints_delivered_total", stats.delivered, "Rows delivered."),

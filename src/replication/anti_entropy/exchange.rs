@@ -5,14 +5,16 @@
 //! as 0 in every join, and it answers neither reads nor comparisons. It takes writes meanwhile. The
 //! exchange is made by the node itself: of all leaves that differ, under the floor of the other.
 //!
-//! 1. A peer counts only when every row of the partition was made equal with it.
-//! 2. A peer that is no replica any more cannot give anything back: it is waited for until it is
-//!    one again or the partition is moved.
+//! 1. A peer counts only when every row of the partition was made equal with it, and only while
+//!    nothing of the partition is unreadable here.
+//! 2. A peer that is no replica any more gives nothing back. What it had went to those who are
+//!    before it ceased to be one, so all of them are asked then, also those who were before.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::compare::Pair;
+use super::heal::givers;
 use super::tree::leaves_of;
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
@@ -24,7 +26,25 @@ impl AntiEntropy {
     pub(super) async fn exchange_damaged(&self) {
         let damaged = self.store.damaged();
         let Ok(layout) = self.checked_layout() else { return };
+        if layout.document().tenants.is_empty() {
+            return;
+        }
+        let unreadable = self.store.unreadable();
+        let is_unreadable = |partition: &u32| {
+            let mut blocks = unreadable.iter().flat_map(|table| &table.blocks);
+            blocks.any(|partitions| partitions.contains(partition))
+        };
         for (partition, peers) in damaged {
+            if is_unreadable(&partition) {
+                continue;
+            }
+            let peers = match self.givers_now(&layout, partition, peers).await {
+                Ok(peers) => peers,
+                Err(error) => {
+                    tracing::warn!(partition, %error, "cannot note who has what was lost");
+                    continue;
+                }
+            };
             for peer in peers.into_iter().map(NodeId) {
                 if !self.liveness.is_up(peer) {
                     continue;
@@ -35,6 +55,28 @@ impl AntiEntropy {
                 }
             }
         }
+    }
+
+    /// Those who are to give back what a partition has lost: who was named when it was marked, as
+    /// long as all of them are replicas. Where no other node has rows of it the mark goes.
+    async fn givers_now(
+        &self,
+        layout: &Layout,
+        partition: u32,
+        named: Vec<u128>,
+    ) -> Result<Vec<u128>, Error> {
+        let replicas = givers(layout, self.node, partition).unwrap_or_default();
+        if named.iter().all(|peer| replicas.contains(peer)) {
+            return Ok(named);
+        }
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let (epoch, peers) = (layout.epoch(), replicas.clone());
+        let work = self.work.run(move || match fence.enter(epoch) {
+            Ok(_pass) => store.set_givers(partition, &peers).map(|()| peers),
+            // It is looked at anew under the layout that came.
+            Err(_) => Ok(Vec::new()),
+        });
+        Ok(work.await.map_err(|_| Error::Stopping)??)
     }
 
     async fn exchange(&self, layout: &Layout, peer: NodeId, partition: u32) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 //! | [`tree`] | hashes of leaves, kept up to date by reading what was written to |
 //! | [`compare`] | one node's partitions beside another's: roots, leaves, keys |
 //! | [`repair`] | rows that differ: joined, put where they are missing |
+//! | [`heal`] | blocks that cannot be read any more: marked, given up, had back |
 //! | [`exchange`] | a partition that has lost data gets it back from each of its peers |
 //! | [`round`] | safe points: fence, compare every pair, hold, install the floor |
 //! | [`answer`] | the other side of each |
@@ -26,6 +27,7 @@
 pub mod answer;
 pub mod compare;
 pub mod exchange;
+pub mod heal;
 pub mod repair;
 pub mod round;
 #[cfg(test)]
@@ -51,6 +53,9 @@ use crate::store::{self, Store};
 
 use super::fence::{Closed, Fence};
 use tree::Trees;
+
+/// How often it is looked whether there is damage to mend.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -171,6 +176,8 @@ pub struct Counters {
     pub rounds_failed: AtomicU64,
     /// Partitions that lost data and have got it back.
     pub mended: AtomicU64,
+    /// Tables with blocks that cannot be read and may hold rows nobody else has. Not a count.
+    pub kept: AtomicU64,
 }
 
 /// See the module page.
@@ -186,6 +193,8 @@ pub struct AntiEntropy {
     trees: Arc<Trees>,
     /// Partitions where a replica's floor was seen to be behind this node's.
     behind: SyncMutex<BTreeSet<u32>>,
+    /// Tables whose unreadable blocks stay, as was told.
+    kept: SyncMutex<BTreeSet<u64>>,
     /// Held by the comparison that runs.
     running: Mutex<()>,
     /// What happened so far.
@@ -229,6 +238,7 @@ impl AntiEntropy {
             settings,
             trees,
             behind: SyncMutex::default(),
+            kept: SyncMutex::default(),
             running: Mutex::default(),
             counters: Counters::default(),
         })
@@ -267,9 +277,16 @@ impl AntiEntropy {
         comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interval = self.settings.round_interval;
         let mut round_at = interval.map(|interval| Instant::now() + interval);
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let work = async {
-                comparisons.tick().await;
+                tokio::select! {
+                    biased;
+                    _ = comparisons.tick() => {}
+                    _ = looks.tick() => return self.heal().await,
+                }
+                self.heal().await;
                 self.exchange_damaged().await;
                 self.compare_all().await;
                 self.settle_floors().await;

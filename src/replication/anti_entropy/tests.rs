@@ -156,6 +156,7 @@ impl PeerHandler for Handler {
 struct Running {
     store: Arc<Store>,
     anti_entropy: Arc<AntiEntropy>,
+    coordinator: Arc<Coordinator>,
 }
 
 struct Node {
@@ -175,6 +176,7 @@ struct Trio {
     settings: Settings,
     sync_mode: SyncMode,
     removed: Vec<&'static str>,
+    accepts_log_corruption: bool,
 }
 
 fn id(index: usize) -> NodeId {
@@ -254,7 +256,9 @@ impl Trio {
         let nodes = (0..3).map(node).collect();
         let removed = removed.to_vec();
         let sync_mode = SyncMode::Always;
-        let mut trio = Self { net: Arc::default(), nodes, settings, sync_mode, removed };
+        let net = Arc::default();
+        let accepts_log_corruption = false;
+        let mut trio = Self { net, nodes, settings, sync_mode, removed, accepts_log_corruption };
         (0..3).for_each(|at| trio.start(at));
         for node in &trio.nodes {
             let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
@@ -277,6 +281,7 @@ impl Trio {
         options.engine.compaction_threads = 0;
         options.engine.sync_mode = self.sync_mode;
         options.engine.partition_bits = BITS;
+        options.engine.accept_log_corruption = self.accepts_log_corruption;
         options.engine.log_segment_bytes = 4 << 20;
         options.engine.memtable_bytes = 8 << 20;
         options.engine.row_cache_bytes = 16 << 10;
@@ -310,6 +315,7 @@ impl Trio {
             liveness: link,
             hints: None,
             lingering_max: 10,
+            queue_bytes_max: 1 << 20,
             pages_max: 4,
             work: Work::Inline,
         });
@@ -319,11 +325,11 @@ impl Trio {
             ..proto::Failure::default()
         };
         let replica =
-            Replica::new(node.id, Arc::clone(&store), coordinator, fence, layout, failure);
+            Replica::new(node.id, Arc::clone(&store), coordinator.clone(), fence, layout, failure);
         let handler = Handler { replica, anti_entropy: Arc::clone(&anti_entropy) };
         self.net.handlers.lock().insert(node.id, Arc::new(handler));
         self.net.down.lock().remove(&node.id);
-        node.running = Some(Running { store, anti_entropy });
+        node.running = Some(Running { store, anti_entropy, coordinator });
     }
 
     fn stop(&mut self, at: usize) -> MemVfs {
@@ -351,6 +357,10 @@ impl Trio {
 
     fn anti_entropy(&self, at: usize) -> &Arc<AntiEntropy> {
         &self.nodes[at].running.as_ref().expect("it runs").anti_entropy
+    }
+
+    fn coordinator(&self, at: usize) -> &Arc<Coordinator> {
+        &self.nodes[at].running.as_ref().expect("it runs").coordinator
     }
 
     fn advance_ms(&self, ms: u64) {

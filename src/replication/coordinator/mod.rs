@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `write` | who coordinates each write of a batch; the batch put together again |
 //! | `flight` | a batch that this node coordinates, from its log to its last replica |
+//! | `learn` | what a coordinator asks for before it makes a write |
 //! | `forward` | writes of rows that this node does not hold |
 //! | `read` | rows from as many replicas as the level asks for, and their repair |
 //! | `read_here` | reads that this node answers by itself |
@@ -23,17 +24,19 @@
 //!    row is sent again under the new one, and a read starts over.
 //! 4. A read at QUORUM or ALL returns a row that enough replicas of each set hold when it returns.
 //! 5. A node that is the whole cluster goes straight to its store.
-//! 6. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
+//! 6. A delete without a context at QUORUM or ALL covers what was acknowledged at either of them
+//!    before it, whoever coordinates it.
+//! 7. A node that leaves mints nothing: it forwards every write, also of rows it still holds.
 
 mod flight;
 mod forward;
+mod learn;
 mod pages;
 mod part;
 mod read;
 mod read_here;
 mod read_key;
 mod replica_page;
-mod tokens;
 mod walk;
 mod write;
 
@@ -57,6 +60,7 @@ use crate::cluster::layout::MemberState;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
+use crate::resilience::bytes::ByteBudget;
 use crate::resilience::scores::Scores;
 use crate::store::{Store, Tenant};
 
@@ -86,6 +90,8 @@ pub struct CoordinatorOptions {
     /// Writes that are answered and still wait for slow replicas, at most; beyond, what a replica
     /// has not answered by then becomes a hint at once.
     pub lingering_max: usize,
+    /// Bytes of keys and rows that may wait for each peer; more is refused.
+    pub queue_bytes_max: usize,
     /// Where pages of the own store are read.
     pub work: Work,
     /// How many of them at once, for whomever.
@@ -103,6 +109,7 @@ pub struct Coordinator {
     liveness: Arc<dyn Liveness>,
     hints: Option<HintSender>,
     lingering_max: usize,
+    queue_bytes_max: usize,
     work: Work,
 
     // Each with its own synchronisation.
@@ -134,6 +141,7 @@ struct Counters {
     forwarded: AtomicU64,
     unavailable: AtomicU64,
     unknown: AtomicU64,
+    overloaded: AtomicU64,
     restarts: AtomicU64,
     mismatches: AtomicU64,
     repairs: AtomicU64,
@@ -152,6 +160,10 @@ pub struct CoordinatorStats {
     pub unavailable: u64,
     /// Writes whose outcome was told as unknown.
     pub unknown: u64,
+    /// Messages, or parts of them, that found no room on the way to their peer.
+    pub overloaded: u64,
+    /// Bytes of keys and rows that wait for peers now, or are under way to them.
+    pub queued_bytes: u64,
     /// Writes sent again, and reads started over, under a new epoch.
     pub restarts: u64,
     /// Keys read whose replicas differed.
@@ -182,6 +194,7 @@ impl Coordinator {
             liveness: options.liveness,
             hints: options.hints,
             lingering_max: options.lingering_max,
+            queue_bytes_max: options.queue_bytes_max,
             work: options.work,
             lanes: Mutex::default(),
             scores: Arc::default(),
@@ -203,6 +216,8 @@ impl Coordinator {
             forwarded: get(&counters.forwarded),
             unavailable: get(&counters.unavailable),
             unknown: get(&counters.unknown),
+            overloaded: get(&counters.overloaded),
+            queued_bytes: self.lanes.lock().values().map(|lane| lane.bytes() as u64).sum(),
             restarts: get(&counters.restarts),
             mismatches: get(&counters.mismatches),
             repairs: get(&counters.repairs),
@@ -217,6 +232,11 @@ impl Coordinator {
     pub async fn landed(&self) {
         self.flights.close();
         self.flights.wait().await;
+    }
+
+    /// Where work runs that waits for the disk.
+    pub(super) fn work(&self) -> Work {
+        self.work
     }
 
     fn layout(&self) -> Arc<Layout> {
@@ -253,11 +273,14 @@ impl Coordinator {
     fn send(&self, node: NodeId, kind: LaneKind, parcel: Parcel) {
         let mut lanes = self.lanes.lock();
         let lane = lanes.entry((node, kind)).or_insert_with(|| {
-            Lane::start(node, Arc::clone(&self.peers), Arc::clone(&self.scores))
+            let budget = ByteBudget::new(self.queue_bytes_max);
+            Lane::start(node, Arc::clone(&self.peers), Arc::clone(&self.scores), budget)
         });
         let lane = lane.clone();
         drop(lanes);
-        lane.send(node, parcel);
+        if !lane.send(node, parcel) {
+            count(&self.counters.overloaded, 1);
+        }
     }
 
     /// Forgets the ways to nodes that `is_known` does not know any more.

@@ -4,26 +4,25 @@
 //! replica, what is refused. The groups go their ways at the same time; the caller gets the
 //! outcomes in the order of the batch when the last group is done.
 //!
-//! 1. What this node coordinates lies in its log before [`Coordinator::submit`] returns, unless the
-//!    fence or an idempotency key of a last-write-wins row held it up: writes of one caller keep
-//!    their order.
-//! 2. A last-write-wins write with an idempotency key first asks a quorum whether the key is known
-//!    and takes over what it hears: such rows name no dots by their keys, so a second write of the
-//!    same would be another one.
+//! 1. What this node coordinates lies in its log before [`Coordinator::submit`] returns, or before
+//!    what it returns has ended, unless the fence held it up: writes of one caller keep their order.
+//! 2. Writes that must know more than this node does are made once it has learnt it (`learn`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::flight::Flight;
+use super::learn::to_learn;
 use super::{Coordinator, Layout, Level, Sets, count, lacking};
 use crate::cluster::NodeId;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::store::{self, Mode, Mutation, Tenant, Written};
+use crate::store::{self, Mutation, Tenant, Written};
 
 /// How a batch is written.
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +55,16 @@ pub(super) type SetsOf = BTreeMap<u32, Arc<Sets>>;
 
 impl Coordinator {
     /// Writes a batch. `done` is called once, on any task or thread, and must not block.
+    ///
+    /// `Some` if other replicas are asked first: whoever submits operations that must keep their
+    /// order waits for it before the next one. The batch does not depend on that.
     pub fn submit(
         self: &Arc<Self>,
         tenant: &str,
         batch: Vec<Mutation>,
         options: WriteOptions,
         done: WriteDone,
-    ) {
+    ) -> Option<JoinHandle<()>> {
         let layout = self.layout();
         if self.is_solo(&layout)
             && let Ok(_pass) = self.fence.enter(layout.epoch())
@@ -70,22 +72,26 @@ impl Coordinator {
             let told = Box::new(move |results: Vec<store::Result<Written>>| {
                 done(results.into_iter().map(|result| result.map_err(Error::from)).collect());
             });
-            return self.store.submit(tenant, batch, told);
+            self.store.submit(tenant, batch, told);
+            return None;
         }
         let tenant = match self.store.tenant(tenant) {
             Ok(tenant) => tenant,
-            Err(error) => return done(refused(batch.len(), &error.into())),
+            Err(error) => {
+                done(refused(batch.len(), &error.into()));
+                return None;
+            }
         };
-        let has_key = |mutation: &Mutation| mutation.idempotency_key.is_some();
-        if tenant.mode == Mode::LastWriteWins && batch.iter().any(has_key) {
-            let this = Arc::clone(self);
-            tokio::spawn(async move {
-                let failed = this.learn_tokens(&tenant, &batch, options).await;
-                this.place(&tenant, batch, failed, options, done);
-            });
-            return;
+        if !batch.iter().any(|mutation| to_learn(&tenant, mutation, options.level).is_some()) {
+            self.place(&layout, &tenant, batch, BTreeMap::new(), options, done);
+            return None;
         }
-        self.place(&tenant, batch, BTreeMap::new(), options, done);
+        let this = Arc::clone(self);
+        Some(tokio::spawn(async move {
+            let failed = this.learn_first(&layout, &tenant, &batch, options).await;
+            // Under the same layout: who came to hold a row meanwhile has not asked.
+            this.place(&layout, &tenant, batch, failed, options, done);
+        }))
     }
 
     /// Writes a batch and waits for the outcomes, in its order.
@@ -127,13 +133,13 @@ impl Coordinator {
     /// Sends every write of the batch on its way, but those that `failed` already.
     fn place(
         self: &Arc<Self>,
+        layout: &Arc<Layout>,
         tenant: &Arc<Tenant>,
         batch: Vec<Mutation>,
         failed: BTreeMap<usize, Error>,
         options: WriteOptions,
         done: WriteDone,
     ) {
-        let layout = self.layout();
         let mut sets_of = SetsOf::new();
         let mut groups: BTreeMap<Way, Group> = BTreeMap::new();
         let items = batch.len();
@@ -142,7 +148,7 @@ impl Coordinator {
             if failed.contains_key(&place) {
                 continue;
             }
-            match self.way(&layout, tenant, &mutation.key, options.level, &mut sets_of) {
+            match self.way(layout, tenant, &mutation.key, options.level, &mut sets_of) {
                 Ok(way) => {
                     let group = groups.entry(way).or_default();
                     group.places.push(place);
@@ -158,7 +164,7 @@ impl Coordinator {
             let gather = Arc::clone(&gather);
             let done: WriteDone = Box::new(move |results| gather.take(&places, results));
             match way {
-                Way::Here => self.begin(&layout, tenant, mutations, &sets_of, options, done),
+                Way::Here => self.begin(layout, tenant, mutations, &sets_of, options, done),
                 Way::To(_) => self.forward(tenant, mutations, options, done),
             }
         }

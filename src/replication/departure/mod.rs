@@ -392,7 +392,16 @@ impl Departure {
     async fn hand_hints_over(&self, layout: &Layout) -> u64 {
         let mut all = 0;
         for target in self.hints.targets() {
-            while let Some(batch) = self.hints.head(target, self.settings.page_bytes as u64) {
+            loop {
+                let batch = match self.hints.head(target, self.settings.page_bytes as u64) {
+                    Ok(Some(batch)) => batch,
+                    Ok(None) => break,
+                    // Readable a moment later, or too old in the end.
+                    Err(_) => {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                };
                 let rows: Vec<Held> = batch
                     .rows()
                     .filter_map(|row| {

@@ -32,10 +32,12 @@
 //! # Invariants
 //! 1. Bounded: by age, by bytes for each node, by a share of the disk for all. What does not fit is
 //!    not kept, and counted.
-//! 2. Keeping never waits: a bounded queue leads to the one task that writes.
+//! 2. Keeping never waits: a queue, bounded in rows and in bytes, leads to the one task that writes.
 //! 3. A node gets its hints only after it has been up for a while, by one stream, in requests whose
 //!    size grows while they are answered and is halved when one is not.
-//! 4. A row that its target does not hold any more goes to all its current replicas.
+//! 4. A row that its target does not hold any more goes to all its current replicas; for one of them
+//!    that is away it becomes a hint of its own.
+//! 5. A row that is refused is put behind the others, so that it holds none of them up.
 
 mod frame;
 mod queue;
@@ -44,6 +46,7 @@ mod replay;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,12 +63,14 @@ use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
 use crate::engine;
 use crate::proto;
+use crate::resilience::bytes::{ByteBudget, Charge};
 use crate::store::Store;
 
+use frame::Hint;
 pub use queue::Batch;
 use queue::Queue;
 
-/// Rows that wait to be written as hints at most.
+/// Rows that wait to be written as hints at most, whatever their size.
 const WAITING_MAX: usize = 8192;
 
 /// The bounds of hints.
@@ -81,6 +86,8 @@ pub struct HintOptions {
     pub segment_bytes: u64,
     /// How long a node must be up before it gets its hints.
     pub calm: Duration,
+    /// Bytes of rows that may wait in memory to be written as hints.
+    pub waiting_bytes_max: usize,
 }
 
 impl Default for HintOptions {
@@ -91,6 +98,7 @@ impl Default for HintOptions {
             disk_percent_max: 5,
             segment_bytes: 8 << 20,
             calm: Duration::from_secs(10),
+            waiting_bytes_max: 64 << 20,
         }
     }
 }
@@ -129,6 +137,8 @@ pub struct HintStats {
     pub delivered: u64,
     /// Rows dropped undelivered: too old, or their target has forgotten deletes since.
     pub dropped: u64,
+    /// Bytes of rows that wait in memory to be kept.
+    pub waiting_bytes: u64,
     /// Bytes lost: too old as a whole segment, or not readable.
     pub lost_bytes: u64,
 }
@@ -149,10 +159,12 @@ impl Counters {
 }
 
 /// A row that a node missed.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Missed {
     target: NodeId,
     row: proto::RowState,
+    /// Given back when it is written.
+    charge: Charge,
 }
 
 /// Takes hints without waiting. Clones lead to the same task.
@@ -165,7 +177,10 @@ pub struct HintSender {
 impl HintSender {
     /// Keeps a row for `target`, if there is room.
     pub fn keep(&self, target: NodeId, row: proto::RowState) {
-        if self.sender.try_send(Missed { target, row }).is_err() {
+        let bytes = usize::try_from(frame::frame_bytes(&row)).unwrap_or(usize::MAX);
+        let charge = self.hints.waiting.take(bytes);
+        let missed = charge.map(|charge| Missed { target, row, charge });
+        if missed.is_none_or(|missed| self.sender.try_send(missed).is_err()) {
             Counters::add(&self.hints.counters.refused, 1);
         }
     }
@@ -180,6 +195,8 @@ pub struct Hints {
 
     // Each with its own synchronisation.
     queues: Mutex<BTreeMap<NodeId, Queue>>,
+    /// What is taken and not written yet.
+    waiting: ByteBudget,
     counters: Counters,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -213,10 +230,16 @@ impl Hints {
         }
         let (sender, missed) = mpsc::channel(WAITING_MAX);
         let dir = dir.to_path_buf();
-        let queues = Mutex::new(queues);
-        let closing = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let hints = Arc::new(Self { parts, options, dir, queues, counters, closing, tasks });
+        let hints = Arc::new(Self {
+            waiting: ByteBudget::new(options.waiting_bytes_max),
+            parts,
+            options,
+            dir,
+            queues: Mutex::new(queues),
+            counters,
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
         hints.tasks.spawn(replay::run(Arc::clone(&hints), missed));
         Ok((Arc::clone(&hints), HintSender { sender, hints }))
     }
@@ -241,6 +264,7 @@ impl Hints {
             refused: get(&self.counters.refused),
             delivered: get(&self.counters.delivered),
             dropped: get(&self.counters.dropped),
+            waiting_bytes: self.waiting.used() as u64,
             lost_bytes: get(&self.counters.lost_bytes),
         }
     }
@@ -262,38 +286,47 @@ impl Hints {
         space.map_or(0, |space| space.total / 100 * self.options.disk_percent_max)
     }
 
-    /// Writes rows to the queues of their targets, as far as there is room.
+    /// Writes rows that were missed.
     fn write(&self, missed: Vec<Missed>) {
-        let bytes_max = self.bytes_max();
-        let mut by_target: BTreeMap<NodeId, Vec<proto::RowState>> = BTreeMap::new();
-        for Missed { target, row } in missed {
-            by_target.entry(target).or_default().push(row);
+        let created_ms = self.now_ms();
+        let mut by_target: BTreeMap<NodeId, Vec<Hint>> = BTreeMap::new();
+        let mut charges = Vec::with_capacity(missed.len());
+        for Missed { target, row, charge } in missed {
+            by_target.entry(target).or_default().push(Hint { created_ms, row });
+            charges.push(charge);
         }
-        let now_ms = self.now_ms();
+        self.append(by_target);
+    }
+
+    /// Adds hints to the queues of their targets, as far as there is room. `false`: some could not
+    /// be written.
+    fn append(&self, by_target: BTreeMap<NodeId, Vec<Hint>>) -> bool {
+        let bytes_max = self.bytes_max();
         let mut queues = self.queues.lock();
         let mut all: u64 = queues.values().map(Queue::bytes).sum();
-        for (target, rows) in by_target {
+        let mut is_written = true;
+        for (target, mut hints) in by_target {
             let vfs = &self.parts.store.environment().vfs;
             let queue = queues.entry(target).or_insert_with(|| Queue::new(vfs, &self.dir, target));
-            let given = rows.len();
+            let given = hints.len();
             let mut own = queue.bytes();
-            let fits = |row: &proto::RowState| {
-                let bytes = frame::frame_bytes(row);
+            hints.retain(|hint| {
+                let bytes = frame::frame_bytes(&hint.row);
                 let fits = own + bytes <= self.options.target_bytes_max && all + bytes <= bytes_max;
                 own += if fits { bytes } else { 0 };
                 all += if fits { bytes } else { 0 };
                 fits
+            });
+            let written = match hints.is_empty() {
+                true => Ok(()),
+                false => queue.append(&hints, self.options.segment_bytes),
             };
-            let rows: Vec<_> = rows.into_iter().filter(fits).collect();
-            let kept = rows.len();
-            let written = match kept {
-                0 => Ok(()),
-                _ => queue.append(rows, now_ms, self.options.segment_bytes),
-            };
-            let kept = if written.is_ok() { kept } else { 0 };
+            is_written &= written.is_ok();
+            let kept = if written.is_ok() { hints.len() } else { 0 };
             Counters::add(&self.counters.kept, kept);
             Counters::add(&self.counters.refused, given - kept);
         }
+        is_written
     }
 
     /// Drops what is too old.
@@ -306,11 +339,16 @@ impl Hints {
     }
 
     /// The oldest hints for a node; `None`: there are none. They stay until
-    /// [`Hints::handed_over`].
-    pub fn head(&self, target: NodeId, bytes_max: u64) -> Option<Batch> {
-        let (batch, lost) = self.queues.lock().get_mut(&target)?.head(bytes_max);
+    /// [`Hints::handed_over`], or are too old.
+    ///
+    /// # Errors
+    /// They cannot be read now.
+    pub fn head(&self, target: NodeId, bytes_max: u64) -> io::Result<Option<Batch>> {
+        let mut queues = self.queues.lock();
+        let Some(queue) = queues.get_mut(&target) else { return Ok(None) };
+        let (batch, lost) = queue.head(bytes_max);
         self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-        (!batch.hints.is_empty()).then_some(batch)
+        Ok(Some(batch?).filter(|batch| !batch.hints.is_empty()))
     }
 
     /// Forgets hints whose rows are where they belong without their target's help.

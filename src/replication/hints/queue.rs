@@ -2,7 +2,8 @@
 //!
 //! 1. What [`Queue::append`] has returned from survives a crash; what a crash tears is not read.
 //! 2. A segment found at the start is never appended to. It is read until its first bad frame; what
-//!    is behind that is lost, and counted as dropped by its bytes.
+//!    is behind that is lost, and counted as dropped by its bytes. One that cannot be read now is
+//!    not bad: it stays.
 //! 3. What was delivered is forgotten with its segment; after a crash part of it is delivered
 //!    again, which changes nothing.
 
@@ -125,26 +126,20 @@ impl Queue {
         self.segments.is_empty()
     }
 
-    /// Adds rows, durably.
+    /// Adds hints, durably.
     ///
     /// # Errors
     /// They are not kept, or only some of them.
-    pub fn append(
-        &mut self,
-        rows: Vec<proto::RowState>,
-        now_ms: u64,
-        segment_bytes: u64,
-    ) -> io::Result<()> {
+    pub fn append(&mut self, hints: &[Hint], segment_bytes: u64) -> io::Result<()> {
         let is_open = |segment: &Segment| segment.is_open && segment.end < segment_bytes;
         if !self.segments.back().is_some_and(is_open) {
             self.begin_segment()?;
         }
         let Some(segment) = self.segments.back_mut() else { return Ok(()) };
         let mut bytes = Vec::new();
-        let added = rows.len() as u64;
-        for row in rows {
+        for hint in hints {
             let offset = segment.end + bytes.len() as u64;
-            frame::append(&Hint { created_ms: now_ms, row }, segment.number, offset, &mut bytes);
+            frame::append(hint, segment.number, offset, &mut bytes);
         }
         let written = segment.file.write_at(segment.end, &bytes);
         if let Err(error) = written.and_then(|()| segment.file.sync_data()) {
@@ -153,8 +148,9 @@ impl Queue {
             return Err(error);
         }
         segment.end += bytes.len() as u64;
-        segment.newest_ms = now_ms;
-        segment.rows += added;
+        let newest_ms = hints.iter().map(|hint| hint.created_ms).max().unwrap_or_default();
+        segment.newest_ms = segment.newest_ms.max(newest_ms);
+        segment.rows += hints.len() as u64;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -181,22 +177,29 @@ impl Queue {
     }
 
     /// The oldest hints, about `bytes_max` of them but at least one; none if there are none. They
-    /// stay until [`Queue::delivered`]. Also tells the bytes that were lost on the way.
-    pub fn head(&mut self, bytes_max: u64) -> (Batch, u64) {
+    /// stay until [`Queue::delivered`]. Also tells the bytes that were lost on the way. An error:
+    /// they cannot be read now.
+    pub fn head(&mut self, bytes_max: u64) -> (io::Result<Batch>, u64) {
         let mut lost = 0;
         loop {
-            let Some(segment) = self.segments.front() else { return (Batch::default(), lost) };
+            let Some(segment) = self.segments.front() else { return (Ok(Batch::default()), lost) };
             let mut batch =
                 Batch { segment: segment.number, end: segment.read, ..Batch::default() };
             while batch.end < segment.end
                 && (batch.hints.is_empty() || batch.end - segment.read < bytes_max)
             {
-                let Some((hint, bytes)) = segment.hint_at(batch.end) else { break };
-                batch.hints.push(hint);
-                batch.end += bytes;
+                match segment.hint_at(batch.end) {
+                    Ok(Some((hint, bytes))) => {
+                        batch.hints.push(hint);
+                        batch.end += bytes;
+                    }
+                    Ok(None) => break,
+                    Err(error) if batch.hints.is_empty() => return (Err(error), lost),
+                    Err(_) => break,
+                }
             }
             if !batch.hints.is_empty() {
-                return (batch, lost);
+                return (Ok(batch), lost);
             }
             lost += segment.end - segment.read;
             self.drop_first();
@@ -240,20 +243,22 @@ impl Queue {
 }
 
 impl Segment {
-    /// The hint in the frame at `offset`, and the bytes of the frame.
-    fn hint_at(&self, offset: u64) -> Option<(Hint, u64)> {
+    /// The hint in the frame at `offset`, and the bytes of the frame; `None`: it is no whole frame.
+    fn hint_at(&self, offset: u64) -> io::Result<Option<(Hint, u64)>> {
         let mut header = [0; FRAME_HEADER_BYTES];
-        if self.file.read_at(offset, &mut header).ok()? < header.len() {
-            return None;
+        if self.file.read_at(offset, &mut header)? < header.len() {
+            return Ok(None);
         }
-        let bytes = FRAME_HEADER_BYTES + frame::body_length(header)?;
+        let Some(body) = frame::body_length(header) else { return Ok(None) };
+        let bytes = FRAME_HEADER_BYTES + body;
         if offset + bytes as u64 > self.end {
-            return None;
+            return Ok(None);
         }
         let mut frame = vec![0; bytes];
-        if self.file.read_at(offset, &mut frame).ok()? < bytes {
-            return None;
+        if self.file.read_at(offset, &mut frame)? < bytes {
+            return Ok(None);
         }
-        Some((frame::decode(&frame, self.number, offset)?, bytes as u64))
+        let hint = frame::decode(&frame, self.number, offset);
+        Ok(hint.map(|hint| (hint, bytes as u64)))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +14,7 @@ use super::{Counters, Hints, Missed};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Request};
 use crate::proto;
+use crate::replication::Layout;
 use crate::store::{self, TenantId};
 
 /// How often it is looked who has come back.
@@ -108,7 +108,8 @@ fn look(hints: &Hints, targets: &mut BTreeMap<NodeId, Target>, node: NodeId) -> 
         let next = document.next_owners.as_ref();
         document.owners.contains_key(&node) || next.is_some_and(|next| next.contains_key(&node))
     };
-    if is_owner && !hints.parts.liveness.is_up(node) {
+    let is_away = node != hints.parts.node && !hints.parts.liveness.is_up(node);
+    if is_owner && is_away {
         target.up_since = None;
         return false;
     }
@@ -120,25 +121,27 @@ fn look(hints: &Hints, targets: &mut BTreeMap<NodeId, Target>, node: NodeId) -> 
 async fn deliver(hints: Arc<Hints>, target: NodeId, window_bytes: u64) -> Ended {
     let mut ended = Ended { target, window_bytes, is_calm: true };
     loop {
-        let (batch, lost) = {
-            let mut queues = hints.queues.lock();
-            let Some(queue) = queues.get_mut(&target) else { return ended };
-            queue.head(ended.window_bytes)
-        };
-        hints.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-        if batch.hints.is_empty() {
-            return ended;
-        }
-        match deliver_batch(&hints, target, &batch).await {
-            Ok(()) => {
-                let window = ended.window_bytes + WINDOW_BYTES_STEP;
-                ended.window_bytes = window.min(WINDOW_BYTES_MAX);
-                if let Some(queue) = hints.queues.lock().get_mut(&target) {
+        let delivered = match hints.head(target, ended.window_bytes) {
+            Ok(None) => return ended,
+            Ok(Some(batch)) => {
+                let delivered = deliver_batch(&hints, target, &batch).await;
+                if delivered.is_ok()
+                    && let Some(queue) = hints.queues.lock().get_mut(&target)
+                {
                     queue.delivered(&batch);
                 }
+                delivered
+            }
+            // It may be readable a moment later.
+            Err(_) => Err(Undelivered::Trouble),
+        };
+        match delivered {
+            Ok(true) => {
+                let window = ended.window_bytes + WINDOW_BYTES_STEP;
+                ended.window_bytes = window.min(WINDOW_BYTES_MAX);
             }
             Err(Undelivered::Layout) => return ended,
-            Err(Undelivered::Trouble) => {
+            Ok(false) | Err(Undelivered::Trouble) => {
                 ended.window_bytes = (ended.window_bytes / 2).max(WINDOW_BYTES_MIN);
                 ended.is_calm = false;
                 return ended;
@@ -147,38 +150,71 @@ async fn deliver(hints: Arc<Hints>, target: NodeId, window_bytes: u64) -> Ended 
     }
 }
 
+/// Delivers what can be delivered and puts the rest behind the other hints. `false`: its target has
+/// taken nothing of it.
 async fn deliver_batch(
     hints: &Arc<Hints>,
     target: NodeId,
     batch: &Batch,
-) -> Result<(), Undelivered> {
+) -> Result<bool, Undelivered> {
     let layout = Arc::clone(&hints.parts.layout.borrow());
+    let mut again: BTreeMap<NodeId, Vec<Hint>> = BTreeMap::new();
+    let mut taken = 0;
+    for (node, given) in by_node(hints, &layout, target, batch) {
+        let rows: Vec<_> = given.iter().map(|hint| hint.row.clone()).collect();
+        let answered = match node == hints.parts.node {
+            true => join_here(hints, layout.epoch(), rows).await,
+            false => send(hints, node, layout.epoch(), rows).await,
+        };
+        // Who took the rows of a node that is gone for good does not wait for who is away.
+        let is_heir = node != target && node != hints.parts.node;
+        let refusals = match answered {
+            Err(Undelivered::Trouble) if is_heir => {
+                again.entry(node).or_default().extend(given);
+                continue;
+            }
+            answered => answered?,
+        };
+        for (hint, refusal) in given.into_iter().zip(refusals) {
+            match refusal.as_deref() {
+                None => taken += 1,
+                Some("NOT_A_REPLICA") => return Err(Undelivered::Layout),
+                Some("BELOW_SAFE_POINT") => Counters::add(&hints.counters.dropped, 1),
+                Some(_) => again.entry(node).or_default().push(hint),
+            }
+        }
+    }
+    Counters::add(&hints.counters.delivered, taken);
+    let is_refused = again.contains_key(&target);
+    if !hints.append(again) {
+        return Err(Undelivered::Trouble);
+    }
+    Ok(taken > 0 || !is_refused)
+}
+
+/// Who is to get which hints of a batch.
+fn by_node(
+    hints: &Hints,
+    layout: &Layout,
+    target: NodeId,
+    batch: &Batch,
+) -> BTreeMap<NodeId, Vec<Hint>> {
     let oldest_ms = hints.now_ms().saturating_sub(hints.options.age_max.as_millis() as u64);
-    let mut by_node: BTreeMap<NodeId, Vec<proto::RowState>> = BTreeMap::new();
-    for Hint { created_ms, row } in &batch.hints {
-        let tenant = hints.parts.store.tenant_by_id(TenantId(row.tenant_id));
-        let Some(tenant) = tenant.ok().filter(|_| *created_ms >= oldest_ms) else {
+    let mut by_node: BTreeMap<NodeId, Vec<Hint>> = BTreeMap::new();
+    for hint in &batch.hints {
+        let tenant = hints.parts.store.tenant_by_id(TenantId(hint.row.tenant_id));
+        let Some(tenant) = tenant.ok().filter(|_| hint.created_ms >= oldest_ms) else {
             Counters::add(&hints.counters.dropped, 1);
             continue;
         };
-        let partition = layout.partition_of(tenant.token(&row.key));
+        let partition = layout.partition_of(tenant.token(&hint.row.key));
         let sets = layout.sets_of(partition, &tenant);
         let to = if sets.contains(target) { vec![target] } else { sets.members() };
         for node in to {
-            by_node.entry(node).or_default().push(row.clone());
+            by_node.entry(node).or_default().push(hint.clone());
         }
     }
-    for (node, rows) in by_node {
-        let given = rows.len();
-        let results = match node == hints.parts.node {
-            true => join_here(hints, layout.epoch(), rows).await?,
-            false => send(hints, node, layout.epoch(), rows).await?,
-        };
-        let refused = settle(&results)?;
-        Counters::add(&hints.counters.dropped, refused);
-        Counters::add(&hints.counters.delivered, given - refused);
-    }
-    Ok(())
+    by_node
 }
 
 /// Sends rows to a node; the reason of each refusal.
@@ -228,16 +264,4 @@ async fn join_here(
     let results = joined.await.map_err(|_| Undelivered::Trouble)?;
     let reason = |one: store::Result<()>| one.err().map(|error| error.reason().to_owned());
     Ok(results.into_iter().map(reason).collect())
-}
-
-/// How many rows will never be taken. Any other refusal is tried again.
-fn settle(results: &[Option<String>]) -> Result<usize, Undelivered> {
-    let refused = results.iter().flatten();
-    if refused.clone().any(|reason| reason == "NOT_A_REPLICA") {
-        return Err(Undelivered::Layout);
-    }
-    if refused.clone().any(|reason| reason != "BELOW_SAFE_POINT") {
-        return Err(Undelivered::Trouble);
-    }
-    Ok(refused.count())
 }

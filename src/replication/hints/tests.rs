@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::frame::Hint;
 use super::queue::Queue;
 use crate::cluster::NodeId;
 use crate::engine::vfs::Vfs;
+use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 
@@ -18,8 +20,15 @@ fn row(n: u64) -> proto::RowState {
     proto::RowState { tenant_id: 1, key, row: vec![n as u8; 100].into() }
 }
 
+fn hints(created_ms: u64, rows: Vec<proto::RowState>) -> Vec<Hint> {
+    rows.into_iter().map(|row| Hint { created_ms, row }).collect()
+}
+
 fn open(vfs: &MemVfs) -> Queue {
-    let vfs: Arc<dyn Vfs> = Arc::new(vfs.clone());
+    open_on(Arc::new(vfs.clone()))
+}
+
+fn open_on(vfs: Arc<dyn Vfs>) -> Queue {
     let mut queue = Queue::new(&vfs, Path::new(DIR), TARGET);
     let names = vfs.list(Path::new(DIR)).expect("listed");
     let mut found: Vec<_> = names.iter().filter_map(|name| Queue::parse(name)).collect();
@@ -42,7 +51,7 @@ fn disk() -> MemVfs {
 fn drain(queue: &mut Queue, bytes_max: u64) -> Vec<proto::RowState> {
     let mut rows = Vec::new();
     loop {
-        let (batch, _) = queue.head(bytes_max);
+        let batch = queue.head(bytes_max).0.expect("readable");
         if batch.hints.is_empty() {
             return rows;
         }
@@ -56,13 +65,13 @@ fn hints_come_out_in_their_order_over_segments_and_starts() {
     let vfs = disk();
     let mut queue = open(&vfs);
     for n in 0..10 {
-        queue.append(vec![row(2 * n), row(2 * n + 1)], 1, SEGMENT_BYTES).expect("kept");
+        queue.append(&hints(1, vec![row(2 * n), row(2 * n + 1)]), SEGMENT_BYTES).expect("kept");
     }
-    let (first, _) = queue.head(1);
+    let first = queue.head(1).0.expect("readable");
     assert_eq!(first.hints[0].row, row(0));
     queue.delivered(&first);
     let mut queue = open(&vfs);
-    queue.append(vec![row(20)], 1, SEGMENT_BYTES).expect("kept");
+    queue.append(&hints(1, vec![row(20)]), SEGMENT_BYTES).expect("kept");
     let all = drain(&mut queue, 300);
     assert_eq!(all, (0..21).map(row).collect::<Vec<_>>(), "the delivered one again, harmlessly");
     assert_eq!(queue.bytes(), 0);
@@ -77,7 +86,7 @@ fn what_was_kept_survives_a_crash_and_nothing_else_comes_out() {
         let mut queue = open(&vfs);
         let kept = seed % 7;
         for n in 0..kept {
-            queue.append(vec![row(n)], 1, SEGMENT_BYTES).expect("kept");
+            queue.append(&hints(1, vec![row(n)]), SEGMENT_BYTES).expect("kept");
         }
         let after = vfs.crash_clone(seed);
         let mut queue = open(&after);
@@ -92,7 +101,7 @@ fn damage_ends_a_segment_and_spares_the_next() {
     let mut queue = open(&vfs);
     let rows: Vec<_> = (0..6).map(row).collect();
     for row in &rows {
-        queue.append(vec![row.clone()], 1, SEGMENT_BYTES).expect("kept");
+        queue.append(&hints(1, vec![row.clone()]), SEGMENT_BYTES).expect("kept");
     }
     let names = vfs.list(Path::new(DIR)).expect("listed");
     assert!(names.len() > 1);
@@ -116,8 +125,27 @@ fn damage_ends_a_segment_and_spares_the_next() {
 fn old_segments_go_unread() {
     let vfs = disk();
     let mut queue = open(&vfs);
-    queue.append(vec![row(0), row(1), row(2)], 1000, SEGMENT_BYTES).expect("kept");
-    queue.append(vec![row(3)], 5000, SEGMENT_BYTES).expect("kept");
+    queue.append(&hints(1000, vec![row(0), row(1), row(2)]), SEGMENT_BYTES).expect("kept");
+    queue.append(&hints(5000, vec![row(3)]), SEGMENT_BYTES).expect("kept");
     assert!(queue.expire(3000) > 0);
     assert_eq!(drain(&mut queue, 1), [row(3)]);
+}
+
+/// A disk that could not be read for a moment has lost nothing: what is behind must not go with the
+/// segment.
+#[test]
+fn what_cannot_be_read_now_is_not_lost() {
+    let vfs = disk();
+    let faults = FaultVfs::new(Arc::new(vfs));
+    let mut queue = open_on(Arc::new(faults.clone()));
+    let rows: Vec<_> = (0..6).map(row).collect();
+    queue.append(&hints(1, rows.clone()), SEGMENT_BYTES * 10).expect("kept");
+    for skip in [0, 1, 2, 5] {
+        let operation = Some(Operation::ReadAt);
+        faults.inject(Fault { operation, skip, ..Fault::default() });
+        let (read, lost) = queue.head(u64::MAX);
+        let read = read.map_or(0, |batch| batch.hints.len() as u64);
+        assert_eq!((read, lost), (skip / 2, 0), "as far as it could be read");
+    }
+    assert_eq!(drain(&mut queue, u64::MAX), rows);
 }

@@ -15,7 +15,8 @@ use super::super::departure::certificate::Certificates;
 use super::super::departure::{self, Departure};
 use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
-use super::super::hints::{HintOptions, HintParts, Hints};
+use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
+use super::super::transfer::{self, Transfer};
 use super::super::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
@@ -31,6 +32,8 @@ use crate::store::{
 
 pub const T0_MS: u64 = 1_700_000_000_000;
 pub const SECOND: Duration = Duration::from_secs(1);
+/// Of rows that wait for a peer, and of those that wait to be kept as hints.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// How the network treats messages; each is a chance in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +54,8 @@ pub struct World {
     down: Mutex<BTreeSet<NodeId>>,
     /// What gets lost on its way, by receiver and kind.
     lost: Mutex<BTreeSet<(NodeId, &'static str)>>,
+    /// Pages from which the first row is left out.
+    pub damaged_pages: AtomicU64,
     handlers: Mutex<BTreeMap<NodeId, Arc<dyn PeerHandler>>>,
     layout: watch::Sender<Arc<Layout>>,
     /// Messages by receiver and kind.
@@ -131,7 +136,20 @@ fn kind_of(request: &Request) -> &'static str {
             proto::ScanWhat::Digests => "scan digest",
             proto::ScanWhat::Keys => "scan keys",
         },
+        Request::Page(page) if page.sum => "sum",
+        Request::Page(page) if page.digests => "page digests",
+        Request::Page(_) => "page",
         _ => "other",
+    }
+}
+
+/// What a source with a defect would send: a page without its first row.
+fn leave_one_out(reply: &mut Reply) {
+    if let Reply::Page(reply) = reply {
+        let mut rows = page::rows_of(reply).expect("a page of this node");
+        rows.drain(..rows.len().min(1));
+        reply.packed = Default::default();
+        reply.rows = rows;
     }
 }
 
@@ -161,6 +179,7 @@ impl Peers for Links {
         let there = async move {
             let handler = world.handlers.lock().get(&to).cloned();
             let is_lost = world.lost.lock().contains(&(to, kind_of(&request)));
+            let is_page = kind_of(&request) == "page";
             if is_lost || !world.travel(from, to).await {
                 return std::future::pending().await;
             }
@@ -180,7 +199,13 @@ impl Peers for Links {
             // What was sent is done even if the sender stops waiting.
             let handled =
                 tokio::spawn(async move { handler.handle(from, epoch, request, timeout).await });
-            let reply = handled.await.expect("the handler does not panic");
+            let mut reply = handled.await.expect("the handler does not panic");
+            let is_damaged = is_page
+                && world.damaged_pages.load(Ordering::Relaxed) > 0
+                && world.damaged_pages.fetch_sub(1, Ordering::Relaxed) > 0;
+            if let (true, Ok(reply)) = (is_damaged, &mut reply) {
+                leave_one_out(reply);
+            }
             if !world.travel(to, from).await {
                 return std::future::pending().await;
             }
@@ -299,7 +324,9 @@ pub struct Node {
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
+    pub missed: HintSender,
     pub departure: Arc<Departure>,
+    pub transfer: Arc<Transfer>,
     pub certificates: Arc<Certificates>,
     /// What it proposed.
     pub reports: Reports,
@@ -399,6 +426,7 @@ impl Cluster {
             layout: watch::Sender::new(layout(1, owners, None)),
             sent: Mutex::default(),
             lost: Mutex::default(),
+            damaged_pages: AtomicU64::new(0),
             calls: AtomicU64::new(0),
         });
         let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
@@ -511,8 +539,9 @@ impl Node {
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
         };
+        let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
-            Hints::start(Path::new("/node/hints"), parts, HintOptions::default()).expect("opens");
+            Hints::start(Path::new("/node/hints"), parts, options).expect("opens");
         let vfs = Arc::clone(&store.environment().vfs);
         let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
         let certificates = Arc::new(certificates.expect("opens"));
@@ -532,6 +561,18 @@ impl Node {
             rate: Arc::default(),
             progress: Arc::default(),
         });
+        let transfer = Arc::new(Transfer {
+            node: id,
+            store: Arc::clone(&store),
+            peers: Arc::clone(&links) as Arc<dyn Peers>,
+            liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+            report: Arc::new(Noted(Arc::clone(&reports))),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
+            work: Work::Inline,
+            settings: transfer::Settings { timeout: SECOND, ..transfer::Settings::default() },
+            rate: Arc::default(),
+            progress: Arc::default(),
+        });
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -539,8 +580,9 @@ impl Node {
             layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: links,
-            hints: Some(sender),
+            hints: Some(sender.clone()),
             lingering_max: 1000,
+            queue_bytes_max: QUEUE_BYTES_MAX,
             work: Work::Inline,
             pages_max: 4,
         });
@@ -554,7 +596,18 @@ impl Node {
         );
         let answering = Answering { replica, certificates: Arc::clone(&certificates) };
         world.handlers.lock().insert(id, Arc::new(answering));
-        Self { id, store, coordinator, fence, hints, departure, certificates, reports }
+        Self {
+            id,
+            store,
+            coordinator,
+            fence,
+            hints,
+            missed: sender,
+            departure,
+            transfer,
+            certificates,
+            reports,
+        }
     }
 }
 
@@ -568,6 +621,10 @@ pub fn over(key: &str, value: &str, context: &[u8]) -> Mutation {
 
 pub fn once(key: &str, value: &str, token: &str) -> Mutation {
     Mutation { idempotency_key: Some(token.into()), ..put(key, value) }
+}
+
+pub fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
+    Mutation { key: key.into(), context, ..Mutation::default() }
 }
 
 pub fn values(row: &store::ReadRow) -> Vec<String> {

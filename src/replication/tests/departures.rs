@@ -14,14 +14,14 @@ use crate::cluster::layout::{Command, Document, Layout, Member, MemberState, Own
 use crate::store;
 
 /// A document with members and the cluster's tenants.
-struct Drawn<'c> {
+pub struct Drawn<'c> {
     cluster: &'c Cluster,
     factor: u8,
-    states: BTreeMap<usize, MemberState>,
+    pub states: BTreeMap<usize, MemberState>,
 }
 
 impl Drawn<'_> {
-    fn layout(&self, epoch: u64, current: &[usize], next: Option<&[usize]>) -> Arc<Layout> {
+    pub fn layout(&self, epoch: u64, current: &[usize], next: Option<&[usize]>) -> Arc<Layout> {
         let owners = |indexes: &[usize]| -> Owners {
             let owner = |index: &usize| (id(*index), Owner { zone: "z".to_owned(), weight: 1 });
             indexes.iter().map(owner).collect()
@@ -54,7 +54,7 @@ impl Drawn<'_> {
     }
 }
 
-fn drawn(cluster: &Cluster) -> Drawn<'_> {
+pub fn drawn(cluster: &Cluster) -> Drawn<'_> {
     Drawn { cluster, factor: 3, states: BTreeMap::new() }
 }
 

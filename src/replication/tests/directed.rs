@@ -8,10 +8,6 @@ use crate::store::{Mutation, Outcome};
 
 const LWW: &str = "lww";
 
-fn delete(key: &str, context: Option<Vec<u8>>) -> Mutation {
-    Mutation { key: key.into(), context, ..Mutation::default() }
-}
-
 async fn pass(seconds: u32) {
     tokio::time::sleep(SECOND * seconds).await;
 }
@@ -166,6 +162,72 @@ async fn hints_for_a_node_that_owns_nothing_go_to_the_owners() {
     pass(15).await;
     assert_eq!(cluster.local(3, "k"), ["v"]);
     assert_eq!(cluster.nodes[0].hints.stats().bytes, 0);
+}
+
+/// One of the owners is away: the others have the row once, and it is kept for that one alone.
+#[tokio::test(start_paused = true)]
+async fn an_heir_that_is_away_holds_nobody_up() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 44);
+    cluster.world.take_down(id(2));
+    cluster.put(0, Level::Quorum, put("k", "v")).await.expect("two are up");
+    pass(4).await;
+    cluster.commit(layout(3, &[0, 1, 3], None), &[0, 1, 3]);
+    cluster.world.take_down(id(1));
+    pass(30).await;
+    assert_eq!(cluster.local(3, "k"), ["v"]);
+    let kept = cluster.nodes[0].hints.by_target();
+    assert_eq!(kept.keys().copied().collect::<Vec<_>>(), [id(1)], "{kept:?}");
+    assert_eq!(cluster.world.sent_to(id(3), "write"), 1, "who has it does not get it again");
+    cluster.world.bring_up(id(1));
+    pass(15).await;
+    assert_eq!(cluster.nodes[0].hints.stats().bytes, 0);
+}
+
+/// A row that its target will not take, for as long as it is kept, holds none of the others up.
+#[tokio::test(start_paused = true)]
+async fn a_hint_that_is_refused_does_not_hold_up_the_others() {
+    let cluster = Cluster::new(3, 45);
+    let tenant = cluster.nodes[0].store.tenant("default").expect("there").id.0;
+    cluster.world.take_down(id(2));
+    // No row: whoever is sent it refuses it.
+    let bad = |n: u8| crate::proto::RowState {
+        tenant_id: tenant,
+        key: vec![b'b', n].into(),
+        row: vec![0xff; 40].into(),
+    };
+    (0..3).for_each(|n| cluster.nodes[0].missed.keep(id(2), bad(n)));
+    for n in 0..50 {
+        cluster.put(0, Level::Quorum, put(&format!("key-{n}"), "v")).await.expect("two are up");
+    }
+    pass(4).await;
+    cluster.world.bring_up(id(2));
+    pass(15).await;
+    let stats = cluster.nodes[0].hints.stats();
+    assert_eq!(stats.delivered, 50, "{stats:?}");
+    assert_eq!(cluster.local(2, "key-49"), ["v"]);
+    assert!(stats.bytes > 0, "the three are tried again until they are too old");
+    cluster.world.clock.advance_ms(4 * 3600 * 1000);
+    pass(30).await;
+    assert_eq!(cluster.nodes[0].hints.stats().bytes, 0);
+}
+
+/// Flights that end all at once hand their rows over at once: what waits to be written is bounded
+/// in bytes, and the rest is counted as not kept.
+#[tokio::test(start_paused = true)]
+async fn rows_that_wait_to_become_hints_are_bounded_in_bytes() {
+    let cluster = Cluster::new(3, 46);
+    let (hints, missed) = (&cluster.nodes[0].hints, &cluster.nodes[0].missed);
+    let tenant_id = cluster.nodes[0].store.tenant("default").expect("there").id.0;
+    let row = vec![0; 1 << 20];
+    let row = crate::proto::RowState { tenant_id, key: "k".into(), row: row.into() };
+    (0..100).for_each(|_| missed.keep(id(2), row.clone()));
+    let stats = hints.stats();
+    let room = QUEUE_BYTES_MAX as u64;
+    assert!(stats.waiting_bytes <= room && stats.waiting_bytes > room - (2 << 20), "{stats:?}");
+    assert_eq!(stats.refused, 100 - stats.waiting_bytes / (1 << 20));
+    pass(1).await;
+    let after = hints.stats();
+    assert_eq!((after.waiting_bytes, after.kept), (0, 100 - stats.refused), "written, and room");
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,11 +171,11 @@ async fn pages_are_answered() {
     let (mut cursor, mut rows) = (bytes::Bytes::new(), 0);
     loop {
         let page = proto::PageRequest {
-            digests: false,
             token_start: 0,
             token_end: u64::MAX,
             cursor: cursor.clone(),
             bytes_max: 100,
+            ..Default::default()
         };
         let Ok(Reply::Page(page)) = cluster.ask(1, 1, Request::Page(page)).await else {
             panic!("a page")

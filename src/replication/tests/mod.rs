@@ -2,8 +2,10 @@
 
 mod batches;
 mod cluster;
+mod deletes;
 mod departures;
 mod directed;
 mod epochs;
 mod histories;
 mod scans;
+mod transfers;

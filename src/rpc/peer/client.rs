@@ -161,7 +161,8 @@ impl PeerClient {
         // Addresses come and go with every restart of every node.
         addresses.retain(|_, link| !link.is_idle());
         if addresses.len() >= ADDRESSES_MAX {
-            return Err(PeerError::Overloaded { node: address.to_owned() });
+            let why = format!("links to {ADDRESSES_MAX} addresses are open, which is the limit");
+            return Err(PeerError::Overloaded { node: address.to_owned(), why });
         }
         let target = Target::Address(address.to_owned());
         let link = || Arc::new(Link::new(target, Class::Control, Arc::clone(&self.shared)));

@@ -138,7 +138,10 @@ impl Exchange {
             state.waiting.len() >= self.in_flight_max || state.bytes + bytes > self.bytes_max;
         // One message always fits, whatever its size.
         if full && !state.waiting.is_empty() {
-            return Err(PeerError::Overloaded { node: self.name.clone() });
+            let (calls, waiting) = (state.waiting.len(), state.bytes);
+            let (calls_max, bytes_max) = (self.in_flight_max, self.bytes_max);
+            let why = format!("{calls} of {calls_max} calls, {waiting} of {bytes_max} bytes");
+            return Err(PeerError::Overloaded { node: self.name.clone(), why });
         }
         state.last_id += 1;
         let id = state.last_id;

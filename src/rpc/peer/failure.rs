@@ -30,7 +30,7 @@ pub(super) fn to_failure(error: PeerError) -> Failure {
     let text = error.to_string();
     let mut failure = Failure::default();
     let (code, reason, message) = match error {
-        PeerError::Overloaded { .. } => (Code::ResourceExhausted, OVERLOADED.to_owned(), text),
+        PeerError::Overloaded { why, .. } => (Code::ResourceExhausted, OVERLOADED.to_owned(), why),
         PeerError::StaleLayout { epoch } => {
             failure.metadata.insert(EPOCH.to_owned(), epoch.to_string());
             (Code::FailedPrecondition, STALE_LAYOUT.to_owned(), text)
@@ -50,7 +50,7 @@ pub(super) fn to_failure(error: PeerError) -> Failure {
 pub(super) fn from_failure(failure: Failure, node: &str) -> PeerError {
     let Failure { reason, message, metadata, .. } = failure;
     match reason.as_str() {
-        OVERLOADED => PeerError::Overloaded { node: node.to_owned() },
+        OVERLOADED => PeerError::Overloaded { node: node.to_owned(), why: message },
         STALE_LAYOUT => match metadata.get(EPOCH).and_then(|epoch| epoch.parse().ok()) {
             Some(epoch) => PeerError::StaleLayout { epoch },
             None => PeerError::Refused { reason, message },
@@ -71,7 +71,7 @@ mod tests {
         let node = || "n".to_owned();
         let why = || "because".to_owned();
         for error in [
-            PeerError::Overloaded { node: node() },
+            PeerError::Overloaded { node: node(), why: why() },
             PeerError::StaleLayout { epoch: u64::MAX },
             PeerError::NotAReplica,
             PeerError::NoAnswer { why: why() },

@@ -1,6 +1,6 @@
 //! Who speaks, and whom it means: the first message of a stream, in both directions.
 //!
-//! 1. Nothing but this is taken from a node of another cluster, for another node, of an incarnation
+//! 1. Nothing but this is taken from a node of another cluster or formation, for another node, of an incarnation
 //!    that is over, or of a protocol this program does not speak.
 //! 2. Where one side has no cluster yet, only what it needs to find, form or join one goes through,
 //!    and on the control class only. That is decided anew for every request: the receiver may have
@@ -18,6 +18,8 @@ use crate::proto::Hello;
 pub enum Reason {
     /// It belongs to another cluster.
     WrongCluster,
+    /// It belongs to another cluster that was formed under the same id.
+    WrongFormation,
     /// It means another node, or is another one than was meant.
     WrongNode,
     /// A later incarnation of it is known.
@@ -30,8 +32,9 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::WrongCluster,
+        Self::WrongFormation,
         Self::WrongNode,
         Self::StaleGeneration,
         Self::Protocol,
@@ -42,6 +45,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Self::WrongCluster => "WRONG_CLUSTER",
+            Self::WrongFormation => "WRONG_FORMATION",
             Self::WrongNode => "WRONG_NODE",
             Self::StaleGeneration => "STALE_GENERATION",
             Self::Protocol => "PROTOCOL",
@@ -73,7 +77,8 @@ impl From<Refusal> for PeerError {
 #[derive(Clone, Debug)]
 pub(super) struct Partner {
     pub node: NodeId,
-    pub cluster: Option<NodeId>,
+    /// Its cluster, and what that was formed as.
+    pub cluster: Option<(NodeId, NodeId)>,
     pub heard: Heard,
     pub class: Class,
 }
@@ -105,6 +110,7 @@ pub(super) fn hello(local: &Local, target: Option<NodeId>, class: Class) -> Hell
         now_ms: local.now_ms(),
         class: number_of(class),
         address: local.address().to_owned(),
+        formation: bytes(local.formation()),
     }
 }
 
@@ -123,9 +129,13 @@ pub(super) fn check(
     }
     let class = class_of(hello.class).ok_or_else(|| malformed("the class"))?;
     let cluster = NodeId::from_bytes(&hello.cluster_id).ok_or_else(|| malformed("cluster_id"))?;
-    let cluster = (cluster != NodeId::default()).then_some(cluster);
+    let formation = match hello.formation.is_empty() {
+        true => NodeId::default(),
+        false => NodeId::from_bytes(&hello.formation).ok_or_else(|| malformed("formation"))?,
+    };
+    let cluster = (cluster != NodeId::default()).then_some((cluster, formation));
     let node = NodeId::from_bytes(&hello.node_id).ok_or_else(|| malformed("node_id"))?;
-    same_cluster(local.cluster(), cluster)?;
+    same_cluster(local, cluster)?;
     if !hello.target_id.is_empty() {
         let target = NodeId::from_bytes(&hello.target_id).ok_or_else(|| malformed("target_id"))?;
         if target != local.node() {
@@ -146,27 +156,30 @@ fn stale(node: NodeId, generation: u64, known: u64) -> Refusal {
     Refusal::new(Reason::StaleGeneration, message)
 }
 
-fn same_cluster(own: Option<NodeId>, theirs: Option<NodeId>) -> Result<bool, Refusal> {
-    match (own, theirs) {
-        (Some(own), Some(theirs)) if own != theirs => {
-            let message = format!("it is of cluster {theirs}, this node of {own}");
-            Err(Refusal::new(Reason::WrongCluster, message))
-        }
-        (Some(_), Some(_)) => Ok(true),
-        _ => Ok(false),
+fn same_cluster(local: &Local, theirs: Option<(NodeId, NodeId)>) -> Result<bool, Refusal> {
+    let (Some(own), Some((theirs, formation))) = (local.cluster(), theirs) else {
+        return Ok(false);
+    };
+    if own != theirs {
+        let message = format!("it is of cluster {theirs}, this node of {own}");
+        return Err(Refusal::new(Reason::WrongCluster, message));
     }
+    if formation != local.formation() {
+        let message = format!(
+            "cluster {own} was formed twice: its is {formation}, this node's is {}",
+            local.formation()
+        );
+        return Err(Refusal::new(Reason::WrongFormation, message));
+    }
+    Ok(true)
 }
 
 /// Whether `partner` may ask this now.
-pub(super) fn admit(
-    own: Option<NodeId>,
-    partner: &Partner,
-    request: &Request,
-) -> Result<(), Refusal> {
+pub(super) fn admit(local: &Local, partner: &Partner, request: &Request) -> Result<(), Refusal> {
     if let Err(known) = partner.heard.check() {
         return Err(stale(partner.node, partner.heard.generation(), known));
     }
-    if same_cluster(own, partner.cluster)? {
+    if same_cluster(local, partner.cluster)? {
         return Ok(());
     }
     let open = matches!(
@@ -176,6 +189,6 @@ pub(super) fn admit(
     if open && partner.class == Class::Control {
         return Ok(());
     }
-    let who = if own.is_none() { "this node" } else { "the sender" };
+    let who = if local.cluster().is_none() { "this node" } else { "the sender" };
     Err(Refusal::new(Reason::NoCluster, format!("{who} has no cluster yet")))
 }

@@ -268,7 +268,7 @@ impl Serving<'_> {
             self.ready.push(served.reply(id, Err(unknown())));
             return true;
         };
-        if let Err(refusal) = hello::admit(served.local.cluster(), &self.partner, &body) {
+        if let Err(refusal) = hello::admit(&served.local, &self.partner, &body) {
             self.refuse(id, refusal);
             return true;
         }
@@ -280,7 +280,9 @@ impl Serving<'_> {
         let Some(place) = class.try_enter() else {
             count(&served.counters.requests_overloaded);
             let node = served.local.node().to_string();
-            self.ready.push(served.reply(id, Err(PeerError::Overloaded { node })));
+            let served_max = served.options.served[self.partner.class as usize];
+            let why = format!("{served_max} requests are served, which is the limit");
+            self.ready.push(served.reply(id, Err(PeerError::Overloaded { node, why })));
             return true;
         };
         let answer = Arc::clone(served).answer(self.partner.node, request, body, place);

@@ -115,6 +115,11 @@ pub trait Store: Send + Sync {
     /// Makes the memtables tables and waits until no compaction is left to do.
     fn settle(&self) -> Result<()>;
 
+    /// Bytes written so far through mappings of files, which the kernel does not count as written.
+    fn mapped_bytes(&self) -> u64 {
+        0
+    }
+
     /// A clean close.
     fn close(self: Box<Self>) -> Result<()>;
 

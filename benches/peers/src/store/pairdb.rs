@@ -112,6 +112,10 @@ impl Store for PairDb {
         })
     }
 
+    fn mapped_bytes(&self) -> u64 {
+        self.engine.stats().log.bytes_prepared
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         Ok(self.engine.close()?)
     }

@@ -63,7 +63,7 @@ async fn a_member_that_cannot_write_says_so_and_leads_no_more() {
         let mut cluster = Cluster::new();
         assert!(cluster.try_start(1, &disk, Arc::new(faults.clone()), options).await);
         let group = cluster.group(1);
-        group.form(id(99), 4, &members([1]), NOW_MS, within(3)).await.unwrap();
+        group.form((id(99), id(98)), 4, &members([1]), NOW_MS, within(3)).await.unwrap();
         assert!(group.status().is_leader);
         let quick = Duration::from_secs(5);
         assert!(tokio::time::timeout(quick, group.ended()).await.is_err(), "it runs");

@@ -72,6 +72,31 @@ async fn a_node_that_is_told_its_cluster_is_refused_by_the_other_and_taken_by_no
     assert!(!ones[0].fence.document().is_joint() && !ones[1].fence.document().is_joint());
 }
 
+/// One template names the cluster, and a node was started once without its seeds: it formed a
+/// cluster of its own under the id of the others.
+#[tokio::test(start_paused = true)]
+async fn two_clusters_that_were_formed_under_one_id_are_told_apart() {
+    let world = World::new();
+    let named = |seeds: &[u128]| FormationOptions {
+        cluster_id: Some(id(77)),
+        ..options(1, seeds.iter().copied())
+    };
+    let ones: Vec<_> = (1..=2).map(|n| world.start(n, &MemVfs::new(), named(&[]))).collect();
+    assert_eq!(clusters(enter_all(&ones, 5).await), [id(77)], "both");
+    let [one, two] = [&ones[0], &ones[1]].map(|node| node.fence.document());
+    assert_ne!(one.formation, two.formation);
+    assert_eq!(ones[0].formation.formation(), one.formation);
+    let later = Document { version: one.version + 5, epoch: one.epoch + 5, ..(*two).clone() };
+    let refusal = ones[0].fence.adopt(&Arc::new(later)).unwrap_err();
+    assert_eq!(refusal.reason(), "WRONG_CLUSTER");
+    let node = world.start(3, &MemVfs::new(), named(&[1, 2]));
+    let error = node.enter(10).await.unwrap_err();
+    assert!(matches!(error, FormationError::SeveralClusters { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&one.formation.to_string()), "{text}");
+    assert!(text.contains(&two.formation.to_string()), "{text}");
+}
+
 /// The first member of a cluster that can be reached has no leader: another one is asked.
 #[tokio::test(start_paused = true)]
 async fn a_node_is_admitted_by_the_next_seed_when_the_first_cannot() {

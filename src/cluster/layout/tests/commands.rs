@@ -29,6 +29,7 @@ fn nothing_is_done_before_a_cluster_is_formed_and_none_is_formed_twice() {
     }
     let form = |cluster: u128, partition_bits: u32, ids: &[u128]| Command::Form {
         cluster_id: node(cluster),
+        formation: node(90),
         partition_bits,
         members: members(ids),
         now_ms: 0,
@@ -39,7 +40,13 @@ fn nothing_is_done_before_a_cluster_is_formed_and_none_is_formed_twice() {
     }
     assert_eq!(document, Document::empty());
     does(&mut document, &form(9, 4, &[1]));
+    does(&mut document, &form(9, 4, &[1]));
     assert_eq!(refused(&document.apply(&form(8, 4, &[1]))), "ALREADY_FORMED");
+    let Command::Form { cluster_id, partition_bits, members, now_ms, .. } = form(9, 4, &[1]) else {
+        unreachable!("it was just made")
+    };
+    let twin = Command::Form { cluster_id, formation: node(91), partition_bits, members, now_ms };
+    assert_eq!(refused(&document.apply(&twin)), "ALREADY_FORMED", "under the same id");
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn command(document: &Document, draw: &(u8, u128, u128, u64)) -> Command {
     let (kind, a, b, behind) = draw;
     let (a, b, epoch) = (*a % NODES + 1, *b % NODES + 1, document.epoch.saturating_sub(*behind));
     let node = node(a);
-    match kind % 16 {
+    match kind % 20 {
         0 => form(&[a, b]),
         1 => Command::Join { epoch, members: members(&[a, b]) },
         2 => Command::Change {
@@ -49,9 +49,30 @@ fn command(document: &Document, draw: &(u8, u128, u128, u64)) -> Command {
                 ..Change::default()
             },
         },
+        14 => Command::Change {
+            epoch,
+            change: Change { replaces: [(node, names(b))].into(), ..Change::default() },
+        },
+        15 => {
+            let removes = nodes(&[a, b]);
+            let mut accepts_loss = Partitions::new();
+            for (partition, factor, _) in document.lost_by(&removes) {
+                accepts_loss.entry(factor).or_default().insert(partition);
+            }
+            let joins = BTreeMap::from([(NodeId(a + 20), member(""))]);
+            Command::Change {
+                epoch,
+                change: Change { removes, accepts_loss, joins, ..Change::default() },
+            }
+        }
         11 | 12 => Command::Fenced { node, epoch },
         _ => Command::Synced { node, epoch },
     }
+}
+
+/// Of a node that may join, or nobody's, or none.
+fn names(n: u128) -> String {
+    ["", "node", "other"][n as usize % 3].to_owned()
 }
 
 fn history() -> impl Strategy<Value = Vec<(u8, u128, u128, u64)>> {

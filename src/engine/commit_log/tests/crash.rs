@@ -23,13 +23,16 @@ struct Promises {
 }
 
 /// The life of a log: appends, syncs, writes, flushes, some before their log is synced, and its
-/// clean end.
-fn live(vfs: &FaultVfs, promises: &Mutex<Promises>) -> Result<()> {
-    let log = create(vfs, SMALL, 1)?;
+/// clean end. Where not each write is synced, room is made ahead now and then.
+fn live(vfs: &FaultVfs, sync_mode: SyncMode, promises: &Mutex<Promises>) -> Result<()> {
+    let log = create(vfs, LogOptions { sync_mode, ..SMALL }, 1)?;
     let mut sealed = (Position::ZERO, 0);
     for index in 0..150 {
         promises.lock().appended = index + 1;
         let end = append(&log, index)?;
+        if index % 5 != 0 {
+            log.make_room();
+        }
         if index % 3 == 1 {
             log.write_out(end)?;
             promises.lock().written = index + 1;
@@ -88,6 +91,10 @@ fn live_on(vfs: &MemVfs, promises: Promises, end: u64, what: &str) {
 
 #[test]
 fn a_crash_at_any_call_recovers_a_prefix_with_all_that_was_promised() {
+    [SyncMode::Always, SyncMode::Interval].into_iter().for_each(crash_at_any_call);
+}
+
+fn crash_at_any_call(sync_mode: SyncMode) {
     let mem = disk();
     let vfs = FaultVfs::new(Arc::new(mem.clone()));
     let promises = Arc::new(Mutex::new(Promises::default()));
@@ -97,11 +104,11 @@ fn a_crash_at_any_call_recovers_a_prefix_with_all_that_was_promised() {
             return;
         }
         let promises = *seen.lock();
-        let what = format!("killed at call {number}, {call:?}");
+        let what = format!("{sync_mode:?}, killed at call {number}, {call:?}");
         check(&disk.crash_clone_kill(), promises, promises.written, &what);
         for seed in 0..8 {
             let seed = number * 100 + seed;
-            let what = format!("power lost at call {number}, {call:?}, seed {seed}");
+            let what = format!("{sync_mode:?}, power lost at {number}, {call:?}, seed {seed}");
             let after = disk.crash_clone(seed);
             let end = check(&after, promises, promises.durable, &what);
             if seed % 4 == 0 {
@@ -109,21 +116,25 @@ fn a_crash_at_any_call_recovers_a_prefix_with_all_that_was_promised() {
             }
         }
     });
-    live(&vfs, &promises).unwrap();
+    live(&vfs, sync_mode, &promises).unwrap();
     assert!(vfs.calls() > 100, "{} calls", vfs.calls());
     assert!(promises.lock().durable > 140);
 }
 
 #[test]
 fn a_failure_of_any_call_breaks_no_promise() {
+    [SyncMode::Always, SyncMode::Interval].into_iter().for_each(failure_of_any_call);
+}
+
+fn failure_of_any_call(sync_mode: SyncMode) {
     for number in 1.. {
         let mem = disk();
         let vfs = FaultVfs::new(Arc::new(mem.clone()));
         vfs.fail_call(number, ErrorKind::Other);
         let promises = Mutex::new(Promises::default());
-        let outcome = live(&vfs, &promises);
+        let outcome = live(&vfs, sync_mode, &promises);
         let promises = *promises.lock();
-        let what = format!("call {number} failed");
+        let what = format!("{sync_mode:?}, call {number} failed");
         check(&mem.crash_clone_kill(), promises, promises.written, &what);
         for seed in 0..4 {
             check(&mem.crash_clone(seed), promises, promises.durable, &what);

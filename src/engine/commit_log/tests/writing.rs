@@ -431,3 +431,51 @@ fn a_log_that_cannot_grow_poisons_and_keeps_its_promises() {
     assert!(promised > 5);
     assert_eq!(replay(&mem.crash_clone(3), Position::ZERO, false).unwrap().0, numbers(promised));
 }
+
+/// Where writes are not synced one by one, room is made ahead a step at a time, before the one
+/// before is used up, and no further than the segment goes.
+#[test]
+fn room_is_made_a_step_ahead() {
+    let vfs = disk();
+    let log = create(&vfs, LogOptions { sync_mode: SyncMode::Os, ..SMALL }, 1).unwrap();
+    let file = vfs.open(&directory().join("0000000001.log")).unwrap();
+    let mut lens = Vec::new();
+    while log.appended_upto().segment() == 1 {
+        let end = append(&log, 1).unwrap();
+        log.write_out(end).unwrap();
+        let written = u64::from(end.offset());
+        if log.wants_room() {
+            log.make_room();
+            assert!(!log.wants_room(), "once is enough");
+        }
+        lens.push(file.len().unwrap());
+        let ahead = file.len().unwrap() - written.min(4096);
+        assert!((256..=1024).contains(&ahead) || file.len().unwrap() == 4096, "{ahead} ahead");
+    }
+    lens.dedup();
+    assert!(lens.len() > 4 && lens.last() == Some(&4096), "{lens:?}");
+    let (found, recovered) = replay(&vfs.crash_clone_kill(), Position::ZERO, false).unwrap();
+    assert_eq!((found.len() as u64, recovered.cut), (log.stats().records, None));
+}
+
+/// Room that cannot be made is not asked for again in that file, and the log goes on without.
+#[test]
+fn a_log_without_room_ahead_grows_with_its_writes() {
+    let vfs = FaultVfs::new(Arc::new(disk()));
+    vfs.inject(Fault { operation: Some(Operation::Prepare), ..Fault::default() });
+    let log = create(&vfs, LogOptions { sync_mode: SyncMode::Os, ..SMALL }, 1).unwrap();
+    let mut made = 0;
+    let mut index = 0;
+    while log.appended_upto().segment() < 3 {
+        let end = append(&log, index).unwrap();
+        log.write_out(end).unwrap();
+        if log.wants_room() {
+            log.make_room();
+            made += u64::from(log.appended_upto().segment() == 1);
+        }
+        index += 1;
+    }
+    assert_eq!(made, 1, "of segment 1 only once");
+    assert!(log.poisoned().is_none());
+    assert_eq!(replay(&vfs, Position::ZERO, false).unwrap().0, numbers(index));
+}

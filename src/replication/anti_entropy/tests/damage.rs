@@ -1,6 +1,9 @@
 //! Replicas that have lost data: they vouch for nothing until they have it back.
 
 use super::*;
+use crate::engine::vfs::Vfs;
+use crate::replication::coordinator::{KeyRead, ReadOptions};
+use crate::replication::level::Level;
 
 const OTHERS: [u128; 2] = [1, 2];
 
@@ -67,4 +70,223 @@ async fn a_damaged_replica_gets_its_rows_back_from_both_others() {
         assert_eq!(trio.all_values(tenant, "dead"), [[""; 0]; 3]);
         assert_eq!(trio.round().await, 0);
     }
+}
+
+/// Flips a bit in the first block of a stopped node's tables: of all, or of the newest.
+fn rot(trio: &Trio, at: usize, which: Which) {
+    let (vfs, dir) = (&trio.nodes[at].vfs, Path::new("/node/engine"));
+    let mut names = vfs.list(dir).expect("lists");
+    names.retain(|name| name.extension().is_some_and(|end| end == "sst"));
+    names.sort_unstable();
+    if which == Which::Newest {
+        names.drain(..names.len() - 1);
+    }
+    assert!(!names.is_empty());
+    for name in names {
+        let file = vfs.open(&dir.join(name)).expect("opens");
+        let mut byte = [0];
+        file.read_at(40, &mut byte).expect("reads");
+        file.write_at(40, &[byte[0] ^ 4]).expect("writes");
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    Newest,
+}
+
+impl Trio {
+    /// Its disk rots while it is stopped.
+    fn restart_rotten(&mut self, at: usize, which: Which) {
+        self.store(at).close().expect("closed");
+        self.stop(at);
+        rot(self, at, which);
+        self.start(at);
+    }
+
+    /// What a client reads at QUORUM from a node.
+    async fn quorum(&self, at: usize, tenant: &str, key: &str) -> error::Result<Vec<Vec<u8>>> {
+        let read = KeyRead { key: key.into(), min_context: None };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let options = ReadOptions { level: Level::Quorum, deadline };
+        let row = self.coordinator(at).read(tenant, vec![read], options).await.remove(0)?;
+        Ok(row.siblings.into_iter().map(|sibling| sibling.value).collect())
+    }
+}
+
+/// A bit flips on one of three disks. Nobody who reads at QUORUM is told, from whichever node; the
+/// replica notices, asks the others, and is whole: equal rows, and safe points move again.
+#[tokio::test(start_paused = true)]
+async fn a_flipped_bit_in_a_table_is_mended_by_the_others_without_help() {
+    let mut trio = Trio::new();
+    for tenant in TENANTS {
+        for n in 0..120 {
+            trio.write(n % 3, tenant, put(&format!("k{n}"), "v"), &[0, 1, 2]);
+        }
+    }
+    trio.litter();
+    for at in 0..3 {
+        trio.store(at).compact().expect("compacted");
+    }
+    trio.restart_rotten(2, Which::All);
+    let born = trio.store(2).identity().actor;
+    let lost = |trio: &Trio, key: &str| trio.store(2).read("default", key.as_bytes()).is_err();
+    let unread = (0..120).filter(|n| lost(&trio, &format!("k{n}"))).count();
+    assert!((1..120).contains(&unread), "{unread} rows cannot be read");
+    assert!(trio.round().await > 0, "what cannot be read cannot be compared");
+
+    for (n, tenant) in (0..120).flat_map(|n| TENANTS.map(|tenant| (n, tenant))) {
+        for at in 0..3 {
+            let read = trio.quorum(at, tenant, &format!("k{n}")).await;
+            assert_eq!(read.expect("the others have it"), [b"v"]);
+        }
+    }
+    trio.anti_entropy(2).heal().await;
+    assert_eq!((trio.store(2).unreadable(), trio.store(2).damaged()), (vec![], vec![]));
+    assert_ne!(trio.store(2).identity().actor, born);
+    let counters = &trio.anti_entropy(2).counters;
+    assert!(counters.mended.load(Ordering::Relaxed) > 0);
+    for (n, tenant) in (0..120).flat_map(|n| TENANTS.map(|tenant| (n, tenant))) {
+        assert_eq!(trio.all_values(tenant, &format!("k{n}")), [["v"]; 3]);
+    }
+    for (at, with) in [(0, 1), (0, 2), (1, 2)] {
+        let summary = trio.compare(at, with).await.expect("compared");
+        assert_eq!((summary.rows, summary.left), (0, 0));
+    }
+    assert_eq!(trio.round().await, 0);
+    assert!(!trio.has_damage_after_restart());
+}
+
+impl Trio {
+    /// What was mended stays mended.
+    fn has_damage_after_restart(&mut self) -> bool {
+        self.restart(2);
+        self.store(2).has_damage()
+    }
+}
+
+/// The lost block held a delete, the value is still there below it, and the others have forgotten
+/// both. As long as one of them is away a quorum is refused, not shown the value; then it is dead.
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_block_hid_is_shown_to_nobody_and_dies_again() {
+    for tenant in TENANTS {
+        let mut trio = Trio::new();
+        trio.write(0, tenant, put("k", "x"), &[1, 2]);
+        trio.store(2).compact().expect("at the bottom");
+        trio.write(0, tenant, delete("k"), &[1, 2]);
+        trio.store(2).flush().expect("above it");
+        assert_eq!(trio.round().await, 0);
+        for at in 0..2 {
+            trio.store(at).flush().expect("flushed");
+            trio.store(at).compact().expect("forgotten");
+        }
+        trio.restart_rotten(2, Which::Newest);
+        assert!(trio.store(2).read(tenant, b"k").is_err());
+        trio.net.down.lock().insert(id(1));
+        trio.anti_entropy(2).heal().await;
+        assert_eq!(trio.store(2).unreadable(), []);
+        let tenant_id = trio.store(2).tenant(tenant).expect("there").id;
+        let hidden = trio.store(2).damaged_row(tenant_id, b"k").expect("readable");
+        assert!(trio.store(2).raw_row(tenant_id, b"k").is_err(), "{hidden:?}");
+        let refused = trio.quorum(0, tenant, "k").await.expect_err("one of three has a word");
+        assert!(refused.to_string().contains("DAMAGED"), "{refused}");
+        trio.net.down.lock().remove(&id(1));
+        trio.anti_entropy(2).exchange_damaged().await;
+        assert_eq!(trio.store(2).damaged(), []);
+        assert_eq!(trio.all_values(tenant, "k"), [[""; 0]; 3]);
+        assert_eq!(trio.quorum(2, tenant, "k").await.expect("all are up").len(), 0);
+    }
+}
+
+/// Where a tenant has one replica there is nobody to ask: the block stays, its keys fail by name,
+/// other keys are served, and the node says that it keeps a block.
+#[tokio::test(start_paused = true)]
+async fn a_block_of_which_there_is_no_other_copy_stays_and_fails_by_name() {
+    let mut trio = Trio::new();
+    for n in 0..120 {
+        trio.write(2, "default", put(&format!("k{n}"), "v"), &[]);
+    }
+    trio.store(2).compact().expect("compacted");
+    trio.restart_rotten(2, Which::All);
+    let alone = document(2, |document| {
+        document.tenants.values_mut().for_each(|tenant| tenant.replication_factor = 1);
+        document.owners.retain(|node, _| *node == id(2));
+    });
+    trio.adopt(&alone, &[2]);
+    trio.anti_entropy(2).heal().await;
+    let read = |n: usize| trio.store(2).read("default", format!("k{n}").as_bytes());
+    let errors: Vec<store::Error> = (0..120).filter_map(|n| read(n).err()).collect();
+    assert!((1..120).contains(&errors.len()), "{} rows cannot be read", errors.len());
+    assert!(errors.iter().all(|error| error.reason() == "CORRUPTION"), "{errors:?}");
+    trio.anti_entropy(2).heal().await;
+    assert!(!trio.store(2).unreadable().is_empty());
+    assert_eq!(trio.store(2).damaged(), []);
+    assert!(trio.anti_entropy(2).counters.kept.load(Ordering::Relaxed) > 0);
+    assert!((0..120).filter_map(|n| read(n).err()).count() == errors.len());
+}
+
+/// Who was to give back what was lost is gone for good: those who have its rows now are asked.
+#[tokio::test(start_paused = true)]
+async fn a_giver_that_is_no_replica_any_more_is_not_waited_for() {
+    let trio = Trio::new();
+    trio.write(0, "default", put("k", "v"), &[1]);
+    trio.store(2).mark_damaged(ALL, &[1, 9]).expect("marked");
+    trio.net.down.lock().insert(id(1));
+    trio.anti_entropy(2).exchange_damaged().await;
+    let left = trio.store(2).damaged();
+    assert!(left.iter().all(|(_, peers)| peers[..] == [2]) && left.len() == 4, "{left:?}");
+    trio.net.down.lock().remove(&id(1));
+    trio.anti_entropy(2).exchange_damaged().await;
+    assert_eq!(trio.store(2).damaged(), []);
+    assert_eq!(trio.values(2, "default", "k"), ["v"]);
+}
+
+/// What is read everywhere of a value that was deleted and forgotten, and of one that was not, after
+/// the log of one of three was damaged in the middle, its operator had it started all the same, and
+/// all were compared.
+async fn after_an_accepted_log(removed: &[&'static str]) -> [Vec<Vec<String>>; 2] {
+    let mut trio = Trio::with(|_| {}, removed);
+    trio.write(0, "default", put("deleted", "x"), &[1, 2]);
+    trio.store(2).flush().expect("in a table");
+    for n in 0..20 {
+        trio.write(n % 2, "default", put(&format!("k{n}"), "v"), &[0, 1, 2]);
+    }
+    trio.write(0, "default", delete("deleted"), &[1, 2]);
+    assert_eq!(trio.round().await, 0);
+    for at in 0..2 {
+        trio.store(at).flush().expect("flushed");
+        trio.store(at).compact().expect("forgotten");
+    }
+    trio.write(0, "default", put("later", "v"), &[1, 2]);
+    trio.stop(2);
+    let (vfs, dir) = (&trio.nodes[2].vfs, Path::new("/node/engine"));
+    let mut logs = vfs.list(dir).expect("lists");
+    logs.retain(|name| name.extension().is_some_and(|end| end == "log"));
+    logs.sort_unstable();
+    let file = vfs.open(&dir.join(&logs[0])).expect("opens");
+    let mut byte = [0];
+    file.read_at(400, &mut byte).expect("reads");
+    file.write_at(400, &[byte[0] ^ 4]).expect("writes");
+    trio.accepts_log_corruption = true;
+    trio.start(2);
+    assert!(trio.store(2).read("default", b"k9").expect("readable").siblings.is_empty());
+    // The mark is in the manifest.
+    trio.restart(2);
+    trio.anti_entropy(2).exchange_damaged().await;
+    assert_eq!(trio.store(2).damaged(), []);
+    for (at, with) in [(0, 2), (1, 2), (0, 1)] {
+        trio.compare(at, with).await.expect("compared");
+    }
+    ["deleted", "k9"].map(|key| trio.all_values("default", key))
+}
+
+/// The floors of a node whose log was damaged would vouch for what it has forgotten: what was
+/// deleted would come back everywhere. It vouches for nothing until it has asked the others.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_log_that_is_accepted_brings_nothing_back() {
+    let [deleted, kept] = after_an_accepted_log(&[]).await;
+    assert_eq!((deleted, kept), (vec![vec![]; 3], vec![vec!["v".to_owned()]; 3]));
+    let [deleted, _] = after_an_accepted_log(&["damaged_state"]).await;
+    assert_eq!(deleted, [["x"]; 3], "the rule is needed");
 }

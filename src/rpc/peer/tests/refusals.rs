@@ -23,6 +23,21 @@ async fn a_node_of_another_cluster_is_refused() {
     refused(&one, &two, &two, Reason::WrongCluster).await;
 }
 
+/// One template of a configuration, a node that was once started without its seeds: two clusters
+/// of one id. Taken for one they would act under each other's layouts.
+#[tokio::test(start_paused = true)]
+async fn a_node_of_a_cluster_that_was_formed_apart_under_the_same_id_is_refused() {
+    let (world, _) = World::in_memory();
+    let one = world.node(1, Some(CLUSTER)).await;
+    let two = world.node(2, Some(CLUSTER)).await;
+    one.local.formed_as(NodeId(11));
+    two.local.formed_as(NodeId(12));
+    refused(&one, &two, &two, Reason::WrongFormation).await;
+    let three = world.node(3, Some(CLUSTER)).await;
+    three.local.formed_as(NodeId(12));
+    assert_eq!(three.ask(&two, "the same").await, echoed("the same"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_at_the_address_of_another_is_not_taken_for_it() {
     let (world, _) = World::in_memory();
@@ -68,7 +83,7 @@ async fn a_node_without_a_cluster_may_only_look_for_one() {
         }
     }
     // It joins: the streams it had before say otherwise and are replaced.
-    one.local.enter(CLUSTER);
+    one.local.enter(CLUSTER, NodeId::default());
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(one.ask(&two, "member").await, echoed("member"));
     assert_eq!(two.ask(&one, "member").await, echoed("member"));

@@ -154,7 +154,8 @@ async fn a_full_stream_refuses_and_has_room_again() {
     };
     let (first, second, third) = tokio::join!(one.ask(&two, "hold"), one.ask(&two, "hold"), third);
     let node = two.node.to_string();
-    assert_eq!(third, Err(PeerError::Overloaded { node }));
+    let Err(PeerError::Overloaded { node: full, why }) = third else { panic!("{third:?}") };
+    assert!(full == node && why.starts_with("2 of 2 calls"), "{full}: {why}");
     assert_eq!((first, second), (echoed("hold"), echoed("hold")));
     assert_eq!(one.ask(&two, "fourth").await, echoed("fourth"));
 }

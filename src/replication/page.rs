@@ -1,0 +1,189 @@
+//! Pages of rows of a range of tokens, for those who merge them: the rows, or their digests, or
+//! what they add up to.
+//!
+//! 1. A page is of undamaged partitions, read under the epoch of the request: the fence is held.
+//! 2. Sums do not depend on order or on where pages end: two nodes that hold the same rows of a
+//!    range get the same sum of it.
+//! 3. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
+//!    known before anything is allocated.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::fence::Fence;
+use super::replica::{enter, refused};
+use crate::cluster::layout::Layout;
+use crate::cluster::peer::{PeerError, Reply};
+use crate::proto;
+use crate::store::{self, EngineKey, RawRow, RowPage, Store, TokenRange};
+
+/// Bytes of a page where the request names none.
+const PAGE_BYTES: usize = 512 << 10;
+/// Bytes of a page at most, before its last row.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// Unpacked no page is larger: its rows, the last of which may be one of the largest, their keys.
+const UNPACKED_BYTES_MAX: usize = 64 << 20;
+
+/// Answers a request for a page.
+pub(super) fn answer(
+    store: &Arc<Store>,
+    fence: &dyn Fence,
+    layout: &Layout,
+    request: &proto::PageRequest,
+) -> Result<Reply, PeerError> {
+    let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
+    let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
+    let bytes_max = match request.bytes_max as usize {
+        0 => PAGE_BYTES,
+        asked => asked.min(PAGE_BYTES_MAX),
+    };
+    let failed = |error: store::Error| refused(error.reason(), error.to_string());
+    let page = {
+        let _pass = enter(fence, layout.epoch())?;
+        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
+        // A source that has lost data would be counted for what it does not know.
+        store.check_all_undamaged(&[within]).map_err(failed)?;
+        store.rows_by_token(range, cursor, bytes_max).map_err(failed)?
+    };
+    let cursor = page.cursor.clone().unwrap_or_default().into();
+    let reply = if request.sum {
+        let sum = sum_of(store, &page).map_err(failed)?;
+        proto::PageReply { cursor, sum: Some(sum), ..Default::default() }
+    } else if request.digests {
+        let keys = page.rows.into_iter().map(|(engine_key, row)| {
+            let digest = store.digest(&RawRow { row: Some(row), floor: 0 })?;
+            Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
+        });
+        let keys = keys.collect::<store::Result<_>>().map_err(failed)?;
+        proto::PageReply { keys, cursor, ..Default::default() }
+    } else {
+        let rows = page.rows.into_iter().map(|(engine_key, row)| {
+            let at = EngineKey::decode(&engine_key)?;
+            let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
+            Ok(proto::RowState { tenant_id, key, row: row.into() })
+        });
+        let rows = rows.collect::<store::Result<_>>().map_err(failed)?;
+        let reply = proto::PageReply { rows, cursor, ..Default::default() };
+        if request.packed { pack(reply) } else { reply }
+    };
+    Ok(Reply::Page(reply))
+}
+
+/// What the rows of a page add up to, under no floor.
+pub(super) fn sum_of(store: &Store, page: &RowPage) -> store::Result<proto::PageSum> {
+    let mut sum = proto::PageSum { rows: page.rows.len() as u64, digest: 0 };
+    for (engine_key, row) in &page.rows {
+        let digest = store.digest_under(row, 0)?;
+        let mut hash = Xxh3Default::new();
+        hash.update(engine_key);
+        hash.update(&digest.to_le_bytes());
+        sum.digest = sum.digest.wrapping_add(hash.digest());
+    }
+    Ok(sum)
+}
+
+/// Both together.
+pub(super) fn add(sum: &mut proto::PageSum, more: &proto::PageSum) {
+    sum.rows += more.rows;
+    sum.digest = sum.digest.wrapping_add(more.digest);
+}
+
+/// The page with its rows packed, if that is shorter.
+fn pack(page: proto::PageReply) -> proto::PageReply {
+    let rows = proto::PageReply { rows: page.rows, ..Default::default() };
+    let raw = rows.encode_to_vec();
+    let packed = lz4_flex::block::compress_prepend_size(&raw);
+    if packed.len() + packed.len() / 8 < raw.len() {
+        proto::PageReply { packed: packed.into(), cursor: page.cursor, ..Default::default() }
+    } else {
+        proto::PageReply { rows: rows.rows, cursor: page.cursor, ..Default::default() }
+    }
+}
+
+/// The rows of a page, packed or not.
+///
+/// # Errors
+/// They cannot be unpacked.
+pub(super) fn rows_of(page: &mut proto::PageReply) -> Result<Vec<proto::RowState>, String> {
+    if page.packed.is_empty() {
+        return Ok(std::mem::take(&mut page.rows));
+    }
+    let (size, block) = page.packed.split_first_chunk().ok_or("a page without its size")?;
+    let size = u32::from_le_bytes(*size) as usize;
+    if size > UNPACKED_BYTES_MAX {
+        return Err(format!("a page of {size} bytes: the limit is {UNPACKED_BYTES_MAX}"));
+    }
+    let mut raw = vec![0; size];
+    let found = lz4_flex::block::decompress_into(block, &mut raw);
+    let found = found.map_err(|error| error.to_string())?;
+    raw.truncate(found);
+    // Rows share the one buffer.
+    let page = proto::PageReply::decode(Bytes::from(raw)).map_err(|error| error.to_string())?;
+    Ok(page.rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn page(rows: &[&[u8]]) -> proto::PageReply {
+        let row = |row: &&[u8]| proto::RowState {
+            tenant_id: 1,
+            key: Bytes::from_static(b"k"),
+            row: Bytes::copy_from_slice(row),
+        };
+        let cursor = Bytes::from_static(b"on");
+        proto::PageReply { rows: rows.iter().map(row).collect(), cursor, ..Default::default() }
+    }
+
+    #[test]
+    fn rows_are_packed_only_where_that_makes_them_shorter() {
+        let same = [7_u8; 4000];
+        let mut mixed = [0_u8; 4000];
+        let mut state = 1_u64;
+        for byte in &mut mixed {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (state >> 56) as u8;
+        }
+        for (rows, is_packed) in [(&same, true), (&mixed, false)] {
+            let page = page(&[rows, rows.split_at(9).0]);
+            let mut sent = pack(page.clone());
+            assert_eq!((!sent.packed.is_empty(), sent.rows.is_empty()), (is_packed, is_packed));
+            assert_eq!(sent.cursor, page.cursor);
+            assert_eq!(rows_of(&mut sent), Ok(page.rows));
+        }
+    }
+
+    /// It comes from another node: a length that is a lie must not take the memory.
+    #[test]
+    fn a_packed_page_that_claims_too_much_is_refused() {
+        let mut packed = u32::MAX.to_le_bytes().to_vec();
+        packed.extend_from_slice(&[0; 20]);
+        let mut page = proto::PageReply { packed: packed.into(), ..Default::default() };
+        assert!(rows_of(&mut page).expect_err("too large").contains("limit"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn packed_garbage_is_refused_or_harmless(
+            bytes in prop::collection::vec(any::<u8>(), 0..200), at in any::<usize>(), to in 0..255_u8
+        ) {
+            let garbage = Bytes::from(bytes);
+            let _ = rows_of(&mut proto::PageReply { packed: garbage, ..Default::default() });
+            let mut packed = pack(page(&[&[7; 4000]])).packed.to_vec();
+            let at = at % packed.len();
+            packed[at] = to;
+            // The first bytes are a length; of a large one the test is above.
+            if at > 3 {
+                let _ = rows_of(&mut proto::PageReply { packed: packed.into(), ..Default::default() });
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Rule T4: a node says that it has merged what it will own only when it has.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::*;
+use super::cluster::*;
+use super::departures::{Drawn, drawn};
+use crate::cluster::layout::{Command, Document, MemberState};
+
+const KEYS: usize = 40;
+
+/// Three owners with some keys at ALL, and a fourth node that is to join; it hears of it.
+async fn joining(seed: u64) -> Cluster {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], seed);
+    for n in 0..KEYS {
+        cluster.put(n % 3, Level::All, put(&format!("key-{n}"), "v")).await.expect("all are up");
+    }
+    let joint = joint(&drawn(&cluster), 2);
+    cluster.commit(joint, &[0, 1, 2, 3]);
+    cluster
+}
+
+fn joint(drawn: &Drawn<'_>, epoch: u64) -> Arc<Layout> {
+    let layout = drawn.layout(epoch, &[0, 1, 2], Some(&[0, 1, 2, 3]));
+    let syncers = BTreeSet::from([id(3)]);
+    Arc::new(Layout::new(Arc::new(Document { syncers, ..Document::clone(layout.document()) })))
+}
+
+/// Lets the fourth node merge for a while; whether it says that it has.
+async fn merges(cluster: &Cluster, seconds: u32) -> bool {
+    let closing = CancellationToken::new();
+    let node = &cluster.nodes[3];
+    let (documents, transfer) = (node.departure.layout.clone(), Arc::clone(&node.transfer));
+    let progress = Arc::clone(&transfer.progress);
+    let running = tokio::spawn(duties::run(documents, progress, closing.clone(), move |layout| {
+        let transfer = Arc::clone(&transfer);
+        async move { transfer.serve(&layout).await }
+    }));
+    tokio::time::sleep(seconds * SECOND).await;
+    closing.cancel();
+    running.await.expect("it does not panic");
+    let reports = cluster.nodes[3].reports.lock();
+    reports.iter().any(|command| matches!(command, Command::Synced { .. }))
+}
+
+/// Rows of which the fourth node will be a replica, and those that it holds.
+fn owned_and_held(cluster: &Cluster) -> (usize, usize) {
+    let layout = joint(&drawn(cluster), 2);
+    let tenant = cluster.nodes[0].store.tenant("default").expect("there");
+    let (mut owned, mut held) = (0, 0);
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        let next = layout.sets_of(partition, &tenant).next.expect("joint");
+        owned += usize::from(next.contains(&id(3)));
+        held += usize::from(cluster.digests("default", &key)[3] != 0);
+    }
+    (owned, held)
+}
+
+fn sent(cluster: &Cluster, kind: &'static str) -> u64 {
+    (0..3).map(|at| cluster.world.sent_to(id(at), kind)).sum()
+}
+
+/// Rows are fetched once. That the next source holds nothing else takes a sum, not a list of keys.
+#[tokio::test(start_paused = true)]
+async fn what_all_sources_hold_is_fetched_once_and_added_up() {
+    let cluster = joining(71).await;
+    assert!(merges(&cluster, 30).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert!(owned > 0 && held == owned, "{held} of {owned}");
+    let rows = sent(&cluster, "page");
+    assert_eq!((sent(&cluster, "page digests"), sent(&cluster, "read")), (0, 0));
+    assert_eq!(sent(&cluster, "sum"), 2 * rows, "each partition beside two sources");
+}
+
+/// The end-to-end check: what got lost between the source's disk and this node's is seen before
+/// anything is said, and fetched again; all else is not.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_got_lost_on_its_way_is_fetched_before_the_receipt() {
+    let cluster = joining(72).await;
+    cluster.world.damaged_pages.store(2, Ordering::Relaxed);
+    assert!(merges(&cluster, 30).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+    assert!(sent(&cluster, "page digests") > 0);
+    assert_eq!(sent(&cluster, "read"), 2, "one for each page that a row was left out of");
+}
+
+/// A source that is behind does not match what another one has given: only what it holds and this
+/// node does not is asked of it.
+#[tokio::test(start_paused = true)]
+async fn sources_that_differ_are_all_merged() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 73);
+    for n in 0..KEYS {
+        // Each is held by one of them only.
+        cluster.world.isolate(id(n % 3), &cluster.ids());
+        cluster.put(n % 3, Level::One, put(&format!("key-{n}"), "v")).await.expect("itself");
+        cluster.world.heal();
+    }
+    let mut drawn = drawn(&cluster);
+    // Of whoever leaves all is asked: here of all of them.
+    drawn.states = (0..3).map(|at| (at, MemberState::Leaving)).collect();
+    let joint = joint(&drawn, 2);
+    cluster.commit(joint, &[0, 1, 2, 3]);
+    assert!(merges(&cluster, 60).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+}
+
+/// A source that cannot be asked is waited for, and said to be; the work goes on when it is back.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_while_a_source_is_missing() {
+    let cluster = joining(74).await;
+    cluster.world.lose(id(0), "page");
+    cluster.world.lose(id(1), "sum");
+    cluster.world.lose(id(2), "sum");
+    assert!(!merges(&cluster, 30).await);
+    assert!(cluster.nodes[3].transfer.progress.figures().waits_for.contains("rows of n"));
+}

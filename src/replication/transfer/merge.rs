@@ -1,0 +1,245 @@
+//! A partition of one source: its rows are merged, and then it is seen that they are here.
+//!
+//! ```text
+//! copy       pages of rows, in token order; joined, durable
+//! add up     both sides: rows and a digest of all of them. Equal: it is done
+//! compare    else digests by key; the rows that differ are fetched and joined,
+//!            and each of them is read back: it must change nothing to join it again
+//! ```
+//!
+//! Of a source after the first nothing is copied: what the first one had is here, so its sum is
+//! most often equal at once. Sums differ where rows were written in between, which is no fault:
+//! the comparison then says of each row by itself that it is here.
+//!
+//! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
+//!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
+//!    first row; what is fetched twice is what differs.
+//! 2. What is equal may be in memory only: whoever says that all is merged makes it durable first.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{Error, Transfer};
+use crate::cluster::NodeId;
+use crate::cluster::layout::Layout;
+use crate::cluster::peer::{Class, PeerError, Reply, Request};
+use crate::proto;
+use crate::replication::messages::MESSAGE_ROWS_MAX;
+use crate::replication::page;
+use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
+
+/// Rows as the store joins them.
+type Rows = Vec<(TenantId, Bytes, Bytes)>;
+
+/// What is merged, from whom.
+pub(super) struct From<'l> {
+    pub layout: &'l Layout,
+    pub source: NodeId,
+    pub partition: u32,
+}
+
+impl From<'_> {
+    fn tokens(&self) -> TokenRange {
+        let (start, end_inclusive) = self.layout.tokens_of(&(self.partition..=self.partition));
+        TokenRange { start, end_inclusive }
+    }
+}
+
+/// How far the rows of a source are copied.
+pub(super) enum Place {
+    /// From here on they are not.
+    Behind(Bytes),
+    /// All are, or need not be.
+    Copied,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::Behind(Bytes::new())
+    }
+}
+
+impl Transfer {
+    /// Merges what a source holds of a partition; `place` is where it was left.
+    pub(super) async fn merge(&self, from: &From<'_>, place: &mut Place) -> Result<(), Error> {
+        while let Place::Behind(cursor) = place {
+            let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
+            let mut page = self.ask_page(from, request).await?;
+            let rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
+            self.join(from, rows).await?;
+            *place = match page.cursor.is_empty() {
+                true => Place::Copied,
+                false => Place::Behind(page.cursor),
+            };
+        }
+        if self.adds_up(from).await? { Ok(()) } else { self.compare(from).await }
+    }
+
+    /// Whether both sides hold the same.
+    async fn adds_up(&self, from: &From<'_>) -> Result<bool, Error> {
+        let mut theirs = proto::PageSum::default();
+        let mut cursor = Bytes::new();
+        loop {
+            let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
+            let page = self.ask_page(from, request).await?;
+            page::add(&mut theirs, &page.sum.ok_or_else(PeerError::unexpected)?);
+            cursor = page.cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        let (store, range) = (Arc::clone(&self.store), from.tokens());
+        let bytes = self.settings.page_bytes as usize;
+        let own = self.work.run(move || own_sum(&store, range, bytes)).await;
+        Ok(own.map_err(|_| Error::Stopping)?? == theirs)
+    }
+
+    /// Sees of each row that a source holds that it is here, and fetches those that are not.
+    async fn compare(&self, from: &From<'_>) -> Result<(), Error> {
+        let mut cursor = Bytes::new();
+        loop {
+            let request = proto::PageRequest { digests: true, ..self.page_of(from, cursor) };
+            let page = self.ask_page(from, request).await?;
+            let lacking = self.lacking(page.keys).await?;
+            self.fetch(from, lacking).await?;
+            cursor = page.cursor;
+            if cursor.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn page_of(&self, from: &From<'_>, cursor: Bytes) -> proto::PageRequest {
+        let TokenRange { start: token_start, end_inclusive: token_end } = from.tokens();
+        let bytes_max = self.settings.page_bytes;
+        proto::PageRequest { token_start, token_end, cursor, bytes_max, ..Default::default() }
+    }
+
+    async fn ask_page(
+        &self,
+        from: &From<'_>,
+        request: proto::PageRequest,
+    ) -> Result<proto::PageReply, Error> {
+        match self.ask(from, Request::Page(request)).await? {
+            Reply::Page(page) => Ok(page),
+            _ => Err(PeerError::unexpected().into()),
+        }
+    }
+
+    async fn ask(&self, from: &From<'_>, request: Request) -> Result<Reply, PeerError> {
+        let (epoch, timeout) = (from.layout.epoch(), self.settings.timeout);
+        self.peers.call(from.source, Class::Background, epoch, request, timeout).await
+    }
+
+    /// Those of some rows that this node does not hold as they are elsewhere.
+    async fn lacking(&self, keys: Vec<proto::KeyDigest>) -> Result<Vec<proto::RowKey>, Error> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let store = Arc::clone(&self.store);
+        let looking = self.work.run(move || {
+            let mut lacking = Vec::new();
+            for theirs in keys {
+                let at = EngineKey::decode(&theirs.engine_key)?;
+                // A partition that is damaged here has no word on the row.
+                let own = store.raw_row(at.tenant, at.key).unwrap_or_default();
+                if store.digest(&RawRow { floor: 0, ..own })? != theirs.digest {
+                    let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
+                    lacking.push(proto::RowKey { tenant_id, key });
+                }
+            }
+            Ok(lacking)
+        });
+        looking.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Fetches rows by their keys, joins them, and sees that they are here.
+    async fn fetch(&self, from: &From<'_>, mut keys: Vec<proto::RowKey>) -> Result<(), Error> {
+        while !keys.is_empty() {
+            let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
+            let request =
+                Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
+            let answers = self.ask(from, request).await?.row_answers(asked.len())?;
+            let mut rows = Vec::with_capacity(asked.len());
+            for (key, answer) in asked.into_iter().zip(answers) {
+                match (answer.failure, answer.row) {
+                    (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    (Some(failure), _) => {
+                        let (reason, message) = (failure.reason, failure.message);
+                        return Err(PeerError::Refused { reason, message }.into());
+                    }
+                    (None, Some(row)) => {
+                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
+                    }
+                    // It was forgotten in between: a delete that all replicas had.
+                    (None, None) => {}
+                }
+            }
+            let joined = self.join(from, rows).await?;
+            let store = Arc::clone(&self.store);
+            let missing = self.work.run(move || missing(&store, &joined)).await;
+            match missing.map_err(|_| Error::Stopping)?? {
+                0 => {}
+                rows => return Err(Error::NotThere { rows }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins rows under the epoch, durably; they are given back.
+    async fn join(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<Rows, Error> {
+        if rows.is_empty() {
+            return Ok(Rows::new());
+        }
+        let count = rows.len() as u64;
+        let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
+        self.rate.take(bytes as u64).await;
+        let rows: Rows =
+            rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let (done, joined) = oneshot::channel();
+        let epoch = from.layout.epoch();
+        // Of a page that was asked for under another epoch the rows may not be this node's.
+        let begun = self.work.run(move || {
+            let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+            store.submit_rows(&rows, Box::new(move |results| drop(done.send(results))));
+            Ok::<_, Error>(rows)
+        });
+        let rows = begun.await.map_err(|_| Error::Stopping)??;
+        let results = joined.await.map_err(|_| Error::Stopping)?;
+        results.into_iter().try_for_each(|result| result)?;
+        self.progress.moved(count, bytes as u64);
+        Ok(rows)
+    }
+}
+
+/// What this node's rows of a range add up to.
+fn own_sum(store: &Store, range: TokenRange, bytes: usize) -> store::Result<proto::PageSum> {
+    let mut sum = proto::PageSum::default();
+    let mut cursor = None;
+    loop {
+        let page = store.rows_by_token(range, cursor, bytes)?;
+        page::add(&mut sum, &page::sum_of(store, &page)?);
+        match page.cursor {
+            Some(next) => cursor = Some(next),
+            None => return Ok(sum),
+        }
+    }
+}
+
+/// How many of some rows this node does not cover: joined once more they would change what is here.
+fn missing(store: &Store, rows: &Rows) -> store::Result<usize> {
+    let mut missing = 0;
+    for (tenant, key, row) in rows {
+        let own = match store.raw_row(*tenant, key) {
+            Err(store::Error::Damaged { .. }) => store.damaged_row(*tenant, key)?,
+            own => own?,
+        };
+        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+        let digest = store.digest(&own)?;
+        missing += usize::from(store.digest(&store.join_raw(own, theirs)?)? != digest);
+    }
+    Ok(missing)
+}
