@@ -95,7 +95,8 @@ pub(super) async fn catch_up(
     let mut ticks = Ticks::every(TELL_INTERVAL, closing);
     while ticks.next().await {
         let epoch = *heard.borrow_and_update();
-        if epoch > fence.epoch() {
+        // One without a cluster gets its document when it is let in.
+        if epoch > fence.epoch() && local.cluster().is_some() {
             let nodes = view.nodes();
             let ahead = |facts: &&Facts| facts.is_up && facts.epoch > fence.epoch();
             for facts in nodes.values().filter(ahead) {

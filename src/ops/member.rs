@@ -35,12 +35,12 @@ use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
 use crate::replication::anti_entropy::{self, AntiEntropy};
+use crate::replication::departure::Departure;
 use crate::replication::departure::certificate::Certificates;
-use crate::replication::departure::{self, Departure};
 use crate::replication::duties::{self, Report};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
 use crate::replication::progress::Rate;
-use crate::replication::transfer::{self, Transfer};
+use crate::replication::transfer::Transfer;
 use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
 use crate::rpc::Cluster;
 use crate::rpc::cluster::Moving;
@@ -286,7 +286,7 @@ pub(super) async fn start(
         report: Arc::clone(&report),
         fence: Arc::clone(&layout_fence),
         work: world.work,
-        settings: transfer::Settings::default(),
+        settings: world.transfer.clone(),
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
     });
@@ -301,7 +301,7 @@ pub(super) async fn start(
         hints: Arc::clone(&hints),
         certificates: Arc::clone(&moving.certificates),
         work: world.work,
-        settings: departure::Settings::default(),
+        settings: world.departure.clone(),
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
     });

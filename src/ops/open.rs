@@ -32,6 +32,7 @@ impl Proposer for ByConsensusOnly {
 pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error> {
     let dir = config.node.data_dir.clone();
     let mut engine = config.engine_options()?;
+    engine.partition_bits = world.partition_bits;
     if world.work == Work::Inline {
         engine.compaction_threads = 0;
     }

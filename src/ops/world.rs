@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::cluster::net::{Net, TokioNet};
 use crate::cluster::work::Work;
-use crate::replication::anti_entropy;
+use crate::engine;
 use crate::replication::hints::HintOptions;
+use crate::replication::{anti_entropy, departure, transfer};
 use crate::store::Environment;
 
 /// Network, files, time, chance, and where work runs. Timers are tokio's, which a simulation drives
@@ -24,6 +25,13 @@ pub struct World {
     pub hints: HintOptions,
     /// How replicas are compared.
     pub anti_entropy: anti_entropy::Settings,
+    /// How newcomers merge rows.
+    pub transfer: transfer::Settings,
+    /// How rows are given away.
+    pub departure: departure::Settings,
+    /// A cluster that is formed here has `2^partition_bits` partitions; a simulation wants few, so
+    /// that all of them have rows and a transition is over soon.
+    pub partition_bits: u32,
 }
 
 impl World {
@@ -35,6 +43,9 @@ impl World {
             work: Work::Threads,
             hints: HintOptions::default(),
             anti_entropy: anti_entropy::Settings::default(),
+            transfer: transfer::Settings::default(),
+            departure: departure::Settings::default(),
+            partition_bits: engine::Options::default().partition_bits,
         }
     }
 }

@@ -111,6 +111,11 @@ impl Worker {
         Self { number, plan, targets, recorder, dice, contexts, written: 0, again: None }
     }
 
+    /// Asks these from here on: others have come, or gone. Not none.
+    pub fn ask(&mut self, targets: Vec<Target>) {
+        self.targets = targets;
+    }
+
     /// Does one operation after a pause.
     pub async fn step(&mut self) {
         let pause_us = self.dice.below(self.plan.pause_max.as_micros() as u64);

@@ -30,14 +30,16 @@ pub struct Found {
     pub versions: Vec<Version>,
     /// Of all the row holds; 0: of nothing.
     pub digest: u64,
+    /// Where it lies in the ring.
+    pub token: u64,
 }
 
 /// Rows by tenant and key.
 pub type Rows = BTreeMap<(String, String), Found>;
 
 /// Everything the disk holds.
-pub fn rows(disk: &MemVfs, config: &Config, now_ms: u64) -> Rows {
-    let store = open(disk, config, now_ms);
+pub fn rows(disk: &MemVfs, config: &Config, partition_bits: u32, now_ms: u64) -> Rows {
+    let store = open(disk, config, partition_bits, now_ms);
     let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
     let (mut rows, mut cursor) = (Rows::new(), None);
     loop {
@@ -50,12 +52,13 @@ pub fn rows(disk: &MemVfs, config: &Config, now_ms: u64) -> Rows {
     }
 }
 
-fn open(disk: &MemVfs, config: &Config, now_ms: u64) -> Store {
+fn open(disk: &MemVfs, config: &Config, partition_bits: u32, now_ms: u64) -> Store {
     let mut options = StoreOptions {
         engine: config.engine_options().expect("they ran"),
         ..StoreOptions::default()
     };
     options.engine.compaction_threads = 0;
+    options.engine.partition_bits = partition_bits;
     let copy = Arc::new(disk.crash_clone_kill());
     let clock = ManualClock::new(now_ms);
     let environment = Environment::simulated(Arc::clone(&copy) as _, &clock, now_ms);
@@ -83,5 +86,5 @@ fn found(store: &Store, engine_key: &[u8]) -> ((String, String), Found) {
     };
     let versions = row.live().iter().filter_map(version).collect();
     let place = (tenant.name.clone(), String::from_utf8_lossy(key.key).into_owned());
-    (place, Found { versions, digest })
+    (place, Found { versions, digest, token: key.token })
 }

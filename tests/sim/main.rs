@@ -7,12 +7,22 @@
 mod autopsy;
 mod character;
 mod driver;
+mod frames;
+mod layouts;
+mod line;
 mod machine;
 mod nemesis;
+mod observer;
+mod operator;
+mod scenario;
 mod simulation;
+mod step;
+mod strikes;
 mod switch;
+mod tamper;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,6 +37,16 @@ use simulation::Simulation;
 
 /// Of each failing seed.
 const VIOLATIONS_SHOWN: usize = 3;
+
+/// The seeds that are run where nobody says which.
+const FIRST: u64 = 3;
+const SEEDS: u64 = 200;
+
+/// Every so manieth seed changes the members.
+const CHANGING: u64 = 5;
+
+/// Before the strikes in a seed's line.
+const STRUCK: &str = ", struck: ";
 
 /// Far more than a seed takes, in seconds.
 const PATIENCE_S: f64 = 300.0;
@@ -83,21 +103,45 @@ fn calm_the_harness() {
     let _ = Command::new("renice").args(["-n", "19", "-p", &id]).stdout(Stdio::null()).status();
 }
 
-/// How many nodes a seed has where nobody says it: mostly three.
-fn nodes_of(seed: u64) -> u64 {
-    number("NODES").unwrap_or(if seed.is_multiple_of(4) { 1 } else { 3 })
+/// What a seed runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    /// So many nodes, always the same.
+    Fixed(u64),
+    /// Three, and others come and go.
+    Changing,
+}
+
+impl Sort {
+    /// Where nobody says it: every fifth seed changes the members, of the others most have three.
+    fn of(seed: u64) -> Self {
+        match number("NODES") {
+            Some(nodes) => Self::Fixed(nodes),
+            None if number("CHANGES") == Some(1) || seed.is_multiple_of(CHANGING) => Self::Changing,
+            None if seed.is_multiple_of(4) => Self::Fixed(1),
+            None => Self::Fixed(3),
+        }
+    }
+
+    /// The settings that say it.
+    fn settings(self) -> (&'static str, String) {
+        match self {
+            Self::Fixed(nodes) => ("NODES", nodes.to_string()),
+            Self::Changing => ("CHANGES", "1".to_owned()),
+        }
+    }
 }
 
 /// The line with the hash of a seed, or what there is to say of its failure.
-fn run(seed: u64, nodes: u64) -> Result<String, String> {
-    let again = format!("To repeat it: make sim NODES={nodes} SEED={seed}");
-    attempt(seed, &[("NODES", &nodes.to_string())])
-        .map_err(|said| format!("{said}\nseed {seed} failed. {again}"))
+fn run(seed: u64, sort: Sort) -> Result<String, String> {
+    let (name, value) = sort.settings();
+    let again = format!("To repeat it: make sim {name}={value} SEED={seed}");
+    attempt(seed, &[(name, &value)]).map_err(|said| format!("{said}\nseed {seed} failed. {again}"))
 }
 
 /// The same for one that must succeed.
-fn run_well(seed: u64, nodes: u64) -> String {
-    run(seed, nodes).unwrap_or_else(|said| panic!("{said}"))
+fn run_well(seed: u64, sort: Sort) -> String {
+    run(seed, sort).unwrap_or_else(|said| panic!("{said}"))
 }
 
 #[test]
@@ -108,11 +152,20 @@ fn one_seed() {
         Ok("os") => SyncMode::Os,
         _ => SyncMode::Always,
     };
-    let nodes = nodes_of(seed) as usize;
+    let sort = Sort::of(seed);
+    let (nodes, changes) = match sort {
+        Sort::Fixed(nodes) => (nodes as usize, None),
+        Sort::Changing => (scenario::FOUNDERS, Some(seed / CHANGING)),
+    };
+    if let Some(level) = std::env::var("LOG").ok().and_then(|level| level.parse().ok()) {
+        // A filter that hashes would change the order of what nodes hash after it.
+        let level: tracing_subscriber::filter::LevelFilter = level;
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).init();
+    }
     mad_turmoil::rand::set_rng(StdRng::seed_from_u64(seed));
     let clocks = mad_turmoil::time::SimClocksGuard::init();
     let faults_for = Duration::from_secs(number("SECONDS").unwrap_or(8));
-    let simulation = Simulation { seed, nodes, clients: 3, faults_for, sync_mode };
+    let simulation = Simulation { seed, nodes, changes, clients: 3, faults_for, sync_mode };
     // A thread of its own: what this one has hashed before was keyed by real chance.
     let run = std::thread::spawn(move || simulation.run()).join();
     drop(clocks);
@@ -126,8 +179,11 @@ fn one_seed() {
     }
     let violations = checker::check(&run.history);
     violations.iter().take(VIOLATIONS_SHOWN).for_each(|one| show(&run.history, one));
-    assert!(violations.is_empty(), "seed {seed}: {} promises were broken", violations.len());
-    println!("trace of {} ({nodes} nodes): {}", seed, summary(&run));
+    run.outcome.broken.iter().for_each(|broken| println!("{broken}"));
+    let broken = violations.len() + run.outcome.broken.len();
+    assert!(broken == 0, "seed {seed}: {broken} promises were broken");
+    let (name, value) = sort.settings();
+    println!("trace of {seed} ({name}={value}): {}", summary(&run));
 }
 
 fn summary(run: &simulation::Run) -> String {
@@ -141,7 +197,12 @@ fn summary(run: &simulation::Run) -> String {
         _ => None,
     });
     let after_ms = agreed_us.zip(mended_us).map_or(0, |(agreed, mended)| (agreed - mended) / 1000);
-    format!("{:016x}, {} events, equal after {after_ms} ms", run.hash, run.history.len())
+    let mut text =
+        format!("{:016x}, {} events, equal after {after_ms} ms", run.hash, run.history.len());
+    if !run.outcome.dealt.is_empty() {
+        text += &format!("{STRUCK}{}", run.outcome.dealt.join(" "));
+    }
+    text
 }
 
 /// Holds what was asked of one replica to what a majority promises.
@@ -172,10 +233,10 @@ fn show(history: &[Event], violation: &Violation) {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_twice_and_another_seed_another() {
-    for nodes in [1, 3] {
-        let first = run_well(1, nodes);
-        assert_eq!(first, run_well(1, nodes));
-        assert_ne!(first, run_well(2, nodes));
+    for sort in [Sort::Fixed(1), Sort::Fixed(3), Sort::Changing] {
+        let first = run_well(1, sort);
+        assert_eq!(first, run_well(1, sort));
+        assert_ne!(first, run_well(2, sort));
     }
 }
 
@@ -183,19 +244,24 @@ fn the_same_seed_gives_the_same_trace_twice_and_another_seed_another() {
 /// `MINUTES`.
 #[test]
 fn no_seed_breaks_a_promise() {
-    let (first, seeds) = (number("FIRST").unwrap_or(3), number("SEEDS").unwrap_or(200));
+    let (first, seeds) = (number("FIRST").unwrap_or(FIRST), number("SEEDS").unwrap_or(SEEDS));
     let end_s = uptime_s() + 60.0 * number("MINUTES").unwrap_or(10) as f64;
     calm_the_harness();
     let (next, done) = (AtomicU64::new(first), AtomicU64::new(0));
-    let failed = Mutex::new(Vec::new());
+    let (failed, dealt) = (Mutex::new(Vec::new()), Mutex::new(BTreeSet::new()));
     let work = || {
         while uptime_s() < end_s {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + seeds {
                 break;
             }
-            match run(seed, nodes_of(seed)) {
-                Ok(line) => println!("seed {line}"),
+            match run(seed, Sort::of(seed)) {
+                Ok(line) => {
+                    if let Some((_, strikes)) = line.split_once(STRUCK) {
+                        dealt.lock().extend(strikes.split(' ').map(str::to_owned));
+                    }
+                    println!("seed {line}");
+                }
                 Err(said) => {
                     println!("{said}");
                     failed.lock().push(seed);
@@ -212,8 +278,29 @@ fn no_seed_breaks_a_promise() {
     });
     let (done, failed) = (done.into_inner(), failed.into_inner());
     println!("{done} of {seeds} seeds run, {} failed: {failed:?}", failed.len());
+    let complete = (first, seeds) == (FIRST, SEEDS) && done == seeds;
+    check_strikes(&dealt.into_inner(), complete);
     assert!(failed.is_empty(), "promises were broken by the seeds {failed:?}");
     assert!(done > 0 || seeds == 0, "no seed was run in the time given");
+}
+
+/// Of the wanted strikes, how many all seeds together must deal: which ones do depends on timing.
+const STRIKES_MIN_PERCENT: usize = 70;
+
+/// Shows which participants of which transitions were struck at which steps; `complete` seeds must
+/// have dealt most.
+fn check_strikes(dealt: &BTreeSet<String>, complete: bool) {
+    let wanted: Vec<String> = scenario::all_strikes().iter().map(ToString::to_string).collect();
+    let missed: Vec<&String> = wanted.iter().filter(|strike| !dealt.contains(*strike)).collect();
+    println!(
+        "{} of {} strikes were dealt (transition/participant/step), and {} others",
+        wanted.len() - missed.len(),
+        wanted.len(),
+        dealt.iter().filter(|strike| !wanted.contains(strike)).count(),
+    );
+    println!("missed: {missed:?}");
+    let dealt_percent = 100 - 100 * missed.len() / wanted.len();
+    assert!(dealt_percent >= STRIKES_MIN_PERCENT || !complete, "nobody was struck at {missed:?}");
 }
 
 /// That a run with these settings breaks one of these promises: a simulation that convicts nobody

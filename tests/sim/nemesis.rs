@@ -23,6 +23,8 @@ impl fmt::Display for Links {
 pub enum Fault {
     /// A node is killed (`kill -9`), or its machine loses power, after so many steps.
     Stop { node: usize, steps: u64, power_loss: Option<u64> },
+    /// A node's disk fails all writes and syncs after so many, until it is started again.
+    FailDisk { node: usize, skip: u64, power_loss: u64 },
     /// The node is started again.
     Restart(usize),
     /// Nothing passes.
@@ -39,6 +41,9 @@ pub enum Fault {
     Mend(Links),
     /// A node's time of day is wrong by so many milliseconds.
     Clock(usize, i64),
+    /// Messages that a node sends to others come twice, late or not at all, with a chance of so
+    /// many per 10,000.
+    Tamper(usize, u64),
     /// Each message breaks its link for a while, with a chance of so many per 10,000.
     Loss(u32),
     /// From here on nothing is wrong any more.
@@ -54,6 +59,9 @@ impl fmt::Display for Fault {
             Self::Stop { node, steps, power_loss: Some(_) } => {
                 write!(f, "power loss at n{node} after {steps} steps")
             }
+            Self::FailDisk { node, skip, .. } => {
+                write!(f, "the disk of n{node} fails after {skip} writes")
+            }
             Self::Restart(node) => write!(f, "restart n{node}"),
             Self::Cut(links) => write!(f, "cut {links}"),
             Self::CutFrom(links) => write!(f, "cut from {links}"),
@@ -62,6 +70,9 @@ impl fmt::Display for Fault {
             Self::Slow(links, time) => write!(f, "slow {links}: {time:?}"),
             Self::Mend(links) => write!(f, "mend {links}"),
             Self::Clock(node, ms) => write!(f, "clock of n{node} wrong by {ms} ms"),
+            Self::Tamper(node, of_10_000) => {
+                write!(f, "messages of n{node} come twice, late or never: {of_10_000} in 10000")
+            }
             Self::Loss(of_10_000) => write!(f, "loss of {of_10_000} in 10000"),
             Self::MendAll => write!(f, "mend all"),
         }
@@ -76,6 +87,8 @@ pub type Planned = (Duration, Fault);
 pub struct Stage {
     pub nodes: usize,
     pub clients: usize,
+    /// Whether there is an operator.
+    pub operated: bool,
     /// How wrong a clock may be.
     pub clock_jump_ms_max: u64,
 }
@@ -84,7 +97,8 @@ impl Stage {
     /// All hosts, nodes first.
     pub fn hosts(&self) -> Vec<String> {
         let nodes = (0..self.nodes).map(|number| format!("n{number}"));
-        nodes.chain((0..self.clients).map(|number| format!("c{number}"))).collect()
+        let clients = (0..self.clients).map(|number| format!("c{number}"));
+        nodes.chain(clients).chain(self.operated.then(|| "op".to_owned())).collect()
     }
 
     /// Draws faults for `time`; all of them are over at its end.
@@ -116,7 +130,13 @@ impl Stage {
                 // A loaded node takes some thousand steps a second.
                 let steps = dice.below(1 << dice.below(10));
                 let power_loss = dice.percent(50).then(|| dice.next());
-                planned.push((at, Fault::Stop { node, steps, power_loss }));
+                let fault = match power_loss {
+                    Some(power_loss) if dice.percent(20) => {
+                        Fault::FailDisk { node, skip: steps / 8, power_loss }
+                    }
+                    _ => Fault::Stop { node, steps, power_loss },
+                };
+                planned.push((at, fault));
                 planned.push((end, Fault::Restart(node)));
             }
         }
@@ -134,7 +154,7 @@ impl Stage {
         planned: &mut Vec<Planned>,
     ) {
         let links = self.links(dice, node);
-        let fault = match dice.below(60) {
+        let fault = match dice.below(68) {
             0..10 => Fault::Cut(links.clone()),
             10..18 => Fault::CutFrom(links.clone()),
             18..26 => Fault::CutTo(links.clone()),
@@ -145,6 +165,10 @@ impl Stage {
                 let wrong_ms = dice.below(range_ms) as i64 - self.clock_jump_ms_max as i64;
                 planned.push((at, Fault::Clock(node, wrong_ms)));
                 return planned.push((end, Fault::Clock(node, 0)));
+            }
+            54..62 => {
+                planned.push((at, Fault::Tamper(node, 50 << dice.below(6))));
+                return planned.push((end, Fault::Tamper(node, 0)));
             }
             _ => {
                 planned.push((at, Fault::Loss(20)));

@@ -1,5 +1,6 @@
 //! A cluster, its clients and its misfortune in one thread.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,13 @@ use tonic::Code;
 use turmoil::{Builder, Sim};
 
 use crate::character::Character;
-use crate::driver::{Driver, World};
-use crate::machine::{Machine, SimTime, small};
+use crate::driver::{Driver, Outcome, World};
+use crate::machine::{Machine, Parts, SimTime, small};
 use crate::nemesis::{Planned, Stage};
+use crate::observer::Observer;
+use crate::operator::{Desk, Operator};
+use crate::scenario::{FOUNDERS, MACHINES, Scenario};
+use crate::strikes::Strikes;
 use crate::wire::SimNet;
 
 /// Messages arrive, and timers end, at multiples of this.
@@ -27,11 +32,24 @@ pub const TICK: Duration = Duration::from_millis(1);
 /// Between two hosts of which nothing else is said.
 pub const LATENCY: Duration = Duration::from_millis(2);
 
+/// A cluster's members are few, and so are its partitions, where they change; else as many as ever.
+const PARTITION_BITS: [u32; 2] = [10, 4];
+/// Runs in which members change are long.
+const CHANGING_PAUSE_MAX: Duration = Duration::from_millis(120);
+/// Where chance of a run's parts comes from.
+const SCENARIO_DICE: u64 = 1 << 32;
+const OPERATOR_DICE: u64 = 2 << 32;
+const STRIKE_DICE: u64 = 3 << 32;
+const DRIVER_DICE: u64 = 4 << 32;
+
 /// What a run is made of. All else comes from the seed.
 #[derive(Clone, Debug)]
 pub struct Simulation {
     pub seed: u64,
+    /// Those that form the cluster.
     pub nodes: usize,
+    /// Whether its members change: which run of this sort it is.
+    pub changes: Option<u64>,
     pub clients: usize,
     /// How long things go wrong.
     pub faults_for: Duration,
@@ -43,6 +61,8 @@ pub struct Run {
     pub history: Vec<Event>,
     /// Of the whole history, the faults among it, in order.
     pub hash: u64,
+    /// What no client sees.
+    pub outcome: Outcome,
 }
 
 /// Where a run is.
@@ -62,21 +82,30 @@ pub enum Phase {
     Over,
 }
 
-/// The phase, which driver and clients share.
+/// The phase, which driver and clients share, and whom clients ask.
 #[derive(Clone)]
-pub struct Progress(Arc<Mutex<Phase>>);
+pub struct Progress(Arc<Mutex<(Phase, Vec<usize>)>>);
 
 impl Progress {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Phase::Forming)))
+        Self(Arc::new(Mutex::new((Phase::Forming, Vec::new()))))
     }
 
     pub fn phase(&self) -> Phase {
-        *self.0.lock()
+        self.0.lock().0
     }
 
     pub fn enter(&self, phase: Phase) {
-        *self.0.lock() = phase;
+        self.0.lock().0 = phase;
+    }
+
+    /// Has clients ask these nodes.
+    pub fn ask(&self, nodes: Vec<usize>) {
+        self.0.lock().1 = nodes;
+    }
+
+    pub fn asked(&self) -> Vec<usize> {
+        self.0.lock().1.clone()
     }
 }
 
@@ -95,32 +124,61 @@ impl Simulation {
             .build();
         let dice = Dice::new(self.seed, 0);
         let character = Character::draw(&dice);
+        let scenario =
+            self.changes.map(|nth| Scenario::draw(&Dice::new(self.seed, SCENARIO_DICE), nth));
+        let observer = Observer::default();
+        let count = if scenario.is_some() { MACHINES } else { self.nodes };
         let machine = |number| {
-            let config = small(number, self.nodes, self.sync_mode);
-            Arc::new(Machine::new(config, &character, &dice, time.clone()))
+            let mut config = small(number, self.nodes, self.sync_mode);
+            if scenario.as_ref().is_some_and(|scenario| scenario.zones) {
+                config.node.zone = format!("z{}", number % FOUNDERS);
+            }
+            let partition_bits = PARTITION_BITS[usize::from(scenario.is_some())];
+            let (observer, time) = (observer.clone(), time.clone());
+            let parts = Parts { number, config, partition_bits, observer, time };
+            Arc::new(Machine::new(parts, &character, &dice))
         };
-        let machines: Vec<_> = (0..self.nodes).map(machine).collect();
+        let machines: Vec<_> = (0..count).map(machine).collect();
         for machine in &machines {
             let machine = Arc::clone(machine);
             sim.host(machine.name.clone(), move || Arc::clone(&machine).run());
         }
         let progress = Progress::new();
+        progress.ask((0..self.nodes).collect());
         self.add_clients(&mut sim, &character, &recorder, &progress);
-        let (nodes, clients) = (self.nodes, self.clients);
-        let stage = Stage { nodes, clients, clock_jump_ms_max: character.clock_jump_ms_max };
-        let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
-        let world = World { sim, machines, hosts: stage.hosts(), time };
-        Driver::new(world, &character, Arc::clone(&recorder), progress).run(faults);
-        Run { history: recorder.finish().expect("kept in memory"), hash: recorder.hash() }
-    }
-
-    fn targets(&self) -> Vec<Target> {
-        let target = |number| {
-            let name = format!("n{number}");
-            let endpoint = format!("http://{name}:8080");
-            Target::new(name, Box::new(move || connect(endpoint.clone())))
+        let desk = scenario.as_ref().map(|scenario| {
+            let desk = Desk::default();
+            let tasks = scenario.tasks.clone();
+            let dice = Dice::new(self.seed, OPERATOR_DICE);
+            let progress = progress.clone();
+            let operator = Operator { desk: desk.clone(), tasks, progress, dice };
+            add_operator(&mut sim, operator);
+            desk
+        });
+        let operated = desk.is_some();
+        let stage = Stage {
+            nodes: count,
+            clients: self.clients,
+            operated,
+            clock_jump_ms_max: character.clock_jump_ms_max,
         };
-        (0..self.nodes).map(target).collect()
+        let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
+        let strikes = scenario.map(|scenario| scenario.strikes).unwrap_or_default();
+        let world = World {
+            sim,
+            machines,
+            hosts: stage.hosts(),
+            time,
+            observer,
+            desk,
+            strikes: Strikes::new(Dice::new(self.seed, STRIKE_DICE), strikes),
+            dice: Dice::new(self.seed, DRIVER_DICE),
+        };
+        let idle: BTreeSet<usize> = (self.nodes..count).collect();
+        let driver = Driver::new(world, idle, &character, Arc::clone(&recorder), progress);
+        let outcome = driver.run(faults);
+        let history = recorder.finish().expect("kept in memory");
+        Run { history, hash: recorder.hash(), outcome }
     }
 
     fn add_clients(
@@ -130,7 +188,13 @@ impl Simulation {
         recorder: &Arc<Recorder>,
         progress: &Progress,
     ) {
-        let plan = Arc::new(character.plan());
+        let mut plan = character.plan();
+        if self.changes.is_some() {
+            // Of most partitions some row.
+            plan.keys += 10;
+            plan.pause_max = plan.pause_max.max(CHANGING_PAUSE_MAX);
+        }
+        let plan = Arc::new(plan);
         let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
         for (name, mode) in &plan.tenants {
             recorder.event(Event::Tenant { name: name.clone(), mode: *mode, replicas });
@@ -144,8 +208,13 @@ impl Simulation {
                     progress.enter(Phase::Work);
                 }
                 let id = u32::try_from(number).expect("few clients");
-                let mut worker = Worker::new(id, plan, this.targets(), recorder, this.seed);
+                let mut asked = progress.asked();
+                let mut worker = Worker::new(id, plan, targets(&asked), recorder, this.seed);
                 loop {
+                    if asked != progress.asked() {
+                        asked = progress.asked();
+                        worker.ask(targets(&asked));
+                    }
                     match progress.phase() {
                         Phase::Work | Phase::Encore => worker.step().await,
                         Phase::LastReads if number == 0 => {
@@ -163,7 +232,40 @@ impl Simulation {
     }
 }
 
-fn connect(endpoint: String) -> Client {
+/// A host that gets the members to where they are wanted, and then waits for the others.
+fn add_operator(sim: &mut Sim<'_>, operator: Operator) {
+    let progress = operator.progress.clone();
+    sim.client("op", async move {
+        let over = async {
+            while progress.phase() != Phase::Over {
+                tokio::time::sleep(10 * TICK).await;
+            }
+        };
+        let work = async {
+            while progress.phase() == Phase::Forming {
+                tokio::time::sleep(10 * TICK).await;
+            }
+            operator.work().await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = over => {}
+            () = work => {}
+        }
+        Ok(())
+    });
+}
+
+fn targets(nodes: &[usize]) -> Vec<Target> {
+    let target = |number| {
+        let name = format!("n{number}");
+        let endpoint = format!("http://{name}:8080");
+        Target::new(name, Box::new(move || connect(endpoint.clone())))
+    };
+    nodes.iter().map(target).collect()
+}
+
+pub fn connect(endpoint: String) -> Client {
     let options = Options {
         endpoints: vec![endpoint],
         timeout: Duration::from_secs(2),

@@ -1,16 +1,20 @@
-//! turmoil's network behind the node's own trait, with the machine's switch in its wires.
+//! turmoil's network behind the node's own trait, with the machine's switch in its wires, and with
+//! what befalls messages between nodes.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use pairdb::cluster::net::{Listener, Net, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use turmoil::net::{TcpListener, TcpStream};
 
+use crate::line::{End, Line, Peering};
+use crate::machine::PEER_PORT;
+use crate::step::Step;
 use crate::switch::Switch;
 
 /// The simulated network, as the host sees it that calls.
@@ -18,21 +22,35 @@ use crate::switch::Switch;
 pub struct SimNet {
     /// Of the machine; one that nobody arms does nothing.
     pub switch: Switch,
+    /// Of a node.
+    pub peering: Option<Peering>,
 }
 
 impl SimNet {
-    fn wire(&self, stream: TcpStream) -> Box<dyn Stream> {
-        Box::new(Wire { stream, switch: self.switch.clone() })
+    fn wire(&self, stream: TcpStream, end: Option<End>) -> io::Result<Box<dyn Stream>> {
+        let line = match (&self.peering, end) {
+            (Some(peering), Some(end)) => {
+                let asker = match &end {
+                    End::Asks { .. } => stream.local_addr()?,
+                    End::Answers => stream.peer_addr()?,
+                };
+                Some(Line::new(peering.clone(), end, asker))
+            }
+            _ => None,
+        };
+        Ok(Box::new(Wire { stream, line, switch: self.switch.clone() }))
     }
 }
 
 #[tonic::async_trait]
 impl Net for SimNet {
     async fn connect(&self, address: &str) -> io::Result<Box<dyn Stream>> {
-        if !self.switch.step() {
+        if !self.switch.step(Step::Bytes) {
             return std::future::pending().await;
         }
-        Ok(self.wire(TcpStream::connect(address).await?))
+        let stream = TcpStream::connect(address).await?;
+        let is_peer = stream.peer_addr()?.port() == PEER_PORT;
+        self.wire(stream, is_peer.then(|| End::asks(address)))
     }
 
     async fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {
@@ -44,7 +62,26 @@ impl Net for SimNet {
 /// A connection of a machine: silent once that has stopped.
 struct Wire {
     stream: TcpStream,
+    line: Option<Line>,
     switch: Switch,
+}
+
+impl Wire {
+    /// Sends what the line has ready.
+    fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(line) = &mut self.line else { return Poll::Ready(Ok(())) };
+        line.release(context);
+        while !line.ready.is_empty() {
+            let sent = Pin::new(&mut self.stream).poll_write(context, &line.ready);
+            let sent = ready!(sent)?;
+            line.ready.drain(..sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.switch.stopped().is_some()
+    }
 }
 
 impl AsyncRead for Wire {
@@ -53,10 +90,14 @@ impl AsyncRead for Wire {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.switch.is_stopped() {
-            true => Poll::Pending,
-            false => Pin::new(&mut self.stream).poll_read(context, buffer),
+        if self.has_stopped() {
+            return Poll::Pending;
         }
+        // What was held up goes when its time has come, also when nothing else is sent.
+        if let Poll::Ready(Err(error)) = self.send(context) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -66,18 +107,40 @@ impl AsyncWrite for Wire {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.switch.step() {
-            true => Pin::new(&mut self.stream).poll_write(context, bytes),
-            false => Poll::Pending,
+        if self.has_stopped() {
+            return Poll::Pending;
         }
+        ready!(self.send(context))?;
+        let this = &mut *self;
+        let Some(line) = &mut this.line else {
+            return match this.switch.step(Step::Bytes) {
+                true => Pin::new(&mut this.stream).poll_write(context, bytes),
+                false => Poll::Pending,
+            };
+        };
+        let pieces = line.read(bytes);
+        let steps: Vec<Step> = pieces.iter().map(|piece| piece.step()).collect();
+        if !this.switch.steps(&steps) {
+            return Poll::Pending;
+        }
+        line.put(pieces);
+        if let Poll::Ready(Err(error)) = self.send(context) {
+            return Poll::Ready(Err(error));
+        }
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.has_stopped() {
+            return Poll::Pending;
+        }
+        ready!(self.send(context))?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.switch.step() {
+        ready!(self.as_mut().poll_flush(context))?;
+        match self.switch.step(Step::Bytes) {
             true => Pin::new(&mut self.stream).poll_shutdown(context),
             false => Poll::Pending,
         }
@@ -107,8 +170,11 @@ impl Listener for SimListener {
             let listener = Arc::clone(listener);
             Box::pin(async move { listener.accept().await })
         });
-        let accepted = std::task::ready!(accepting.as_mut().poll(context));
+        let accepted = ready!(accepting.as_mut().poll(context));
         self.accepting = None;
-        Poll::Ready(accepted.map(|(stream, from)| (self.net.wire(stream), from)))
+        let (stream, from) = accepted?;
+        let is_peer = stream.local_addr()?.port() == PEER_PORT;
+        let wire = self.net.wire(stream, is_peer.then_some(End::Answers))?;
+        Poll::Ready(Ok((wire, from)))
     }
 }

@@ -57,6 +57,7 @@ impl Formation {
             return Ok(entered);
         }
         let mut rounds = 0;
+        let mut said = None;
         loop {
             let next_poll = Instant::now() + self.options.poll;
             let waits_for;
@@ -74,6 +75,10 @@ impl Formation {
                     Round::Waiting(why) => waits_for = why,
                 }
             }
+            if waits_for != said {
+                tracing::info!(why = waits_for, "no cluster yet");
+                said.clone_from(&waits_for);
+            }
             if next_poll >= deadline {
                 let last = waits_for.unwrap_or_else(|| {
                     let expect = self.options.bootstrap_expect;
@@ -89,17 +94,19 @@ impl Formation {
     fn resume(&self) -> store::Result<Option<Entered>> {
         let committed = self.promises.current().filter(|promise| promise.committed);
         let document = self.fence.document();
+        // One that it is not in says that there is a cluster, and not that the node is of it.
+        let is_member = document.members.contains_key(&self.me);
         if let Some(cluster_id) = self.identity.cluster_id() {
             let founding = committed.filter(|promise| promise.cluster_id == cluster_id);
             return match founding {
-                _ if document.epoch > 0 => Ok(Some(Entered::Member { cluster_id })),
+                _ if is_member => Ok(Some(Entered::Member { cluster_id })),
                 Some(promise) => Ok(Some(founder(promise))),
+                None if document.epoch > 0 => Ok(None),
                 // Who joins has its document before its cluster.
                 None => Err(self.fence.missing()),
             };
         }
-        // One that does not name this node came by hearsay, while it was still asking.
-        if document.members.contains_key(&self.me) {
+        if is_member {
             self.identity.assign_cluster(document.cluster_id)?;
             return Ok(Some(Entered::Member { cluster_id: document.cluster_id }));
         }
@@ -109,7 +116,7 @@ impl Formation {
         let invalid = |what, why| store::Error::InvalidArgument { what, why };
         self.member.validate().map_err(|why| invalid("this node as a member", why))?;
         let alone = self.options.bootstrap_expect <= 1 && self.options.seeds.is_empty();
-        if alone && self.promises.current().is_none() {
+        if alone && self.promises.current().is_none() && document.epoch == 0 {
             let promise = Promise {
                 id: self.mint_id()?,
                 cluster_id: self.mint()?,

@@ -558,6 +558,22 @@ async fn a_node_whose_admission_was_not_heard_asks_again() {
     assert_eq!(Some(node.enter(10).await.unwrap()), first.identity.cluster_id());
 }
 
+/// It heard of the cluster's document before it was let in, and was started anew: seed 20 of the
+/// simulation, where it took itself for a member and waited for ever.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_knows_a_document_it_is_not_in_asks_to_be_let_in() {
+    let world = World::new();
+    let first = one_node_cluster(&world).await;
+    let vfs = MemVfs::new();
+    let node = world.start(2, &vfs, options(1, [1]));
+    node.group().await.unwrap();
+    node.fence.adopt(&first.fence.document()).unwrap();
+    node.stop().await;
+    let again = world.start(2, &vfs, options(1, [1]));
+    assert_eq!(Some(again.enter(10).await.unwrap()), first.identity.cluster_id());
+    assert!(first.fence.document().members.contains_key(&id(2)));
+}
+
 /// A cluster is not had without a document: its epoch was answered by, and must not fall.
 #[tokio::test(start_paused = true)]
 async fn a_document_that_is_missing_on_a_member_is_corruption() {
