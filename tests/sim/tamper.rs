@@ -36,6 +36,9 @@ pub enum Fate {
     Lost,
 }
 
+/// As they were sent, oldest first.
+type Requests = Vec<Vec<u8>>;
+
 /// Of one process.
 #[derive(Clone)]
 pub struct Tamper(Arc<Inner>);
@@ -44,7 +47,7 @@ struct Inner {
     dice: Dice,
     chance: Chance,
     /// Whole requests, by the address and the class of work they went to.
-    kept: Mutex<BTreeMap<(String, u32), Vec<Vec<u8>>>>,
+    kept: Mutex<BTreeMap<(String, u32), Requests>>,
     strange: AtomicU64,
 }
 
