@@ -482,8 +482,19 @@ impl Cluster {
 
     /// Asks a node directly.
     pub async fn ask(&self, at: usize, epoch: u64, request: Request) -> Result<Reply, PeerError> {
+        self.ask_as(NodeId(99), at, epoch, request).await
+    }
+
+    /// The same, as `from`.
+    pub async fn ask_as(
+        &self,
+        from: NodeId,
+        at: usize,
+        epoch: u64,
+        request: Request,
+    ) -> Result<Reply, PeerError> {
         let handler = self.world.handlers.lock().get(&id(at)).cloned();
-        handler.expect("started").handle(NodeId(99), epoch, request, SECOND).await
+        handler.expect("started").handle(from, epoch, request, SECOND).await
     }
 
     /// The digests of a key on all nodes.

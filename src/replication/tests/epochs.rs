@@ -3,6 +3,7 @@
 
 use super::super::*;
 use super::cluster::*;
+use super::departures::drawn;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto;
 use crate::store::Outcome;
@@ -163,11 +164,14 @@ async fn a_forwarded_write_is_not_forwarded_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_are_answered() {
-    let cluster = Cluster::new(3, 40);
+async fn pages_are_answered_to_who_will_own_the_rows() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 40);
     for n in 0..20 {
         cluster.put(0, Level::All, put(&format!("key-{n}"), "v")).await.expect("three are up");
     }
+    // All of them go from the third node to the fourth.
+    let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
+    cluster.commit(joint, &[0, 1, 2, 3]);
     let (mut cursor, mut rows) = (bytes::Bytes::new(), 0);
     loop {
         let page = proto::PageRequest {
@@ -177,7 +181,12 @@ async fn pages_are_answered() {
             bytes_max: 100,
             ..Default::default()
         };
-        let Ok(Reply::Page(page)) = cluster.ask(1, 1, Request::Page(page)).await else {
+        let request = Request::Page(page.clone());
+        let Ok(Reply::Page(nothing)) = cluster.ask_as(id(0), 1, 2, request).await else {
+            panic!("a page")
+        };
+        assert!(nothing.rows.is_empty(), "it merges nothing");
+        let Ok(Reply::Page(page)) = cluster.ask_as(id(3), 1, 2, Request::Page(page)).await else {
             panic!("a page")
         };
         rows += page.rows.len();

@@ -32,18 +32,23 @@ fn joint(drawn: &Drawn<'_>, epoch: u64) -> Arc<Layout> {
 
 /// Lets the fourth node merge for a while; whether it says that it has.
 async fn merges(cluster: &Cluster, seconds: u32) -> bool {
+    node_merges(cluster, 3, async { tokio::time::sleep(seconds * SECOND).await }).await
+}
+
+/// Lets a node merge while something else goes on; whether it says that it has.
+async fn node_merges(cluster: &Cluster, at: usize, meanwhile: impl Future<Output = ()>) -> bool {
     let closing = CancellationToken::new();
-    let node = &cluster.nodes[3];
+    let node = &cluster.nodes[at];
     let (documents, transfer) = (node.departure.layout.clone(), Arc::clone(&node.transfer));
     let progress = Arc::clone(&transfer.progress);
     let running = tokio::spawn(duties::run(documents, progress, closing.clone(), move |layout| {
         let transfer = Arc::clone(&transfer);
         async move { transfer.serve(&layout).await }
     }));
-    tokio::time::sleep(seconds * SECOND).await;
+    meanwhile.await;
     closing.cancel();
     running.await.expect("it does not panic");
-    let reports = cluster.nodes[3].reports.lock();
+    let reports = node.reports.lock();
     reports.iter().any(|command| matches!(command, Command::Synced { .. }))
 }
 
@@ -121,4 +126,37 @@ async fn nothing_is_said_while_a_source_is_missing() {
     cluster.world.lose(id(2), "sum");
     assert!(!merges(&cluster, 30).await);
     assert!(cluster.nodes[3].transfer.progress.figures().waits_for.contains("rows of n"));
+}
+
+/// A node owns the rows of a tenant with three replicas, and not those of one with a single replica
+/// in the same partition. What of these its sources still hold it neither gets nor is asked to
+/// compare: nobody would wait for it to give them back, and the source does not read them out.
+#[tokio::test(start_paused = true)]
+async fn rows_that_a_node_will_not_own_are_not_merged() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 75);
+    let tenant = cluster.nodes[0].store.tenant("lww").expect("there");
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        cluster.put(n % 3, Level::All, put(&key, "v")).await.expect("all are up");
+        cluster.write(0, "lww", Level::All, put(&key, "v")).await.expect("all are up");
+        // What was left behind differs from what the owner has.
+        cluster.nodes[n % 3].store.write("lww", put(&key, "w")).expect("itself");
+    }
+    let mut document = Document::clone(joint(&drawn(&cluster), 2).document());
+    document.tenants.get_mut(&tenant.id).expect("there").replication_factor = 1;
+    let layout = Arc::new(Layout::new(Arc::new(document)));
+    cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
+    assert!(merges(&cluster, 60).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert!(owned > 0 && held == owned, "{held} of {owned}");
+    let mut owned = 0;
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        let sets = layout.sets_of(partition, &tenant);
+        let holds = cluster.digests("lww", &key)[3] != 0;
+        assert_eq!(holds, sets.contains(id(3)), "{key}");
+        owned += usize::from(holds);
+    }
+    assert!(owned > 0);
 }

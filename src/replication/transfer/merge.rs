@@ -14,7 +14,8 @@
 //! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
 //!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
 //!    first row; what is fetched twice is what differs.
-//! 2. What is equal may be in memory only: whoever says that all is merged makes it durable first.
+//! 2. Only rows that this node is to merge from that source are joined, whatever it sends.
+//! 3. What is equal may be in memory only: whoever says that all is merged makes it durable first.
 
 use std::sync::Arc;
 
@@ -67,7 +68,12 @@ impl Transfer {
         while let Place::Behind(cursor) = place {
             let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
             let mut page = self.ask_page(from, request).await?;
-            let rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
+            let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
+            let mut merged = self.merged(from);
+            rows.retain(|row| {
+                let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
+                tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
+            });
             self.join(from, rows).await?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied,
@@ -92,7 +98,11 @@ impl Transfer {
         }
         let (store, range) = (Arc::clone(&self.store), from.tokens());
         let bytes = self.settings.page_bytes as usize;
-        let own = self.work.run(move || own_sum(&store, range, bytes)).await;
+        let (layout, source, node) = (from.layout.clone(), from.source, self.node);
+        let own = self.work.run(move || {
+            own_sum(&store, range, bytes, &mut page::Merged::new(&layout, source, node))
+        });
+        let own = own.await;
         Ok(own.map_err(|_| Error::Stopping)?? == theirs)
     }
 
@@ -101,7 +111,9 @@ impl Transfer {
         let mut cursor = Bytes::new();
         loop {
             let request = proto::PageRequest { digests: true, ..self.page_of(from, cursor) };
-            let page = self.ask_page(from, request).await?;
+            let mut page = self.ask_page(from, request).await?;
+            let mut merged = self.merged(from);
+            page.keys.retain(|one| merged.has_key(&one.engine_key));
             let lacking = self.lacking(page.keys).await?;
             self.fetch(from, lacking).await?;
             cursor = page.cursor;
@@ -109,6 +121,10 @@ impl Transfer {
                 return Ok(());
             }
         }
+    }
+
+    fn merged<'l>(&self, from: &From<'l>) -> page::Merged<'l> {
+        page::Merged::new(from.layout, from.source, self.node)
     }
 
     fn page_of(&self, from: &From<'_>, cursor: Bytes) -> proto::PageRequest {
@@ -166,6 +182,8 @@ impl Transfer {
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    // Who is no replica of a row is no source of it.
+                    (Some(failure), _) if failure.reason == "NOT_A_REPLICA" => {}
                     (Some(failure), _) => {
                         let (reason, message) = (failure.reason, failure.message);
                         return Err(PeerError::Refused { reason, message }.into());
@@ -215,12 +233,18 @@ impl Transfer {
     }
 }
 
-/// What this node's rows of a range add up to.
-fn own_sum(store: &Store, range: TokenRange, bytes: usize) -> store::Result<proto::PageSum> {
+/// What this node's rows of a range add up to, those that are merged.
+fn own_sum(
+    store: &Store,
+    range: TokenRange,
+    bytes: usize,
+    merged: &mut page::Merged<'_>,
+) -> store::Result<proto::PageSum> {
     let mut sum = proto::PageSum::default();
     let mut cursor = None;
     loop {
-        let page = store.rows_by_token(range, cursor, bytes)?;
+        let mut page = store.rows_by_token(range, cursor, bytes)?;
+        page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
         page::add(&mut sum, &page::sum_of(store, &page)?);
         match page.cursor {
             Some(next) => cursor = Some(next),
