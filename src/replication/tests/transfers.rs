@@ -160,3 +160,57 @@ async fn rows_that_a_node_will_not_own_are_not_merged() {
     }
     assert!(owned > 0);
 }
+
+/// Three owners, of which those at `holders` of a key hold it.
+fn holding(seed: u64, holders: impl Fn(usize) -> Vec<usize>) -> Cluster {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);
+    for n in 0..KEYS {
+        for at in holders(n) {
+            let written = cluster.nodes[at].store.write("default", put(&format!("key-{n}"), "v"));
+            written.expect("itself");
+        }
+    }
+    cluster
+}
+
+/// From three replicas to one.
+fn to_one_replica(cluster: &Cluster) {
+    let layout = drawn(cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 2]));
+    let syncers = (0..3).map(id).collect();
+    let next_factors = layout.document().tenants.keys().map(|tenant| (*tenant, 1)).collect();
+    let document = Document { syncers, next_factors, ..Document::clone(layout.document()) };
+    cluster.commit(Arc::new(Layout::new(Arc::new(document))), &[0, 1, 2]);
+}
+
+/// Of the keys that the first node will own alone, those that it does not hold.
+fn not_held(cluster: &Cluster) -> Vec<String> {
+    let layout = cluster.nodes[0].departure.layout.borrow();
+    let tenant = cluster.nodes[0].store.tenant("default").expect("there");
+    let is_owned = |key: &String| {
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        layout.sets_of(partition, &tenant).next.expect("joint") == [id(0)]
+    };
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("key-{n}")).filter(is_owned).collect();
+    assert!(!keys.is_empty());
+    let holds = |key: &String| {
+        let row = cluster.nodes[0].store.damaged_row(tenant.id, key.as_bytes());
+        row.expect("readable").row.is_some()
+    };
+    keys.into_iter().filter(|key| !holds(key)).collect()
+}
+
+/// A round was voided after its fences: no member takes what is at or below them as a late write,
+/// and what only one of them holds is to be merged all the same.
+#[tokio::test(start_paused = true)]
+async fn a_survivor_merges_rows_below_its_guard() {
+    let cluster = holding(79, |_| vec![1, 2]);
+    cluster.world.clock.advance_ms(2000);
+    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    for node in &cluster.nodes {
+        node.store.fence(&[0..=3], time).expect("fenced");
+    }
+    to_one_replica(&cluster);
+    let merging = async { tokio::time::sleep(60 * SECOND).await };
+    assert!(node_merges(&cluster, 0, merging).await);
+    assert_eq!(not_held(&cluster), Vec::<String>::new());
+}

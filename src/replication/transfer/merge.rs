@@ -3,8 +3,8 @@
 //! ```text
 //! copy       pages of rows, in token order; joined, durable
 //! add up     both sides: rows and a digest of all of them. Equal: it is done
-//! compare    else digests by key; the rows that differ are fetched and joined,
-//!            and each of them is read back: it must change nothing to join it again
+//! compare    else digests by key; the rows that differ are fetched and joined under the floors of
+//!            both, and each of them is read back: it must change nothing to join it again
 //! ```
 //!
 //! Of a source after the first nothing is copied: what the first one had is here, so its sum is
@@ -33,6 +33,9 @@ use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 
 /// Rows as the store joins them.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
+
+/// Rows of a source, each with its floor.
+type Words = Vec<(TenantId, Bytes, RawRow)>;
 
 /// What is merged, from whom.
 pub(super) struct From<'l> {
@@ -74,7 +77,7 @@ impl Transfer {
                 let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
                 tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
             });
-            self.join(from, rows).await?;
+            self.copy(from, rows).await?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied,
                 false => Place::Behind(page.cursor),
@@ -178,7 +181,7 @@ impl Transfer {
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
             let answers = self.ask(from, request).await?.row_answers(asked.len())?;
-            let mut rows = Vec::with_capacity(asked.len());
+            let mut words = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
@@ -189,47 +192,76 @@ impl Transfer {
                         return Err(PeerError::Refused { reason, message }.into());
                     }
                     (None, Some(row)) => {
-                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
+                        let theirs = RawRow { row: Some(row.to_vec()), floor: answer.floor };
+                        words.push((TenantId(key.tenant_id), key.key, theirs));
                     }
                     // It was forgotten in between: a delete that all replicas had.
                     (None, None) => {}
                 }
             }
-            let joined = self.join(from, rows).await?;
-            let store = Arc::clone(&self.store);
-            let missing = self.work.run(move || missing(&store, &joined)).await;
-            match missing.map_err(|_| Error::Stopping)?? {
-                0 => {}
-                rows => return Err(Error::NotThere { rows }),
-            }
+            self.repair(from, words).await?;
         }
         Ok(())
     }
 
-    /// Joins rows under the epoch, durably; they are given back.
-    async fn join(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<Rows, Error> {
+    /// Joins rows under the floors of both sides and sees that they are here. The guard is not
+    /// asked, which a survivor may have from a round that was voided: as in any comparison of
+    /// replicas.
+    async fn repair(&self, from: &From<'_>, words: Words) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        let joined = self.work.run(move || Ok::<_, Error>((joins(&store, &words)?, words))).await;
+        let ((rows, floors), words) = joined.map_err(|_| Error::Stopping)??;
+        let results = self.submit(from, rows, Some(floors)).await?;
+        results.into_iter().try_for_each(|result| result)?;
+        let store = Arc::clone(&self.store);
+        let missing = self.work.run(move || joins(&store, &words)).await;
+        match missing.map_err(|_| Error::Stopping)??.0.len() {
+            0 => Ok(()),
+            rows => Err(Error::NotThere { rows }),
+        }
+    }
+
+    /// Joins the rows of a page. What the guard of a survivor refuses is found by the comparison.
+    async fn copy(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<(), Error> {
+        let rows = rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row));
+        let results = self.submit(from, rows.collect(), None).await?;
+        let is_fine = |result| match result {
+            Err(store::Error::BelowSafePoint) => Ok(()),
+            result => result,
+        };
+        Ok(results.into_iter().try_for_each(is_fine)?)
+    }
+
+    /// Joins rows under the epoch, durably; with floors, as repairs that were judged under them.
+    async fn submit(
+        &self,
+        from: &From<'_>,
+        rows: Rows,
+        floors: Option<Vec<u64>>,
+    ) -> Result<Vec<store::Result<()>>, Error> {
         if rows.is_empty() {
-            return Ok(Rows::new());
+            return Ok(Vec::new());
         }
         let count = rows.len() as u64;
-        let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
+        let bytes: usize = rows.iter().map(|(_, key, row)| key.len() + row.len()).sum();
         self.rate.take(bytes as u64).await;
-        let rows: Rows =
-            rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
         let (done, joined) = oneshot::channel();
         let epoch = from.layout.epoch();
         // Of a page that was asked for under another epoch the rows may not be this node's.
         let begun = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            store.submit_rows(&rows, Box::new(move |results| drop(done.send(results))));
-            Ok::<_, Error>(rows)
+            let told = Box::new(move |results| drop(done.send(results)));
+            match floors {
+                None => store.submit_rows(&rows, told),
+                Some(floors) => store.submit_repairs(&rows, &floors, told),
+            }
+            Ok::<_, Error>(())
         });
-        let rows = begun.await.map_err(|_| Error::Stopping)??;
+        begun.await.map_err(|_| Error::Stopping)??;
         let results = joined.await.map_err(|_| Error::Stopping)?;
-        results.into_iter().try_for_each(|result| result)?;
         self.progress.moved(count, bytes as u64);
-        Ok(rows)
+        Ok(results)
     }
 }
 
@@ -253,17 +285,24 @@ fn own_sum(
     }
 }
 
-/// How many of some rows this node does not cover: joined once more they would change what is here.
-fn missing(store: &Store, rows: &Rows) -> store::Result<usize> {
-    let mut missing = 0;
-    for (tenant, key, row) in rows {
+/// Of some rows of a source the joins with this node's own, where that says more than its own does;
+/// and this node's floors.
+fn joins(store: &Store, words: &Words) -> store::Result<(Rows, Vec<u64>)> {
+    let (mut rows, mut floors) = (Rows::new(), Vec::new());
+    for (tenant, key, theirs) in words {
         let own = match store.raw_row(*tenant, key) {
             Err(store::Error::Damaged { .. }) => store.damaged_row(*tenant, key)?,
             own => own?,
         };
-        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
-        let digest = store.digest(&own)?;
-        missing += usize::from(store.digest(&store.join_raw(own, theirs)?)? != digest);
+        let floor = own.floor;
+        let joined = store.join_raw(own.clone(), theirs.clone())?;
+        let own = RawRow { floor: joined.floor, ..own };
+        if store.digest(&own)? != store.digest(&joined)?
+            && let Some(row) = joined.row
+        {
+            rows.push((*tenant, key.clone(), row.into()));
+            floors.push(floor);
+        }
     }
-    Ok(missing)
+    Ok((rows, floors))
 }
