@@ -217,11 +217,10 @@ impl Newcomer {
             return;
         }
         let layout = Layout::new(Arc::new(document.clone()));
-        for partition in layout.newly_owned(node) {
-            if let Err(error) = self.store.reset_safe_points(partition..=partition) {
-                // The store takes no writes then.
-                tracing::error!(%error, partition, "cannot take safe points back");
-            }
+        let partitions: Vec<_> = layout.newly_owned(node).into_iter().map(|at| at..=at).collect();
+        if let Err(error) = self.store.reset_safe_points(&partitions) {
+            // The store takes no writes then.
+            tracing::error!(%error, "cannot take safe points back");
         }
     }
 }

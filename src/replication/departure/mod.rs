@@ -331,8 +331,7 @@ impl Departure {
         let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
         let work = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            let mut ranges = unowned.wholly().iter();
-            ranges.try_for_each(|range| Ok(store.reset_safe_points(range.clone())?))
+            Ok(store.forget_safe_points(unowned.wholly())?)
         });
         work.await.map_err(|_| Error::Stopping)?
     }
