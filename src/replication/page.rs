@@ -1,7 +1,9 @@
 //! Pages of rows of a range of tokens, for those who merge them: the rows, or their digests, or
 //! what they add up to.
 //!
-//! 1. A page is of undamaged partitions, read under the epoch of the request: the fence is held.
+//! 1. A page is of undamaged partitions. It was read under the epoch of the request: the fence was
+//!    durable before, and no later one after. It is not held meanwhile: others would stand behind
+//!    the disk.
 //! 2. A page has the rows that the asker is to merge from this node, and no others: what is left
 //!    here of rows that this node does not own it gives to nobody but their owners, and what the
 //!    asker will not own nobody would wait for it to give back.
@@ -76,13 +78,14 @@ pub(super) fn answer(
         asked => asked.min(PAGE_BYTES_MAX),
     };
     let failed = |error: store::Error| refused(error.reason(), error.to_string());
-    let mut page = {
-        let _pass = enter(fence, layout.epoch())?;
-        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
-        // A source that has lost data would be counted for what it does not know.
-        store.check_all_undamaged(&[within]).map_err(failed)?;
-        store.rows_by_token(range, cursor, bytes_max).map_err(failed)?
-    };
+    drop(enter(fence, layout.epoch())?);
+    let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(failed)?;
+    // It may have waited for the disk, so the epoch was free to rise.
+    drop(enter(fence, layout.epoch())?);
+    // A source that has lost data would be counted for what it does not know. Nothing is discarded
+    // before the loss is marked.
+    let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
+    store.check_all_undamaged(&[within]).map_err(failed)?;
     page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
     let cursor = page.cursor.clone().unwrap_or_default().into();
     let reply = if request.sum {
