@@ -290,7 +290,7 @@ impl TestFence {
     pub fn adopt(&self, layout: &Arc<Layout>) {
         self.gate.raise(layout.epoch());
         self.shown.send_if_modified(|shown| {
-            let is_later = layout.epoch() > shown.epoch();
+            let is_later = layout.version() > shown.version();
             if is_later {
                 *shown = Arc::clone(layout);
             }
@@ -578,6 +578,7 @@ impl Node {
             peers: Arc::clone(&links) as Arc<dyn Peers>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
             report: Arc::new(Noted(Arc::clone(&reports))),
+            layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             work: Work::Inline,
             settings: transfer::Settings { timeout: SECOND, ..transfer::Settings::default() },

@@ -161,6 +161,40 @@ async fn rows_that_a_node_will_not_own_are_not_merged() {
     assert!(owned > 0);
 }
 
+/// The exit for a leaver that is dead for good: who waits for its rows goes on without them.
+#[tokio::test(start_paused = true)]
+async fn a_leaver_that_is_given_up_is_not_waited_for_any_more() {
+    let cluster = joining(76).await;
+    let mut drawn = drawn(&cluster);
+    drawn.states = [(0, MemberState::Leaving)].into();
+    cluster.commit(joint(&drawn, 3), &[0, 1, 2, 3]);
+    cluster.world.take_down(id(0));
+    let given_up = async {
+        tokio::time::sleep(30 * SECOND).await;
+        let waits_for = cluster.nodes[3].transfer.progress.figures().waits_for;
+        assert!(waits_for.contains("rows of n1"), "{waits_for}");
+        drawn.states = [(0, MemberState::Removing)].into();
+        let mut document = Document::clone(joint(&drawn, 3).document());
+        document.version += 1;
+        cluster.commit(Arc::new(Layout::new(Arc::new(document))), &[1, 2, 3]);
+        tokio::time::sleep(30 * SECOND).await;
+    };
+    assert!(node_merges(&cluster, 3, given_up).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+}
+
+/// One that is up and answers no page does not hold up what the others can give.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_is_not_asked_for_ever_when_others_would_do() {
+    let cluster = joining(77).await;
+    cluster.world.lose(id(0), "page");
+    cluster.world.lose(id(0), "sum");
+    assert!(merges(&cluster, 60).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+}
+
 /// Three owners, of which those at `holders` of a key hold it.
 fn holding(seed: u64, holders: impl Fn(usize) -> Vec<usize>) -> Cluster {
     let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);
@@ -197,6 +231,17 @@ fn not_held(cluster: &Cluster) -> Vec<String> {
         row.expect("readable").row.is_some()
     };
     keys.into_iter().filter(|key| !holds(key)).collect()
+}
+
+/// One that has lost data knows less than a member of S is counted for: all the others are asked.
+#[tokio::test(start_paused = true)]
+async fn a_survivor_that_has_lost_data_is_no_source_of_itself() {
+    let cluster = holding(78, |n| vec![n % 3]);
+    cluster.nodes[0].store.mark_damaged(0..=3, &[2, 3]).expect("marked");
+    to_one_replica(&cluster);
+    let while_damaged = async { tokio::time::sleep(60 * SECOND).await };
+    assert!(node_merges(&cluster, 0, while_damaged).await);
+    assert_eq!(not_held(&cluster), Vec::<String>::new());
 }
 
 /// A round was voided after its fences: no member takes what is at or below them as a late write,
