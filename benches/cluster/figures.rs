@@ -1,5 +1,7 @@
 //! What the nodes have used so far.
 
+use std::ops::Range;
+
 use crate::nodes::Nodes;
 
 /// `sysconf(_SC_CLK_TCK)` of Linux, wherever this project runs.
@@ -22,7 +24,7 @@ impl Figures {
         let all = 0..nodes.len();
         let sum = |name: &str| all.clone().map(|at| metric(nodes, at, name)).sum();
         Self {
-            cpu_s: all.clone().map(|at| cpu_s(nodes.id(at))).sum(),
+            cpu_s: cpu_s(nodes, all.clone()),
             requests: sum("pairdb_peer_requests_sent_total"),
             syncs: sum("pairdb_commit_log_syncs_total"),
             log_bytes: sum("pairdb_commit_log_written_bytes_total"),
@@ -47,6 +49,11 @@ pub fn hints(nodes: &Nodes, at: usize) -> f64 {
     metric(nodes, at, "pairdb_hints_pending")
 }
 
+/// Bytes of rows that some nodes fetched or gave away because owners changed.
+pub fn transferred(nodes: &Nodes, which: Range<usize>) -> f64 {
+    which.map(|at| metric(nodes, at, "pairdb_transfer_bytes_total")).sum()
+}
+
 fn metric(nodes: &Nodes, at: usize, name: &str) -> f64 {
     let (_, page) = nodes.page(at, "/metrics");
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -54,7 +61,12 @@ fn metric(nodes: &Nodes, at: usize, name: &str) -> f64 {
     value.unwrap_or_else(|| panic!("{name} is not shown"))
 }
 
-fn cpu_s(process: u32) -> f64 {
+/// Of some nodes, since they started.
+pub fn cpu_s(nodes: &Nodes, which: Range<usize>) -> f64 {
+    which.map(|at| cpu_s_of(nodes.id(at))).sum()
+}
+
+fn cpu_s_of(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
     // The name may hold spaces; the fields after it do not. utime and stime are the 14th and 15th.
     let after_name = stat.rsplit(')').next().expect("a name in brackets");

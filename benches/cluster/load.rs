@@ -222,6 +222,7 @@ impl Target {
     }
 }
 
-fn latencies() -> Histogram<u64> {
+/// For what calls take.
+pub fn latencies() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000_000, 3).expect("the bounds are constants")
 }

@@ -1,6 +1,6 @@
 //! What a cluster costs and how it bears a loss:
 //! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]
-//! [--direct 1]`.
+//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
 //! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
@@ -11,6 +11,7 @@
 //! started again. benches/README.md says how to read it.
 
 mod figures;
+mod floor;
 #[path = "../common/keys.rs"]
 mod keys;
 mod load;
@@ -20,6 +21,7 @@ mod node;
 #[path = "../../tests/cluster/nodes.rs"]
 #[expect(dead_code, reason = "tests use the rest")]
 mod nodes;
+mod transfer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,13 +45,21 @@ struct Arguments {
     concurrency: u64,
     value_bytes: usize,
     direct: bool,
+    /// Bytes of rows that move; 0: what else there is to measure.
+    transfer_bytes: u64,
 }
 
 impl Arguments {
     fn parse() -> Self {
         let time = Duration::from_secs(5);
-        let mut parsed =
-            Self { nodes: vec![1, 3, 5], time, concurrency: 64, value_bytes: 1024, direct: false };
+        let mut parsed = Self {
+            nodes: vec![1, 3, 5],
+            time,
+            concurrency: 64,
+            value_bytes: 1024,
+            direct: false,
+            transfer_bytes: 0,
+        };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {
             let given = all.next().unwrap_or_else(|| panic!("{argument} needs a value"));
@@ -61,6 +71,7 @@ impl Arguments {
                 "--seconds" => parsed.time = Duration::from_secs(figure(&given) as u64),
                 "--concurrency" => parsed.concurrency = figure(&given).max(1) as u64,
                 "--value" => parsed.value_bytes = figure(&given),
+                "--transfer" => parsed.transfer_bytes = (figure(&given) as u64) << 20,
                 "--direct" => parsed.direct = figure(&given) > 0,
                 _ => panic!("{argument} is not known"),
             }
@@ -164,6 +175,10 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.expect("threads");
     let concurrency = arguments.concurrency;
+    if arguments.transfer_bytes > 0 {
+        transfer::run(&runtime, arguments.transfer_bytes, arguments.value_bytes);
+        return;
+    }
     for &count in &arguments.nodes {
         let mut nodes = Nodes::start(count);
         nodes.ok(0, &["tenant", "create", load::LWW, "--mode", "last-write-wins"]);

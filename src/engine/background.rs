@@ -188,7 +188,9 @@ impl Shared {
         while !self.background.stop.load(Ordering::SeqCst) {
             match work() {
                 Ok(true) => {}
-                Ok(false) | Err(Error::Closed) => return,
+                // A poisoned engine has told why when it was: nothing is built that could not be
+                // installed.
+                Ok(false) | Err(Error::Closed | Error::Poisoned { .. }) => return,
                 Err(error) => return self.background_failed(name, &error),
             }
         }

@@ -4,8 +4,10 @@
 //! What is picked and what a job does is decided in [`super::compaction`].
 //!
 //! A job that meets a damaged block does not abort the store: the block is quarantined, its table
-//! is left out of further jobs, and the other tables go on.
+//! is left out of further jobs and set aside where it stops none, and the other tables go on.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use super::compaction::{Compaction, Job, JobContext, JobDone, Picker, PurgeView,
 use super::error::{Error, Result};
 use super::flush::CacheChange;
 use super::super_version::SuperVersion;
+use super::version::{Quarantined, TableMeta, TableRef, VersionEdit};
 use super::{Engine, Shared};
 
 /// How long `compact_all` waits for a job of another thread before it looks again.
@@ -32,6 +35,7 @@ impl Engine {
             if self.shared.closed() {
                 return Err(Error::Closed);
             }
+            while self.shared.set_aside()? {}
             if let Some(job) = self.shared.reserve(|picker| picker.pick_all(before)) {
                 self.shared.run_compaction(&job)?;
             } else if self.shared.compacting.lock().is_empty() {
@@ -51,6 +55,19 @@ pub(super) struct Reserved<'a> {
     view: Arc<SuperVersion>,
 }
 
+impl Reserved<'_> {
+    /// The only or first input, as it is now: while this lives nobody else changes it.
+    pub(super) fn table(&self) -> &TableRef {
+        let table = self.job.inputs.first().and_then(|it| self.view.version.table(it.number));
+        table.expect("a job is picked among the tables of its view")
+    }
+
+    /// The inputs, as they are now: while this lives nobody else changes them.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &TableRef> {
+        self.job.inputs.iter().filter_map(|input| self.view.version.table(input.number))
+    }
+}
+
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         self.shared.compacting.lock().retain(|job| !Arc::ptr_eq(job, &self.job));
@@ -60,8 +77,38 @@ impl Drop for Reserved<'_> {
 impl Shared {
     /// Runs the most urgent compaction. `false`: there is none.
     pub(super) fn compact_once(&self) -> Result<bool> {
+        self.check_unpoisoned()?;
+        if self.set_aside()? {
+            return Ok(true);
+        }
         let Some(job) = self.reserve(|picker| picker.pick()) else { return Ok(false) };
         self.run_compaction(&job)?;
+        Ok(true)
+    }
+
+    /// Takes a table with an unreadable block out of the way. `false`: none is in it.
+    ///
+    /// Such a table cannot be merged, and nothing newer may pass a Full that could hide it. So it
+    /// goes to level 0 with its Fulls read as Deltas, which hide nothing, wherever they are met;
+    /// and what may hide them there was written after them and contains them.
+    fn set_aside(&self) -> Result<bool> {
+        if self.super_version.load().version.state().quarantined().is_empty() {
+            return Ok(false);
+        }
+        let Some(reserved) = self.reserve(|picker| picker.pick_aside()) else { return Ok(false) };
+        let meta = &reserved.table().meta;
+        let level0 = reserved.view.version.state().level(0).iter();
+        let taken: HashSet<u64> =
+            level0.filter(|table| table.number != meta.number).map(|table| table.epoch).collect();
+        let free = (0..=meta.epoch).rev().find(|epoch| !taken.contains(epoch));
+        let epoch = free.unwrap_or_else(|| self.versions.allocate_epoch());
+        let aside = TableMeta { level: 0, epoch, demote_full: true, ..TableMeta::clone(meta) };
+        let edit = VersionEdit {
+            removed: vec![(meta.level, meta.number)],
+            added: vec![aside],
+            ..VersionEdit::default()
+        };
+        self.install(edit, CacheChange::None, |_| {})?;
         Ok(true)
     }
 
@@ -85,6 +132,7 @@ impl Shared {
     fn run_compaction(&self, reserved: &Reserved<'_>) -> Result<()> {
         let Reserved { job, view, .. } = reserved;
         self.pacer.set_debt(self.compaction_debt(view));
+        let bad_row = RefCell::new(None);
         let context = JobContext {
             vfs: &*self.vfs,
             dir: &self.dir,
@@ -99,6 +147,7 @@ impl Shared {
             now_ms: self.now_ms(),
             stop: self.background.stop_flag(),
             pace: &|bytes| self.pace(bytes),
+            on_bad_row: &|number, key| drop(bad_row.replace(Some((number, Box::from(key))))),
         };
         let run = Job::new(job, context);
         #[cfg(test)]
@@ -109,6 +158,9 @@ impl Shared {
             Ok(None) => return Err(Error::Closed),
             Err(Error::Corruption(corruption)) => {
                 self.quarantine_damaged(reserved)?;
+                if let Some((number, key)) = bad_row.take() {
+                    self.quarantine_row(reserved, number, key)?;
+                }
                 return Err(Error::Corruption(corruption));
             }
             Err(error) => return Err(error),
@@ -128,6 +180,18 @@ impl Shared {
     /// Finds and records the unreadable blocks of a job's inputs, so that it is not picked again.
     fn quarantine_damaged(&self, reserved: &Reserved<'_>) -> Result<()> {
         reserved.job.inputs.iter().try_for_each(|input| self.scrub_table(input.number))
+    }
+
+    /// Records a row that is no row although its block is sound. Its table is left alone like any
+    /// other that holds what cannot be read, or the same job would be picked again for ever.
+    fn quarantine_row(&self, reserved: &Reserved<'_>, number: u64, key: Box<[u8]>) -> Result<()> {
+        match reserved.view.version.table(number) {
+            Some(table) => {
+                let (smallest, largest) = (key.clone(), key);
+                self.quarantine(table, vec![Quarantined { table: number, smallest, largest }])
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits as long as the rate limit says, or until the threads are to stop.

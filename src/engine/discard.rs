@@ -1,5 +1,5 @@
 //! Giving up what cannot be read: a table with quarantined blocks is written anew without them, at
-//! its level and in its age.
+//! its level and in its age. So is one with a row that is none although its block is sound.
 //!
 //! What such a block held is lost to this store, and older records of its keys that it hid are seen
 //! again. So the caller has a say on every range: it marks the partitions as damaged before
@@ -11,6 +11,8 @@
 //! 2. Nothing goes that was not quarantined before, range for range: what turns out to be damaged
 //!    only now is quarantined, and its table stays until the caller was asked about that too.
 //! 3. Nothing is installed but inside the permit.
+
+use std::cell::RefCell;
 
 use super::error::{Error, Result};
 use super::flush::CacheChange;
@@ -54,9 +56,11 @@ impl Shared {
         let number = table.meta.number;
         // A job that began before the damage was found has it: the next call finds it free, or
         // gone with what the job could read.
-        let Some(_reserved) = self.reserve(|picker| picker.pick_quarantined(number)) else {
+        let Some(reserved) = self.reserve(|picker| picker.pick_quarantined(number)) else {
             return Ok(0);
         };
+        // It may have been set aside since the caller looked.
+        let table = reserved.table();
         let meta = &table.meta;
         let (kept, bad) = self.without_bad_blocks(table)?;
         let edit = VersionEdit {
@@ -83,40 +87,50 @@ impl Shared {
         Ok(0)
     }
 
-    /// A table of the sound blocks of another, if there are any, and the others' ranges.
+    /// A table of the sound blocks of another without the rows that are none, if there are any,
+    /// and the others' ranges.
     fn without_bad_blocks(
         &self,
         table: &TableRef,
     ) -> Result<(Option<TableMeta>, Vec<Quarantined>)> {
-        let (meta, mut bad) = (&table.meta, Vec::new());
+        let (meta, bad) = (&table.meta, RefCell::new(Vec::new()));
+        let number = meta.number;
         let mut unpaced = 0;
         let mut records = 0_u64;
         let level = usize::from(meta.level);
-        let written =
-            self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
-                table.table().visit_sound(
-                    &mut |key, record| {
-                        records += 1;
-                        unpaced += (key.len() + record.row.len()) as u64;
-                        if unpaced >= CHECK_BYTES {
-                            self.pace(std::mem::take(&mut unpaced));
-                            if self.closed() {
-                                return Err(Error::Closed);
-                            }
+        let written = self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
+            table.table().visit_sound(
+                &mut |key, record| {
+                    unpaced += (key.len() + record.row.len()) as u64;
+                    if unpaced >= CHECK_BYTES {
+                        self.pace(std::mem::take(&mut unpaced));
+                        if self.closed() {
+                            return Err(Error::Closed);
                         }
-                        add(key, record.kind, record.row)
-                    },
-                    &mut |range| {
-                        bad.push(quarantined(table, range));
-                        Ok(())
-                    },
-                )
-            });
+                    }
+                    match add(key, record.kind, record.row) {
+                        Err(Error::Merge(_)) => {
+                            let (table, smallest, largest) = (number, key.into(), key.into());
+                            bad.borrow_mut().push(Quarantined { table, smallest, largest });
+                            Ok(())
+                        }
+                        added => {
+                            records += u64::from(added.is_ok());
+                            added
+                        }
+                    }
+                },
+                &mut |range| {
+                    bad.borrow_mut().push(quarantined(table, range));
+                    Ok(())
+                },
+            )
+        });
         let kept = match written {
             // No table is made of nothing.
-            Err(Error::OutOfBounds { .. }) if records == 0 && !bad.is_empty() => None,
+            Err(Error::OutOfBounds { .. }) if records == 0 && !bad.borrow().is_empty() => None,
             written => Some(TableMeta { created_ms: meta.created_ms, ..written? }),
         };
-        Ok((kept, bad))
+        Ok((kept, bad.into_inner()))
     }
 }

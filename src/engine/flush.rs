@@ -92,6 +92,7 @@ impl Shared {
     /// ingest, which its caller installs.
     pub(super) fn flush_first(&self) -> Result<bool> {
         let _one = self.flush_lock.lock();
+        self.check_unpoisoned()?;
         let view = self.super_version.load_full();
         let first =
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };
@@ -143,7 +144,7 @@ impl Shared {
     ///
     /// # Errors
     /// The manifest could not be written. The engine is poisoned: what a restart would find is
-    /// not known.
+    /// not known. Where it is known that the edit is not in the manifest its tables are removed.
     pub(super) fn install(
         &self,
         edit: VersionEdit,
@@ -151,10 +152,16 @@ impl Shared {
         change: impl Fn(&mut SuperVersion),
     ) -> Result<()> {
         let installing = self.install_lock.lock();
-        let version = self
-            .versions
-            .log_and_apply(edit, self.now_ms())
-            .inspect_err(|error| self.poison(&error.to_string()))?;
+        let made = made_by(&edit);
+        let version = self.versions.log_and_apply(edit, self.now_ms()).inspect_err(|error| {
+            self.poison(&error.to_string());
+            if matches!(error, Error::Poisoned { .. } | Error::Edit(_)) {
+                for number in made {
+                    // If this fails, the next open does it.
+                    let _ = self.vfs.remove(&self.versions.table_path(number));
+                }
+            }
+        })?;
         let epoch = match cache {
             CacheChange::None => None,
             CacheChange::Flushed(_) | CacheChange::Ingested { .. } => {
@@ -165,7 +172,8 @@ impl Shared {
         };
         self.hook("install:next_epoch");
         if rule!(self, cache_fix_before_swap) {
-            self.fix_cache(&cache)?;
+            // The edit is durable and not in view: nothing can be installed after it.
+            self.fix_cache(&cache).inspect_err(|error| self.poison(&error.to_string()))?;
         }
         self.hook("install:fixed");
         self.super_version.rcu(|view| {
@@ -218,6 +226,13 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// The numbers of the tables that were written for an edit, and not only moved by it.
+fn made_by(edit: &VersionEdit) -> Vec<u64> {
+    let is_moved = |number| edit.removed.iter().any(|(_, removed)| *removed == number);
+    let added = edit.added.iter().map(|table| table.number);
+    added.filter(|number| !is_moved(*number)).collect()
 }
 
 /// What an install means for the row cache, which holds the joined state of the tables.

@@ -247,7 +247,9 @@ impl Engine {
         }
         let flushed = self.flush();
         self.shared.background.stop();
-        flushed.and_then(|()| self.shared.end_log())
+        // Whatever became of the flush: nobody else syncs the log any more.
+        let ended = self.shared.end_log();
+        flushed.and(ended)
     }
 
     /// Makes everything written so far tables, durable on return.
@@ -275,6 +277,8 @@ impl Drop for Engine {
         self.shared.background.stop();
         // Nobody is left to tell; what was acknowledged has been written out already.
         let _ = self.shared.log.write_out(self.shared.log.appended_upto());
+        // Unless there was a close.
+        self.shared.log.forsake();
     }
 }
 
@@ -299,6 +303,14 @@ impl Shared {
     fn poison(&self, cause: &str) {
         self.poisoned.get_or_init(|| cause.to_owned());
         self.background.progress();
+    }
+
+    /// Refuses work whose result could not be installed.
+    fn check_unpoisoned(&self) -> Result<()> {
+        match self.poisoned.get() {
+            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Seals the active memtable and works off the queue as it is then.

@@ -87,6 +87,11 @@ pub struct Options {
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 /// Longest row state the engine takes, in bytes.
 pub const ROW_BYTES_MAX: usize = 32 << 20;
+/// Longest row state that tables hold, in bytes. Far above what is taken at a time, because it is a
+/// join of such states: a join that cannot be stored could not be replayed either, and the store
+/// not be opened. Nobody gets here: fifteen replicas that do not see each other, each with as much
+/// as it takes, come to half of it.
+pub const JOINED_BYTES_MAX: usize = 1 << 30;
 /// Levels of the tree, level 0 included.
 pub const LEVELS: usize = 7;
 

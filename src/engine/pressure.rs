@@ -71,7 +71,7 @@ impl Shared {
         let memory = sealed - (1.0 - filled.min(1.0)) / self.options.sealed_memtables_max as f64;
         let trigger = self.options.level0_tables_trigger as f64;
         let stop = self.options.level0_tables_stop as f64;
-        let level0 = (view.version.level(0).tables().len() as f64 - trigger) / (stop - trigger);
+        let level0 = (view.version.level0_waiting() as f64 - trigger) / (stop - trigger);
         memory.max(level0).clamp(0.0, 1.0)
     }
 
@@ -80,7 +80,7 @@ impl Shared {
     pub(super) fn make_room(&self, on_stall: OnStall) -> Result<()> {
         let view = self.super_version.load();
         let full = view.active.list_bytes() >= self.options.memtable_bytes;
-        let behind = view.version.level(0).tables().len() >= self.options.level0_tables_stop;
+        let behind = view.version.level0_waiting() >= self.options.level0_tables_stop;
         let refused = self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some();
         if full || behind || refused || self.closed.load(Ordering::Relaxed) {
             drop(view);
@@ -94,9 +94,7 @@ impl Shared {
         let limit_ms = self.options.stall_timeout_ms;
         let mut since: Option<u64> = None;
         loop {
-            if let Some(cause) = self.poisoned.get() {
-                return Err(Error::Poisoned { cause: cause.clone() });
-            }
+            self.check_unpoisoned()?;
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Closed);
             }
@@ -107,7 +105,7 @@ impl Shared {
             self.seal_if_full();
             let view = self.super_version.load();
             if view.active.list_bytes() < self.options.memtable_bytes
-                && view.version.level(0).tables().len() < self.options.level0_tables_stop
+                && view.version.level0_waiting() < self.options.level0_tables_stop
             {
                 return Ok(());
             }

@@ -165,6 +165,9 @@ fn check_log(dir: &Path, options: &Options, vfs: &dyn Vfs) -> Result<()> {
 }
 
 impl Shared {
+    /// Refuses every write from here on and makes durable what there is, so that everybody who
+    /// waits for it is told.
+    ///
     /// The clean end of a store whose memtables are flushed: the manifest says that the log is
     /// flushed to its end, then the log's files go. A crash in between leaves files below the
     /// flushed position, which the next open removes unread.
@@ -176,8 +179,10 @@ impl Shared {
             let mut log = self.log.lock();
             let unflushed = !log.active.is_empty() || log.active.has_writers();
             if unflushed || self.super_version.load().sealed() > 0 || self.poisoned_by().is_some() {
-                // A write that came in while the store was closed: the next open replays it.
-                let end = log.close_frame();
+                // A write that came in while the store was closed, or a flush that failed: the
+                // next open replays them. Nothing comes after: the caller may say next that the
+                // store was closed cleanly, and a write acknowledged later would make that a lie.
+                let end = log.refuse();
                 drop(log);
                 return self.log.sync(end);
             }

@@ -50,7 +50,8 @@ impl Engine {
     /// Nobody may write such a key while the permit is given.
     ///
     /// # Errors
-    /// A table could not be read or written; [`Error::Closed`].
+    /// A table could not be read or written; [`Error::Corruption`] too of a table that cannot be
+    /// written anew because of a block in it that nobody asked for; [`Error::Closed`].
     pub fn remove(
         &self,
         ranges: &[Range],
@@ -156,12 +157,14 @@ impl Shared {
             return Ok(Piece::Gone(0));
         };
         let numbers: Vec<u64> = tables.iter().map(|table| table.meta.number).collect();
-        let Some(_reserved) = self.reserve(|picker| picker.pick_tables(&numbers)) else {
-            return Ok(Piece::Busy);
+        let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers)) else {
+            let damaged = tables.iter().find(|table| self.is_unreadable(table));
+            return damaged.map_or(Ok(Piece::Busy), |table| Err(unreadable(table)));
         };
         let (mut edit, mut removed) = (VersionEdit::default(), 0);
         let mut unnamed = Unnamed { shared: self, numbers: Vec::new() };
-        for table in &tables {
+        // They may have been moved since.
+        for table in reserved.tables() {
             edit.removed.push((table.meta.level, table.meta.number));
             let (kept, records) = self.without(table, &goes)?;
             unnamed.numbers.extend(kept.iter().map(|table| table.number));
@@ -176,6 +179,12 @@ impl Shared {
             self.install(edit, CacheChange::Ingested { first: smallest, last: largest }, |_| {})
         })?;
         Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
+    }
+
+    /// Whether a table is left alone for good, unlike one that a compaction has.
+    fn is_unreadable(&self, table: &TableRef) -> bool {
+        let view = self.super_version.load();
+        view.version.state().quarantined().iter().any(|range| range.table == table.meta.number)
     }
 
     /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.
@@ -233,6 +242,17 @@ fn common(one: &Range, other: &Range) -> Option<Range> {
         (one, other) => one.as_ref().or(other.as_ref()),
     };
     end.is_none_or(|end| start < *end).then(|| (start, end.cloned()))
+}
+
+/// What is wrong with a table with an unreadable block.
+#[cold]
+fn unreadable(table: &TableRef) -> Error {
+    let mut first = None;
+    table.table().verify_all(&mut |corruption, _| {
+        first.get_or_insert(corruption);
+    });
+    let (path, what) = (table.table().path(), "a block could not be read");
+    first.map_or_else(|| Error::corrupt(path, 0, what), Error::Corruption)
 }
 
 /// Whether a table holds a key that goes.

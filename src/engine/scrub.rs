@@ -133,8 +133,11 @@ impl Shared {
             return Ok(());
         }
         self.counters.corruptions.add(ranges.len() as u64);
+        // Bytes that rotted after they were checked may have been read, and the cache filled.
+        let first = ranges.iter().map(|range| range.smallest.clone()).min().unwrap_or_default();
+        let last = ranges.iter().map(|range| range.largest.clone()).max().unwrap_or_default();
         let edit = VersionEdit { quarantined: ranges, ..VersionEdit::default() };
-        self.install(edit, CacheChange::None, |_| {})
+        self.install(edit, CacheChange::Ingested { first: &first, last: &last }, |_| {})
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
 //! | [`logging`] | log lines |
 //! | `kubernetes`, `leave` | whether a pod that is told to end is to come back, and what if not |
+//! | `scrub` | tables read again every so often |
 //! | [`shutdown`] | signals |
 //! | `ticks` | work that is done every so often |
 
@@ -27,6 +28,7 @@ pub mod metrics;
 pub mod node;
 mod open;
 mod peer_handler;
+mod scrub;
 pub mod shutdown;
 mod stop;
 mod ticks;

@@ -27,7 +27,7 @@ use super::member::{self, Joined, Running};
 use super::metrics::{Exposition, NodeParts};
 use super::ticks::Ticks;
 use super::world::World;
-use super::{VERSION, open};
+use super::{VERSION, open, scrub};
 use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
 use crate::cluster::layout::Layout;
@@ -262,6 +262,12 @@ impl Node {
         let solo = (NodeId(store.identity().node_id), joined.layout());
         let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
         let mut upkeep = vec![tokio::spawn(tick)];
+        let pace = scrub::Pace {
+            interval: config.engine.scrub_interval,
+            bytes_per_second: config.engine.scrub_bytes_per_second.0,
+        };
+        let scrub = scrub::run(Arc::clone(&store), work, pace, closing.clone());
+        upkeep.push(tokio::spawn(scrub));
         if work == Work::Inline {
             upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
         }

@@ -36,6 +36,8 @@ const MESSAGE_ITEMS_MAX: usize = 1024;
 pub(super) enum Load {
     /// Join these.
     Rows(Vec<proto::RowState>, proto::RowsCause),
+    /// Join these, which were judged by floors.
+    Repairs(Vec<proto::JudgedRow>),
     /// Tell of these; `true`: digests only.
     Keys(Vec<proto::RowKey>, bool),
 }
@@ -76,17 +78,25 @@ struct Message {
     charges: Vec<Charge>,
 }
 
+fn row_bytes(row: &proto::RowState) -> usize {
+    row.key.len() + row.row.len()
+}
+
 impl Load {
     fn items(&self) -> usize {
         match self {
             Self::Rows(rows, _) => rows.len(),
+            Self::Repairs(rows) => rows.len(),
             Self::Keys(keys, _) => keys.len(),
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Rows(rows, _) => rows.iter().map(|row| row.key.len() + row.row.len()).sum(),
+            Self::Rows(rows, _) => rows.iter().map(row_bytes).sum(),
+            Self::Repairs(rows) => {
+                rows.iter().filter_map(|row| row.state.as_ref()).map(row_bytes).sum()
+            }
             Self::Keys(keys, _) => keys.iter().map(|key| key.key.len()).sum(),
         }
     }
@@ -94,6 +104,7 @@ impl Load {
     fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Rows(_, a), Self::Rows(_, b)) => a == b,
+            (Self::Repairs(_), Self::Repairs(_)) => true,
             (Self::Keys(_, a), Self::Keys(_, b)) => a == b,
             _ => false,
         }
@@ -102,6 +113,7 @@ impl Load {
     fn extend(&mut self, other: Self) {
         match (self, other) {
             (Self::Rows(rows, _), Self::Rows(more, _)) => rows.extend(more),
+            (Self::Repairs(rows), Self::Repairs(more)) => rows.extend(more),
             (Self::Keys(keys, _), Self::Keys(more, _)) => keys.extend(more),
             _ => debug_assert!(false, "only like loads go together"),
         }
@@ -113,6 +125,7 @@ impl Load {
             Self::Rows(rows, cause) => {
                 Request::WriteRows(proto::WriteRows { rows, cause: cause.into() })
             }
+            Self::Repairs(rows) => Request::RepairRows(proto::RepairRows { rows }),
             Self::Keys(keys, digest_only) => {
                 Request::ReadRows(proto::ReadRows { keys, digest_only })
             }

@@ -78,13 +78,15 @@ pub(super) fn answer(
         asked => asked.min(PAGE_BYTES_MAX),
     };
     let failed = |error: store::Error| refused(error.reason(), error.to_string());
+    // The words first: the rows that are read after them say no less.
+    let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
     drop(enter(fence, layout.epoch())?);
+    let words = store.least_words(within.clone()).map_err(failed)?;
     let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(failed)?;
     // It may have waited for the disk, so the epoch was free to rise.
     drop(enter(fence, layout.epoch())?);
     // A source that has lost data would be counted for what it does not know. Nothing is discarded
     // before the loss is marked.
-    let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
     store.check_all_undamaged(&[within]).map_err(failed)?;
     page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
     let cursor = page.cursor.clone().unwrap_or_default().into();
@@ -108,7 +110,7 @@ pub(super) fn answer(
         let reply = proto::PageReply { rows, cursor, ..Default::default() };
         if request.packed { pack(reply) } else { reply }
     };
-    Ok(Reply::Page(reply))
+    Ok(Reply::Page(proto::PageReply { guard: words.guard, floor: words.floor, ..reply }))
 }
 
 /// What the rows of a page add up to, under no floor.
@@ -212,7 +214,8 @@ mod tests {
 
         #[test]
         fn packed_garbage_is_refused_or_harmless(
-            bytes in prop::collection::vec(any::<u8>(), 0..200), at in any::<usize>(), to in 0..255_u8
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            at in any::<usize>(), to in 0..255_u8
         ) {
             let garbage = Bytes::from(bytes);
             let _ = rows_of(&mut proto::PageReply { packed: garbage, ..Default::default() });
@@ -221,7 +224,8 @@ mod tests {
             packed[at] = to;
             // The first bytes are a length; of a large one the test is above.
             if at > 3 {
-                let _ = rows_of(&mut proto::PageReply { packed: packed.into(), ..Default::default() });
+                let packed = packed.into();
+                let _ = rows_of(&mut proto::PageReply { packed, ..Default::default() });
             }
         }
     }

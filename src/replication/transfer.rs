@@ -20,6 +20,7 @@
 //!    while it merges it merges again.
 //! 4. Rows are joined only under the epoch they were asked for under.
 
+mod dead;
 mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ use super::duties::{RETRY, Report, propose};
 use super::progress::{Progress, Rate, Task};
 use crate::cluster::NodeId;
 use crate::cluster::layout::rules::SourcesNeeded;
-use crate::cluster::layout::{Command, Document, Layout, ToSync};
+use crate::cluster::layout::{Command, Document, Layout, MemberState, ToSync};
 use crate::cluster::peer::{PeerError, Peers};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
@@ -195,7 +196,7 @@ impl Transfer {
                 if sources.is_synced_by(&merged) {
                     break;
                 }
-                let Some(source) = self.next_source(&sources, &merged, failures) else {
+                let Some(source) = self.next_source(layout, &sources, &merged, failures) else {
                     self.progress.wait_for("its own rows: some of them are lost");
                     tokio::time::sleep(RETRY).await;
                     continue;
@@ -232,9 +233,11 @@ impl Transfer {
 
     /// Who has failed least; among equals in the order of ranks: the sources of fewer replicas are
     /// the first of those of more. Nobody is asked for ever while others would do, and nobody is
-    /// given up: who leaves cannot be stood in for.
+    /// given up: who leaves cannot be stood in for. Those who are taken out are as good as down: a
+    /// newcomer may not have heard yet that they are.
     fn next_source(
         &self,
+        layout: &Layout,
         sources: &SourcesNeeded,
         merged: &BTreeSet<NodeId>,
         failures: &Failures,
@@ -242,9 +245,13 @@ impl Transfer {
         let count = sources.of.iter().filter(|node| merged.contains(node)).count();
         let needed = |node: &NodeId| count < sources.count || sources.leaving.contains(node);
         let failures = failures.lock();
+        let goes = |node: &NodeId| {
+            let member = layout.document().members.get(node);
+            member.is_some_and(|member| member.state == MemberState::Removing)
+        };
         let trouble = |node: &NodeId| {
             let failed = failures.get(node).copied().unwrap_or(0);
-            failed + if self.liveness.is_up(*node) { 0 } else { DOWN }
+            failed + if self.liveness.is_up(*node) && !goes(node) { 0 } else { DOWN }
         };
         let left = sources.of.iter().filter(|node| **node != self.node && !merged.contains(node));
         left.copied().filter(needed).min_by_key(trouble)

@@ -305,7 +305,7 @@ mod tests {
         let reason = |bytes, free| obstacle("n1", 7, bytes, free).map(|one| one.reason);
         assert_eq!(reason(0, None), Some("RECEIVER_DOWN".to_owned()), "even for nothing");
         assert_eq!(reason(1000, Some(1299)), Some("NO_SPACE".to_owned()), "1.3 times as much");
-        assert_eq!(reason(1000, Some(1300)), None);
+        assert_eq!(reason(1000, Some(1301)), None);
         assert_eq!(reason(0, Some(0)), None);
         let refusal = obstacle("n1", 7, 1000, Some(10)).expect("too little");
         assert_eq!(refusal.message, "n1 would take over about 1000 bytes and has 10 free");

@@ -12,7 +12,8 @@ pub const KEY_BYTES_CEILING: usize = 4096;
 /// No value is longer, whatever is configured: in bytes.
 pub const VALUE_BYTES_CEILING: usize = 10 << 20;
 /// No row is larger, whatever is configured: half of what the engine takes, so that the join of
-/// two full rows from two replicas still fits. In bytes.
+/// two full rows from two replicas still fits. In bytes. The join of more is kept and read like any
+/// other row, but it is too large to be sent to a replica until a write has covered what it can.
 pub const ROW_BYTES_CEILING: usize = 16 << 20;
 /// No time to live is longer: 100 years, in milliseconds. Keeps every expiry inside 48 bits.
 pub const TTL_MS_CEILING: u64 = 100 * 365 * 86_400_000;

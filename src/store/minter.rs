@@ -5,15 +5,17 @@
 //! 2. One thread extends at a time. Half a lease before its end the first writer that notices
 //!    extends it while the others mint on; only at its very end they wait.
 //! 3. A clock that would have to run more than [`AHEAD_MS_MAX`] ahead of the wall clock mints
-//!    nothing: something has taught it a time that cannot be.
+//!    nothing: something has taught it a time that cannot be. A wall clock that has itself just
+//!    made such a step does not count ([`SteadyClock`]).
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::environment::WallClock;
+use super::environment::{Environment, WallClock};
 use super::error::{Error, Result};
 use super::identity::Lease;
+use super::steady::SteadyClock;
 use crate::causality::clock::{self, HybridClock, LeaseExhausted};
 
 /// How far the clock may run ahead of the wall clock, in milliseconds. Each unclean start may add
@@ -25,6 +27,7 @@ pub const AHEAD_MS_MAX: u64 = 3_600_000;
 pub(super) struct Minter {
     clock: HybridClock,
     wall: Arc<dyn WallClock>,
+    steady: SteadyClock,
     lease: Arc<Lease>,
     /// Held while a lease is made durable.
     extending: Mutex<()>,
@@ -32,10 +35,11 @@ pub(super) struct Minter {
 
 impl Minter {
     /// A clock above everything the lease may have allowed, with the lease extended.
-    pub fn open(lease: Arc<Lease>, wall: Arc<dyn WallClock>) -> Result<Self> {
-        let now_ms = wall.now_ms();
+    pub fn open(lease: Arc<Lease>, environment: &Environment) -> Result<Self> {
+        let (wall, steady) = (Arc::clone(&environment.clock), SteadyClock::new(environment));
+        let now_ms = steady.now_ms();
         let clock = HybridClock::new(lease.bound(), now_ms);
-        let minter = Self { clock, wall, lease, extending: Mutex::new(()) };
+        let minter = Self { clock, wall, steady, lease, extending: Mutex::new(()) };
         if let Some(wanted) = minter.clock.lease_wanted(now_ms) {
             minter.extend(wanted)?;
         }
@@ -48,7 +52,7 @@ impl Minter {
     /// [`Error::ClockUnsafe`], or the lease cannot be made durable.
     pub fn mint(&self, above: u64) -> Result<u64> {
         let now_ms = self.wall.now_ms();
-        let time = self.leased(now_ms, || self.clock.next(now_ms, above))?;
+        let time = self.leased(|| self.clock.next(now_ms, above))?;
         if let Some(wanted) = self.clock.lease_wanted(now_ms)
             && let Some(_one) = self.extending.try_lock()
         {
@@ -62,10 +66,16 @@ impl Minter {
     /// # Errors
     /// As [`Minter::mint`].
     pub fn raise_to(&self, time: u64) -> Result<()> {
-        self.leased(self.wall.now_ms(), || self.clock.raise_to(time))
+        self.leased(|| self.clock.raise_to(time))
     }
 
-    /// Refuses a time that this clock could not follow.
+    /// Milliseconds since 1970 by a clock that is not carried away by a step of the wall clock.
+    pub fn steady_ms(&self) -> u64 {
+        self.steady.now_ms()
+    }
+
+    /// Refuses a time that this clock could not follow. Of another node's row: what this node makes
+    /// of it is checked again.
     ///
     /// # Errors
     /// [`Error::ClockUnsafe`].
@@ -84,13 +94,13 @@ impl Minter {
     }
 
     /// Tries until the lease is long enough.
-    fn leased<T>(&self, now_ms: u64, attempt: impl Fn() -> Result<T, LeaseExhausted>) -> Result<T> {
+    fn leased<T>(&self, attempt: impl Fn() -> Result<T, LeaseExhausted>) -> Result<T> {
         loop {
             let wanted = match attempt() {
                 Ok(done) => return Ok(done),
                 Err(LeaseExhausted { wanted, .. }) => wanted,
             };
-            check_ahead(wanted, now_ms)?;
+            check_ahead(wanted, self.steady.now_ms())?;
             self.extend(wanted)?;
         }
     }

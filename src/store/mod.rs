@@ -55,6 +55,7 @@ mod replicate;
 mod row;
 mod safe_point;
 mod scan;
+mod steady;
 pub mod tenant;
 mod tenants;
 #[cfg(test)]
@@ -89,7 +90,7 @@ pub use raw::{FloorDigest, RawRow};
 pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};
-pub use safe_point::Participant;
+pub use safe_point::{Participant, Words};
 pub use scan::{RowFilter, RowPage, ScanPage, ScanPlan, ScanRequest, TokenRange};
 pub use tenant::{Mode, Retention, Tenant, TenantChange, TenantId, TenantSpec};
 pub use visit::{FoundRow, OnDamage, PageBounds};
@@ -273,7 +274,7 @@ impl Store {
             let engine = open_engine()?;
             (catalog, starting.begin()?, engine)
         };
-        let minter = Minter::open(Arc::clone(identity.lease()), Arc::clone(&environment.clock))?;
+        let minter = Minter::open(Arc::clone(identity.lease()), &environment)?;
         let began = environment.monotonic.elapsed();
         let dirty = Arc::new(leaves::DirtyLeaves::all());
         let written = Arc::clone(&dirty);
@@ -453,6 +454,12 @@ impl Store {
     /// Milliseconds since 1970 by the node's clock.
     pub fn now_ms(&self) -> u64 {
         self.environment.clock.now_ms()
+    }
+
+    /// [`Store::now_ms`] for what is made durable and cannot be taken back: a step of the clock of
+    /// more than some minutes does not count before it has stood for as long.
+    pub fn steady_ms(&self) -> u64 {
+        self.minter.steady_ms()
     }
 
     fn actor(&self) -> Actor {

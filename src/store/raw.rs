@@ -186,6 +186,14 @@ impl Store {
         Ok(RawRow { row: (!joined.is_empty()).then_some(out), floor })
     }
 
+    /// Whether a row has a version at or below a floor.
+    ///
+    /// # Errors
+    /// The bytes are no row.
+    pub fn has_version_below(&self, bytes: &[u8], floor: u64) -> Result<bool> {
+        Ok(codec::live_time_min(bytes).map_err(unreadable)? <= floor)
+    }
+
     /// What a client reads in a row of `tenant`.
     ///
     /// # Errors

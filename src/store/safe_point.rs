@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::error::{Error, Result};
 use super::Store;
+use super::error::{Error, Result};
 use crate::causality::clock;
 use crate::engine;
 
@@ -44,6 +44,15 @@ pub struct Participant {
     pub news: u64,
 }
 
+/// What a replica takes no more, and what it vouches for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// Nothing new at or below it is taken.
+    pub guard: u64,
+    /// What is at or below it and not live is dead.
+    pub floor: u64,
+}
+
 impl Store {
     /// The floor of the partition that a token lies in.
     ///
@@ -64,6 +73,32 @@ impl Store {
             return Err(Error::Damaged { partition });
         }
         Ok(point.floor)
+    }
+
+    /// The guard of a partition; 0 while it is damaged.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn guard_of_partition(&self, partition: u32) -> Result<u64> {
+        let point = self.engine.safe_point(partition)?;
+        Ok(if point.is_damaged() { 0 } else { point.guard })
+    }
+
+    /// The least guard and the least floor of some partitions.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`]: one of them vouches for nothing; or it does not exist.
+    pub fn least_words(&self, partitions: RangeInclusive<u32>) -> Result<Words> {
+        let mut least = Words { guard: u64::MAX, floor: u64::MAX };
+        for partition in partitions {
+            let point = self.engine.safe_point(partition)?;
+            if point.is_damaged() {
+                return Err(Error::Damaged { partition });
+            }
+            least.guard = least.guard.min(point.guard);
+            least.floor = least.floor.min(point.floor);
+        }
+        Ok(least)
     }
 
     /// Takes part in a safe-point round: from here on this node mints above `time` in these
@@ -198,7 +233,7 @@ impl Store {
             self.engine.flush()?;
             *state = FloorState { waits: false, since: now };
         }
-        let floor = clock::time_of_ms(self.now_ms().saturating_sub(self.safe_points.margin_ms));
+        let floor = clock::time_of_ms(self.steady_ms().saturating_sub(self.safe_points.margin_ms));
         let is_new = current > 0 && lasts(&state, self.safe_points.interval_ms);
         if is_new || floor <= current {
             return Ok(current);

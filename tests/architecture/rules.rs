@@ -39,7 +39,7 @@ const FOREIGN_AT_HOME: [(&str, &str); 1] = [("src/store/environment.rs", "getran
 /// Where `unsafe` may stand: (file, what for).
 const UNSAFE_FILES: [(&str, &str); 5] = [
     ("src/engine/memtable/arena.rs", "record bytes behind stable addresses"),
-    ("src/engine/memtable/list.rs", "nodes and records in the arena"),
+    ("src/engine/memtable/list.rs", "entries of the base skiplist under an epoch guard"),
     ("src/engine/memtable/mod.rs", "the same"),
     ("src/engine/sstable/block.rs", "fields of a mapped block"),
     ("src/engine/vfs/os.rs", "maps of files"),

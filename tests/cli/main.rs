@@ -226,8 +226,8 @@ fn upkeep_and_status_answer() {
     assert_eq!(node.run(&["tenant", "show", "nobody"]).code, 1);
 }
 
-/// A node of its own goes back to a checkpoint: it serves what was there then, takes writes, and its
-/// layout can be changed.
+/// A node of its own goes back to a checkpoint: it serves what was there then, takes writes, and
+/// its layout can be changed.
 #[test]
 fn a_checkpoint_is_served_again() {
     let mut node = CliNode::start();

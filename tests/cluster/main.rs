@@ -11,6 +11,7 @@
 mod node;
 
 mod direct;
+mod disks;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 mod operators;

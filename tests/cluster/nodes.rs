@@ -171,6 +171,11 @@ impl Nodes {
         self.nodes[at].wait()
     }
 
+    /// Where a node keeps what it has.
+    pub fn data_dir(&self, at: usize) -> &std::path::Path {
+        std::path::Path::new(&self.nodes[at].data_dir)
+    }
+
     /// Deletes what a node has left on its disk.
     pub fn delete(&self, at: usize) {
         std::fs::remove_dir_all(&self.nodes[at].data_dir).expect("it is there");

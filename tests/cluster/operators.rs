@@ -241,8 +241,8 @@ fn a_drain_is_called_off_through_a_node_that_has_not_heard_of_it() {
 fn the_rate_of_transfers_is_told_and_changed_while_the_node_runs() {
     let nodes = Nodes::start(1);
     assert_eq!(json(&nodes, 0, &["layout", "rate"])["bytes_per_second"], 32 << 20);
-    assert_eq!(nodes.ok(0, &["layout", "rate", "64MiB"]), "64.0 MiB/s");
-    assert_eq!(nodes.ok(0, &["layout", "rate", "0"]), "no limit");
+    assert_eq!(nodes.ok(0, &["layout", "rate", "64MiB"]), "64.0 MiB/s\n");
+    assert_eq!(nodes.ok(0, &["layout", "rate", "0"]), "no limit\n");
     assert!(nodes.page(0, "/metrics").1.contains("pairdb_transfer_limit_bytes 0\n"));
 }
 

@@ -93,35 +93,52 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
     // The node may end, or another one answer: it is named from here on, and not begun anew.
     request.node.clone_from(&last.node_id);
     let bar = share_bar();
+    let to_end = follow_to_end(&client, &request, told, &mut last, &bar);
+    let ended = tokio::time::timeout(args.connect.patience(), to_end).await;
+    bar.finish_and_clear();
+    let is_over = matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled);
+    match ended {
+        Ok(Err(error)) => return Err(under_way(&last, &error)),
+        Err(_) if !is_over => {
+            let message = format!("{}; it goes on without being waited for", line(&last));
+            return Err(Failure::with_code(UNDER_WAY, message));
+        }
+        _ => {}
+    }
+    if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
+        certificate::write(path, &last.certificate)?;
+    }
+    report(&args, &last)
+}
+
+/// Looks on until the node has left, or stays; asks again where a stream breaks.
+async fn follow_to_end(
+    client: &Client,
+    request: &proto::DrainNodeRequest,
+    mut told: Streaming<proto::DrainProgress>,
+    last: &mut proto::DrainProgress,
+    bar: &ProgressBar,
+) -> Result<(), Error> {
     let mut attempt = 0;
     loop {
-        let broken = follow(&mut told, &mut last, &bar).await;
+        let broken = follow(&mut told, last, bar).await;
         if matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled) {
-            break;
+            return Ok(());
         }
         let error = broken.err().unwrap_or_else(ended);
         told = loop {
             attempt += 1;
             if attempt > ATTEMPTS || !error.may_retry() {
-                bar.finish_and_clear();
-                return Err(under_way(&last, &error));
+                return Err(error);
             }
             tokio::time::sleep(PAUSE).await;
-            match begin(&client, &request).await {
+            match begin(client, request).await {
                 Ok(again) => break again,
-                Err(error) if !error.may_retry() => {
-                    bar.finish_and_clear();
-                    return Err(under_way(&last, &error));
-                }
+                Err(error) if !error.may_retry() => return Err(error),
                 Err(_) => {}
             }
         };
     }
-    bar.finish_and_clear();
-    if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
-        certificate::write(path, &last.certificate)?;
-    }
-    report(&args, &last)
 }
 
 async fn begin(

@@ -67,8 +67,7 @@ enum Verb {
         #[command(flatten)]
         connect: Connect,
     },
-    /// Tell, or set until it is started anew, how fast the node that is asked fetches partitions and
-    /// gives them away
+    /// Tell how fast the node that is asked moves partitions, or set it until it is started anew
     Rate {
         /// Bytes a second, such as 64MiB; 0 for no limit
         #[arg(value_parser = size)]

@@ -467,8 +467,9 @@ fn check_whole(
     let what = match exists(&snapshot)? {
         true => "it is missing beside SNAPSHOT",
         false if has_voted => {
-            "it is missing, and with it what the node has promised to the others: a node of several \
-             does not come back from a checkpoint; replace it by one with an empty directory"
+            "it is missing, and with it what the node has promised to the others: a node of \
+             several does not come back from a checkpoint; replace it by one with an empty \
+             directory"
         }
         false => return Ok(()),
     };

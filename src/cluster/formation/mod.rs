@@ -24,8 +24,8 @@
 //!    or document, and last the cluster's id in the node's identity.
 //! 4. A cluster is not formed while a seed does not answer: it may know of one. An answer that
 //!    cannot be read does.
-//! 5. Each formation has a name of its own, that of its promise: clusters that were formed under one
-//!    configured id do not take each other for the same.
+//! 5. Each formation has a name of its own, that of its promise: clusters that were formed under
+//!    one configured id do not take each other for the same.
 //! 6. What no document takes, such as a zone that is too long, is refused before it is promised.
 //!
 //! Nodes that are told different seeds, so that they never hear of each other, form clusters of

@@ -98,7 +98,8 @@ impl Formation {
                 None => Err(self.fence.missing()),
             };
         }
-        if document.epoch > 0 {
+        // One that does not name this node came by hearsay, while it was still asking.
+        if document.members.contains_key(&self.me) {
             self.identity.assign_cluster(document.cluster_id)?;
             return Ok(Some(Entered::Member { cluster_id: document.cluster_id }));
         }
@@ -142,7 +143,9 @@ impl Formation {
     /// Begins a cluster if enough nodes are there and this is the one to do it.
     fn begin(&self) -> store::Result<bool> {
         let expect = self.options.bootstrap_expect;
-        if expect <= 1 || self.promises.current().is_some() {
+        // Whoever has heard of a document knows of a cluster.
+        let knows_one = self.fence.document().epoch > 0;
+        if expect <= 1 || knows_one || self.promises.current().is_some() {
             return Ok(false);
         }
         let mut candidates = self.candidates.lock().fresh(self.freshness());

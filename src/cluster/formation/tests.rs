@@ -524,6 +524,20 @@ async fn a_node_that_may_not_join_is_refused_by_name() {
     assert!(removed.identity.cluster_id().is_none());
 }
 
+/// A document reaches a node also while it still asks to be let in, and is refused; at its next
+/// start it is no member by that, and asks again.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_heard_of_a_document_without_it_asks_to_be_in_one() {
+    let world = World::new();
+    let first = one_node_cluster(&world).await;
+    let node = world.start(2, &MemVfs::new(), options(3, [1]));
+    node.group().await.unwrap();
+    node.fence.adopt(&first.fence.document()).unwrap();
+    node.enter(10).await.unwrap();
+    assert!(node.fence.document().members.contains_key(&id(2)));
+    assert_eq!(node.identity.cluster_id(), Some(first.fence.document().cluster_id));
+}
+
 /// The answer is lost after the node became a member: it asks again and is let in.
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_admission_was_not_heard_asks_again() {

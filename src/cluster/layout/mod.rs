@@ -116,8 +116,8 @@ pub type Partitions = BTreeMap<u8, BTreeSet<u32>>;
 pub struct Document {
     /// The cluster.
     pub cluster_id: NodeId,
-    /// The formation it comes from: minted for it and never again. It tells clusters apart that were
-    /// formed under one configured id. Zero in those that are older than this field.
+    /// The formation it comes from: minted for it and never again. It tells clusters apart that
+    /// were formed under one configured id. Zero in those that are older than this field.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub formation: NodeId,
     /// Grows by one with every committed change of ownership. 0: no cluster was formed.

@@ -18,8 +18,7 @@
 //!
 //! # Format
 //!
-//! Files `NNNNNNNNNN.log`, little-endian, version 2. Where each write is synced they grow in steps
-//! ahead of what is written, elsewhere with it. A `NNNNNNNNNN.spare` is a flushed segment that
+//! Files `NNNNNNNNNN.log`, little-endian, version 2. They grow in steps ahead of what is written. A `NNNNNNNNNN.spare` is a flushed segment that
 //! waits to be renamed to the next one; what it holds means nothing.
 //!
 //! A position is `segment number << 32 | offset`. Segment header, at offset 0:

@@ -143,6 +143,15 @@ impl Progress {
         }
     }
 
+    /// Calls all callbacks that are left: it is not known what becomes of what they wait for.
+    pub(super) fn forsake(&self) {
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        for waiting in waiting {
+            let cause = "it went away before the write was durable".to_owned();
+            (waiting.done)(Err(Error::Poisoned { cause }));
+        }
+    }
+
     /// Refuses everything from now on. The first failure is the cause that all are told.
     fn poison(&self, mut state: MutexGuard<'_, State>, error: &Error) {
         let cause = state.cause.get_or_insert_with(|| error.to_string().into()).clone();

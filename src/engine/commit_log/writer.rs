@@ -221,6 +221,12 @@ impl<S> CommitLog<S> {
         }
     }
 
+    /// Tells those who still wait for a write to be durable that nobody will know: `Poisoned`, for
+    /// `Closed` would say that it was not taken. For an owner that goes away, after its last sync.
+    pub fn forsake(&self) {
+        self.progress.forsake();
+    }
+
     /// Whether [`CommitLog::make_room`] has something to do.
     #[inline]
     pub fn wants_room(&self) -> bool {
@@ -429,8 +435,8 @@ impl<S> LogGuard<'_, S> {
     ///
     /// # Errors
     /// `OutOfBounds` for a key or row that is too long or an append larger than
-    /// [`CommitLog::append_bytes_max`]; `Poisoned`; `Closed` after [`LogGuard::end`]. Nothing was
-    /// appended then.
+    /// [`CommitLog::append_bytes_max`]; `Poisoned`; `Closed` after [`LogGuard::end`] or
+    /// [`LogGuard::refuse`]. Nothing was appended then.
     pub fn append(&mut self, records: &[(&[u8], &[u8])]) -> Result<Position> {
         self.log.progress.check()?;
         if self.inner.ended {
@@ -468,6 +474,13 @@ impl<S> LogGuard<'_, S> {
         let end = self.inner.tail.cut(self.log.options.grow_bytes, durable);
         self.log.appended.store(end.to_u64(), Ordering::Release);
         end
+    }
+
+    /// Refuses every append from now on, of a log that is kept for the next open. The exact
+    /// position behind everything in it.
+    pub fn refuse(&mut self) -> Position {
+        self.inner.ended = true;
+        self.close_frame()
     }
 
     /// Refuses every append from now on. The end of the log: a position in front of a segment that

@@ -57,6 +57,8 @@ pub struct JobContext<'a> {
     /// Told every 256 KiB of input how many bytes were written since; waits as long as the
     /// [`Pacer`](super::Pacer) says, or until `stop` is set.
     pub pace: &'a dyn Fn(u64),
+    /// Told of a row that cannot be joined, by its table and key: no checksum shows that.
+    pub on_bad_row: &'a dyn Fn(u64, &[u8]),
 }
 
 /// What a job did.
@@ -207,6 +209,7 @@ impl<'a> Job<'a> {
     fn corruption(&self, key: &[u8], error: &MergeError) -> Error {
         let mut inputs = self.compaction.inputs.iter();
         let number = inputs.find(|table| table.covers(key)).map_or(0, |table| table.number);
+        (self.context.on_bad_row)(number, key);
         let path = self.context.versions.table_path(number);
         Error::corrupt(&path, 0, format!("the row of key {}: {error}", key.escape_ascii()))
     }

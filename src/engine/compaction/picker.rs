@@ -5,13 +5,15 @@
 //!    an input and the output level. At level 0 a table is taken only with every older one that it
 //!    overlaps; below, all tables of the output level that the inputs overlap are inputs.
 //! 2. Two jobs at a time share no table, and their outputs at one level cannot interleave.
-//! 3. A table with an unreadable block is left alone, and what may not pass it stays too.
+//! 3. A table with an unreadable block is left alone, and what may not pass it stays too. Once it
+//!    is set aside, at level 0 as one that hides nothing, whatever is newer may pass it.
 //!
 //! # Order
 //! The level that is furthest beyond its target, if any is; within it the table that overlaps the
 //! fewest bytes below for its size (RocksDB's `kMinOverlappingRatio`). An idle tree still moves:
 //! tables whose tombstones may be forgotten, then tables that are old, go down until everything is
-//! at the last level, so nothing is kept for ever.
+//! at the last level, so nothing is kept for ever. What writers have left at level 0 goes down when
+//! there has been no new table for a while, if it is enough to be worth the rewriting.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
+/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own.
+const REST_REWRITE_MAX: u64 = 10;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What the picker goes by. From [`Options`]; the ages are settled here.
@@ -50,6 +54,8 @@ pub struct PickerOptions {
     pub heavy_age_max_ms: u64,
     /// A table of which a tenth may be forgotten, as far as the floor goes, waits no longer.
     pub purge_age_ms: u64,
+    /// A tree rests when its youngest table of level 0 is older.
+    pub rest_age_ms: u64,
 }
 
 impl From<&Options> for PickerOptions {
@@ -65,6 +71,7 @@ impl From<&Options> for PickerOptions {
             table_age_max_ms: 7 * 24 * HOUR_MS,
             heavy_age_max_ms: 24 * HOUR_MS,
             purge_age_ms: HOUR_MS,
+            rest_age_ms: HOUR_MS / 60,
         }
     }
 }
@@ -80,8 +87,12 @@ pub enum Reason {
     Purge,
     /// The table is old.
     Age,
+    /// Nothing has come for a while.
+    Rest,
     /// Somebody asked for it.
     Manual,
+    /// A table with an unreadable block is in the way.
+    Damage,
 }
 
 /// A compaction to run.
@@ -132,6 +143,8 @@ pub struct Picker<'a> {
     targets: Targets,
     /// Inputs of running jobs, and tables with an unreadable block.
     busy: HashSet<u64>,
+    /// Tables with an unreadable block.
+    quarantined: HashSet<u64>,
     rules: Rules,
 }
 
@@ -146,9 +159,11 @@ impl<'a> Picker<'a> {
         now_ms: u64,
     ) -> Self {
         let inputs = running.iter().flat_map(|job| job.inputs.iter().map(|table| table.number));
-        let quarantined = state.quarantined().iter().map(|range| range.table);
+        let quarantined: HashSet<u64> =
+            state.quarantined().iter().map(|range| range.table).collect();
         Self {
-            busy: inputs.chain(quarantined).collect(),
+            busy: inputs.chain(quarantined.iter().copied()).collect(),
+            quarantined,
             targets: Targets::new(state, options),
             rules: Rules::default(),
             state,
@@ -206,7 +221,8 @@ impl<'a> Picker<'a> {
     /// all goes down level by level, then what was not rewritten on the way is rewritten. `None`
     /// with no job running: it is done.
     pub fn pick_all(&self, before: u64) -> Option<Compaction> {
-        let upper = (0..LAST).find(|level| !self.state.level(*level).is_empty());
+        let is_sound = |table: &Arc<TableMeta>| !self.quarantined.contains(&table.number);
+        let upper = (0..LAST).find(|level| self.state.level(*level).iter().any(is_sound));
         match upper {
             Some(0) => self.pick_level0(Reason::Manual),
             Some(level) => self.pick_run(level),
@@ -235,6 +251,22 @@ impl<'a> Picker<'a> {
         let level = usize::from(table.level);
         let alone = || Self::in_place(vec![Arc::clone(table)], level);
         (!self.running.iter().any(has_it)).then(alone)
+    }
+
+    /// A table with an unreadable block that is not set aside yet, alone. One at a time, for each
+    /// takes an epoch of level 0.
+    pub fn pick_aside(&self) -> Option<Compaction> {
+        if self.running.iter().any(|job| job.reason == Reason::Damage) {
+            return None;
+        }
+        let tables = self.state.tables().filter(|table| self.quarantined.contains(&table.number));
+        let mut in_the_way = tables.filter(|table| !self.is_aside(table));
+        let job = in_the_way.find_map(|table| self.pick_quarantined(table.number))?;
+        Some(Compaction { reason: Reason::Damage, output_level: 0, trivial_move: true, ..job })
+    }
+
+    fn is_aside(&self, table: &TableMeta) -> bool {
+        table.level == 0 && table.demote_full && self.quarantined.contains(&table.number)
     }
 
     fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize) -> Compaction {
@@ -276,7 +308,9 @@ impl<'a> Picker<'a> {
                 }
                 tables.remove(0);
             }
-            left.push(table);
+            if !self.is_aside(table) {
+                left.push(table);
+            }
         }
         picked
     }
@@ -338,11 +372,23 @@ impl<'a> Picker<'a> {
         picked
     }
 
-    /// What an idle tree does: tables that can shrink, then old ones.
+    /// What an idle tree does: tables that can shrink, then old ones, then level 0.
     fn pick_idle(&self) -> Option<Compaction> {
         let purge = |table: &TableMeta| self.is_purge_due(table).then_some(Reason::Purge);
         let age = |table: &TableMeta| self.is_age_due(table).then_some(Reason::Age);
-        self.pick_due(purge).or_else(|| self.pick_due(age))
+        self.pick_due(purge).or_else(|| self.pick_due(age)).or_else(|| self.pick_rest())
+    }
+
+    /// Level 0, if there has been no new table for a while.
+    fn pick_rest(&self) -> Option<Compaction> {
+        let youngest_ms = self.state.level(0).iter().map(|table| table.created_ms).max()?;
+        if self.now_ms.saturating_sub(youngest_ms) < self.options.rest_age_ms {
+            return None;
+        }
+        let job = self.pick_level0(Reason::Rest)?;
+        let upper = job.inputs.iter().filter(|table| table.level == 0);
+        let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
+        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {

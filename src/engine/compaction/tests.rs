@@ -175,6 +175,7 @@ impl Tree {
             now_ms: self.now_ms,
             stop: &self.stop,
             pace: &|_| {},
+            on_bad_row: &|_, _| {},
         };
         let job = Job::new(compaction, context);
         match removed {

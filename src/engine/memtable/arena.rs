@@ -6,27 +6,27 @@
 //!
 //! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
 //! a lock. Chunks of full size are mapped, so that what a flushed memtable took goes back to the
-//! system at once; an allocator would keep it, beside a page cache that has better use for it.
+//! system at once; an allocator would keep it, beside a page cache that has better use for it. They
+//! are huge pages where the system has them: a search in a memtable goes all over its nodes.
 //!
 //! # Invariants
 //! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
-//! 2. A byte is handed out once. What [`Arena::copy`] wrote is read-only from then on; bytes of
-//!    [`Arena::allocate`] are their caller's to write before it publishes them, and then only
-//!    through atomics.
+//! 2. A byte is handed out once; it is written only through the slice of [`Arena::copy`], before
+//!    the pointer is published, and is read-only from then on.
 #![expect(unsafe_code, reason = "raw chunks: handing out bytes that outlive the borrow")]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions};
 use parking_lot::Mutex;
 
 /// Everything is aligned to this, so that records may be addressed by words.
 const ALIGN: usize = 8;
 /// Chunks start small, because a test opens hundreds of memtables, and double up to the maximum.
 const CHUNK_BYTES_MIN: usize = 16 << 10;
-const CHUNK_BYTES_MAX: usize = 1 << 20;
+const CHUNK_BYTES_MAX: usize = 2 << 20;
 
 struct Chunk {
     base: NonNull<u8>,
@@ -98,8 +98,7 @@ impl Arena {
         self.reserved_bytes().saturating_sub(left)
     }
 
-    /// `len` fresh bytes, at an address divisible by [`ALIGN`].
-    pub fn allocate(&self, len: usize) -> NonNull<u8> {
+    fn allocate(&self, len: usize) -> NonNull<u8> {
         let len = len.next_multiple_of(ALIGN).max(ALIGN);
         loop {
             let current = self.current.load(Ordering::Acquire);
@@ -137,10 +136,11 @@ impl Chunk {
 
     fn new(capacity: usize) -> Self {
         if capacity >= CHUNK_BYTES_MAX {
-            // Populated at once, which is cheaper than page by page. If it cannot be had, the
-            // allocator is asked, which knows what to do then.
-            let map = MmapOptions::new().len(capacity).populate().map_anon();
-            if let Ok(mut map) = map {
+            // If it cannot be had, the allocator is asked, which knows what to do then.
+            if let Ok(mut map) = MmapOptions::new().len(capacity).map_anon() {
+                // Hints both. Populated at once, which is cheaper than page by page.
+                let _ = map.advise(Advice::HugePage);
+                let _ = map.advise(Advice::PopulateWrite);
                 let base = NonNull::from(&mut map[..]).cast();
                 return Self { base, capacity, map: Some(map), used: AtomicUsize::new(0) };
             }

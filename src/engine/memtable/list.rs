@@ -1,230 +1,152 @@
-//! The sorted list inside a memtable: a skip list that only grows.
+//! The sorted list inside a memtable: crossbeam's skiplist, used insert-only.
 //!
-//! One node a user key. It lies in an [`Arena`] with its links and its key, and holds a 64-bit
-//! prefix of that, so that nearly every comparison ends at a node's first cache line, and an atomic
-//! pointer to the newest record, which lies in an arena of its own: the nodes that a search passes
-//! stay close together. An update stores a new pointer.
+//! One node a user key. The node's key and its record lie in the [`Arena`]; the node holds a
+//! 64-bit prefix beside the key's address, so that nearly every comparison ends without touching
+//! the key, and an atomic pointer to the newest record. An update stores a new pointer.
 //!
 //! # Invariants
-//! 1. No node is ever removed or moved: none is freed before the list is dropped, so reading needs
-//!    no guard.
+//! 1. No node is ever removed or replaced: `insert`, `remove` and `range` of the crate are never
+//!    called (`range` leaks there: crossbeam issue 1178). Hence no node is freed before the list
+//!    is dropped, and reading needs no epoch pin: [`unprotected`] is a sound guard.
 //! 2. All writers of one key hold that key's stripe lock, so the record pointer has one writer at
-//!    a time, and no key is added twice; readers take what they find.
+//!    a time; readers take what they find.
 //! 3. Keys and records are immutable once published (the arena's invariant 2).
-//! 4. A node is linked from the lowest level up: who finds it at one level finds it at those below.
 //!
-//! Bytes of a node, at an address divisible by eight: [`Node`], a [`Link`] for each of its levels,
-//! the key. Bytes of a record, at an address divisible by eight:
+//! Bytes of a record in the arena, at an address divisible by eight:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 4 | length of the row, native endian (never leaves memory) |
 //! | 1 | kind |
 //! | n | the row |
-#![expect(unsafe_code, reason = "pointers into the arenas")]
+#![expect(unsafe_code, reason = "pointers into the arena and a guard without a pin")]
 
 use std::cmp::Ordering as Order;
-use std::ptr::{self, NonNull};
+use std::ops::Bound;
+use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crossbeam_epoch::{Guard, default_collector, unprotected};
+use crossbeam_skiplist::base::{Entry, SkipList};
 
 use super::arena::Arena;
 use crate::engine::key::key_prefix;
 use crate::engine::record::{Kind, Record};
 
-/// Levels of the tallest nodes. One node in four reaches the next level: enough for 16 million.
-const HEIGHT_MAX: usize = 12;
+/// What a node costs beside its arena bytes: key, value, counters, 1.33 pointers of tower, malloc.
+const NODE_BYTES: usize = 72;
 
-/// Release on store, Acquire on load: publishes the node's bytes.
-type Link = AtomicPtr<Node>;
-
-/// What a node begins with.
-#[repr(C)]
-struct Node {
+/// A key in the arena, or, as a probe, anywhere.
+struct ListKey {
     prefix: u64,
-    /// The newest record. Release on store, Acquire on load: publishes the record's bytes.
-    record: AtomicPtr<u8>,
-    key_bytes: u32,
-    height: u32,
+    start: NonNull<u8>,
+    len: u32,
 }
 
-/// A node of a list that is alive: what makes following it sound.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct NodeRef(NonNull<Node>);
+// SAFETY: points at bytes nobody writes; the owner of the list keeps the arena.
+unsafe impl Send for ListKey {}
+// SAFETY: as above.
+unsafe impl Sync for ListKey {}
 
-impl NodeRef {
-    fn node<'a>(self) -> &'a Node {
-        // SAFETY: made of a node that `List::add` wrote before it was published, and that lives as
-        // long as the list (invariant 1). Those who hand the reference out bound it by the list.
-        unsafe { &*self.0.as_ptr() }
-    }
-
-    /// The link to the next node at `level`, which is one of this node's.
-    fn link<'a>(self, level: usize) -> &'a Link {
-        debug_assert!(level < self.node().height as usize);
-        // SAFETY: as in `node`; `height` links follow the node.
-        unsafe { &*self.0.as_ptr().add(1).cast::<Link>().add(level) }
-    }
-
-    fn key<'a>(self) -> &'a [u8] {
-        let Node { height, key_bytes, .. } = *self.node();
-        // SAFETY: as in `node`; the key follows the links.
-        unsafe {
-            let key = self.0.as_ptr().add(1).cast::<Link>().add(height as usize).cast::<u8>();
-            slice::from_raw_parts(key, key_bytes as usize)
+impl ListKey {
+    /// A key over bytes that the caller keeps alive for as long as the value is used.
+    fn new(bytes: &[u8]) -> Self {
+        Self {
+            prefix: key_prefix(bytes),
+            start: NonNull::from(bytes).cast(),
+            len: bytes.len() as u32,
         }
     }
 
-    fn record<'a>(self) -> Record<'a> {
-        let at = self.node().record.load(Ordering::Acquire);
-        // SAFETY: `store` returned the address of a record in the arena, laid out as the module
-        // page says and aligned to 8; it is immutable and lives as long as the list.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `new` was given `len` bytes here; a key in the list points into the arena, which
+        // lives as long as the list, a probe into its caller's slice.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len as usize) }
+    }
+}
+
+impl PartialEq for ListKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Order::Equal
+    }
+}
+
+impl Eq for ListKey {}
+
+impl PartialOrd for ListKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ListKey {
+    fn cmp(&self, other: &Self) -> Order {
+        self.prefix.cmp(&other.prefix).then_with(|| self.bytes().cmp(other.bytes()))
+    }
+}
+
+/// The newest record of a key. Release on store, Acquire on load: publishes the record's bytes.
+struct Cell(AtomicPtr<u8>);
+
+impl Cell {
+    fn record(&self) -> Record<'_> {
+        let at = self.0.load(Ordering::Acquire);
+        // SAFETY: `put` stored the address of a record in the arena, laid out as the module page
+        // says and aligned to 8; it is immutable and lives as long as the list.
         unsafe {
             let len = at.cast::<u32>().read() as usize;
             let kind = if at.add(4).read() == Kind::Full as u8 { Kind::Full } else { Kind::Delta };
             Record { kind, row: slice::from_raw_parts(at.add(5), len) }
         }
     }
-
-    /// How the node's key compares with `key`, whose prefix is `prefix`.
-    #[inline]
-    fn compare(self, prefix: u64, key: &[u8]) -> Order {
-        self.node().prefix.cmp(&prefix).then_with(|| self.key().cmp(key))
-    }
 }
 
 /// See the module page.
 pub struct List {
-    head: [Link; HEIGHT_MAX],
-    /// Levels in use, or some fewer.
-    height: AtomicUsize,
-    len: AtomicUsize,
-    nodes: Arena,
-    records: Arena,
+    /// Dropped before the arena it points into.
+    nodes: SkipList<ListKey, Cell>,
+    arena: Arena,
 }
 
-/// Where a key belongs at one level: behind the first node, `None` being the head, and before the
-/// second.
-type Gap = (Option<NodeRef>, Option<NodeRef>);
+/// A guard that pins nothing; sound by invariant 1.
+fn no_pin() -> &'static Guard {
+    // SAFETY: an unprotected guard runs deferred destruction at once and does not keep nodes
+    // alive. Nothing is ever deferred here, because nothing is ever unlinked, and nodes live until
+    // the list is dropped, for which `&mut self` is needed.
+    unsafe { unprotected() }
+}
 
 impl List {
     pub fn new() -> Self {
-        Self {
-            head: [const { Link::new(ptr::null_mut()) }; HEIGHT_MAX],
-            height: AtomicUsize::new(1),
-            len: AtomicUsize::new(0),
-            nodes: Arena::new(),
-            records: Arena::new(),
-        }
-    }
-
-    fn link(&self, at: Option<NodeRef>, level: usize) -> &Link {
-        at.map_or(&self.head[level], |node| node.link(level))
-    }
-
-    #[inline]
-    fn next(&self, at: Option<NodeRef>, level: usize) -> Option<NodeRef> {
-        NonNull::new(self.link(at, level).load(Ordering::Acquire)).map(NodeRef)
-    }
-
-    /// Walks on at `level` from `from`, which lies before `key`, to where the key belongs. `Err`:
-    /// it is there. `known` lies behind the key, if it is a node, and is not compared.
-    #[inline]
-    fn gap(
-        &self,
-        level: usize,
-        mut from: Option<NodeRef>,
-        known: Option<NodeRef>,
-        (prefix, key): (u64, &[u8]),
-    ) -> Result<Gap, NodeRef> {
-        loop {
-            let next = self.next(from, level);
-            let Some(node) = next.filter(|_| next != known) else { return Ok((from, next)) };
-            match node.compare(prefix, key) {
-                Order::Less => from = next,
-                Order::Equal => return Err(node),
-                Order::Greater => return Ok((from, next)),
-            }
-        }
-    }
-
-    /// The node of `key`, or else the first one behind it.
-    #[inline]
-    fn find(&self, key: &[u8]) -> Result<NodeRef, Option<NodeRef>> {
-        let probe = (key_prefix(key), key);
-        let mut gap = (None, None);
-        for level in (0..self.height.load(Ordering::Relaxed)).rev() {
-            gap = match self.gap(level, gap.0, gap.1, probe) {
-                Ok(gap) => gap,
-                Err(node) => return Ok(node),
-            };
-        }
-        Err(gap.1)
+        Self { nodes: SkipList::new(default_collector().clone()), arena: Arena::new() }
     }
 
     /// The newest record of `key`.
     pub fn get(&self, key: &[u8]) -> Option<Record<'_>> {
-        self.find(key).ok().map(NodeRef::record)
+        let entry = self.nodes.get(&ListKey::new(key), no_pin())?;
+        Some(entry.value().record())
     }
 
     fn store(&self, kind: Kind, row: &[u8]) -> NonNull<u8> {
         let len = row.len() as u32;
-        self.records.copy(&[&len.to_ne_bytes(), &[kind as u8], row])
+        self.arena.copy(&[&len.to_ne_bytes(), &[kind as u8], row])
     }
 
     /// Adds a record under a key that is not in the list, or answers `false` and changes nothing.
     ///
     /// REQUIRES: the caller holds the key's stripe lock (invariant 2).
     pub fn insert_new(&self, key: &[u8], kind: Kind, row: &[u8]) -> bool {
-        let height = height_of(self.len.load(Ordering::Relaxed) as u64);
-        let probe = (key_prefix(key), key);
-        let mut gaps: [Gap; HEIGHT_MAX] = [(None, None); HEIGHT_MAX];
-        let mut gap = (None, None);
-        for level in (0..self.height.load(Ordering::Relaxed).max(height)).rev() {
-            match self.gap(level, gap.0, gap.1, probe) {
-                Ok(found) => gap = found,
-                Err(_) => return false,
-            }
-            gaps[level] = gap;
-        }
-        let node = self.add(probe, height, self.store(kind, row));
-        for (level, gap) in gaps.iter_mut().enumerate().take(height) {
-            while !self.link_between(node, level, *gap) {
-                // Another key got in between. It is not this one (invariant 2).
-                *gap = self.gap(level, gap.0, None, probe).unwrap_or_else(|it| (gap.0, Some(it)));
-            }
-        }
-        self.height.fetch_max(height, Ordering::Relaxed);
-        self.len.fetch_add(1, Ordering::Relaxed);
-        true
-    }
-
-    /// A node that is not linked yet.
-    fn add(&self, (prefix, key): (u64, &[u8]), height: usize, record: NonNull<u8>) -> NodeRef {
-        let links_bytes = height * size_of::<Link>();
-        let bytes = self.nodes.allocate(size_of::<Node>() + links_bytes + key.len());
-        let node = bytes.cast::<Node>();
-        let record = AtomicPtr::new(record.as_ptr());
-        let (key_bytes, levels) = (key.len() as u32, height as u32);
-        // SAFETY: the arena gave this many bytes, aligned for a `Node` and so for links, to nobody
-        // else; they are written here before anybody is told of them.
-        unsafe {
-            node.write(Node { prefix, record, key_bytes, height: levels });
-            let links = node.as_ptr().add(1).cast::<Link>();
-            (0..height).for_each(|level| links.add(level).write(Link::new(ptr::null_mut())));
-            ptr::copy_nonoverlapping(key.as_ptr(), links.add(height).cast(), key.len());
-        }
-        NodeRef(node)
-    }
-
-    /// Links `node` into a gap, unless that has been filled meanwhile.
-    fn link_between(&self, node: NodeRef, level: usize, (before, behind): Gap) -> bool {
-        let behind = behind.map_or(ptr::null_mut(), |node| node.0.as_ptr());
-        node.link(level).store(behind, Ordering::Relaxed);
-        let link = self.link(before, level);
-        let (new, fails) = (node.0.as_ptr(), Ordering::Relaxed);
-        link.compare_exchange(behind, new, Ordering::Release, fails).is_ok()
+        let record = self.store(kind, row);
+        let start = self.arena.copy(&[key]);
+        let list_key = ListKey { prefix: key_prefix(key), start, len: key.len() as u32 };
+        let cell = Cell(AtomicPtr::new(record.as_ptr()));
+        let entry = self.nodes.get_or_insert(list_key, cell, no_pin());
+        let inserted = entry.value().0.load(Ordering::Relaxed) == record.as_ptr();
+        // A RefEntry has no Drop: without this the node's reference count would never be even.
+        entry.release(no_pin());
+        inserted
     }
 
     /// Replaces the record of a key that is in the list.
@@ -234,52 +156,26 @@ impl List {
     /// # Panics
     /// If the key is not in the list.
     pub fn replace(&self, key: &[u8], kind: Kind, row: &[u8]) {
-        let node = self.find(key).ok().expect("the caller has found the key");
+        let probe = ListKey::new(key);
+        let entry = self.nodes.get(&probe, no_pin()).expect("the caller has found the key");
         let record = self.store(kind, row);
-        node.node().record.store(record.as_ptr(), Ordering::Release);
+        entry.value().0.store(record.as_ptr(), Ordering::Release);
     }
 
     /// Keys in it.
     pub fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+        self.nodes.len()
     }
 
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
-        self.nodes.reserved_bytes() + self.records.reserved_bytes()
+        self.arena.reserved_bytes() + self.len() * NODE_BYTES
     }
 
     /// Memory it takes without what is reserved ahead.
     pub fn used_bytes(&self) -> usize {
-        self.nodes.used_bytes() + self.records.used_bytes()
+        self.arena.used_bytes() + self.len() * NODE_BYTES
     }
-
-    /// Every level ascends and holds the nodes of the list that are as tall.
-    #[cfg(test)]
-    pub(super) fn check(&self) {
-        let level = |level: usize| {
-            let mut at = self.next(None, level);
-            std::iter::from_fn(move || {
-                let node = at?;
-                at = self.next(at, level);
-                Some(node)
-            })
-        };
-        assert_eq!(level(0).count(), self.len());
-        assert!(level(0).map(NodeRef::key).is_sorted_by(|a, b| a < b));
-        for height in 1..HEIGHT_MAX {
-            let tall = level(0).filter(|node| node.node().height as usize > height);
-            assert!(level(height).eq(tall), "level {height}");
-        }
-    }
-}
-
-/// How tall the `n`-th node is. By chance as far as the keys go, which their writers choose.
-fn height_of(n: u64) -> usize {
-    let mixed = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let mixed = mixed ^ (mixed >> 32);
-    (1 + mixed.trailing_zeros() as usize / 2).min(HEIGHT_MAX)
 }
 
 /// A position in a list that somebody keeps alive through `O`.
@@ -287,13 +183,14 @@ fn height_of(n: u64) -> usize {
 /// Weakly consistent: it sees keys inserted ahead of it while it walks, which is right, because
 /// records of concurrent writers may or may not be seen by a scan.
 pub struct Walk<O: AsRef<List> + 'static> {
-    /// `None`: not positioned, or past the end. In the list of `owner`.
-    at: Option<NodeRef>,
+    /// `None`: not positioned, or past the end.
+    at: Option<Entry<'static, 'static, ListKey, Cell>>,
     /// Owns the list that `at` points into; never replaced while the walk lives.
     owner: Arc<O>,
 }
 
-// SAFETY: a node may be read by any thread as long as its list lives, which `owner` sees to.
+// SAFETY: an `Entry` holds shared references to the list, a node and the static unprotected guard;
+// the first two are `Sync`, and the last is only ever read as "pin nothing".
 unsafe impl<O: AsRef<List> + Send + Sync> Send for Walk<O> {}
 
 impl<O: AsRef<List>> Walk<O> {
@@ -301,38 +198,42 @@ impl<O: AsRef<List>> Walk<O> {
         Self { at: None, owner }
     }
 
-    fn list(&self) -> &List {
-        (*self.owner).as_ref()
+    fn list(&self) -> &'static List {
+        let list: &List = (*self.owner).as_ref();
+        // SAFETY: `owner` is an `Arc` held by this value, so the list lives at a fixed address as
+        // long as `self`; every reference made from this stays inside `at` or is handed out with
+        // the lifetime of a borrow of `self`.
+        unsafe { &*std::ptr::from_ref(list) }
     }
 
     pub fn seek_to_first(&mut self) {
-        self.at = self.list().next(None, 0);
+        self.at = self.list().nodes.front(no_pin());
     }
 
     /// Moves to the first key at or after `key`.
     pub fn seek(&mut self, key: &[u8]) {
-        self.at = self.list().find(key).map_or_else(|behind| behind, Some);
+        let probe = ListKey::new(key);
+        let found = self.list().nodes.lower_bound(Bound::Included(&probe), no_pin());
+        self.at = found;
     }
 
     /// Moves to the next key. No effect past the end.
     pub fn next(&mut self) {
-        if self.at.is_some() {
-            self.at = self.list().next(self.at, 0);
-        }
+        self.at = self.at.take().and_then(|entry| entry.next());
     }
 
     /// The key it stands on.
     pub fn key(&self) -> Option<&[u8]> {
-        self.at.map(NodeRef::key)
+        self.at.as_ref().map(|entry| entry.key().bytes())
     }
 
     /// First eight bytes of the key it stands on.
     pub fn prefix(&self) -> Option<u64> {
-        self.at.map(|at| at.node().prefix)
+        self.at.as_ref().map(|entry| entry.key().prefix)
     }
 
     /// The newest record of the key it stands on.
     pub fn record(&self) -> Option<Record<'_>> {
-        self.at.map(NodeRef::record)
+        self.at.as_ref().map(|entry| entry.value().record())
     }
 }

@@ -12,7 +12,7 @@ use super::format::{Encoding, FOOTER_BYTES, Footer, Section, close_frame};
 use super::index::IndexBuilder;
 use super::properties::Properties;
 use crate::engine::error::{Error, Result};
-use crate::engine::options::{Compression, KEY_BYTES_MAX, ROW_BYTES_MAX};
+use crate::engine::options::{Compression, JOINED_BYTES_MAX, KEY_BYTES_MAX};
 use crate::engine::record::Kind;
 use crate::engine::vfs::File;
 
@@ -110,13 +110,13 @@ impl TableBuilder {
     /// Adds a record. REQUIRES: `key` is above every key added before.
     ///
     /// # Errors
-    /// [`Error::OutOfBounds`] for a key or row longer than the engine takes, or a table that grew
+    /// [`Error::OutOfBounds`] for a key or row longer than tables hold, or a table that grew
     /// beyond what its sections can hold; `Corruption` for a key
     /// that does not ascend, because then a source of the merge is not in order; `Io` if writing
     /// failed. After an error the table is lost: drop the builder.
     pub fn add(&mut self, key: &[u8], kind: Kind, row: &[u8], info: RowInfo) -> Result<()> {
         at_most("key bytes", key.len() as u64, KEY_BYTES_MAX as u64)?;
-        at_most("row bytes", row.len() as u64, ROW_BYTES_MAX as u64)?;
+        at_most("row bytes", row.len() as u64, JOINED_BYTES_MAX as u64)?;
         at_most("entries of a table", self.properties.entries, ENTRIES_MAX)?;
         let properties = &mut self.properties;
         if properties.entries == 0 {

@@ -38,7 +38,7 @@
 
 use std::borrow::Cow;
 
-use crate::engine::options::{KEY_BYTES_MAX, ROW_BYTES_MAX};
+use crate::engine::options::{JOINED_BYTES_MAX, KEY_BYTES_MAX};
 
 /// The last eight bytes of every table.
 pub(super) const MAGIC: [u8; 8] = *b"PairSST\n";
@@ -49,7 +49,7 @@ pub(super) const FOOTER_BYTES: usize = 88;
 /// What a frame adds behind its padded payload, in bytes.
 pub(super) const TRAILER_BYTES: usize = 16;
 /// No data block is longer: its largest target size, one more row and key, columns.
-pub(super) const BLOCK_BYTES_MAX: usize = ROW_BYTES_MAX + 2 * KEY_BYTES_MAX + (16 << 20);
+pub(super) const BLOCK_BYTES_MAX: usize = JOINED_BYTES_MAX + 2 * KEY_BYTES_MAX + (16 << 20);
 
 const ENCODING_NONE: u8 = 0;
 const ENCODING_LZ4: u8 = 1;

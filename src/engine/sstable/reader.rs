@@ -8,6 +8,10 @@
 //! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
 //! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
 //!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
+//! 3. What is checked is loaded before it is touched: what the disk does not give back is damage
+//!    like any other, where a mapping would end the process.
+//! 4. A block in which damage was found once is not believed again, whoever found it: its checksum
+//!    is checked at every read.
 
 use std::hint::black_box;
 use std::ops::{Bound, Deref, Range};
@@ -18,7 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::block::{Block, Entry};
 use super::filter::{Filter, KeyHash};
 use super::format::{
-    Checked, Damage, Encoding, FORMAT_VERSION, Footer, FooterError, Frame, Section, TRAILER_BYTES,
+    Checked, Damage, Encoding, FOOTER_BYTES, FORMAT_VERSION, Footer, FooterError, Frame, Section,
+    TRAILER_BYTES,
 };
 use super::index::Index;
 use super::iter::TableIter;
@@ -50,6 +55,8 @@ pub struct Table {
     /// One bit per block that was checked. Relaxed: the bytes never change, so the bit orders
     /// nothing; a bit seen late costs one more check.
     touched: Box<[AtomicU64]>,
+    /// One bit per block that was found damaged; never cleared.
+    distrusted: Box<[AtomicU64]>,
 }
 
 /// A record found in a table.
@@ -131,6 +138,8 @@ impl Table {
         number: u64,
         verify_every_read: bool,
     ) -> Result<Self> {
+        let unread = |Damage(what): Damage| Error::corrupt(path, map.len() as u64, what);
+        load(&map, map.len().saturating_sub(FOOTER_BYTES)..map.len()).map_err(unread)?;
         let footer = Footer::decode(&map, number).map_err(|error| match error {
             FooterError::TooNew(found) => {
                 let (file, supported) = (path.to_path_buf(), FORMAT_VERSION);
@@ -154,8 +163,10 @@ impl Table {
         let index = payload(footer.index)?;
         let blocks = check_index(&map[index.clone()], footer.filter.offset, &properties)
             .map_err(corrupt(footer.index))?;
+        let bit_per_block = || (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
-            touched: (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            touched: bit_per_block(),
+            distrusted: bit_per_block(),
             path: path.to_path_buf(),
             map,
             number,
@@ -262,6 +273,10 @@ impl Table {
             let (file, what) = (self.path.clone(), what.into());
             on_bad(Corruption { file, offset, what }, range);
         };
+        let end = self.map.len();
+        if let Err(damage) = load(&self.map, end.saturating_sub(FOOTER_BYTES)..end) {
+            return report(self.file_bytes(), damage);
+        }
         let footer = match Footer::decode(&self.map, self.number) {
             Ok(footer) => footer,
             Err(FooterError::Damage(damage)) => return report(self.file_bytes(), damage),
@@ -358,7 +373,7 @@ impl Table {
 
     /// Makes all blocks pass for checked ones, as if their bytes had rotted after the first touch.
     #[cfg(test)]
-    pub(super) fn trust_all(&self) {
+    pub(in crate::engine) fn trust_all(&self) {
         self.touched.iter().for_each(|word| word.store(u64::MAX, Ordering::Relaxed));
     }
 
@@ -424,7 +439,8 @@ impl Table {
     #[cold]
     fn check_block<'a>(&'a self, block: usize, bytes: &'a [u8]) -> Result<BlockBytes<'a>> {
         let checked = || -> Checked<BlockBytes<'a>> {
-            let offset = self.index()?.frame(block)?.start;
+            let Range { start: offset, end } = self.index()?.frame(block)?;
+            load(&self.map, offset as usize..end as usize)?;
             let frame = Frame::verify(bytes, self.number, offset)?;
             let bytes = match (frame.encoding, self.properties.compression) {
                 (Encoding::Lz4, Compression::None) => {
@@ -436,11 +452,25 @@ impl Table {
             Block::parse(&bytes)?.check(frame.raw_len)?;
             Ok(bytes)
         };
-        let bytes = checked().map_err(|damage| self.block_corruption(block, damage))?;
-        if let Some(word) = self.touched.get(block / 64) {
-            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+        let checked = checked();
+        self.remember(block, checked.is_ok());
+        checked.map_err(|damage| self.block_corruption(block, damage))
+    }
+
+    /// Takes note of what a check of a block came to.
+    fn remember(&self, block: usize, is_sound: bool) {
+        let (word, bit) = (block / 64, 1 << (block % 64));
+        let (Some(touched), Some(distrusted)) = (self.touched.get(word), self.distrusted.get(word))
+        else {
+            return;
+        };
+        // Of two that disagree at the same time at least one sees the other: each sets its own bit
+        // before it looks at, or clears, the other's.
+        let bits = if is_sound { touched } else { distrusted };
+        bits.fetch_or(bit, Ordering::SeqCst);
+        if distrusted.load(Ordering::SeqCst) & bit != 0 {
+            touched.fetch_and(!bit, Ordering::SeqCst);
         }
-        Ok(bytes)
     }
 
     #[cold]
@@ -482,8 +512,13 @@ fn load_columns(block: &[u8]) {
     }
 }
 
+/// Brings a part of the file into memory that is about to be checked: [`Mapping::load`].
+fn load(map: &Mapping, range: Range<usize>) -> Checked<()> {
+    map.load(range).map_err(|error| Damage(format!("it cannot be read: {error}").into()))
+}
+
 /// Where the payload of a section is in the file, after checking its frame.
-fn payload(map: &[u8], number: u64, section: Section) -> Checked<Range<usize>> {
+fn payload(map: &Mapping, number: u64, section: Section) -> Checked<Range<usize>> {
     let start = usize::try_from(section.offset).ok();
     let len = usize::try_from(section.len).ok();
     let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));
@@ -491,6 +526,7 @@ fn payload(map: &[u8], number: u64, section: Section) -> Checked<Range<usize>> {
     let (Some(range), Some(bytes)) = (range, bytes) else {
         return Err("section out of the file".into());
     };
+    load(map, range.clone())?;
     let frame = Frame::verify(bytes, number, section.offset)?;
     if frame.encoding != Encoding::None {
         return Err("section is compressed".into());

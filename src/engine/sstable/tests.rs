@@ -13,7 +13,7 @@ use super::format::{FOOTER_BYTES, FORMAT_VERSION, Footer, checksum};
 use super::*;
 use crate::engine::error::{Error, Result};
 use crate::engine::iter::Cursor;
-use crate::engine::options::{Compression, KEY_BYTES_MAX, ROW_BYTES_MAX};
+use crate::engine::options::{Compression, JOINED_BYTES_MAX, KEY_BYTES_MAX, ROW_BYTES_MAX};
 use crate::engine::record::Kind;
 use crate::engine::vfs::{File, Mapping};
 
@@ -422,7 +422,7 @@ fn largest_keys_and_rows_fit() {
 
     let file = Arc::new(MemFile::default());
     let mut builder = builder(&file, SMALL);
-    let too_long = [(KEY_BYTES_MAX + 1, 0), (0, ROW_BYTES_MAX + 1)];
+    let too_long = [(KEY_BYTES_MAX + 1, 0), (0, JOINED_BYTES_MAX + 1)];
     for (key, row) in too_long {
         let added = builder.add(&vec![0; key], Kind::Full, &vec![0; row], info(b""));
         assert!(matches!(added, Err(Error::OutOfBounds { .. })));

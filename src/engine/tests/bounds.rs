@@ -1,16 +1,19 @@
 //! What must not grow: disk under overwrites and deletes, memory under a sustained load, and the
 //! work of opening with the size of the store.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::row::Row;
-use super::{open, tiny};
+use super::{StoppedClock, open, tiny};
 use crate::engine::options::LEVELS;
 use crate::engine::vfs::fault::{FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Options};
+use crate::engine::{Engine, Environment, MergeError, MergeOperator, Options};
 
 fn key(n: u64) -> Vec<u8> {
     format!("{n:08}").into_bytes()
@@ -125,4 +128,48 @@ fn opening_reads_no_data() {
 
 fn is_manifest(path: &std::path::Path) -> bool {
     path.to_string_lossy().contains("MANIFEST") || path.ends_with("CURRENT")
+}
+
+/// Rows that are sets of pieces, each named by its first byte.
+struct Pieces;
+
+const PIECE_BYTES: usize = 1 << 20;
+
+impl MergeOperator for Pieces {
+    fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
+        let pieces = a.chunks(PIECE_BYTES).chain(b.chunks(PIECE_BYTES));
+        let pieces: BTreeMap<u8, &[u8]> = pieces.map(|piece| (piece[0], piece)).collect();
+        pieces.values().for_each(|piece| out.extend_from_slice(piece));
+        Ok(())
+    }
+}
+
+/// What is accepted row by row may be larger than any row when it is joined: siblings of several
+/// replicas that could not see each other. It is kept all the same, in every place that joins.
+#[test]
+fn rows_that_join_to_more_than_any_of_them_may_be_are_kept() {
+    let disk = MemVfs::new();
+    let options = Options { log_segment_bytes: 64 << 20, memtable_bytes: 1 << 30, ..tiny() };
+    let open = || {
+        let vfs = Arc::new(disk.clone());
+        let environment = Environment { vfs, clock: Arc::new(StoppedClock) };
+        Engine::open_in(Path::new("/db"), options.clone(), Arc::new(Pieces), environment)
+    };
+    let pieces = |names: Range<u8>| -> Vec<u8> {
+        names.flat_map(|name| std::iter::repeat_n(name, PIECE_BYTES)).collect()
+    };
+    let engine = open().expect("opens");
+    for names in [0..16, 16..32, 32..48] {
+        engine.apply(&[(b"key", &pieces(names))]).expect("taken");
+    }
+    drop(engine);
+    let engine = open().expect("what the log holds can be replayed");
+    assert!(engine.get(b"key").expect("reads") == Some(pieces(0..48)));
+    engine.apply(&[(b"key", &pieces(48..64))]).expect("taken");
+    engine.compact_all().expect("tables are joined");
+    engine.close().expect("closes");
+    drop(engine);
+    let engine = open().expect("opens");
+    assert!(engine.get(b"key").expect("reads") == Some(pieces(0..64)));
+    assert_eq!(engine.scrub().expect("scrubs").damaged, []);
 }

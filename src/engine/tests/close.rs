@@ -1,16 +1,20 @@
 //! What a clean close leaves behind: tables, a manifest, and no log.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use parking_lot::Mutex;
 
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::vfs::Vfs;
-use crate::engine::vfs::fault::FaultVfs;
+use crate::engine::vfs::fault::{Effect, Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options, SyncMode};
+use crate::engine::{Engine, Error, Options, Result, SyncMode};
 
 fn logs(disk: &MemVfs) -> Vec<PathBuf> {
     let mut files = disk.list(Path::new("/db")).expect("lists");
@@ -113,7 +117,66 @@ fn a_write_under_way_at_the_close_keeps_the_log() {
     let end = Box::new(|shared: &super::Shared| shared.end_log().expect("keeps the log"));
     engine.shared.hooks.lock().insert("write:picked", end);
     put(&engine, 1);
+    // The close may have left a mark by now that says nothing came after it.
+    let refused = engine.apply(&[(&2_u32.to_be_bytes(), &row(2))]);
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
     drop(engine);
     assert!(!logs(&disk).is_empty());
     assert_eq!(count(&open(disk, tiny()).expect("opens")), 2);
+}
+
+/// An engine whose log thread is in the middle of a sync, and what the callback of a write that
+/// came after it was told. The sync ends when the threads are told to stop.
+fn engine_in_a_sync(vfs: &Arc<FaultVfs>) -> (Engine, Receiver<Result<()>>) {
+    let engine = open(vfs.clone(), Options { compaction_threads: 1, ..tiny() }).expect("opens");
+    let (began, begins) = channel();
+    let shared = engine.shared.clone();
+    vfs.hold_calls(move |call| {
+        let is_log = call.path.extension().is_some_and(|extension| extension == "log");
+        if is_log && call.operation == Operation::SyncData {
+            // Nobody listens to the later ones.
+            let _ = began.send(());
+            while !shared.background.stop_flag().load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+        }
+    });
+    let position = engine.apply(&[(&0_u32.to_be_bytes(), &row(0))]).expect("taken");
+    engine.on_durable(position, Box::new(|_| {}));
+    begins.recv().expect("the log thread syncs");
+    let position = engine.apply(&[(&1_u32.to_be_bytes(), &row(1))]).expect("taken");
+    let (tell, told) = channel();
+    engine.on_durable(position, Box::new(move |outcome| tell.send(outcome).expect("awaited")));
+    (engine, told)
+}
+
+/// A close that cannot flush syncs the log all the same, and tells who waits for it.
+#[test]
+fn a_close_that_cannot_flush_makes_writes_durable_and_says_so() {
+    let disk = Arc::new(MemVfs::new());
+    let vfs = Arc::new(FaultVfs::new(disk.clone()));
+    let (engine, told) = engine_in_a_sync(&vfs);
+    vfs.inject(Fault {
+        operation: Some(Operation::Create),
+        path_contains: ".sst".into(),
+        times: u64::MAX,
+        effect: Effect::Fail(ErrorKind::StorageFull),
+        ..Fault::default()
+    });
+    engine.close().expect_err("there is no room for a table");
+    assert!(matches!(told.try_recv(), Ok(Ok(()))));
+    let refused = engine.apply(&[(&2_u32.to_be_bytes(), &row(2))]);
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
+    let lost = Arc::new(disk.crash_clone(1));
+    assert_eq!(count(&open(lost, tiny()).expect("opens after a power loss")), 2);
+}
+
+/// Whoever waits for a write of an engine that goes away without a close is told that nobody will
+/// know its fate.
+#[test]
+fn a_callback_is_called_when_the_engine_is_dropped() {
+    let (engine, told) = engine_in_a_sync(&Arc::new(FaultVfs::new(Arc::new(MemVfs::new()))));
+    drop(engine);
+    let outcome = told.try_recv().expect("called");
+    assert!(matches!(outcome, Err(Error::Poisoned { .. })), "{outcome:?}");
 }

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::row::Row;
-use super::{open, tiny};
+use super::row::{Row, RowJoin};
+use super::{StoppedClock, open, tiny};
 use crate::engine::vfs::Vfs;
+use crate::engine::vfs::fault::{Effect, Fault, FaultVfs};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options};
+use crate::engine::{Engine, Environment, Error, MergeError, MergeOperator, Options};
 
 fn key(n: u64) -> Vec<u8> {
     format!("{n:08}").into_bytes()
@@ -21,12 +23,18 @@ fn tables(disk: &MemVfs) -> Vec<PathBuf> {
 
 /// A store of some tables, the first of which has a flipped bit in its first data block.
 fn damaged_store(options: &Options) -> (Arc<MemVfs>, Engine) {
+    damaged_after(options, |_| {})
+}
+
+/// The same of a store with which something was done before.
+fn damaged_after(options: &Options, done: impl FnOnce(&Engine)) -> (Arc<MemVfs>, Engine) {
     let disk = Arc::new(MemVfs::new());
     let engine = open(disk.clone(), options.clone()).expect("opens");
     for n in 0..400 {
         let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
         engine.apply(&[(&key(n), &row)]).expect("taken");
     }
+    done(&engine);
     engine.close().expect("closes");
     drop(engine);
     let table = tables(&disk).remove(0);
@@ -68,6 +76,133 @@ fn a_damaged_block_is_named_and_contained() {
     }
     engine.flush().expect("flushes");
     while engine.step().expect("the damaged table is left out") {}
+    assert!(engine.stats().poisoned.is_none());
+}
+
+/// A sector that the disk does not give back is damage like any other, found by whoever touches it
+/// first, and by a scrub.
+#[test]
+fn a_sector_that_cannot_be_read_is_a_damaged_block() {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    for n in 0..400 {
+        let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
+        engine.apply(&[(&key(n), &row)]).expect("taken");
+    }
+    engine.close().expect("closes");
+    drop(engine);
+    let vfs = Arc::new(FaultVfs::new(disk.clone()));
+    let table = tables(&disk).remove(0);
+    vfs.inject(Fault {
+        path_contains: table.to_string_lossy().into_owned(),
+        times: u64::MAX,
+        effect: Effect::Unreadable(40),
+        ..Fault::default()
+    });
+    let engine = open(vfs, tiny()).expect("the block is met when it is read");
+    assert!((0..400).any(|n| matches!(engine.get(&key(n)), Err(Error::Corruption(_)))));
+    let report = engine.scrub().expect("the quarantine is written");
+    assert_eq!(report.damaged.len(), 1);
+    assert!(report.damaged[0].what.contains("cannot be read"), "{}", report.damaged[0]);
+    assert_eq!(engine.discard(&|_| true, &|go| go().map(|()| true)).expect("discarded"), 1);
+    assert!((0..400).all(|n| engine.get(&key(n)).is_ok()));
+}
+
+/// Bytes that were sound when they were first read may rot later. From the moment anybody finds
+/// that out nobody is served them, neither from the table nor from the cache, and no state is made
+/// of them.
+#[test]
+fn a_block_that_rots_after_its_first_read_is_served_no_more_once_it_is_found() {
+    let (_disk, engine) = damaged_store(&tiny());
+    let view = engine.shared.super_version.load_full();
+    view.version.tables().for_each(|table| table.table().trust_all());
+    drop(view);
+    // Wrong answers, which nobody can tell from right ones; they may fill the cache.
+    (0..400).for_each(|n| drop(engine.get(&key(n))));
+    assert_eq!(engine.scrub().expect("the quarantine is written").damaged.len(), 1);
+    let is_refused = |n: &u64| matches!(engine.get(&key(*n)), Err(Error::Corruption(_)));
+    let refused: Vec<u64> = (0..400).filter(is_refused).collect();
+    assert!(!refused.is_empty() && refused.len() < 100, "{refused:?}");
+    for n in refused {
+        let made = engine.update(&[&key(n)[..]], |_, row, _| Ok(row.map(<[u8]>::to_vec)));
+        assert!(matches!(made, Err(Error::Corruption(_))), "{made:?}");
+    }
+}
+
+/// One block that nobody can give back does not stop the node: what is newer, at level 0 or below,
+/// is compacted past its table, and every other key keeps its state.
+#[test]
+fn a_damaged_block_stops_no_writes() {
+    for level0 in [false, true] {
+        let options = Options { level0_tables_trigger: 2, level0_tables_stop: 6, ..tiny() };
+        let (disk, engine) = damaged_after(&tiny(), |engine| {
+            if !level0 {
+                engine.compact_all().expect("compacts");
+            }
+        });
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(disk.clone(), options.clone()).expect("opens");
+        engine.scrub().expect("the quarantine is written");
+        let quarantined = engine.quarantined();
+        assert_eq!(quarantined.len(), 1);
+        let view = engine.shared.super_version.load_full();
+        let table = view.version.table(quarantined[0].table).expect("is there");
+        assert_eq!(table.meta.level == 0, level0);
+        drop(view);
+        let is_lost: Vec<bool> = (0..400).map(|n| engine.get(&key(n)).is_err()).collect();
+        assert!(is_lost.contains(&true) && is_lost.contains(&false));
+        for round in 1..=6 {
+            for n in 0..400 {
+                let row = Row::default().write(1, 1000 * round + n, true, Some(7)).encode();
+                let position = engine.apply(&[(&key(n), &row)]).expect("never stalled");
+                engine.wait_durable(position).expect("durable");
+            }
+        }
+        engine.compact_all().expect("the others are compacted");
+        let check = |engine: &Engine| {
+            for n in 0..400 {
+                match engine.get(&key(n)) {
+                    Ok(row) => {
+                        let newest = Row::decode(&row.expect("there")).expect("a row");
+                        assert_eq!(newest.values(), [7], "key {n}");
+                    }
+                    Err(error) => assert!(is_lost[n as usize], "key {n}: {error}"),
+                }
+            }
+        };
+        check(&engine);
+        assert_eq!(engine.quarantined(), quarantined, "it is not forgotten");
+        assert!(is_lost.iter().zip(0..).any(|(lost, n)| *lost && engine.get(&key(n)).is_err()));
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(disk, options).expect("reopens");
+        check(&engine);
+        assert_eq!(engine.quarantined(), quarantined);
+        let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
+        assert_eq!(discarded.expect("discarded"), 1);
+        engine.compact_all().expect("no table is left out");
+        is_lost.iter().zip(0..).for_each(|(_, n)| drop(engine.get(&key(n)).expect("readable")));
+        check(&engine);
+    }
+}
+
+/// Whoever takes keys out of a table that cannot be read whole is told so.
+#[test]
+fn keys_of_a_damaged_table_are_not_waited_for() {
+    let (_disk, engine) = damaged_store(&tiny());
+    engine.scrub().expect("the quarantine is written");
+    let damaged = engine.quarantined()[0].clone();
+    let readable = (0..400).map(key).find(|key| {
+        let view = engine.shared.super_version.load();
+        let table = view.version.table(damaged.table).expect("is there");
+        table.meta.covers(key) && engine.get(key).is_ok()
+    });
+    let readable = readable.expect("the other blocks of the table");
+    let range = (readable.clone(), None);
+    let removed =
+        engine.remove(&[range], &|key| key == readable, &|install| install().map(|()| true));
+    assert!(matches!(removed, Err(Error::Corruption(_))), "{removed:?}");
     assert!(engine.stats().poisoned.is_none());
 }
 
@@ -163,4 +298,54 @@ fn a_table_without_a_sound_block_goes_and_uncovers_what_it_hid() {
     let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
     assert_eq!(discarded.expect("discarded"), 1);
     assert_eq!(engine.get(&key(1)).expect("readable"), Some(old));
+}
+
+/// An operator that cannot read rows of the value 13 any more, once it is told so.
+struct Refuses(Arc<AtomicBool>);
+
+impl Refuses {
+    fn check(&self, row: &[u8]) -> Result<(), MergeError> {
+        let is_bad = self.0.load(Ordering::SeqCst) && Row::decode(row)?.values().contains(&13);
+        if is_bad { Err(MergeError("thirteen".to_owned())) } else { Ok(()) }
+    }
+}
+
+impl MergeOperator for Refuses {
+    fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
+        self.check(a).and_then(|()| self.check(b)).and_then(|()| RowJoin.join(a, b, out))
+    }
+
+    fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError> {
+        self.check(row).and_then(|()| RowJoin.live_time_min(row))
+    }
+}
+
+/// A row that cannot be read under a good checksum is left alone like a block that cannot: the
+/// compaction that meets it is not picked again and again, and giving it up takes no other row.
+#[test]
+fn a_row_that_cannot_be_read_is_not_compacted_for_ever() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let environment = Environment { vfs: Arc::new(MemVfs::new()), clock: Arc::new(StoppedClock) };
+    let operator = Arc::new(Refuses(Arc::clone(&refuses)));
+    let engine = Engine::open_in(Path::new("/db"), tiny(), operator, environment).expect("opens");
+    for round in 0..3_u64 {
+        for n in 0..40 {
+            let value = if n == 20 { 13 } else { 1 };
+            let row = Row::default().write(1, 100 * round + n + 1, true, Some(value)).encode();
+            engine.apply(&[(&key(n), &row)]).expect("taken");
+        }
+        engine.flush().expect("flushes");
+    }
+    refuses.store(true, Ordering::SeqCst);
+    let attempts: Vec<_> = (0..20).map_while(|_| engine.compact_all().err()).collect();
+    assert!((1..=3).contains(&attempts.len()), "{attempts:?}");
+    assert!(engine.quarantined().iter().all(|row| *row.smallest == *key(20)));
+    assert!(engine.stats().poisoned.is_none());
+    for n in (0..40).filter(|n| *n != 20) {
+        assert!(engine.get(&key(n)).expect("readable").is_some());
+    }
+    let always = |install: &mut dyn FnMut() -> crate::engine::Result<()>| install().map(|()| true);
+    assert!(engine.discard(&|_| true, &always).expect("discarded") >= 1);
+    engine.compact_all().expect("no table is left out");
+    assert!((0..40).filter(|n| *n != 20).all(|n| engine.get(&key(n)).expect("there").is_some()));
 }

@@ -9,6 +9,7 @@ mod interleaved;
 mod metamorphic;
 mod model;
 mod newest;
+mod poison;
 mod remove;
 mod row;
 mod rules;

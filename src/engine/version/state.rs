@@ -242,10 +242,8 @@ impl VersionState {
 
     /// The safe points of all partitions after a loss of data that may be of any of them.
     pub(crate) fn all_damaged(&self) -> Vec<(Range<u32>, SafePoint)> {
-        let damage = |point: &SafePoint| SafePoint {
-            damaged: [WHOEVER_HOLDS_IT].into(),
-            ..point.clone()
-        };
+        let damage =
+            |point: &SafePoint| SafePoint { damaged: [WHOEVER_HOLDS_IT].into(), ..point.clone() };
         runs(&self.safe_points.iter().map(damage).collect::<Vec<_>>())
     }
 

@@ -116,6 +116,8 @@ pub struct Version {
     sorted: Vec<usize>,
     /// The greatest time in any table.
     time_max: u64,
+    /// See [`Version::level0_waiting`].
+    level0_waiting: usize,
     pins: Arc<Pins>,
 }
 
@@ -128,7 +130,17 @@ impl Version {
     ) -> Self {
         let time_max = state.tables().map(|table| table.time_max).max().unwrap_or(0);
         let sorted = (1..LEVELS).filter(|level| !levels[*level].is_empty()).collect();
-        Self { id, state, levels: levels.map(Level::new), sorted, time_max, pins }
+        let is_quarantined = |number| state.quarantined().iter().any(|it| it.table == number);
+        let waiting = state.level(0).iter().filter(|table| !is_quarantined(table.number));
+        let level0_waiting = waiting.count();
+        let levels = levels.map(Level::new);
+        Self { id, state, levels, sorted, time_max, level0_waiting, pins }
+    }
+
+    /// Tables of level 0 that wait for a compaction: all but those with an unreadable block.
+    #[inline]
+    pub fn level0_waiting(&self) -> usize {
+        self.level0_waiting
     }
 
     /// The greatest time in any table, in the merge operator's clock; `u64::MAX` if unknown.

@@ -96,6 +96,9 @@ pub enum Effect {
     /// A read or mapping that covers this byte of the file shows the bit (0 to 7) flipped. Other
     /// operations are not touched.
     FlipBit(u64, u8),
+    /// A read that covers this byte of the file fails; a mapping cannot load it. Other operations
+    /// are not touched.
+    Unreadable(u64),
 }
 
 impl Default for Fault {
@@ -224,6 +227,9 @@ impl Shared {
             Some(Effect::ShortWrite(_, error)) if operation != Operation::WriteAt => {
                 Err(injected(error))
             }
+            Some(Effect::Unreadable(_)) if operation == Operation::ReadAt => {
+                Err(injected(ErrorKind::Other))
+            }
             other => Ok(other),
         }
     }
@@ -251,7 +257,7 @@ impl Plan {
 impl Fault {
     fn matches(&self, call: &Call) -> bool {
         let concerns = match self.effect {
-            Effect::FlipBit(at, _) => match call.operation {
+            Effect::FlipBit(at, _) | Effect::Unreadable(at) => match call.operation {
                 Operation::Map => true,
                 Operation::ReadAt => call.offset <= at && at - call.offset < call.len,
                 _ => false,
@@ -295,6 +301,9 @@ impl Vfs for FaultVfs {
             return Ok(map);
         }
         let mut bytes = map.to_vec();
+        if let Some(Effect::Unreadable(at)) = effect {
+            return Ok(Mapping::Unreadable { bytes: bytes.into(), at: at as usize });
+        }
         flip(&mut bytes, 0, effect);
         Ok(Mapping::Memory(bytes.into()))
     }

@@ -123,6 +123,13 @@ pub enum Mapping {
     Os(memmap2::Mmap),
     /// Held in memory.
     Memory(Arc<[u8]>),
+    /// Held in memory, with a place that the disk does not give back: of [`fault`].
+    Unreadable {
+        /// What the file holds.
+        bytes: Arc<[u8]>,
+        /// The byte that cannot be read.
+        at: usize,
+    },
 }
 
 impl Mapping {
@@ -132,7 +139,25 @@ impl Mapping {
         debug_assert!(range.end <= self.len());
         match self {
             Self::Os(map) => os::fetch(map, range),
-            Self::Memory(_) => {}
+            Self::Memory(_) | Self::Unreadable { .. } => {}
+        }
+    }
+
+    /// Brings `range` into memory, as touching it would. Where that fails this is an error, and not
+    /// the end of the process (`SIGBUS`). So what was not read for a while is to be loaded before
+    /// it is touched by whoever looks for damage. Costs a call to the system.
+    ///
+    /// # Errors
+    /// Some of it cannot be read. A system that cannot tell says nothing.
+    pub fn load(&self, range: Range<usize>) -> io::Result<()> {
+        debug_assert!(range.end <= self.len());
+        match self {
+            Self::Os(map) => os::load(map, range),
+            Self::Memory(_) => Ok(()),
+            Self::Unreadable { at, .. } if range.contains(at) => {
+                Err(io::Error::other("injected by a test"))
+            }
+            Self::Unreadable { .. } => Ok(()),
         }
     }
 
@@ -142,7 +167,7 @@ impl Mapping {
         debug_assert!(range.end <= self.len());
         match self {
             Self::Os(map) => os::move_on(map, range),
-            Self::Memory(_) => {}
+            Self::Memory(_) | Self::Unreadable { .. } => {}
         }
     }
 }
@@ -153,7 +178,7 @@ impl Deref for Mapping {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Os(map) => map,
-            Self::Memory(bytes) => bytes,
+            Self::Memory(bytes) | Self::Unreadable { bytes, .. } => bytes,
         }
     }
 }

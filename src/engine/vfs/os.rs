@@ -21,6 +21,7 @@ use std::sync::Arc;
 use memmap2::{MmapOptions, MmapRaw};
 use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::Errno;
 
 use super::{DiskSpace, File, FileLock, Mapping, Vfs};
 
@@ -264,6 +265,23 @@ fn or_current(path: &Path) -> &Path {
 /// See [`Mapping::fetch`]. An error would only mean that the hint was not taken.
 pub(super) fn fetch(map: &memmap2::Mmap, range: Range<usize>) {
     let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+}
+
+/// See [`Mapping::load`]. The system tells a page that it could not fetch by `EFAULT`, or one that
+/// broke in memory by `EHWPOISON`; any other error is about the call, as on systems that lack it.
+#[cfg(target_os = "linux")]
+pub(super) fn load(map: &memmap2::Mmap, range: Range<usize>) -> io::Result<()> {
+    let loaded = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+    loaded.or_else(|error| match Errno::from_io_error(&error) {
+        Some(Errno::FAULT | Errno::HWPOISON) => Err(error),
+        _ => Ok(()),
+    })
+}
+
+/// See [`Mapping::load`].
+#[cfg(not(target_os = "linux"))]
+pub(super) fn load(_: &memmap2::Mmap, _: Range<usize>) -> io::Result<()> {
+    Ok(())
 }
 
 /// See [`Mapping::move_on`]. Mappings are advised as random, so nothing is read ahead unasked. An

@@ -415,3 +415,20 @@ fn bytes_that_were_given_back_stay_readable() {
         assert!(held == bytes);
     }
 }
+
+/// What lies behind the end of a file that was cut after it was mapped cannot be fetched, like a
+/// broken sector: whoever loads it first is told, where touching it would end the process.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_page_that_cannot_be_fetched_is_an_error_of_load() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("mapped");
+    let file = OsVfs.create(&path).expect("creates");
+    file.write_at(0, &vec![1; 64 << 10]).expect("writes");
+    let map = OsVfs.map(&path).expect("maps");
+    map.load(0..map.len()).expect("all of it is there");
+    std::fs::OpenOptions::new().write(true).open(&path).expect("opens").set_len(4096).expect("cut");
+    map.load(0..4096).expect("the first page is there");
+    map.load(0..map.len()).expect_err("the others are not");
+    assert_eq!(map[4095], 1);
+}

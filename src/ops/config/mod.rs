@@ -296,6 +296,10 @@ settings! {
         disk_reserve_bytes: Size = "64MiB",
         /// Check blocks at every read instead of at the first.
         verify_every_read: bool = "false",
+        /// All tables are read again this long after the last time, to find damage; 0 for never.
+        scrub_interval: Duration = "7d",
+        /// How fast they are read.
+        scrub_bytes_per_second: Size = "8MiB",
         /// Open although the commit log is damaged, and lose what follows the damage.
         accept_log_corruption: bool = "false",
     }
@@ -375,6 +379,7 @@ impl Config {
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),
             ("cluster.bootstrap_expect", self.cluster.bootstrap_expect),
+            ("engine.scrub_bytes_per_second", self.engine.scrub_bytes_per_second.0),
             // Without threads nobody would flush.
             ("engine.compaction_threads", self.engine.compaction_threads),
         ];

@@ -34,6 +34,7 @@ impl AntiEntropy {
             let mut blocks = unreadable.iter().flat_map(|table| &table.blocks);
             blocks.any(|partitions| partitions.contains(partition))
         };
+        let begun = self.counters.mended.load(Ordering::Relaxed);
         for (partition, peers) in damaged {
             if is_unreadable(&partition) {
                 continue;
@@ -54,6 +55,10 @@ impl AntiEntropy {
                     tracing::warn!(%peer, partition, %error, "cannot get back what was lost");
                 }
             }
+        }
+        let partitions = self.counters.mended.load(Ordering::Relaxed) - begun;
+        if partitions > 0 {
+            tracing::info!(partitions, "what was lost is back");
         }
     }
 
@@ -115,7 +120,7 @@ impl AntiEntropy {
         work.await.map_err(|_| Error::Stopping)??;
         if self.store.floor_of_partition(partition).is_ok() {
             self.counters.mended.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(partition, rows = summary.rows, "what was lost is back");
+            tracing::debug!(partition, rows = summary.rows, "a partition is whole again");
         }
         Ok(())
     }

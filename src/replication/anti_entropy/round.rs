@@ -80,7 +80,7 @@ impl AntiEntropy {
             return 0;
         }
         let margin_ms = u64::try_from(self.settings.round_margin.as_millis()).unwrap_or(u64::MAX);
-        let time = time_of_ms(self.store.now_ms().saturating_sub(margin_ms));
+        let time = time_of_ms(self.store.steady_ms().saturating_sub(margin_ms));
         let (groups, mut failed) = match self.groups(&layout, time).await {
             Ok(groups) => groups,
             Err(_) => return 1,

@@ -5,6 +5,7 @@
 mod damage;
 mod differ;
 mod model;
+mod refusals;
 mod rounds;
 mod table;
 
@@ -17,9 +18,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tonic::async_trait;
 
-use super::super::coordinator::{Coordinator, CoordinatorOptions};
+use super::super::coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOptions};
 use super::super::error;
 use super::super::fence::{Closed, Fence, Pass};
+use super::super::level::Level;
 use super::super::replica::Replica;
 use super::*;
 use crate::causality::clock::time_of_ms;
@@ -361,6 +363,15 @@ impl Trio {
 
     fn coordinator(&self, at: usize) -> &Arc<Coordinator> {
         &self.nodes[at].running.as_ref().expect("it runs").coordinator
+    }
+
+    /// What a client reads at QUORUM from a node.
+    async fn quorum(&self, at: usize, tenant: &str, key: &str) -> error::Result<Vec<Vec<u8>>> {
+        let read = KeyRead { key: key.into(), min_context: None };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let options = ReadOptions { level: Level::Quorum, deadline };
+        let row = self.coordinator(at).read(tenant, vec![read], options).await.remove(0)?;
+        Ok(row.siblings.into_iter().map(|sibling| sibling.value).collect())
     }
 
     fn advance_ms(&self, ms: u64) {

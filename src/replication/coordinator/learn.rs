@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 use super::read::{KeyRead, Others, ReadOptions};
 use super::write::WriteOptions;
@@ -88,7 +89,7 @@ impl Coordinator {
                 }
             }
         }
-        failed.extend(self.take_over(layout, known).await);
+        failed.extend(self.take_over(layout, known, options.deadline).await);
         failed
     }
 
@@ -125,6 +126,7 @@ impl Coordinator {
         &self,
         layout: &Layout,
         known: Vec<(usize, Known)>,
+        deadline: Instant,
     ) -> BTreeMap<usize, Error> {
         if known.is_empty() {
             return BTreeMap::new();
@@ -140,7 +142,11 @@ impl Coordinator {
         });
         self.store.submit_rows(&rows, told);
         drop(pass);
-        let results: Vec<store::Result<()>> = results.await.unwrap_or_default();
+        let Ok(results) = timeout_at(deadline, results).await else {
+            let late = Error::ReadTimeout { answers: 0, needed: 1 };
+            return places.into_iter().map(|place| (place, late.clone())).collect();
+        };
+        let results: Vec<store::Result<()>> = results.unwrap_or_default();
         let lost = || Err(store::Error::Closed);
         let results = results.into_iter().chain(std::iter::repeat_with(lost));
         let refused = places.into_iter().zip(results);

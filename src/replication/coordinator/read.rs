@@ -6,6 +6,8 @@
 //!
 //! 1. One replica, the best, is asked for the row, the others for digests. Where they differ the
 //!    rows are fetched, joined, and written back to whoever of them holds less, before the answer.
+//!    The join was judged by the floors of all of them, so it passes their guards: after a round
+//!    that came no further than its fence they would not take from each other what it left unequal.
 //! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
 
@@ -16,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::read_key::{Group, ReadKey, Step, Word};
+use super::read_key::{Behind, Group, ReadKey, Step, Word};
 use super::{Coordinator, LaneKind, Layout, Sets, count};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerError;
@@ -97,7 +99,8 @@ struct Sending {
     own: Vec<usize>,
     /// With `true`: for the whole rows.
     asks: BTreeMap<(NodeId, bool), Vec<usize>>,
-    repairs: BTreeMap<NodeId, Vec<(usize, Bytes)>>,
+    /// Each with the floor that it was judged under.
+    repairs: BTreeMap<NodeId, Vec<(usize, Bytes, u64)>>,
 }
 
 impl Coordinator {
@@ -214,6 +217,7 @@ impl Coordinator {
             level: options.level,
             candidates,
         });
+        // One for each parcel at most, and those are bounded by keys and replicas.
         let (told, mut heard) = mpsc::unbounded_channel();
         let key = |read: &KeyRead| {
             let wants_rows = others == Others::Rows;
@@ -335,11 +339,11 @@ impl Reading<'_> {
         true
     }
 
-    fn repair(&self, index: usize, nodes: &[NodeId], raw: RawRow, sending: &mut Sending) {
+    fn repair(&self, index: usize, nodes: &[Behind], raw: RawRow, sending: &mut Sending) {
         let Some(row) = raw.row.map(Bytes::from) else { return };
         count(&self.coordinator.counters.repairs, nodes.len());
-        for node in nodes {
-            sending.repairs.entry(*node).or_default().push((index, row.clone()));
+        for (node, floor) in nodes {
+            sending.repairs.entry(*node).or_default().push((index, row.clone(), *floor));
         }
     }
 
@@ -379,23 +383,24 @@ impl Reading<'_> {
             self.send_to(node, LaneKind::Keys, load, items);
         }
         for (node, rows) in sending.repairs {
-            let (items, rows): (Vec<usize>, Vec<Bytes>) = rows.into_iter().unzip();
             if node == self.coordinator.node {
-                self.repair_own(items, rows);
+                self.repair_own(rows);
                 continue;
             }
-            let state = |(index, row): (&usize, Bytes)| proto::RowState {
-                tenant_id: self.tenant.id.0,
-                key: self.keys[*index].key.clone().into(),
-                row,
+            let floors: Vec<u64> = rows.iter().map(|(_, _, floor)| *floor).collect();
+            let state = |(index, row, _): (usize, Bytes, u64)| {
+                let (tenant_id, key) = (self.tenant.id.0, self.keys[index].key.clone().into());
+                (index, proto::RowState { tenant_id, key, row })
             };
-            let mut rows: Vec<proto::RowState> = items.iter().zip(rows).map(state).collect();
-            let mut items = items;
-            for count in messages_of(&rows) {
-                let rest = (items.split_off(count), rows.split_off(count));
-                let load = Load::Rows(rows, proto::RowsCause::ReadRepair);
+            let (items, rows): (Vec<usize>, Vec<_>) = rows.into_iter().map(state).unzip();
+            let counts = messages_of(&rows);
+            let judge = |(state, floor)| proto::JudgedRow { state: Some(state), floor };
+            let mut rows = rows.into_iter().zip(floors).map(judge);
+            let mut items = items.into_iter();
+            for count in counts {
+                let load = Load::Repairs(rows.by_ref().take(count).collect());
+                let items = items.by_ref().take(count).collect();
                 self.send_to(node, LaneKind::Rows, load, items);
-                (items, rows) = rest;
             }
         }
     }
@@ -410,13 +415,14 @@ impl Reading<'_> {
         self.coordinator.send(node, kind, Parcel { epoch, load, deadline, answered });
     }
 
-    fn repair_own(&self, items: Vec<usize>, rows: Vec<Bytes>) {
+    fn repair_own(&self, repairs: Vec<(usize, Bytes, u64)>) {
         let node = self.coordinator.node;
-        let rows = items
-            .iter()
-            .zip(rows)
-            .map(|(index, row)| (self.tenant.id, Bytes::from(self.keys[*index].key.clone()), row));
-        let rows: Vec<_> = rows.collect();
+        let (mut items, mut rows, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, row, floor) in repairs {
+            items.push(index);
+            rows.push((self.tenant.id, Bytes::from(self.keys[index].key.clone()), row));
+            floors.push(floor);
+        }
         let told = self.told.clone();
         let Ok(_pass) = self.coordinator.fence.enter(self.epoch) else {
             let answers = Err(PeerError::StaleLayout { epoch: self.epoch + 1 });
@@ -434,7 +440,7 @@ impl Reading<'_> {
             let answers = Ok(Answers::Rows(results.into_iter().map(result).collect()));
             let _ = told.send(Heard { node, items, answers });
         });
-        self.coordinator.store.submit_rows(&rows, joined);
+        self.coordinator.store.submit_repairs(&rows, &floors, joined);
     }
 
     fn take(&mut self, heard: Heard) -> Result<(), Stale> {

@@ -31,6 +31,9 @@ pub(super) enum Word {
     Failed,
 }
 
+/// Who holds less than the join, and the floor of its own that it was judged under.
+pub(super) type Behind = (NodeId, u64);
+
 /// What to do next for a key.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -41,9 +44,9 @@ pub(super) enum Step {
     /// Ask these for the row, of which they gave the digest.
     Fetch(Vec<NodeId>),
     /// Bring these up to the row, and wait for it.
-    Repair(Vec<NodeId>, RawRow),
+    Repair(Vec<Behind>, RawRow),
     /// It is read: the row, and who is behind it without being waited for.
-    Done(RawRow, Vec<NodeId>),
+    Done(RawRow, Vec<Behind>),
     /// Nobody is left to ask.
     TooFew { answers: usize, needed: usize },
     /// Nobody is left to ask who might show what the client has seen.
@@ -236,9 +239,30 @@ impl ReadKey {
         (!whole.is_empty()).then_some(Step::Fetch(whole))
     }
 
+    /// The rows of those who gave a digest alone, equal to that of a row, where they vouch for more
+    /// than who gave the row: what they are sent must have been judged by their floors too.
+    fn vouched_by_digests(&self) -> Vec<RawRow> {
+        let row_of = |digest: u64| {
+            self.words.values().find_map(|word| match word {
+                Word::Row { raw, digest: of } if *of == digest => Some(raw),
+                _ => None,
+            })
+        };
+        let vouched = self.words.values().filter_map(|word| match word {
+            Word::Digest { digest, floor } => {
+                let raw = row_of(*digest).filter(|raw| raw.floor < *floor)?;
+                Some(RawRow { row: raw.row.clone(), floor: *floor })
+            }
+            _ => None,
+        });
+        vouched.collect()
+    }
+
     /// All answers are rows, or agree with one: joins them and looks who is behind.
     fn settle(&mut self, group: &Group<'_>) -> store::Result<Step> {
-        let mut rows = self.joined.take().into_iter().chain(self.rows.drain(..));
+        let alike = self.vouched_by_digests();
+        let rows = self.joined.take().into_iter().chain(self.rows.drain(..));
+        let mut rows = rows.chain(alike);
         let first = rows.next().unwrap_or_default();
         let joined = rows.try_fold(first, |joined, raw| group.store.join_raw(joined, raw))?;
         drop(rows);
@@ -268,7 +292,11 @@ impl ReadKey {
         if !covered {
             return Ok(self.widen(group));
         }
-        let nodes = behind.iter().map(|(node, _)| *node).collect::<Vec<_>>();
+        let floor = |word: &Word| match word {
+            Word::Repairing { floor, .. } => *floor,
+            _ => 0,
+        };
+        let nodes: Vec<Behind> = behind.iter().map(|(node, word)| (*node, floor(word))).collect();
         if group.level == Level::One {
             return Ok(Step::Done(joined, nodes));
         }

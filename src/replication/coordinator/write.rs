@@ -5,7 +5,8 @@
 //! outcomes in the order of the batch when the last group is done.
 //!
 //! 1. What this node coordinates lies in its log before [`Coordinator::submit`] returns, or before
-//!    what it returns has ended, unless the fence held it up: writes of one caller keep their order.
+//!    what it returns has ended, unless the fence held it up: writes of one caller keep their
+//!    order.
 //! 2. Writes that must know more than this node does are made once it has learnt it (`learn`).
 
 use std::collections::BTreeMap;

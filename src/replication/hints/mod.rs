@@ -32,11 +32,11 @@
 //! # Invariants
 //! 1. Bounded: by age, by bytes for each node, by a share of the disk for all. What does not fit is
 //!    not kept, and counted.
-//! 2. Keeping never waits: a queue, bounded in rows and in bytes, leads to the one task that writes.
+//! 2. Keeping never waits: a queue, bounded in rows and bytes, leads to the one task that writes.
 //! 3. A node gets its hints only after it has been up for a while, by one stream, in requests whose
 //!    size grows while they are answered and is halved when one is not.
-//! 4. A row that its target does not hold any more goes to all its current replicas; for one of them
-//!    that is away it becomes a hint of its own.
+//! 4. A row that its target does not hold any more goes to all its current replicas; for one of
+//!    them that is away it becomes a hint of its own.
 //! 5. A row that is refused is put behind the others, so that it holds none of them up.
 
 mod frame;

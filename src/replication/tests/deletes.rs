@@ -107,9 +107,9 @@ async fn a_delete_that_cannot_learn_what_a_quorum_holds_is_not_applied() {
     assert_eq!(cluster.local(0, "k"), ["v"], "nothing was minted");
 }
 
-/// The retry goes to a replica that has the later value and never heard of the delete: contexts name
-/// the newest tokens only. Its digest is that of the others, who remember that the delete was made.
-/// Made again it would take the later value with it.
+/// The retry goes to a replica that has the later value and never heard of the delete: contexts
+/// name the newest tokens only. Its digest is that of the others, who remember that the delete was
+/// made. Made again it would take the later value with it.
 #[tokio::test(start_paused = true)]
 async fn a_retried_delete_does_not_cover_what_was_written_since() {
     let cluster = Cluster::new(3, 94);

@@ -7,5 +7,6 @@ mod departures;
 mod directed;
 mod epochs;
 mod histories;
+mod refusals;
 mod scans;
 mod transfers;

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::super::*;
 use super::cluster::*;
 use super::departures::{Drawn, drawn};
+use crate::causality::clock::time_of_ms;
 use crate::cluster::layout::{Command, Document, MemberState};
+use crate::store::{ForeignRow, Mutation};
 
 const KEYS: usize = 40;
 
@@ -32,7 +34,11 @@ fn joint(drawn: &Drawn<'_>, epoch: u64) -> Arc<Layout> {
 
 /// Lets the fourth node merge for a while; whether it says that it has.
 async fn merges(cluster: &Cluster, seconds: u32) -> bool {
-    node_merges(cluster, 3, async { tokio::time::sleep(seconds * SECOND).await }).await
+    merges_at(cluster, 3, seconds).await
+}
+
+async fn merges_at(cluster: &Cluster, at: usize, seconds: u32) -> bool {
+    node_merges(cluster, at, async { tokio::time::sleep(seconds * SECOND).await }).await
 }
 
 /// Lets a node merge while something else goes on; whether it says that it has.
@@ -258,4 +264,70 @@ async fn a_survivor_merges_rows_below_its_guard() {
     let merging = async { tokio::time::sleep(60 * SECOND).await };
     assert!(node_merges(&cluster, 0, merging).await);
     assert_eq!(not_held(&cluster), Vec::<String>::new());
+}
+
+/// Two values are deleted and forgotten with their deletes, everywhere; two of the three owners are
+/// replaced before another round; late copies come to the new ones, of `early` while they merge, of
+/// `late` afterwards. What a quorum of the two reads then, and how many of the old rows they hold.
+async fn after_late_copies(removed: &[&'static str]) -> ([Vec<String>; 2], usize) {
+    let cluster = crate::engine::without_rules(removed, || Cluster::with_owners(5, &[0, 1, 2], 75));
+    for n in 0..KEYS {
+        cluster.put(n % 3, Level::All, put(&format!("key-{n}"), "v")).await.expect("all are up");
+    }
+    let store = |at: usize| &cluster.nodes[at].store;
+    let write = |mutation| {
+        let row = store(0).prepare("default", &[mutation]).rows.remove(0);
+        (row.tenant, row.key, row.row)
+    };
+    let give = |row: &ForeignRow<Vec<u8>>, at: usize| {
+        store(at).replicate(std::slice::from_ref(row)).remove(0)
+    };
+    let copies = ["early", "late"].map(|key| write(put(key, "x")));
+    let deletes =
+        ["early", "late"].map(|key| write(Mutation { key: key.into(), ..Mutation::default() }));
+    for row in copies.iter().chain(&deletes) {
+        (1..3).for_each(|at| give(row, at).expect("taken"));
+    }
+    cluster.world.clock.advance_ms(1000);
+    let floor = time_of_ms(store(0).now_ms());
+    for at in 0..3 {
+        let was = store(at).fence(&[0..=3], floor).expect("fenced");
+        assert!(store(at).install_floor(&[0..=3], floor, was).expect("installed"));
+        store(at).flush().expect("flushed");
+        store(at).compact().expect("forgotten");
+        assert_eq!(store(at).raw_row(copies[0].0, b"late").expect("readable").row, None);
+    }
+
+    let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 3, 4]));
+    let syncers = BTreeSet::from([id(3), id(4)]);
+    let joint = Layout::new(Arc::new(Document { syncers, ..Document::clone(joint.document()) }));
+    cluster.commit(Arc::new(joint), &[0, 1, 2, 3, 4]);
+    for at in 3..5 {
+        give(&copies[0], at).expect("it knows of no fence yet");
+        assert!(merges_at(&cluster, at, 30).await);
+        // Whether it is taken is what this is about.
+        let _ = give(&copies[1], at);
+    }
+    let stable = drawn(&cluster).layout(3, &[0, 3, 4], None);
+    cluster.commit(stable, &[0, 1, 2, 3, 4]);
+    cluster.world.take_down(id(0));
+    let mut read = Vec::new();
+    for key in ["early", "late"] {
+        read.push(values(&cluster.get(3, Level::Quorum, key).await.expect("two of three")));
+    }
+    let held = (0..KEYS).filter(|n| {
+        let key = format!("key-{n}");
+        (3..5).all(|at| cluster.local(at, &key) == ["v"])
+    });
+    (read.try_into().expect("two"), held.count())
+}
+
+/// Newcomers vouch for nothing, but they are fenced where those are who they have their rows from,
+/// and what they were given before they forget.
+#[tokio::test(start_paused = true)]
+async fn two_newcomers_do_not_bring_back_what_was_forgotten() {
+    let (gone, back) = (Vec::<String>::new, || vec!["x".to_owned()]);
+    assert_eq!(after_late_copies(&[]).await, ([gone(), gone()], KEYS));
+    assert_eq!(after_late_copies(&["newcomer_fenced"]).await, ([gone(), back()], KEYS));
+    assert_eq!(after_late_copies(&["newcomer_forgets"]).await, ([back(), gone()], KEYS));
 }

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! copy       pages of rows, in token order; joined, durable
+//! fence      what the source takes no more from messages this node takes no more
 //! add up     both sides: rows and a digest of all of them. Equal: it is done
-//! compare    else digests by key; the rows that differ are fetched and joined under the floors of
-//!            both, and each of them is read back: it must change nothing to join it again
+//! compare    else digests by key; the rows that differ are fetched and joined,
+//!            and each of them is read back: it must change nothing to join it again
+//! forget     what is here and dead by the floor of the source: see `dead`
 //! ```
 //!
 //! Of a source after the first nothing is copied: what the first one had is here, so its sum is
@@ -14,8 +16,13 @@
 //! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
 //!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
 //!    first row; what is fetched twice is what differs.
-//! 2. Only rows that this node is to merge from that source are joined, whatever it sends.
-//! 3. What is equal may be in memory only: whoever says that all is merged makes it durable first.
+//! 2. A newcomer vouches for nothing, its floor is 0; but it is fenced where its sources are before
+//!    it says that it has merged. Else a late copy of a value that all of them have forgotten with
+//!    its delete would find two newcomers, and a quorum.
+//! 3. Rows of a source are judged by floors, not by the guard: a round that came no further than
+//!    its fence must not keep them out.
+//! 4. Only rows that this node is to merge from that source are joined, whatever it sends.
+//! 5. What is equal may be in memory only: whoever says that all is merged makes it durable first.
 
 use std::sync::Arc;
 
@@ -29,13 +36,10 @@ use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page;
-use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange, Words};
 
 /// Rows as the store joins them.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
-
-/// Rows of a source, each with its floor.
-type Words = Vec<(TenantId, Bytes, RawRow)>;
 
 /// What is merged, from whom.
 pub(super) struct From<'l> {
@@ -45,7 +49,7 @@ pub(super) struct From<'l> {
 }
 
 impl From<'_> {
-    fn tokens(&self) -> TokenRange {
+    pub(super) fn tokens(&self) -> TokenRange {
         let (start, end_inclusive) = self.layout.tokens_of(&(self.partition..=self.partition));
         TokenRange { start, end_inclusive }
     }
@@ -77,36 +81,47 @@ impl Transfer {
                 let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
                 tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
             });
-            self.copy(from, rows).await?;
+            self.join(from, rows).await?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied,
                 false => Place::Behind(page.cursor),
             };
         }
-        if self.adds_up(from).await? { Ok(()) } else { self.compare(from).await }
+        let (is_equal, floor) = self.adds_up(from).await?;
+        if is_equal {
+            return Ok(());
+        }
+        self.compare(from).await?;
+        if self.store.keeps("newcomer_forgets") { self.forget(from, floor).await } else { Ok(()) }
     }
 
-    /// Whether both sides hold the same.
-    async fn adds_up(&self, from: &From<'_>) -> Result<bool, Error> {
+    /// Whether both sides hold the same, and the floor of the source. This node is fenced first.
+    async fn adds_up(&self, from: &From<'_>) -> Result<(bool, u64), Error> {
         let mut theirs = proto::PageSum::default();
+        let mut words;
         let mut cursor = Bytes::new();
         loop {
             let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
             let page = self.ask_page(from, request).await?;
             page::add(&mut theirs, &page.sum.ok_or_else(PeerError::unexpected)?);
+            words = Words { guard: page.guard, floor: page.floor };
             cursor = page.cursor;
             if cursor.is_empty() {
                 break;
             }
         }
         let (store, range) = (Arc::clone(&self.store), from.tokens());
-        let bytes = self.settings.page_bytes as usize;
+        let (bytes, partition) = (self.settings.page_bytes as usize, from.partition);
+        let is_fenced = self.store.keeps("newcomer_fenced");
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
         let own = self.work.run(move || {
+            if is_fenced && store.guard_of_partition(partition)? < words.guard {
+                store.fence(&[partition..=partition], words.guard)?;
+            }
             own_sum(&store, range, bytes, &mut page::Merged::new(&layout, source, node))
         });
-        let own = own.await;
-        Ok(own.map_err(|_| Error::Stopping)?? == theirs)
+        let own = own.await.map_err(|_| Error::Stopping)??;
+        Ok((own == theirs, words.floor))
     }
 
     /// Sees of each row that a source holds that it is here, and fetches those that are not.
@@ -147,7 +162,7 @@ impl Transfer {
         }
     }
 
-    async fn ask(&self, from: &From<'_>, request: Request) -> Result<Reply, PeerError> {
+    pub(super) async fn ask(&self, from: &From<'_>, request: Request) -> Result<Reply, PeerError> {
         let (epoch, timeout) = (from.layout.epoch(), self.settings.timeout);
         self.peers.call(from.source, Class::Background, epoch, request, timeout).await
     }
@@ -181,7 +196,7 @@ impl Transfer {
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
             let answers = self.ask(from, request).await?.row_answers(asked.len())?;
-            let mut words = Vec::with_capacity(asked.len());
+            let mut rows = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
@@ -192,77 +207,74 @@ impl Transfer {
                         return Err(PeerError::Refused { reason, message }.into());
                     }
                     (None, Some(row)) => {
-                        let theirs = RawRow { row: Some(row.to_vec()), floor: answer.floor };
-                        words.push((TenantId(key.tenant_id), key.key, theirs));
+                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
                     }
                     // It was forgotten in between: a delete that all replicas had.
                     (None, None) => {}
                 }
             }
-            self.repair(from, words).await?;
+            let joined = self.join(from, rows).await?;
+            let store = Arc::clone(&self.store);
+            let missing = self.work.run(move || missing(&store, &joined)).await;
+            match missing.map_err(|_| Error::Stopping)?? {
+                0 => {}
+                rows => return Err(Error::NotThere { rows }),
+            }
         }
         Ok(())
     }
 
-    /// Joins rows under the floors of both sides and sees that they are here. The guard is not
-    /// asked, which a survivor may have from a round that was voided: as in any comparison of
-    /// replicas.
-    async fn repair(&self, from: &From<'_>, words: Words) -> Result<(), Error> {
-        let store = Arc::clone(&self.store);
-        let joined = self.work.run(move || Ok::<_, Error>((joins(&store, &words)?, words))).await;
-        let ((rows, floors), words) = joined.map_err(|_| Error::Stopping)??;
-        let results = self.submit(from, rows, Some(floors)).await?;
-        results.into_iter().try_for_each(|result| result)?;
-        let store = Arc::clone(&self.store);
-        let missing = self.work.run(move || joins(&store, &words)).await;
-        match missing.map_err(|_| Error::Stopping)??.0.len() {
-            0 => Ok(()),
-            rows => Err(Error::NotThere { rows }),
-        }
-    }
-
-    /// Joins the rows of a page. What the guard of a survivor refuses is found by the comparison.
-    async fn copy(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<(), Error> {
-        let rows = rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row));
-        let results = self.submit(from, rows.collect(), None).await?;
-        let is_fine = |result| match result {
-            Err(store::Error::BelowSafePoint) => Ok(()),
-            result => result,
-        };
-        Ok(results.into_iter().try_for_each(is_fine)?)
-    }
-
-    /// Joins rows under the epoch, durably; with floors, as repairs that were judged under them.
-    async fn submit(
-        &self,
-        from: &From<'_>,
-        rows: Rows,
-        floors: Option<Vec<u64>>,
-    ) -> Result<Vec<store::Result<()>>, Error> {
+    /// Joins rows under the epoch, durably; they are given back.
+    async fn join(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<Rows, Error> {
         if rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Rows::new());
         }
         let count = rows.len() as u64;
-        let bytes: usize = rows.iter().map(|(_, key, row)| key.len() + row.len()).sum();
+        let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
         self.rate.take(bytes as u64).await;
+        let rows: Rows =
+            rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
         let (done, joined) = oneshot::channel();
         let epoch = from.layout.epoch();
         // Of a page that was asked for under another epoch the rows may not be this node's.
         let begun = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+            let (judged, floors) = judge(&store, &rows)?;
             let told = Box::new(move |results| drop(done.send(results)));
-            match floors {
-                None => store.submit_rows(&rows, told),
-                Some(floors) => store.submit_repairs(&rows, &floors, told),
-            }
-            Ok::<_, Error>(())
+            store.submit_repairs(&judged, &floors, told);
+            Ok::<_, Error>(rows)
         });
-        begun.await.map_err(|_| Error::Stopping)??;
+        let rows = begun.await.map_err(|_| Error::Stopping)??;
         let results = joined.await.map_err(|_| Error::Stopping)?;
+        results.into_iter().try_for_each(|result| result)?;
         self.progress.moved(count, bytes as u64);
-        Ok(results)
+        Ok(rows)
     }
+}
+
+/// Rows as they may be joined here under the floors of their partitions, with these.
+fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
+    let (mut judged, mut floors) = (Rows::with_capacity(rows.len()), Vec::new());
+    for (tenant, key, row) in rows {
+        let own = match store.floor_at(store.tenant_by_id(*tenant)?.token(key)) {
+            // It vouches for nothing: whatever it lacks may be alive.
+            Ok(0) | Err(store::Error::Damaged { .. }) => RawRow::default(),
+            _ => store.raw_row(*tenant, key)?,
+        };
+        let floor = own.floor;
+        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+        let row = match floor {
+            0 => row.clone(),
+            _ => match store.join_raw(own, theirs)?.row {
+                Some(joined) => joined.into(),
+                None => continue,
+            },
+        };
+        judged.push((*tenant, key.clone(), row));
+        floors.push(floor);
+    }
+    Ok((judged, floors))
 }
 
 /// What this node's rows of a range add up to, those that are merged.
@@ -285,24 +297,17 @@ fn own_sum(
     }
 }
 
-/// Of some rows of a source the joins with this node's own, where that says more than its own does;
-/// and this node's floors.
-fn joins(store: &Store, words: &Words) -> store::Result<(Rows, Vec<u64>)> {
-    let (mut rows, mut floors) = (Rows::new(), Vec::new());
-    for (tenant, key, theirs) in words {
+/// How many of some rows this node does not cover: joined once more they would change what is here.
+fn missing(store: &Store, rows: &Rows) -> store::Result<usize> {
+    let mut missing = 0;
+    for (tenant, key, row) in rows {
         let own = match store.raw_row(*tenant, key) {
             Err(store::Error::Damaged { .. }) => store.damaged_row(*tenant, key)?,
             own => own?,
         };
-        let floor = own.floor;
-        let joined = store.join_raw(own.clone(), theirs.clone())?;
-        let own = RawRow { floor: joined.floor, ..own };
-        if store.digest(&own)? != store.digest(&joined)?
-            && let Some(row) = joined.row
-        {
-            rows.push((*tenant, key.clone(), row.into()));
-            floors.push(floor);
-        }
+        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+        let digest = store.digest(&own)?;
+        missing += usize::from(store.digest(&store.join_raw(own, theirs)?)? != digest);
     }
-    Ok((rows, floors))
+    Ok(missing)
 }

@@ -1,7 +1,7 @@
 //! Who speaks, and whom it means: the first message of a stream, in both directions.
 //!
-//! 1. Nothing but this is taken from a node of another cluster or formation, for another node, of an incarnation
-//!    that is over, or of a protocol this program does not speak.
+//! 1. Nothing but this is taken from a node of another cluster or formation, for another node, of
+//!    an incarnation that is over, or of a protocol this program does not speak.
 //! 2. Where one side has no cluster yet, only what it needs to find, form or join one goes through,
 //!    and on the control class only. That is decided anew for every request: the receiver may have
 //!    entered a cluster since the stream began.

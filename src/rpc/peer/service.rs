@@ -221,7 +221,8 @@ impl Serving<'_> {
                 self.ready.push(reply);
             }
             let taken = self.running.len() + self.ready.len();
-            let room = match self.outbox.room(taken, self.places, cx) {
+            let bytes_max = self.served.options.stream_bytes_max;
+            let room = match self.outbox.room(taken, self.places, bytes_max, cx) {
                 Ok(room) => room,
                 Err(Gone) => return Poll::Ready(()),
             };
@@ -229,7 +230,7 @@ impl Serving<'_> {
                 self.hand_over();
                 return Poll::Ready(());
             }
-            let room = room && self.bytes < self.served.options.stream_bytes_max;
+            let room = room && self.bytes < bytes_max;
             let may_begin = room && begun < TURN_MAX && self.input == Input::Open;
             if !may_begin || !self.begin(cx) {
                 break;
@@ -318,6 +319,10 @@ struct Outbox(Mutex<Answers>);
 #[derive(Default)]
 struct Answers {
     queue: VecDeque<PeerReply>,
+    /// Of those in the queue.
+    bytes: usize,
+    /// Of those the connection has taken, until it asks for more.
+    taken_bytes: usize,
     finished: bool,
     gone: bool,
     /// Of the connection, when it waits for answers.
@@ -331,15 +336,25 @@ struct Answers {
 impl Outbox {
     fn put(&self, replies: impl IntoIterator<Item = PeerReply>) {
         let mut answers = self.0.lock();
-        answers.queue.extend(replies);
+        for reply in replies {
+            answers.bytes += reply.encoded_len();
+            answers.queue.push_back(reply);
+        }
         let taker = answers.taker.take();
         drop(answers);
         taker.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether one of `places` is free when `taken` are in use elsewhere. The task is woken when
-    /// the connection has taken answers, or has gone.
-    fn room(&self, taken: usize, places: usize, cx: &Context<'_>) -> Result<bool, Gone> {
+    /// Whether one of `places` is free when `taken` are in use elsewhere, and less than `bytes_max`
+    /// wait for a connection that may be slow. The task is woken when it has taken answers, or has
+    /// gone.
+    fn room(
+        &self,
+        taken: usize,
+        places: usize,
+        bytes_max: usize,
+        cx: &Context<'_>,
+    ) -> Result<bool, Gone> {
         let mut answers = self.0.lock();
         if answers.gone {
             return Err(Gone);
@@ -348,7 +363,8 @@ impl Outbox {
         if !known {
             answers.server = Some(cx.waker().clone());
         }
-        answers.starved = taken + answers.queue.len() >= places;
+        let waits = answers.bytes + answers.taken_bytes;
+        answers.starved = taken + answers.queue.len() >= places || waits >= bytes_max;
         Ok(!answers.starved)
     }
 
@@ -376,19 +392,23 @@ impl Stream for Replies {
         }
         let this = &mut *self;
         let mut answers = this.outbox.0.lock();
-        if answers.queue.is_empty() {
+        answers.taken_bytes = std::mem::take(&mut answers.bytes);
+        let is_empty = answers.queue.is_empty();
+        if is_empty {
             if answers.finished {
                 return Poll::Ready(None);
             }
             answers.taker = Some(cx.waker().clone());
-            return Poll::Pending;
         }
         std::mem::swap(&mut this.taken, &mut answers.queue);
         let starved = std::mem::take(&mut answers.starved);
         let server = starved.then(|| answers.server.take()).flatten();
         drop(answers);
         server.into_iter().for_each(Waker::wake);
-        Poll::Ready(this.taken.pop_front().map(Ok))
+        match is_empty {
+            true => Poll::Pending,
+            false => Poll::Ready(this.taken.pop_front().map(Ok)),
+        }
     }
 }
 
@@ -399,5 +419,35 @@ impl Drop for Replies {
         let server = answers.server.take();
         drop(answers);
         server.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use futures_util::task::noop_waker;
+
+    use super::*;
+
+    /// Answers may be far larger than what they answer, and whoever asked may read slowly: a stream
+    /// holds so many bytes of them, not only so many answers.
+    #[tokio::test]
+    async fn a_connection_that_does_not_read_is_served_no_more_when_its_answers_are_large() {
+        let outbox = Arc::new(Outbox::default());
+        let mut replies = Replies { outbox: Arc::clone(&outbox), taken: VecDeque::new() };
+        let waker = noop_waker();
+        let cx = Context::from_waker(&waker);
+        let room = || matches!(outbox.room(0, 100, 1000, &cx), Ok(true));
+        let reply = || PeerReply { body: Some(Reply::Raft(vec![0; 400].into())), ..<_>::default() };
+        outbox.put([reply(), reply()]);
+        assert!(room());
+        outbox.put([reply()]);
+        assert!(!room(), "three answers of a hundred, but 1,200 bytes of 1,000");
+        for _ in 0..3 {
+            assert!(replies.next().await.is_some());
+            assert!(!room(), "the connection may not have sent it yet");
+        }
+        let next = futures_util::poll!(replies.next());
+        assert!(next.is_pending() && room(), "it asks for more");
     }
 }

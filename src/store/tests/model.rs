@@ -135,7 +135,7 @@ impl World {
     fn pass(&mut self, ms: u64) {
         self.now_ms += ms;
         self.latest_ms = self.latest_ms.max(self.now_ms);
-        self.node.clock.set_ms(self.now_ms);
+        self.node.clock.advance_ms(ms);
     }
 
     fn write(&mut self, client: usize, key: usize, what: What, blind: bool, token: bool) {

@@ -185,3 +185,41 @@ fn floors_count_while_writes_go_on() {
     }
     assert!(counted > 300, "in {counted} of 1000 seconds a delete could be forgotten");
 }
+
+/// A clock that is wrong for a moment costs writes of that moment, and no more: neither does it
+/// keep the node from minting for as long as it was ahead, nor is anything forgotten that has not
+/// expired.
+#[test]
+fn a_clock_that_jumps_ahead_and_back_leaves_no_trace() {
+    let node = Node::new();
+    let day = Mutation { ttl_ms: Some(24 * HOUR_MS), ..put("day", "v") };
+    node.store().write("default", day).unwrap();
+    node.clock.set_ms(T0_MS + 365 * 24 * HOUR_MS);
+    let refused = node.store().write("default", put("k", "v")).unwrap_err();
+    assert_eq!(refused.reason(), "CLOCK_UNSAFE");
+    for _ in 0..2 {
+        node.store().advance_safe_points().unwrap();
+        node.store().flush().unwrap();
+    }
+    node.clock.set_ms(T0_MS);
+    node.put("default", "k", "v");
+    node.store().compact().unwrap();
+    node.settle();
+    assert_eq!(node.values("default", "day"), ["v"]);
+    assert!(node.store().advance_safe_points().unwrap() < clock::time_of_ms(T0_MS));
+}
+
+/// A step that stands is the new time: a machine that was asleep for a day takes writes again.
+#[test]
+fn a_clock_that_stays_ahead_is_followed() {
+    let node = Node::new();
+    node.put("default", "k", "before");
+    let day_ms = 24 * HOUR_MS;
+    node.clock.set_ms(T0_MS + day_ms);
+    node.store().write("default", put("k", "after")).unwrap_err();
+    node.clock.advance_ms(300_000);
+    node.put("default", "k", "after");
+    assert!(
+        node.store().advance_safe_points().unwrap() > clock::time_of_ms(T0_MS + day_ms - HOUR_MS)
+    );
+}

@@ -479,3 +479,38 @@ fn a_log_without_room_ahead_grows_with_its_writes() {
     assert!(log.poisoned().is_none());
     assert_eq!(replay(&vfs, Position::ZERO, false).unwrap().0, numbers(index));
 }
+
+/// Real files until there is no space: an error as any other, not a signal, and what was promised
+/// is there and can be synced. On a small file system of its own:
+/// `TMPDIR=/mnt/small cargo test --lib full_file_system -- --ignored`.
+#[test]
+#[ignore = "fills the file system of the temporary directory"]
+fn a_full_file_system_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let sync_mode = SyncMode::Os;
+    let options = LogOptions { sync_mode, segment_bytes: 8 << 20, grow_bytes: 1 << 20, ..SMALL };
+    let log = CommitLog::create(Arc::new(OsVfs), directory.path(), options, 1, ()).unwrap();
+    let mut promised = 0;
+    let error = loop {
+        if let Err(error) = append(&log, promised).and_then(|end| log.write_out(end)) {
+            break error;
+        }
+        promised += 1;
+        if log.wants_room() {
+            log.make_room();
+        }
+    };
+    assert!(error.is_storage_full(), "{error}");
+    let stats = log.stats();
+    assert!(stats.bytes_prepared * 10 > stats.bytes * 9, "{stats:?}");
+    let mut found = 0;
+    let mut count = |_: &[u8], _: &[u8]| {
+        found += 1;
+        Ok(())
+    };
+    recover(&OsVfs, directory.path(), Position::ZERO, false, &mut count).unwrap();
+    assert_eq!(found, promised);
+    for name in OsVfs.list(directory.path()).unwrap() {
+        OsVfs.open(&directory.path().join(name)).unwrap().sync_data().unwrap();
+    }
+}

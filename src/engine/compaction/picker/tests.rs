@@ -15,6 +15,8 @@ const OPTIONS: PickerOptions = PickerOptions {
     table_age_max_ms: 1_000,
     heavy_age_max_ms: 100,
     purge_age_ms: 10,
+    // Scenes that are about it say so.
+    rest_age_ms: u64::MAX,
 };
 
 /// A tree, the jobs that run in it, and what time it is: what the text files describe.
@@ -112,6 +114,10 @@ impl Scene {
             }
             "now" => {
                 self.now_ms = number();
+                String::new()
+            }
+            "rest_age" => {
+                self.options.rest_age_ms = number();
                 String::new()
             }
             "unflushed" => {

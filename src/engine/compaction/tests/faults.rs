@@ -119,6 +119,7 @@ fn job_is_paced() {
         now_ms: 0,
         stop: &tree.stop,
         pace: &pace,
+        on_bad_row: &|_, _| {},
     };
     let compaction = tree.compaction(&[table], 6);
     assert_eq!(Job::new(&compaction, context).run().unwrap(), None);

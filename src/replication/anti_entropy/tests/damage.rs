@@ -2,8 +2,6 @@
 
 use super::*;
 use crate::engine::vfs::Vfs;
-use crate::replication::coordinator::{KeyRead, ReadOptions};
-use crate::replication::level::Level;
 
 const OTHERS: [u128; 2] = [1, 2];
 
@@ -103,15 +101,6 @@ impl Trio {
         self.stop(at);
         rot(self, at, which);
         self.start(at);
-    }
-
-    /// What a client reads at QUORUM from a node.
-    async fn quorum(&self, at: usize, tenant: &str, key: &str) -> error::Result<Vec<Vec<u8>>> {
-        let read = KeyRead { key: key.into(), min_context: None };
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let options = ReadOptions { level: Level::Quorum, deadline };
-        let row = self.coordinator(at).read(tenant, vec![read], options).await.remove(0)?;
-        Ok(row.siblings.into_iter().map(|sibling| sibling.value).collect())
     }
 }
 

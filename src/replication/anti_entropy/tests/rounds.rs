@@ -305,3 +305,46 @@ async fn incarnation() {
     assert_ne!(is.incarnation, was.incarnation);
     assert!(store.install_floor(&[ALL], time, is).expect("no error"));
 }
+
+/// A round came as far as its fence, and ended. What the replicas do not hold alike below it they
+/// do not take from messages any more, but a reader at QUORUM brings it from one to the other: he
+/// is answered, at once, and not only when the comparison has passed by.
+#[tokio::test(start_paused = true)]
+async fn a_read_repairs_what_a_failed_round_has_fenced() {
+    for tenant in TENANTS {
+        let trio = Trio::new();
+        let row = trio.write_at(0, tenant, put("k", "v"));
+        trio.advance_ms(1000);
+        for at in 0..3 {
+            trio.store(at).fence(&[ALL], trio.now()).expect("fenced");
+        }
+        assert!(trio.deliver(&row, 1).is_err(), "late messages stay out");
+        trio.net.down.lock().insert(id(2));
+        assert_eq!(trio.quorum(0, tenant, "k").await.expect("two are up"), [b"v"]);
+        assert_eq!(trio.values(1, tenant, "k"), ["v"]);
+        trio.net.down.lock().remove(&id(2));
+        // The one that is behind coordinates.
+        trio.net.down.lock().insert(id(0));
+        assert_eq!(trio.quorum(2, tenant, "k").await.expect("two are up"), [b"v"]);
+        assert_eq!(trio.all_values(tenant, "k"), [["v"]; 3]);
+    }
+}
+
+/// A repair by a read obeys the floors: what one replica has declared dead is not brought to it,
+/// not even by another that gave the same digest as one who had not heard yet.
+#[tokio::test(start_paused = true)]
+async fn a_read_brings_nothing_back_that_a_floor_calls_dead() {
+    let trio = Trio::new();
+    trio.write(0, "default", put("k", "x"), &[1, 2]);
+    trio.write(1, "default", delete("k"), &[2]);
+    trio.advance_ms(1000);
+    trio.declare(&[1, 2], trio.now());
+    for at in 1..3 {
+        trio.store(at).flush().expect("flushed");
+        trio.store(at).compact().expect("forgotten");
+    }
+    for at in 0..3 {
+        assert_eq!(trio.quorum(at, "default", "k").await.expect("all are up").len(), 0);
+    }
+    assert_eq!([trio.values(1, "default", "k"), trio.values(2, "default", "k")], [[""; 0]; 2]);
+}

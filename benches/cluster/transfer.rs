@@ -1,0 +1,307 @@
+//! How fast rows move when nodes come and go, and what clients notice of it.
+//!
+//! Three nodes hold the rows three times. A fourth joins and is drained again, at the default rate
+//! under a steady load, and once more with no limit and no load. What moves is counted by the
+//! nodes: bytes of rows that were fetched or given away.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use pairdb::proto;
+use pairdb::proto::key_value_client::KeyValueClient;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::figures::{cpu_s, transferred};
+use crate::floor;
+use crate::keys::{self, Random};
+use crate::load::{self, latencies};
+use crate::nodes::Nodes;
+use crate::us;
+
+/// Rows of a batch when the nodes are filled.
+const BATCH: u64 = 100;
+/// Batches under way.
+const BATCHES: u64 = 8;
+/// Operations a second of the steady load; half of them write.
+const OFFERED: u64 = 400;
+/// Callers of the steady load.
+const CALLERS: u64 = 16;
+/// Keys of the steady load.
+const LOAD_KEYS: u64 = 10_000;
+/// How long the load is watched while nothing moves.
+const HEALTHY: Duration = Duration::from_secs(15);
+/// How often it is looked how far a change is.
+const LOOK: Duration = Duration::from_millis(250);
+/// Longest wait for a change.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// The rate limit of a node that joins, as a setting.
+const RATE: &str = "PAIRDB__CLUSTER__TRANSFER_RATE_BYTES";
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// All of it, with so many rows.
+pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
+    let floor = (floor::disk_mib_per_s(), floor::stream_mib_per_s(runtime, value_bytes));
+    println!(
+        "{{\"workload\":\"floor\",\"disk_mib_per_s\":{:.0},\"stream_mib_per_s\":{:.0}}}",
+        floor.0, floor.1
+    );
+    let floor = floor.0.min(floor.1);
+    let mut nodes = Nodes::start(3);
+    nodes.ok(0, &["tenant", "create", load::LWW, "--mode", "last-write-wins"]);
+    let rows = bytes / (value_bytes as u64 + 16);
+    let began = Instant::now();
+    runtime.block_on(fill(&nodes, rows, value_bytes));
+    let fill = (rows + LOAD_KEYS) as f64 * (value_bytes + 16) as f64 / MIB;
+    println!(
+        "{{\"workload\":\"fill\",\"rows\":{rows},\"mib\":{fill:.0},\"mib_per_s\":{:.1}}}",
+        fill / began.elapsed().as_secs_f64()
+    );
+    let share = fill * 3.0 / 4.0;
+    let moving = Moving { runtime, share, floor };
+    let steady = Steady::start(runtime, &nodes, value_bytes);
+    std::thread::park_timeout(HEALTHY);
+    let healthy = steady.end(runtime);
+    println!("{{\"workload\":\"load alone\",{}}}", told(&healthy));
+    moving.there_and_back(&mut nodes, Some(value_bytes));
+    moving.there_and_back(&mut nodes, None);
+}
+
+struct Moving<'r> {
+    runtime: &'r Runtime,
+    /// MiB that a fourth node owns.
+    share: f64,
+    /// MiB a second of the slower of disk and stream.
+    floor: f64,
+}
+
+impl Moving<'_> {
+    /// A node joins and is drained: under the default limit beside a load of so large values, or
+    /// alone and without a limit.
+    fn there_and_back(&self, nodes: &mut Nodes, load: Option<usize>) {
+        let load = |nodes: &Nodes| load.map(|bytes| Steady::start(self.runtime, nodes, bytes));
+        let running = load(nodes);
+        let limit: &[(String, String)] = match running {
+            Some(_) => &[],
+            None => &[(RATE.to_owned(), "0".to_owned())],
+        };
+        let began = Instant::now();
+        let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
+        let joined = nodes.join_with(limit);
+        let name = format!("n{joined}");
+        let owned = until(nodes, began, |phase, states| {
+            phase != "joint" && states.iter().any(|(one, state)| *one == name && *state == "normal")
+        });
+        let settled = until(nodes, began, |phase, _| phase == "stable");
+        let newcomer = joined..joined + 1;
+        let moved = transferred(nodes, 0..3) + transferred(nodes, newcomer.clone()) - before.1;
+        let cpu = cpu_s(nodes, 0..3) + cpu_s(nodes, newcomer) - before.0;
+        self.tell("join", running, moved, (owned, settled), cpu);
+
+        if !limit.is_empty() {
+            (0..3).for_each(|at| drop(nodes.ok(at, &["layout", "rate", "0"])));
+        }
+        let running = load(nodes);
+        let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
+        let began = Instant::now();
+        nodes.ok(0, &["drain", &name, "--wait"]);
+        let left = began.elapsed();
+        assert_eq!(nodes.wait(joined), 0, "it has left");
+        let moved = transferred(nodes, 0..3) - before.1;
+        let settled = until(nodes, began, |phase, _| phase == "stable");
+        let cpu = cpu_s(nodes, 0..3) - before.0;
+        self.tell("drain", running, moved, (left, settled), cpu);
+    }
+
+    fn tell(
+        &self,
+        what: &str,
+        load: Option<Steady>,
+        moved: f64,
+        (done, settled): (Duration, Duration),
+        cpu_s: f64,
+    ) {
+        let rate = moved / MIB / done.as_secs_f64();
+        let load = match load {
+            Some(load) => format!(",{}", told(&load.end(self.runtime))),
+            None => format!(",\"of_floor\":{:.2}", rate / self.floor),
+        };
+        println!(
+            "{{\"workload\":\"{what}\",\"moved_mib\":{:.0},\"of_ideal\":{:.3},\"seconds\":{:.1},\
+             \"settled_after_s\":{:.1},\"mib_per_s\":{rate:.1},\"cpu_s\":{cpu_s:.1}{load}}}",
+            moved / MIB,
+            moved / MIB / self.share,
+            done.as_secs_f64(),
+            settled.as_secs_f64(),
+        );
+    }
+}
+
+/// Waits until the layout is so: its phase, and the states of nodes by name. When it was.
+fn until(
+    nodes: &Nodes,
+    began: Instant,
+    is_so: impl Fn(&str, &[(String, String)]) -> bool,
+) -> Duration {
+    loop {
+        let shown = nodes.json(0, &["layout", "show", "--output", "json"]);
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let members = shown["nodes"].as_array().expect("nodes").iter();
+        let states: Vec<_> =
+            members.map(|node| (text(&node["name"]), text(&node["state"]))).collect();
+        if is_so(&text(&shown["phase"]), &states) {
+            return began.elapsed();
+        }
+        assert!(began.elapsed() < PATIENCE, "it does not end: {shown:#}");
+        std::thread::park_timeout(LOOK);
+    }
+}
+
+async fn connect(nodes: &Nodes, at: usize) -> KeyValueClient<Channel> {
+    let endpoint = Endpoint::from_shared(nodes.endpoint(at)).expect("an address");
+    KeyValueClient::new(endpoint.connect().await.expect("it listens"))
+}
+
+/// The keys that move, then those of the steady load.
+fn key_of(i: u64, rows: u64) -> Bytes {
+    match i.checked_sub(rows) {
+        None => Bytes::copy_from_slice(&keys::key(i)),
+        Some(i) => format!("load-{i}").into(),
+    }
+}
+
+/// Writes rows that nothing makes shorter, and the keys of the steady load.
+async fn fill(nodes: &Nodes, rows: u64, value_bytes: usize) {
+    let all = rows + LOAD_KEYS;
+    let mut workers = Vec::new();
+    for worker in 0..BATCHES {
+        let mut client = connect(nodes, worker as usize % nodes.len()).await;
+        workers.push(tokio::spawn(async move {
+            for first in (worker * BATCH..all).step_by((BATCHES * BATCH) as usize) {
+                let mutation = |i: u64| {
+                    let mut random = Random(i);
+                    let mut value = Vec::with_capacity(value_bytes + 8);
+                    while value.len() < value_bytes {
+                        value.extend_from_slice(&random.next().to_le_bytes());
+                    }
+                    value.truncate(value_bytes);
+                    proto::Mutation {
+                        key: key_of(i, rows),
+                        change: Some(proto::mutation::Change::Value(value.into())),
+                        ..Default::default()
+                    }
+                };
+                let batch = proto::BatchWriteRequest {
+                    tenant: load::LWW.to_owned(),
+                    mutations: (first..all.min(first + BATCH)).map(mutation).collect(),
+                    ..Default::default()
+                };
+                write_all(&mut client, batch).await;
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.expect("no worker panics");
+    }
+}
+
+/// Writes a batch; what is refused because too much waits already is written again.
+async fn write_all(client: &mut KeyValueClient<Channel>, batch: proto::BatchWriteRequest) {
+    loop {
+        if let Ok(answer) = client.batch_write(batch.clone()).await {
+            use proto::batch_write_result::Result as Item;
+            let is_written =
+                |one: &proto::BatchWriteResult| matches!(one.result, Some(Item::Written(_)));
+            if answer.into_inner().results.iter().all(is_written) {
+                return;
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// A load that goes on until it is told to stop: so many operations a second, whatever they take.
+struct Steady {
+    stop: Arc<AtomicBool>,
+    callers: Vec<JoinHandle<load::Outcome>>,
+}
+
+impl Steady {
+    fn start(runtime: &Runtime, nodes: &Nodes, value_bytes: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let value = Bytes::from(vec![b'v'; value_bytes]);
+        let callers = (0..CALLERS).map(|caller| {
+            // The first three stay.
+            let client = runtime.block_on(connect(nodes, caller as usize % 3));
+            runtime.spawn(call(client, caller, value.clone(), Arc::clone(&stop)))
+        });
+        let callers = callers.collect();
+        Self { stop, callers }
+    }
+
+    fn end(self, runtime: &Runtime) -> load::Outcome {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
+        for caller in self.callers {
+            let of_one = runtime.block_on(caller).expect("no caller panics");
+            outcome.latency_ns.add(&of_one.latency_ns).expect("of the same bounds");
+            outcome.failed += of_one.failed;
+        }
+        outcome
+    }
+}
+
+/// Reads and writes in turn. Latencies count from when a call was due.
+async fn call(
+    mut client: KeyValueClient<Channel>,
+    caller: u64,
+    value: Bytes,
+    stop: Arc<AtomicBool>,
+) -> load::Outcome {
+    let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
+    let mut due = tokio::time::interval(Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32);
+    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut random = Random(caller);
+    for n in 0_u64.. {
+        let began = due.tick().await;
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("load-{}", random.below(LOAD_KEYS));
+        let (tenant, key) = (load::LWW.to_owned(), Bytes::from(key));
+        let done = match n % 2 {
+            0 => {
+                let value = value.clone();
+                let write = proto::WriteRequest { tenant, key, value, ..Default::default() };
+                client.write(write).await.map(drop)
+            }
+            _ => {
+                let read = proto::ReadRequest { tenant, key, ..Default::default() };
+                client.read(read).await.map(drop)
+            }
+        };
+        match done {
+            Ok(()) => outcome.latency_ns.saturating_record(began.elapsed().as_nanos() as u64),
+            Err(_) => outcome.failed += 1,
+        }
+    }
+    outcome
+}
+
+fn told(outcome: &load::Outcome) -> String {
+    let latency: &Histogram<u64> = &outcome.latency_ns;
+    format!(
+        "\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0},\"max_us\":{:.0},\"failed\":{}",
+        latency.len(),
+        us(latency, 0.5),
+        us(latency, 0.99),
+        us(latency, 1.0),
+        outcome.failed
+    )
+}

@@ -1,0 +1,84 @@
+//! What an engine does, and leaves on the disk, after it has failed for good.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::row::Row;
+use super::{open, tiny};
+use crate::engine::vfs::Vfs;
+use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
+use crate::engine::vfs::mem::MemVfs;
+use crate::engine::{Engine, Error};
+
+fn tables(disk: &MemVfs) -> usize {
+    let files = disk.list(Path::new("/db")).expect("lists");
+    files.iter().filter(|file| file.extension().is_some_and(|it| it == "sst")).count()
+}
+
+fn put(engine: &Engine, n: u32) {
+    let row = Row::default().write(1, u64::from(n) + 1, true, Some(n)).encode();
+    let position = engine.apply(&[(&n.to_be_bytes(), &row)]).expect("taken");
+    engine.wait_durable(position).expect("durable");
+}
+
+/// The next sync of the manifest fails.
+fn break_manifest(vfs: &FaultVfs) {
+    vfs.inject(Fault {
+        operation: Some(Operation::SyncData),
+        path_contains: "MANIFEST".into(),
+        ..Fault::default()
+    });
+}
+
+/// A store that can install nothing builds nothing: its disk does not fill with tables of which
+/// nobody knows. What was written stays readable, and is there after a restart.
+#[test]
+fn a_poisoned_engine_writes_no_more_tables() {
+    let disk = MemVfs::new();
+    let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
+    let engine = open(vfs.clone(), tiny()).expect("opens");
+    (0..100).for_each(|n| put(&engine, n));
+    break_manifest(&vfs);
+    engine.flush().expect_err("the manifest cannot be synced");
+    let left = tables(&disk);
+    for _ in 0..10 {
+        let (flushed, stepped) = (engine.flush(), engine.step());
+        assert!(matches!(flushed, Err(Error::Poisoned { .. })), "{flushed:?}");
+        assert!(matches!(stepped, Err(Error::Poisoned { .. })), "{stepped:?}");
+    }
+    assert_eq!(tables(&disk), left);
+    let count = |engine: &Engine| {
+        (0..100_u32).filter(|n| engine.get(&n.to_be_bytes()).expect("reads").is_some()).count()
+    };
+    assert_eq!(count(&engine), 100);
+    drop(engine);
+    assert_eq!(count(&open(Arc::new(disk), tiny()).expect("opens")), 100);
+}
+
+/// A compaction that was under way when the manifest failed takes its tables back.
+#[test]
+fn a_compaction_that_cannot_be_installed_leaves_no_tables() {
+    let disk = MemVfs::new();
+    let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
+    let engine = open(vfs.clone(), tiny()).expect("opens");
+    for _ in 0..2 {
+        (0..20).for_each(|n| put(&engine, n));
+        engine.flush().expect("flushes");
+    }
+    (0..20).for_each(|n| put(&engine, n));
+    engine.flush().expect("flushes");
+    let before = tables(&disk);
+    let hook = Box::new({
+        let vfs = vfs.clone();
+        move |shared: &super::Shared| {
+            break_manifest(&vfs);
+            let (first, last) = (&[][..], &[255][..]);
+            let edit = crate::engine::version::VersionEdit::default();
+            let change = crate::engine::flush::CacheChange::Ingested { first, last };
+            shared.install(edit, change, |_| {}).expect_err("the manifest cannot be synced");
+        }
+    });
+    engine.shared.hooks.lock().insert("compact:merged", hook);
+    engine.compact_all().expect_err("poisoned meanwhile");
+    assert_eq!(tables(&disk), before);
+}

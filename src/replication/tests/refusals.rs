@@ -1,0 +1,66 @@
+//! What a replica does not take from a peer, and the name it gives for that.
+
+use super::super::*;
+use super::cluster::*;
+use crate::cluster::peer::{PeerError, Reply, Request};
+use crate::proto;
+use crate::store::limits::KEY_BYTES_CEILING;
+
+fn reason(refused: Result<Reply, PeerError>) -> String {
+    match refused {
+        Err(PeerError::Refused { reason, .. }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn forward(tenant: &str, mutations: Vec<proto::Mutation>) -> Request {
+    let request = proto::BatchWriteRequest { tenant: tenant.to_owned(), mutations, consistency: 0 };
+    Request::ForwardWrite(proto::ForwardWrite { request: Some(request) })
+}
+
+fn deletion() -> proto::Mutation {
+    let change = Some(proto::mutation::Change::Delete(true));
+    proto::Mutation { key: "k".into(), change, ..Default::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_an_epoch_that_nobody_knows_is_refused_by_name() {
+    let cluster = Cluster::new(3, 100);
+    let rows = Request::WriteRows(proto::WriteRows::default());
+    assert_eq!(reason(cluster.ask(1, 9, rows).await), "LAYOUT_UNKNOWN");
+    let page = Request::Page(proto::PageRequest::default());
+    assert_eq!(reason(cluster.ask(1, 9, page).await), "LAYOUT_UNKNOWN");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forwarded_write_that_means_nothing_is_refused_by_name() {
+    let cluster = Cluster::new(1, 101);
+    let ask = async |request| reason(cluster.ask(0, 1, request).await);
+    let nothing = proto::Mutation { key: "k".into(), ..Default::default() };
+    assert_eq!(ask(forward("default", vec![nothing])).await, "INVALID_ARGUMENT");
+    assert_eq!(ask(forward("nobody", vec![deletion()])).await, "UNKNOWN_TENANT");
+    assert_eq!(ask(forward("default", vec![deletion(); 10_001])).await, "BATCH_TOO_LARGE");
+    assert_eq!(ask(Request::Document(proto::DocumentRequest {})).await, "UNIMPLEMENTED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_rows_and_keys_that_cannot_be_are_refused_by_name() {
+    let cluster = Cluster::new(1, 102);
+    let state = |key: Vec<u8>| proto::RowState {
+        tenant_id: 1,
+        key: key.into(),
+        row: b"any".to_vec().into(),
+    };
+    let write = |rows| Request::WriteRows(proto::WriteRows { rows, cause: 0 });
+    let many = vec![state(b"k".to_vec()); 10_001];
+    assert_eq!(reason(cluster.ask(0, 1, write(many.clone())).await), "BATCH_TOO_LARGE");
+    let repairs = many.into_iter().map(|row| proto::JudgedRow { state: Some(row), floor: 0 });
+    let repairs = Request::RepairRows(proto::RepairRows { rows: repairs.collect() });
+    assert_eq!(reason(cluster.ask(0, 1, repairs).await), "BATCH_TOO_LARGE");
+    let rows = vec![state(Vec::new()), state(vec![b'k'; KEY_BYTES_CEILING + 1])];
+    let Ok(Reply::WriteRows(reply)) = cluster.ask(0, 1, write(rows)).await else {
+        panic!("an answer")
+    };
+    let reasons = reply.results.iter().map(|one| one.failure.as_ref().map(|no| &no.reason[..]));
+    assert_eq!(reasons.collect::<Vec<_>>(), [Some("EMPTY_KEY"), Some("KEY_TOO_LONG")]);
+}
