@@ -148,13 +148,27 @@ impl Engine {
         })
     }
 
-    /// Takes the words of partitions back: guard and floor are 0 again, nothing is damaged. For
-    /// partitions whose rows have gone or are about to be learnt from others; durable.
+    /// Takes the words of partitions back: guard and floor are 0 again, with one edit of the
+    /// manifest. For partitions whose rows are about to be learnt from others; durable. What is
+    /// damaged stays so: others still hold what was lost here.
     ///
     /// # Errors
     /// As [`Engine::fence`].
-    pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
-        self.shared.change_safe_points(&[partitions], |point| {
+    pub fn reset_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.shared.change_safe_points(partitions, |point| {
+            let damaged = std::mem::take(&mut point.damaged);
+            *point = SafePoint { damaged, ..SafePoint::default() };
+            Ok(())
+        })
+    }
+
+    /// [`Engine::reset_safe_points`] for partitions of whose rows none is left: nothing of them is
+    /// damaged any more.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn forget_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.shared.change_safe_points(partitions, |point| {
             *point = SafePoint::default();
             Ok(())
         })

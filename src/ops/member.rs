@@ -284,6 +284,7 @@ pub(super) async fn start(
         peers: Arc::clone(&others),
         liveness: Arc::clone(&liveness) as _,
         report: Arc::clone(&report),
+        layout: fence.watch(),
         fence: Arc::clone(&layout_fence),
         work: world.work,
         settings: world.transfer.clone(),

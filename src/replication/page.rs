@@ -1,12 +1,18 @@
 //! Pages of rows of a range of tokens, for those who merge them: the rows, or their digests, or
 //! what they add up to.
 //!
-//! 1. A page is of undamaged partitions, read under the epoch of the request: the fence is held.
-//! 2. Sums do not depend on order or on where pages end: two nodes that hold the same rows of a
+//! 1. A page is of undamaged partitions. It was read under the epoch of the request: the fence was
+//!    durable before, and no later one after. It is not held meanwhile: others would stand behind
+//!    the disk.
+//! 2. A page has the rows that the asker is to merge from this node, and no others: what is left
+//!    here of rows that this node does not own it gives to nobody but their owners, and what the
+//!    asker will not own nobody would wait for it to give back.
+//! 3. Sums do not depend on order or on where pages end: two nodes that hold the same rows of a
 //!    range get the same sum of it.
-//! 3. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
+//! 4. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
 //!    known before anything is allocated.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,10 +21,11 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::fence::Fence;
 use super::replica::{enter, refused};
+use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply};
 use crate::proto;
-use crate::store::{self, EngineKey, RawRow, RowPage, Store, TokenRange};
+use crate::store::{self, EngineKey, RawRow, RowPage, Store, TenantId, TokenRange};
 
 /// Bytes of a page where the request names none.
 const PAGE_BYTES: usize = 512 << 10;
@@ -27,13 +34,43 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Unpacked no page is larger: its rows, the last of which may be one of the largest, their keys.
 const UNPACKED_BYTES_MAX: usize = 64 << 20;
 
-/// Answers a request for a page.
+/// Which rows one node merges from another under a Joint layout.
+pub(super) struct Merged<'l> {
+    layout: &'l Layout,
+    source: NodeId,
+    node: NodeId,
+    /// What was found of each partition and tenant: rows come by token.
+    known: BTreeMap<(u32, TenantId), bool>,
+}
+
+impl<'l> Merged<'l> {
+    /// Those that `node` merges from `source`.
+    pub(super) fn new(layout: &'l Layout, source: NodeId, node: NodeId) -> Self {
+        Self { layout, source, node, known: BTreeMap::new() }
+    }
+
+    /// Whether a tenant's row at a token is one of them.
+    pub(super) fn has(&mut self, tenant: TenantId, token: u64) -> bool {
+        let Self { layout, source, node, known } = self;
+        let partition = layout.partition_of(token);
+        let is_merged = || layout.is_merged(partition, tenant, *source, *node);
+        *known.entry((partition, tenant)).or_insert_with(is_merged)
+    }
+
+    /// Whether the row of an engine key is.
+    pub(super) fn has_key(&mut self, engine_key: &[u8]) -> bool {
+        EngineKey::decode(engine_key).is_ok_and(|at| self.has(at.tenant, at.token))
+    }
+}
+
+/// Answers a request for a page of what is merged.
 pub(super) fn answer(
     store: &Arc<Store>,
     fence: &dyn Fence,
-    layout: &Layout,
+    merged: &mut Merged<'_>,
     request: &proto::PageRequest,
 ) -> Result<Reply, PeerError> {
+    let layout = merged.layout;
     let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
     let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
     let bytes_max = match request.bytes_max as usize {
@@ -41,14 +78,17 @@ pub(super) fn answer(
         asked => asked.min(PAGE_BYTES_MAX),
     };
     let failed = |error: store::Error| refused(error.reason(), error.to_string());
-    let (words, page) = {
-        let _pass = enter(fence, layout.epoch())?;
-        let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
-        // A source that has lost data would be counted for what it does not know. The words first:
-        // the rows that are read after them say no less.
-        let words = store.least_words(within).map_err(failed)?;
-        (words, store.rows_by_token(range, cursor, bytes_max).map_err(failed)?)
-    };
+    // The words first: the rows that are read after them say no less.
+    let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
+    drop(enter(fence, layout.epoch())?);
+    let words = store.least_words(within.clone()).map_err(failed)?;
+    let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(failed)?;
+    // It may have waited for the disk, so the epoch was free to rise.
+    drop(enter(fence, layout.epoch())?);
+    // A source that has lost data would be counted for what it does not know. Nothing is discarded
+    // before the loss is marked.
+    store.check_all_undamaged(&[within]).map_err(failed)?;
+    page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
     let cursor = page.cursor.clone().unwrap_or_default().into();
     let reply = if request.sum {
         let sum = sum_of(store, &page).map_err(failed)?;

@@ -366,7 +366,11 @@ impl PeerHandler for Replica {
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
             Request::Page(request) => {
                 let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-                let page = move || page::answer(&store, &*fence, &layout, &request);
+                let node = self.node;
+                let page = move || {
+                    let mut merged = page::Merged::new(&layout, node, from);
+                    page::answer(&store, &*fence, &mut merged, &request)
+                };
                 // It reads a good deal, perhaps from the disk.
                 let page = self.coordinator.work().run(page).await;
                 page.map_err(|_| refused("STOPPING", "the node is stopping".to_owned()))?

@@ -16,6 +16,8 @@
 //! 2. A source counts when its last page is durable here, and this node was seen to hold all that
 //!    the source does.
 //! 3. What is proposed names the epoch; a document of another epoch starts the work over.
+//!    A node that has lost data of a partition is no source of it for itself, and what it loses
+//!    while it merges it merges again.
 //! 4. Rows are joined only under the epoch they were asked for under.
 
 mod dead;
@@ -27,6 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use self::merge::{From, Place};
 use super::Fence;
@@ -40,6 +44,14 @@ use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::store::{self, Store};
 
+/// How often each source has failed since it last gave a partition.
+type Failures = Mutex<BTreeMap<NodeId, u32>>;
+
+/// Partitions of which this node held all that it took when it counted itself.
+type Sound = Mutex<BTreeSet<u32>>;
+
+/// One that is said to be down is asked as one that failed so often.
+const DOWN: u32 = 2;
 /// Partitions that are merged at once: while one waits for the disk another one waits for a page.
 const AT_ONCE: usize = 4;
 
@@ -85,6 +97,8 @@ pub struct Transfer {
     pub liveness: Arc<dyn Liveness>,
     /// Where facts are put.
     pub report: Arc<dyn Report>,
+    /// The adopted document.
+    pub layout: watch::Receiver<Arc<Layout>>,
     /// Under which epoch this node acts.
     pub fence: Arc<dyn Fence>,
     /// Where rows are merged.
@@ -106,8 +120,7 @@ impl Transfer {
         let (node, epoch) = (self.node, layout.epoch());
         self.report(Command::Fenced { node, epoch }).await;
         if layout.must_sync(node) {
-            self.sync(layout).await;
-            self.make_durable().await;
+            self.sync_all(layout).await;
             self.report(Command::Synced { node, epoch }).await;
             self.progress.end();
         }
@@ -117,55 +130,90 @@ impl Transfer {
         propose(&*self.report, &self.progress, command).await;
     }
 
+    /// Until all that the node must merge is durable here.
+    async fn sync_all(&self, layout: &Layout) {
+        let mut todo = layout.to_sync(self.node);
+        while !todo.is_empty() {
+            let partitions = todo.iter().map(|one| one.partition);
+            let sound = Mutex::new(partitions.filter(|at| self.is_sound(*at)).collect());
+            self.sync(layout, &todo, &sound).await;
+            self.make_durable().await;
+            // What has lost data since may have lost what was merged.
+            let was_sound = sound.into_inner();
+            todo.retain(|one| was_sound.contains(&one.partition) && !self.is_sound(one.partition));
+        }
+    }
+
+    /// Whether the node holds all that it took of a partition.
+    fn is_sound(&self, partition: u32) -> bool {
+        self.store.check_all_undamaged(&[partition..=partition]).is_ok()
+    }
+
     /// What was here already when it was compared may have been in memory only.
     async fn make_durable(&self) {
         loop {
             let store = Arc::clone(&self.store);
-            match self.work.run(move || store.flush()).await {
+            let why = match self.work.run(move || store.flush()).await {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => self.progress.wait_for(format!("its own disk: {error}")),
-                Err(_) => return,
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            self.progress.wait_for(format!("its own disk: {why}"));
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    async fn sync(&self, layout: &Layout) {
-        let todo = layout.to_sync(self.node);
+    async fn sync(&self, layout: &Layout, todo: &[ToSync], sound: &Sound) {
         self.progress.begin(Task::Merging, todo.len() as u64);
         tracing::info!(epoch = layout.epoch(), partitions = todo.len(), "merging partitions");
+        let failures = Failures::default();
         let partitions = todo.chunk_by(|one, other| one.partition == other.partition);
-        let merging = partitions.map(|of_one| self.sync_partition(layout, of_one));
+        let merging =
+            partitions.map(|of_one| self.sync_partition(layout, of_one, sound, &failures));
         futures_util::stream::iter(merging).for_each_concurrent(AT_ONCE, |one| one).await;
     }
 
     /// Merges a partition, once for each number of replicas: the tenants of one number come along
     /// with those of another.
-    async fn sync_partition(&self, layout: &Layout, todo: &[ToSync]) {
+    async fn sync_partition(
+        &self,
+        layout: &Layout,
+        todo: &[ToSync],
+        sound: &Sound,
+        failures: &Failures,
+    ) {
         let mut merged = BTreeSet::new();
         // How far each source is; good under this epoch.
         let mut places: BTreeMap<NodeId, Place> = BTreeMap::new();
-        for ToSync { partition, sources, .. } in todo {
-            if sources.of.contains(&self.node) && self.store.floor_of_partition(*partition).is_ok()
-            {
-                // Its own fence is durable, or this document would not be here.
-                merged.insert(self.node);
-            }
-            while !sources.is_synced_by(&merged) {
-                let Some(source) = self.next_source(layout, sources, &merged) else {
+        for ToSync { partition, factors, .. } in todo {
+            loop {
+                if !merged.contains(&self.node) && self.is_sound(*partition) {
+                    // Its own fence is durable, or this document would not be here.
+                    sound.lock().insert(*partition);
+                    merged.insert(self.node);
+                }
+                let sources = self.sources_now(layout, *partition, *factors);
+                if sources.is_synced_by(&merged) {
+                    break;
+                }
+                let Some(source) = self.next_source(layout, &sources, &merged, failures) else {
+                    self.progress.wait_for("its own rows: some of them are lost");
                     tokio::time::sleep(RETRY).await;
                     continue;
                 };
                 // Of what one source had the next ones have nearly all.
-                let first = if merged.is_empty() { Place::default() } else { Place::Copied };
+                let is_first = !sources.of.iter().any(|node| merged.contains(node));
+                let first = if is_first { Place::default() } else { Place::Copied };
                 let place = places.entry(source).or_insert(first);
                 let from = From { layout, source, partition: *partition };
                 match self.merge(&from, place).await {
                     Ok(()) => {
                         merged.insert(source);
+                        failures.lock().remove(&source);
                     }
                     Err(error) => {
                         tracing::debug!(%source, partition, %error, "cannot merge");
+                        *failures.lock().entry(source).or_default() += 1;
                         self.progress.wait_for(waits_for(layout, source, &error));
                         tokio::time::sleep(RETRY).await;
                     }
@@ -175,26 +223,38 @@ impl Transfer {
         }
     }
 
-    /// In the order of ranks: the sources of fewer replicas are the first of those of more. Those
-    /// who leave come last, if they are not up: nobody can stand in for them. Those who are taken
-    /// out are asked if there is nobody else: a newcomer may not have heard yet that they are down.
+    /// From whom is merged, by the latest document of the epoch: one that leaves and is waited for
+    /// may have been given up.
+    fn sources_now(&self, layout: &Layout, partition: u32, factors: (u8, u8)) -> SourcesNeeded {
+        let now = Arc::clone(&self.layout.borrow());
+        let layout = if now.epoch() == layout.epoch() { &*now } else { layout };
+        layout.sources_needed(partition, factors)
+    }
+
+    /// Who has failed least; among equals in the order of ranks: the sources of fewer replicas are
+    /// the first of those of more. Nobody is asked for ever while others would do, and nobody is
+    /// given up: who leaves cannot be stood in for. Those who are taken out are as good as down: a
+    /// newcomer may not have heard yet that they are.
     fn next_source(
         &self,
         layout: &Layout,
         sources: &SourcesNeeded,
         merged: &BTreeSet<NodeId>,
+        failures: &Failures,
     ) -> Option<NodeId> {
-        let left = || sources.of.iter().filter(|node| !merged.contains(node)).copied();
-        let needed = |node: &NodeId| {
-            let count = sources.of.iter().filter(|node| merged.contains(node)).count();
-            count < sources.count || sources.leaving.contains(node)
-        };
+        let count = sources.of.iter().filter(|node| merged.contains(node)).count();
+        let needed = |node: &NodeId| count < sources.count || sources.leaving.contains(node);
+        let failures = failures.lock();
         let goes = |node: &NodeId| {
             let member = layout.document().members.get(node);
             member.is_some_and(|member| member.state == MemberState::Removing)
         };
-        let up = |node: &NodeId| self.liveness.is_up(*node) && !goes(node);
-        left().filter(needed).find(up).or_else(|| left().find(needed))
+        let trouble = |node: &NodeId| {
+            let failed = failures.get(node).copied().unwrap_or(0);
+            failed + if self.liveness.is_up(*node) && !goes(node) { 0 } else { DOWN }
+        };
+        let left = sources.of.iter().filter(|node| **node != self.node && !merged.contains(node));
+        left.copied().filter(needed).min_by_key(trouble)
     }
 }
 
@@ -229,11 +289,10 @@ impl Newcomer {
             return;
         }
         let layout = Layout::new(Arc::new(document.clone()));
-        for partition in layout.newly_owned(node) {
-            if let Err(error) = self.store.reset_safe_points(partition..=partition) {
-                // The store takes no writes then.
-                tracing::error!(%error, partition, "cannot take safe points back");
-            }
+        let partitions: Vec<_> = layout.newly_owned(node).into_iter().map(|at| at..=at).collect();
+        if let Err(error) = self.store.reset_safe_points(&partitions) {
+            // The store takes no writes then.
+            tracing::error!(%error, "cannot take safe points back");
         }
     }
 }

@@ -231,7 +231,7 @@ impl Store {
     }
 
     /// Has the hashes of partitions taken anew.
-    fn mark_leaves(&self, partitions: &RangeInclusive<u32>) {
+    pub(super) fn mark_leaves(&self, partitions: &RangeInclusive<u32>) {
         let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
         let (first, last) = (*partitions.start(), *partitions.end());
         (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));

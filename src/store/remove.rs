@@ -56,16 +56,25 @@ impl Store {
     }
 
     /// Takes back what this node has vouched for in partitions: it starts anew there, as a replica
-    /// that knows of no round. Durable.
+    /// that knows of no round. What has lost data has lost no less. Durable.
     ///
     /// # Errors
     /// I/O, which may leave the store read-only.
-    pub fn reset_safe_points(&self, partitions: RangeInclusive<u32>) -> Result<()> {
-        self.engine.reset_safe_points(partitions.clone())?;
+    pub fn reset_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.engine.reset_safe_points(partitions)?;
         // Their hashes were taken under the floors that are gone.
-        let shift = leaves::LEAF_BITS - self.engine.options().partition_bits;
-        let (first, last) = (*partitions.start(), *partitions.end());
-        (first << shift..(last + 1) << shift).for_each(|leaf| self.dirty.mark_leaf(leaf));
+        partitions.iter().for_each(|range| self.mark_leaves(range));
+        Ok(())
+    }
+
+    /// [`Store::reset_safe_points`] for partitions of whose rows none is left: no data of them is
+    /// missed any more.
+    ///
+    /// # Errors
+    /// As [`Store::reset_safe_points`].
+    pub fn forget_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.engine.forget_safe_points(partitions)?;
+        partitions.iter().for_each(|range| self.mark_leaves(range));
         Ok(())
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::cluster::NodeId;
 use crate::cluster::placement::RankTable;
-use crate::store::Tenant;
 use crate::store::tenant::REPLICATION_FACTOR_MAX;
+use crate::store::{Tenant, TenantId};
 
 use super::rules::{self, SourcesNeeded};
 use super::{Document, MemberState, Owners};
@@ -211,6 +211,22 @@ impl Layout {
                 sources: self.sources_needed(partition, factors),
             })
             .collect()
+    }
+
+    /// Whether `source` is one from whom `node` merges a tenant's rows of a partition (T2). Of the
+    /// rows of a tenant that the document does not name nothing is merged: it was created in this
+    /// transition, and all its writes go to both sets.
+    pub fn is_merged(
+        &self,
+        partition: u32,
+        tenant: TenantId,
+        source: NodeId,
+        node: NodeId,
+    ) -> bool {
+        let Some(tenant) = self.document.tenants.get(&tenant) else { return false };
+        let Sets { current, next } = self.sets_of(partition, tenant);
+        let syncs = |next: Vec<NodeId>| rules::who_syncs(&current, &next).contains(&node);
+        current.contains(&source) && next.is_some_and(syncs)
     }
 
     /// Whether safe points may move (D3): no transition is under way and nobody may still hold rows

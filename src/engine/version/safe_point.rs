@@ -6,7 +6,8 @@
 //! 1. `floor <= guard`: nothing is proved that was not fenced first.
 //! 2. `guard` never goes back, and `floor` only while the partition is damaged: tables were purged
 //!    on its word. But all four words together may be taken back to nothing: the partition is
-//!    another replica's now, or this one begins as a new replica.
+//!    another replica's now. Or all but `damaged`: this one begins as a new replica, and what it
+//!    has lost is lost still.
 
 use crate::engine::key::key_prefix;
 

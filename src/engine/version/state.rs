@@ -355,7 +355,10 @@ impl VersionState {
                 return Err(EditError::FloorAboveGuard { partition: first, floor, guard });
             }
             for point in &mut points[first as usize..end as usize] {
-                if *to != SafePoint::default() {
+                // What is damaged may stay so, but is not damaged by that.
+                let keeps = to.is_damaged() && to.damaged == point.damaged;
+                let damaged = if keeps { to.damaged.clone() } else { Box::default() };
+                if *to != (SafePoint { damaged, ..SafePoint::default() }) {
                     never_back("guard", point.guard, to.guard)?;
                     if !to.is_damaged() && !point.is_damaged() {
                         never_back("floor", point.floor, to.floor)?;

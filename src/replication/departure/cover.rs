@@ -3,7 +3,8 @@
 //! ```text
 //! each owner    digests of the rows
 //!   other       the row is pushed; durable there when it is answered
-//!   refused as below the safe point: its row is read, and joined with ours under both floors
+//!   refused as below the safe point: its row is read, and joined with ours under both floors;
+//!               if that says more than its own, it gets the join as a repair
 //! ```
 //!
 //! # Invariants
@@ -25,7 +26,7 @@ use crate::proto;
 use crate::replication::Fence;
 use crate::replication::messages::{MESSAGE_ROWS_MAX, messages};
 use crate::replication::progress::Rate;
-use crate::store::{RawRow, Store, TenantId};
+use crate::store::{self, RawRow, Store, TenantId};
 
 /// A row and who owns it.
 #[derive(Clone, Debug)]
@@ -148,10 +149,9 @@ impl Cover<'_> {
                             held.insert(*index);
                         }
                         Some(failure) if failure.reason == "BELOW_SAFE_POINT" => {
-                            if self.has_all_of(owner, &rows[*index]).await? {
-                                held.insert(*index);
-                            } else {
-                                refusal = Some(failure.message);
+                            match self.repair(owner, &rows[*index]).await? {
+                                None => drop(held.insert(*index)),
+                                Some(why) => refusal = Some(why),
                             }
                         }
                         Some(failure) => refusal = Some(failure.message),
@@ -187,18 +187,39 @@ impl Cover<'_> {
             .collect())
     }
 
-    /// Whether what an owner holds is at or above our row, by the floors of both.
-    async fn has_all_of(&self, owner: NodeId, row: &Held) -> Result<bool, PeerError> {
+    /// Brings an owner's row to what it and ours say together, by the floors of both. Its guard
+    /// takes no late write, and stays where a round was voided; what replicas find out by comparing
+    /// is judged by the floor alone. `None`: it holds as much as ours. Else why not.
+    async fn repair(&self, owner: NodeId, row: &Held) -> Result<Option<String>, PeerError> {
         let answers = self.read(owner, vec![row.key()], false).await?;
-        let Some(answer) = answers.into_iter().next().filter(|one| one.failure.is_none()) else {
-            return Ok(false);
-        };
+        let answer = answers.into_iter().next().ok_or_else(PeerError::unexpected)?;
+        if let Some(failure) = answer.failure {
+            return Ok(Some(failure.message));
+        }
         let theirs = RawRow { row: answer.row.map(|row| row.to_vec()), floor: answer.floor };
-        let token = row.token(self.store);
-        let floor = token.and_then(|token| self.store.floor_at(token).ok()).unwrap_or(0);
+        let joined = match self.join(row, theirs.clone()) {
+            Ok(Some(joined)) => joined,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let state = Some(proto::RowState { row: joined.into(), ..row.state() });
+        let rows = vec![proto::JudgedRow { state, floor: theirs.floor }];
+        let request = Request::RepairRows(proto::RepairRows { rows });
+        let results = self.ask(owner, request).await?.row_results(1)?;
+        Ok(results.into_iter().find_map(|result| result.failure).map(|failure| failure.message))
+    }
+
+    /// Our row and an owner's together; `None` if the owner's says as much, by the greater floor:
+    /// it may have forgotten what is dead below its own, and hold other bytes or none.
+    fn join(&self, row: &Held, theirs: RawRow) -> store::Result<Option<Vec<u8>>> {
+        let token = self.store.tenant_by_id(row.tenant)?.token(&row.key);
+        // A damaged partition vouches for nothing.
+        let floor = self.store.floor_at(token).unwrap_or(0);
         let own = RawRow { row: Some(row.row.to_vec()), floor };
-        let joined = self.store.join_raw(own, theirs.clone());
-        Ok(joined.is_ok_and(|joined| joined.row == theirs.row))
+        let joined = self.store.join_raw(own, theirs.clone())?;
+        let theirs = RawRow { floor: joined.floor, ..theirs };
+        let is_equal = self.store.digest(&joined)? == self.store.digest(&theirs)?;
+        Ok(joined.row.filter(|_| !is_equal))
     }
 
     async fn read(
@@ -228,11 +249,5 @@ impl Cover<'_> {
     async fn ask(&self, owner: NodeId, request: Request) -> Result<Reply, PeerError> {
         let epoch = self.layout.epoch();
         self.peers.call(owner, Class::Background, epoch, request, self.timeout).await
-    }
-}
-
-impl Held {
-    fn token(&self, store: &Store) -> Option<u64> {
-        Some(store.tenant_by_id(self.tenant).ok()?.token(&self.key))
     }
 }

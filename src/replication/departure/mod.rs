@@ -262,6 +262,16 @@ impl Departure {
 
     /// Tries until all of the rows are with a quorum of their owners.
     async fn cover_all(&self, layout: &Layout, rows: &[Held]) -> Vec<BTreeSet<NodeId>> {
+        loop {
+            match self.try_cover(layout, rows).await {
+                Some(holders) => return holders,
+                None => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    /// Who holds each of the rows, if it is a quorum of its owners.
+    async fn try_cover(&self, layout: &Layout, rows: &[Held]) -> Option<Vec<BTreeSet<NodeId>>> {
         let cover = Cover {
             store: &self.store,
             peers: &self.peers,
@@ -270,18 +280,16 @@ impl Departure {
             rate: &self.rate,
             timeout: self.settings.timeout,
         };
-        loop {
-            match cover.cover(rows).await {
-                Ok(holders) => {
-                    let bytes = rows.iter().map(Held::bytes).sum();
-                    self.progress.moved(rows.len() as u64, bytes);
-                    return holders;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "rows are not with their owners yet");
-                    self.progress.wait_for(self.words(layout, &error));
-                    tokio::time::sleep(RETRY).await;
-                }
+        match cover.cover(rows).await {
+            Ok(holders) => {
+                let bytes = rows.iter().map(Held::bytes).sum();
+                self.progress.moved(rows.len() as u64, bytes);
+                Some(holders)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "rows are not with their owners yet");
+                self.progress.wait_for(self.words(layout, &error));
+                None
             }
         }
     }
@@ -323,8 +331,7 @@ impl Departure {
         let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
         let work = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            let mut ranges = unowned.wholly().iter();
-            ranges.try_for_each(|range| Ok(store.reset_safe_points(range.clone())?))
+            Ok(store.forget_safe_points(unowned.wholly())?)
         });
         work.await.map_err(|_| Error::Stopping)?
     }
@@ -388,7 +395,8 @@ impl Departure {
         member.is_some_and(|member| member.state == MemberState::Left)
     }
 
-    /// Until no hint is left; how many there were.
+    /// Until no hint is left; how many were handed over. What is too old meanwhile is not: it may
+    /// have been deleted and forgotten by its owners.
     async fn hand_hints_over(&self, layout: &Layout) -> u64 {
         let mut all = 0;
         for target in self.hints.targets() {
@@ -402,8 +410,9 @@ impl Departure {
                         continue;
                     }
                 };
-                let rows: Vec<Held> = batch
-                    .rows()
+                let rows: Vec<Held> = self
+                    .hints
+                    .rows_in_time(&batch)
                     .filter_map(|row| {
                         // Of a tenant that is not known there is no owner.
                         let tenant = store::TenantId(row.tenant_id);
@@ -414,10 +423,11 @@ impl Departure {
                         Some(Held { tenant, key, row, owners })
                     })
                     .collect();
-                all += rows.len() as u64;
-                if !rows.is_empty() {
-                    self.cover_all(layout, &rows).await;
+                if !rows.is_empty() && self.try_cover(layout, &rows).await.is_none() {
+                    tokio::time::sleep(RETRY).await;
+                    continue;
                 }
+                all += rows.len() as u64;
                 self.hints.handed_over(target, &batch);
             }
         }

@@ -331,11 +331,23 @@ impl Hints {
 
     /// Drops what is too old.
     fn expire(&self) {
-        let oldest_ms = self.now_ms().saturating_sub(self.options.age_max.as_millis() as u64);
+        let oldest_ms = self.oldest_ms();
         for queue in self.queues.lock().values_mut() {
             let lost = queue.expire(oldest_ms);
             self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
         }
+    }
+
+    /// A hint that was kept before this is delivered to nobody.
+    fn oldest_ms(&self) -> u64 {
+        self.now_ms().saturating_sub(self.options.age_max.as_millis() as u64)
+    }
+
+    /// The rows of a batch that are not too old to be delivered.
+    pub fn rows_in_time<'b>(&self, batch: &'b Batch) -> impl Iterator<Item = &'b proto::RowState> {
+        let oldest_ms = self.oldest_ms();
+        let in_time = batch.hints.iter().filter(move |hint| hint.created_ms >= oldest_ms);
+        in_time.map(|hint| &hint.row)
     }
 
     /// The oldest hints for a node; `None`: there are none. They stay until

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use super::frame::{self, FRAME_HEADER_BYTES, HEADER_BYTES, Hint};
 use crate::cluster::NodeId;
 use crate::engine::vfs::{File, Vfs};
-use crate::proto;
 
 const SUFFIX: &str = ".hints";
 
@@ -53,13 +52,6 @@ pub struct Batch {
     pub(super) hints: Vec<Hint>,
     segment: u64,
     end: u64,
-}
-
-impl Batch {
-    /// The rows that were missed.
-    pub fn rows(&self) -> impl Iterator<Item = &proto::RowState> {
-        self.hints.iter().map(|hint| &hint.row)
-    }
 }
 
 impl Queue {

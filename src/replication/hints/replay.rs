@@ -199,7 +199,7 @@ fn by_node(
     target: NodeId,
     batch: &Batch,
 ) -> BTreeMap<NodeId, Vec<Hint>> {
-    let oldest_ms = hints.now_ms().saturating_sub(hints.options.age_max.as_millis() as u64);
+    let oldest_ms = hints.oldest_ms();
     let mut by_node: BTreeMap<NodeId, Vec<Hint>> = BTreeMap::new();
     for hint in &batch.hints {
         let tenant = hints.parts.store.tenant_by_id(TenantId(hint.row.tenant_id));

@@ -290,7 +290,7 @@ impl TestFence {
     pub fn adopt(&self, layout: &Arc<Layout>) {
         self.gate.raise(layout.epoch());
         self.shown.send_if_modified(|shown| {
-            let is_later = layout.epoch() > shown.epoch();
+            let is_later = layout.version() > shown.version();
             if is_later {
                 *shown = Arc::clone(layout);
             }
@@ -482,8 +482,19 @@ impl Cluster {
 
     /// Asks a node directly.
     pub async fn ask(&self, at: usize, epoch: u64, request: Request) -> Result<Reply, PeerError> {
+        self.ask_as(NodeId(99), at, epoch, request).await
+    }
+
+    /// The same, as `from`.
+    pub async fn ask_as(
+        &self,
+        from: NodeId,
+        at: usize,
+        epoch: u64,
+        request: Request,
+    ) -> Result<Reply, PeerError> {
         let handler = self.world.handlers.lock().get(&id(at)).cloned();
-        handler.expect("started").handle(NodeId(99), epoch, request, SECOND).await
+        handler.expect("started").handle(from, epoch, request, SECOND).await
     }
 
     /// The digests of a key on all nodes.
@@ -567,6 +578,7 @@ impl Node {
             peers: Arc::clone(&links) as Arc<dyn Peers>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
             report: Arc::new(Noted(Arc::clone(&reports))),
+            layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             work: Work::Inline,
             settings: transfer::Settings { timeout: SECOND, ..transfer::Settings::default() },

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::departure::certificate::Certificate;
+use super::super::hints::HintOptions;
 use super::super::*;
 use super::cluster::*;
 use crate::cluster::NodeId;
@@ -290,4 +291,85 @@ async fn of_a_partition_only_the_rows_of_the_tenants_that_others_own_go() {
         let held: Vec<NodeId> = (0..3).filter(|at| digests[*at] != 0).map(id).collect();
         assert_eq!(held, owner, "{key} has one");
     }
+}
+
+/// A round was voided after its fences by the change that took the node its rows: guards stay up,
+/// no floor can rise while it has not given them away, and it is the only one that has a write.
+#[tokio::test(start_paused = true)]
+async fn a_row_below_the_guards_of_a_voided_round_goes_to_its_owners() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 71);
+    cluster.world.isolate(id(2), &cluster.ids());
+    for tenant in ["default", "lww"] {
+        cluster.write(2, tenant, Level::One, put("k", "v")).await.expect("itself");
+    }
+    cluster.world.heal();
+    cluster.world.clock.advance_ms(2000);
+    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    for node in &cluster.nodes {
+        node.store.fence(&[0..=3], time).expect("fenced");
+    }
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    for tenant in ["default", "lww"] {
+        let row = cluster.read(0, tenant, Level::Quorum, "k", None).await.expect("both are up");
+        assert_eq!(values(&row), ["v"], "{tenant}");
+    }
+}
+
+/// The owners have forgotten a row below their floor: there is nothing more to give them, though
+/// what the two have together is not the same bytes as nothing.
+#[tokio::test(start_paused = true)]
+async fn what_the_owners_have_forgotten_is_with_them() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 72);
+    cluster.world.isolate(id(2), &cluster.ids());
+    for tenant in ["default", "lww"] {
+        cluster.write(2, tenant, Level::One, put("k", "v")).await.expect("itself");
+    }
+    cluster.world.heal();
+    cluster.world.clock.advance_ms(2000);
+    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    for node in &cluster.nodes[..2] {
+        let was = node.store.fence(&[0..=3], time).expect("fenced");
+        assert!(node.store.install_floor(&[0..=3], time, was).expect("installed"));
+    }
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    for tenant in ["default", "lww"] {
+        let row = cluster.read(0, tenant, Level::Quorum, "k", None).await.expect("both are up");
+        assert!(!row.found(), "{tenant}: it was dead");
+    }
+}
+
+/// A hint that is too old to be delivered is too old to be handed over: its row may have been
+/// deleted and forgotten since. Nobody waits for who does not take it.
+#[tokio::test(start_paused = true)]
+async fn a_leaver_hands_over_no_hint_that_is_too_old() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 73);
+    let leaver = &cluster.nodes[3];
+    let tenant = leaver.store.tenant("default").expect("there").id;
+    cluster.nodes[0].store.write("default", put("k", "v")).expect("itself");
+    let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
+    let row = row.expect("written").into();
+    leaver
+        .missed
+        .keep(id(1), crate::proto::RowState { tenant_id: tenant.0, key: "old".into(), row });
+    tokio::time::sleep(SECOND).await;
+    assert!(leaver.hints.stats().pending > 0);
+    (0..3).for_each(|at| cluster.world.lose(id(at), "write"));
+    let states = BTreeMap::from([(3, MemberState::Leaving)]);
+    let leaving = Drawn { states, ..drawn(&cluster) };
+    cluster.commit(leaving.layout(2, &[0, 1, 2], None), &[0, 1, 2, 3]);
+    let age = HintOptions::default().age_max.as_millis() as u64 + 1000;
+    let ageing = async {
+        tokio::time::sleep(20 * SECOND).await;
+        let is_left = |command: &Command| matches!(command, Command::Left { .. });
+        assert!(!leaver.reports.lock().iter().any(is_left), "the hint is waited for");
+        cluster.world.clock.advance_ms(age);
+    };
+    tokio::join!(run_departures(&cluster, 60), ageing);
+    let is_left = |command: &Command| matches!(command, Command::Left { .. });
+    assert!(leaver.reports.lock().iter().any(is_left));
+    assert!((0..3).all(|at| !holds(&cluster, at, "old")));
 }

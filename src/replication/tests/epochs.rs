@@ -1,8 +1,16 @@
 //! Changes of the layout under way: R1 to R4 of the transitions, as far as a coordinator and a
 //! replica keep them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tonic::async_trait;
+
 use super::super::*;
 use super::cluster::*;
+use super::departures::drawn;
+use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto;
 use crate::store::Outcome;
@@ -163,11 +171,14 @@ async fn a_forwarded_write_is_not_forwarded_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pages_are_answered() {
-    let cluster = Cluster::new(3, 40);
+async fn pages_are_answered_to_who_will_own_the_rows() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 40);
     for n in 0..20 {
         cluster.put(0, Level::All, put(&format!("key-{n}"), "v")).await.expect("three are up");
     }
+    // All of them go from the third node to the fourth.
+    let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
+    cluster.commit(joint, &[0, 1, 2, 3]);
     let (mut cursor, mut rows) = (bytes::Bytes::new(), 0);
     loop {
         let page = proto::PageRequest {
@@ -177,7 +188,12 @@ async fn pages_are_answered() {
             bytes_max: 100,
             ..Default::default()
         };
-        let Ok(Reply::Page(page)) = cluster.ask(1, 1, Request::Page(page)).await else {
+        let request = Request::Page(page.clone());
+        let Ok(Reply::Page(nothing)) = cluster.ask_as(id(0), 1, 2, request).await else {
+            panic!("a page")
+        };
+        assert!(nothing.rows.is_empty(), "it merges nothing");
+        let Ok(Reply::Page(page)) = cluster.ask_as(id(3), 1, 2, Request::Page(page)).await else {
             panic!("a page")
         };
         rows += page.rows.len();
@@ -187,4 +203,41 @@ async fn pages_are_answered() {
         }
     }
     assert_eq!(rows, 20);
+}
+
+/// A fence whose node goes on to another epoch as soon as somebody has looked.
+struct Rising {
+    epoch: RwLock<u64>,
+    looks: AtomicU64,
+}
+
+#[async_trait]
+impl Fence for Rising {
+    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
+        match self.looks.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(self.epoch.read()),
+            _ => Err(Closed::Stale { epoch: epoch + 1 }),
+        }
+    }
+
+    async fn learn(&self, _: NodeId, _: u64, _: Duration) -> Result<(), PeerError> {
+        Ok(())
+    }
+
+    async fn refresh(&self, _: NodeId, _: Duration) -> Result<(), PeerError> {
+        Ok(())
+    }
+}
+
+/// Pages are read without holding up who raises the epoch: if it rose meanwhile, the page is not
+/// what it was asked for.
+#[tokio::test(start_paused = true)]
+async fn a_page_is_refused_if_the_epoch_rose_while_it_was_read() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 41);
+    let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
+    let rising = Rising { epoch: RwLock::new(2), looks: AtomicU64::new(0) };
+    let mut merged = page::Merged::new(&joint, id(0), id(3));
+    let request = proto::PageRequest { token_end: u64::MAX, ..Default::default() };
+    let answer = page::answer(&cluster.nodes[0].store, &rising, &mut merged, &request);
+    assert_eq!(answer, Err(PeerError::StaleLayout { epoch: 3 }));
 }

@@ -40,6 +40,11 @@ async fn merges(cluster: &Cluster, seconds: u32) -> bool {
 }
 
 async fn merges_at(cluster: &Cluster, at: usize, seconds: u32) -> bool {
+    node_merges(cluster, at, async { tokio::time::sleep(seconds * SECOND).await }).await
+}
+
+/// Lets a node merge while something else goes on; whether it says that it has.
+async fn node_merges(cluster: &Cluster, at: usize, meanwhile: impl Future<Output = ()>) -> bool {
     let closing = CancellationToken::new();
     let node = &cluster.nodes[at];
     let (documents, transfer) = (node.departure.layout.clone(), Arc::clone(&node.transfer));
@@ -48,7 +53,7 @@ async fn merges_at(cluster: &Cluster, at: usize, seconds: u32) -> bool {
         let transfer = Arc::clone(&transfer);
         async move { transfer.serve(&layout).await }
     }));
-    tokio::time::sleep(seconds * SECOND).await;
+    meanwhile.await;
     closing.cancel();
     running.await.expect("it does not panic");
     let reports = node.reports.lock();
@@ -129,6 +134,138 @@ async fn nothing_is_said_while_a_source_is_missing() {
     cluster.world.lose(id(2), "sum");
     assert!(!merges(&cluster, 30).await);
     assert!(cluster.nodes[3].transfer.progress.figures().waits_for.contains("rows of n"));
+}
+
+/// A node owns the rows of a tenant with three replicas, and not those of one with a single replica
+/// in the same partition. What of these its sources still hold it neither gets nor is asked to
+/// compare: nobody would wait for it to give them back, and the source does not read them out.
+#[tokio::test(start_paused = true)]
+async fn rows_that_a_node_will_not_own_are_not_merged() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 75);
+    let tenant = cluster.nodes[0].store.tenant("lww").expect("there");
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        cluster.put(n % 3, Level::All, put(&key, "v")).await.expect("all are up");
+        cluster.write(0, "lww", Level::All, put(&key, "v")).await.expect("all are up");
+        // What was left behind differs from what the owner has.
+        cluster.nodes[n % 3].store.write("lww", put(&key, "w")).expect("itself");
+    }
+    let mut document = Document::clone(joint(&drawn(&cluster), 2).document());
+    document.tenants.get_mut(&tenant.id).expect("there").replication_factor = 1;
+    let layout = Arc::new(Layout::new(Arc::new(document)));
+    cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
+    assert!(merges(&cluster, 60).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert!(owned > 0 && held == owned, "{held} of {owned}");
+    let mut owned = 0;
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        let sets = layout.sets_of(partition, &tenant);
+        let holds = cluster.digests("lww", &key)[3] != 0;
+        assert_eq!(holds, sets.contains(id(3)), "{key}");
+        owned += usize::from(holds);
+    }
+    assert!(owned > 0);
+}
+
+/// The exit for a leaver that is dead for good: who waits for its rows goes on without them.
+#[tokio::test(start_paused = true)]
+async fn a_leaver_that_is_given_up_is_not_waited_for_any_more() {
+    let cluster = joining(76).await;
+    let mut drawn = drawn(&cluster);
+    drawn.states = [(0, MemberState::Leaving)].into();
+    cluster.commit(joint(&drawn, 3), &[0, 1, 2, 3]);
+    cluster.world.take_down(id(0));
+    let given_up = async {
+        tokio::time::sleep(30 * SECOND).await;
+        let waits_for = cluster.nodes[3].transfer.progress.figures().waits_for;
+        assert!(waits_for.contains("rows of n1"), "{waits_for}");
+        drawn.states = [(0, MemberState::Removing)].into();
+        let mut document = Document::clone(joint(&drawn, 3).document());
+        document.version += 1;
+        cluster.commit(Arc::new(Layout::new(Arc::new(document))), &[1, 2, 3]);
+        tokio::time::sleep(30 * SECOND).await;
+    };
+    assert!(node_merges(&cluster, 3, given_up).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+}
+
+/// One that is up and answers no page does not hold up what the others can give.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_is_not_asked_for_ever_when_others_would_do() {
+    let cluster = joining(77).await;
+    cluster.world.lose(id(0), "page");
+    cluster.world.lose(id(0), "sum");
+    assert!(merges(&cluster, 60).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert_eq!(held, owned);
+}
+
+/// Three owners, of which those at `holders` of a key hold it.
+fn holding(seed: u64, holders: impl Fn(usize) -> Vec<usize>) -> Cluster {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);
+    for n in 0..KEYS {
+        for at in holders(n) {
+            let written = cluster.nodes[at].store.write("default", put(&format!("key-{n}"), "v"));
+            written.expect("itself");
+        }
+    }
+    cluster
+}
+
+/// From three replicas to one.
+fn to_one_replica(cluster: &Cluster) {
+    let layout = drawn(cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 2]));
+    let syncers = (0..3).map(id).collect();
+    let next_factors = layout.document().tenants.keys().map(|tenant| (*tenant, 1)).collect();
+    let document = Document { syncers, next_factors, ..Document::clone(layout.document()) };
+    cluster.commit(Arc::new(Layout::new(Arc::new(document))), &[0, 1, 2]);
+}
+
+/// Of the keys that the first node will own alone, those that it does not hold.
+fn not_held(cluster: &Cluster) -> Vec<String> {
+    let layout = cluster.nodes[0].departure.layout.borrow();
+    let tenant = cluster.nodes[0].store.tenant("default").expect("there");
+    let is_owned = |key: &String| {
+        let partition = layout.partition_of(tenant.token(key.as_bytes()));
+        layout.sets_of(partition, &tenant).next.expect("joint") == [id(0)]
+    };
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("key-{n}")).filter(is_owned).collect();
+    assert!(!keys.is_empty());
+    let holds = |key: &String| {
+        let row = cluster.nodes[0].store.damaged_row(tenant.id, key.as_bytes());
+        row.expect("readable").row.is_some()
+    };
+    keys.into_iter().filter(|key| !holds(key)).collect()
+}
+
+/// One that has lost data knows less than a member of S is counted for: all the others are asked.
+#[tokio::test(start_paused = true)]
+async fn a_survivor_that_has_lost_data_is_no_source_of_itself() {
+    let cluster = holding(78, |n| vec![n % 3]);
+    cluster.nodes[0].store.mark_damaged(0..=3, &[2, 3]).expect("marked");
+    to_one_replica(&cluster);
+    let while_damaged = async { tokio::time::sleep(60 * SECOND).await };
+    assert!(node_merges(&cluster, 0, while_damaged).await);
+    assert_eq!(not_held(&cluster), Vec::<String>::new());
+}
+
+/// A round was voided after its fences: no member takes what is at or below them as a late write,
+/// and what only one of them holds is to be merged all the same.
+#[tokio::test(start_paused = true)]
+async fn a_survivor_merges_rows_below_its_guard() {
+    let cluster = holding(79, |_| vec![1, 2]);
+    cluster.world.clock.advance_ms(2000);
+    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    for node in &cluster.nodes {
+        node.store.fence(&[0..=3], time).expect("fenced");
+    }
+    to_one_replica(&cluster);
+    let merging = async { tokio::time::sleep(60 * SECOND).await };
+    assert!(node_merges(&cluster, 0, merging).await);
+    assert_eq!(not_held(&cluster), Vec::<String>::new());
 }
 
 /// Two values are deleted and forgotten with their deletes, everywhere; two of the three owners are

@@ -21,7 +21,8 @@
 //!    its delete would find two newcomers, and a quorum.
 //! 3. Rows of a source are judged by floors, not by the guard: a round that came no further than
 //!    its fence must not keep them out.
-//! 4. What is equal may be in memory only: whoever says that all is merged makes it durable first.
+//! 4. Only rows that this node is to merge from that source are joined, whatever it sends.
+//! 5. What is equal may be in memory only: whoever says that all is merged makes it durable first.
 
 use std::sync::Arc;
 
@@ -74,7 +75,12 @@ impl Transfer {
         while let Place::Behind(cursor) = place {
             let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
             let mut page = self.ask_page(from, request).await?;
-            let rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
+            let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
+            let mut merged = self.merged(from);
+            rows.retain(|row| {
+                let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
+                tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
+            });
             self.join(from, rows).await?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied,
@@ -107,11 +113,12 @@ impl Transfer {
         let (store, range) = (Arc::clone(&self.store), from.tokens());
         let (bytes, partition) = (self.settings.page_bytes as usize, from.partition);
         let is_fenced = self.store.keeps("newcomer_fenced");
+        let (layout, source, node) = (from.layout.clone(), from.source, self.node);
         let own = self.work.run(move || {
             if is_fenced && store.guard_of_partition(partition)? < words.guard {
                 store.fence(&[partition..=partition], words.guard)?;
             }
-            own_sum(&store, range, bytes)
+            own_sum(&store, range, bytes, &mut page::Merged::new(&layout, source, node))
         });
         let own = own.await.map_err(|_| Error::Stopping)??;
         Ok((own == theirs, words.floor))
@@ -122,7 +129,9 @@ impl Transfer {
         let mut cursor = Bytes::new();
         loop {
             let request = proto::PageRequest { digests: true, ..self.page_of(from, cursor) };
-            let page = self.ask_page(from, request).await?;
+            let mut page = self.ask_page(from, request).await?;
+            let mut merged = self.merged(from);
+            page.keys.retain(|one| merged.has_key(&one.engine_key));
             let lacking = self.lacking(page.keys).await?;
             self.fetch(from, lacking).await?;
             cursor = page.cursor;
@@ -130,6 +139,10 @@ impl Transfer {
                 return Ok(());
             }
         }
+    }
+
+    fn merged<'l>(&self, from: &From<'l>) -> page::Merged<'l> {
+        page::Merged::new(from.layout, from.source, self.node)
     }
 
     fn page_of(&self, from: &From<'_>, cursor: Bytes) -> proto::PageRequest {
@@ -187,6 +200,8 @@ impl Transfer {
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
                     (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    // Who is no replica of a row is no source of it.
+                    (Some(failure), _) if failure.reason == "NOT_A_REPLICA" => {}
                     (Some(failure), _) => {
                         let (reason, message) = (failure.reason, failure.message);
                         return Err(PeerError::Refused { reason, message }.into());
@@ -262,12 +277,18 @@ fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
     Ok((judged, floors))
 }
 
-/// What this node's rows of a range add up to.
-fn own_sum(store: &Store, range: TokenRange, bytes: usize) -> store::Result<proto::PageSum> {
+/// What this node's rows of a range add up to, those that are merged.
+fn own_sum(
+    store: &Store,
+    range: TokenRange,
+    bytes: usize,
+    merged: &mut page::Merged<'_>,
+) -> store::Result<proto::PageSum> {
     let mut sum = proto::PageSum::default();
     let mut cursor = None;
     loop {
-        let page = store.rows_by_token(range, cursor, bytes)?;
+        let mut page = store.rows_by_token(range, cursor, bytes)?;
+        page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
         page::add(&mut sum, &page::sum_of(store, &page)?);
         match page.cursor {
             Some(next) => cursor = Some(next),

@@ -100,3 +100,19 @@ fn a_damaged_table_is_named_and_costs_the_actor() {
     let actor = node.store().identity().actor;
     assert_ne!(actor, born, "the old actor does not come back");
 }
+
+/// A partition that begins anew as a new replica has lost no less: only an exchange with those who
+/// have the data lets it count again, or that none of its rows is left.
+#[test]
+fn taking_safe_points_back_mends_no_damage() {
+    let node = Node::new();
+    let store = node.store();
+    store.fence(&[0..=1], 5).unwrap();
+    store.mark_damaged(1..=1, &[7]).unwrap();
+    store.reset_safe_points(&[0..=1]).unwrap();
+    let points = store.engine.safe_points();
+    assert_eq!((points[0].guard, points[1].guard), (0, 0));
+    assert_eq!(store.damaged(), [(1, vec![7])]);
+    store.forget_safe_points(&[0..=1]).unwrap();
+    assert_eq!(store.damaged(), []);
+}
