@@ -294,7 +294,9 @@ impl Cluster {
         let phase = match document.is_formed() {
             false => TransitionPhase::Unspecified,
             true if document.is_joint() => TransitionPhase::Joint,
-            true if document.departed.is_empty() => TransitionPhase::Stable,
+            true if document.departed.is_empty() && leavers(document).next().is_none() => {
+                TransitionPhase::Stable
+            }
             true => TransitionPhase::Clearing,
         };
         let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(NodeId::to_string).collect();
@@ -359,6 +361,10 @@ impl Cluster {
             for node in document.departed.keys() {
                 let (name, why) = who(node);
                 waits.push(format!("{name} to hand over rows that it does not own{why}"));
+            }
+            for node in leavers(document).filter(|node| !document.departed.contains_key(node)) {
+                let (name, why) = who(node);
+                waits.push(format!("{name} to leave{why}"));
             }
         }
         waits
@@ -450,6 +456,13 @@ fn problem_of(document: &Document, certificate: &Certificate, digest: &str) -> S
         }
         Some(_) => String::new(),
     }
+}
+
+/// Who owns nothing any more, and has not left yet.
+fn leavers(document: &Document) -> impl Iterator<Item = &NodeId> {
+    let members = document.members.iter();
+    let leaves = members.filter(|(_, member)| member.state == MemberState::Leaving);
+    leaves.map(|(node, _)| node).filter(|node| !document.owners.contains_key(node))
 }
 
 /// The nodes that a change takes out of a transition under way, if that is all it does.
