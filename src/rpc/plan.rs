@@ -86,11 +86,20 @@ impl Cluster {
                         .collect(),
                 })
                 .collect(),
-            warnings: warnings(document, &change),
+            warnings: self.alive(&layout, &change).chain(warnings(document, &change)).collect(),
             refusals,
             movements: effects.movements,
             balance: effects.balance,
         })
+    }
+
+    /// Who would be taken out although it is up, and could hand over what only it has.
+    fn alive(&self, layout: &Layout, change: &Change) -> impl Iterator<Item = String> {
+        let members = &layout.document().members;
+        let up = change.removes.iter().filter(|node| self.is_up(**node));
+        let up = up.filter_map(|node| members.get(node));
+        let say = |member: &Member| format!("{} is up: drain loses nothing of its", member.name);
+        up.map(say).collect::<Vec<_>>().into_iter()
     }
 
     pub(super) fn effects(
