@@ -1,18 +1,22 @@
 //! Changes of the layout that somebody else ends while they are waited for: who waits is told how
 //! they ended, and begins nothing again.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::node::Done;
 use crate::nodes::Nodes;
-use crate::operators::{follower, json, state_of};
+use crate::operators::{api_server, follower, json, pod_settings, state_of};
 
 /// Begun, and not ended yet.
 const UNDER_WAY: i32 = 7;
 /// Begun, and did not come about.
 const ABORTED: i32 = 8;
+/// The node was to leave before it ended, and has not.
+const NOT_DRAINED: i32 = 79;
 /// Longest wait for what nothing is in the way of.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -127,4 +131,43 @@ fn a_drain_that_was_given_up_is_said_to_be() {
     assert_eq!(waited.code, ABORTED, "{}", waited.stderr);
     assert!(waited.stdout.contains("taken out without its help"), "{}", waited.stdout);
     assert_eq!(json(&nodes, 0, &["drain", "n3", "--status"])["phase"], "removed");
+}
+
+/// A pod whose coming in was aborted holds nothing: there is nothing to wait for when it goes.
+#[test]
+fn a_pod_that_never_came_in_ends_at_once() {
+    let replicas = Arc::new(AtomicU32::new(4));
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut nodes = Nodes::start(3);
+    nodes.write_keys("key", 40, 0);
+    let mut settings = pod_settings(&api_server(&replicas), &dir);
+    settings.push(("PAIRDB__CLUSTER__TRANSFER_RATE_BYTES".to_owned(), "1B".to_owned()));
+    let fourth = nodes.join_with(&settings);
+    wait_for(&nodes, &["layout", "show"], |shown| shown["phase"] == "joint");
+    nodes.ok(0, &["layout", "abort"]);
+    replicas.store(3, Ordering::SeqCst);
+    nodes.signal(fourth);
+    assert_eq!(nodes.wait(fourth), 0, "nothing of its is needed");
+    nodes.wait_until_stable(0, 3);
+}
+
+/// An operator's word against the set's: the node stays a member, keeps its data, and says so.
+#[test]
+fn a_pods_drain_that_an_operator_cancels_is_not_begun_again() {
+    let replicas = Arc::new(AtomicU32::new(4));
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut nodes = Nodes::start(3);
+    let fourth = nodes.join_with(&pod_settings(&api_server(&replicas), &dir));
+    nodes.wait_until_stable(0, 4);
+    nodes.write_keys("key", 40, 0);
+    for at in 0..nodes.len() {
+        nodes.ok(at, &["layout", "rate", "1B"]);
+    }
+    replicas.store(3, Ordering::SeqCst);
+    nodes.signal(fourth);
+    wait_for(&nodes, &["drain", "n3", "--status"], |told| told["phase"] == "merging");
+    let cancelled = json(&nodes, 0, &["drain", "n3", "--cancel"]);
+    assert_eq!(cancelled["phase"], "staying", "{cancelled}");
+    assert_eq!(nodes.wait(fourth), NOT_DRAINED);
+    assert_eq!(state_of(&json(&nodes, 0, &["layout", "show"]), "n3"), "normal");
 }
