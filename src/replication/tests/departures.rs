@@ -133,38 +133,6 @@ async fn an_owner_that_is_behind_gets_what_it_lacks() {
     assert_eq!(values(&row), ["v", "w"]);
 }
 
-/// How far it is is told by the partitions that were looked through, not by those that had rows.
-#[tokio::test(start_paused = true)]
-async fn partitions_count_as_handed_over_when_they_were_looked_through() {
-    let mut cluster = Cluster::with_owners(4, &[0, 1, 2], 65);
-    let node = &mut cluster.nodes[2];
-    let departure = Arc::get_mut(&mut node.departure).expect("it has not begun");
-    departure.settings.page_bytes = 1;
-    let keys: Vec<String> = (0..12).map(|n| format!("key-{n}")).collect();
-    for key in &keys {
-        cluster.put(0, Level::All, put(key, "v")).await.expect("three are up");
-    }
-    let tenant = cluster.nodes[0].store.tenant("default").expect("it is there");
-    let mut tokens: Vec<u64> = keys.iter().map(|key| tenant.token(key.as_bytes())).collect();
-    tokens.sort_unstable();
-    let layout = drawn(&cluster).layout(2, &[0, 1, 3], None);
-    cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
-    let departure = Arc::clone(&cluster.nodes[2].departure);
-    let progress = Arc::clone(&departure.progress);
-    let serving = tokio::spawn(async move { departure.serve(&layout).await });
-    while progress.figures().keys < 6 {
-        tokio::time::sleep(SECOND / 1000).await;
-    }
-    for owner in [0, 1, 3] {
-        cluster.world.take_down(id(owner));
-    }
-    tokio::time::sleep(SECOND).await;
-    let figures = progress.figures();
-    let last = tokens[figures.keys as usize - 1];
-    assert_eq!((figures.partitions, figures.partitions_done), (4, last >> 62), "{figures:?}");
-    serving.abort();
-}
-
 /// In Joint nothing is removed, and nothing is said to be.
 #[tokio::test(start_paused = true)]
 async fn while_the_layout_changes_nothing_is_removed() {
