@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::args::Connect;
 use super::failure::Failure;
-use super::layout::{CommitArgs, UNDER_WAY, begin, commit_change, status, wait_until_stable};
+use super::layout::{
+    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, status, wait_until_done,
+};
 use crate::client::Client;
 use crate::proto;
 
@@ -51,7 +53,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let old = find(&told, &args.old).ok_or_else(|| unknown(&args.old))?.node_id.clone();
     let is_member = find(&told, &args.new).is_some_and(|node| node.node_id != old);
     if is_member {
-        wait_for(&client, &args, |node| stands(node, &args.new)).await?;
+        wait_for(&client, &args, |told| stands(told, &args.new)).await?;
         let change = proto::LayoutChange { removes: vec![old], ..Default::default() };
         return begin(change, &args.commit, &args.connect).await;
     }
@@ -59,18 +61,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if !args.commit.waits() {
         return Ok(());
     }
-    wait_for(&client, &args, |node| is_gone(node, &old)).await?;
-    wait_until_stable(&client, &args.connect, 0).await
-}
-
-/// The member of a name or id; of several the one that is no member any more comes last.
-fn find<'s>(told: &'s proto::ClusterStatusResponse, text: &str) -> Option<&'s proto::NodeEntry> {
-    let gone = |node: &&proto::NodeEntry| matches!(&node.state[..], "left" | "removed");
-    let members = told.nodes.iter().filter(|node| node.state != "candidate");
-    let mut named: Vec<_> =
-        members.filter(|node| node.name == text || node.node_id == text).collect();
-    named.sort_by_key(|node| gone(node));
-    named.first().copied()
+    wait_for(&client, &args, |told| is_gone(told, &old, &args.new)).await?;
+    wait_until_done(&client, &args.connect, 0, &Goal::default()).await
 }
 
 fn unknown(text: &str) -> Failure {
@@ -78,33 +70,60 @@ fn unknown(text: &str) -> Failure {
 }
 
 /// Whether the new node owns its share; what it is instead.
-fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, String> {
+fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failure> {
     match find(told, new).map(|node| node.state.as_str()) {
         Some("normal") => Ok(true),
         Some("leaving" | "left" | "removing" | "removed") => {
-            Err(format!("{new:?} is on its way out itself"))
+            Err(Failure::error(format!("{new:?} is on its way out itself")))
         }
+        Some("joining") if !is_joint(told) => Err(kept_out(new)),
         _ => Ok(false),
     }
 }
 
 /// Whether the old node was taken out.
-fn is_gone(told: &proto::ClusterStatusResponse, old: &str) -> Result<bool, String> {
+fn is_gone(told: &proto::ClusterStatusResponse, old: &str, new: &str) -> Result<bool, Failure> {
     let node = told.nodes.iter().find(|node| node.node_id == old);
-    Ok(node.is_none_or(|node| node.state == "removed"))
+    let state = told.layout.clone().unwrap_or_default().state.unwrap_or_default();
+    let comes = find(told, new).filter(|node| node.node_id != old);
+    match node.map_or("removed", |node| &node.state[..]) {
+        "removed" => Ok(true),
+        "normal" if comes.is_some_and(|node| node.state == "joining") && !is_joint(told) => {
+            Err(kept_out(new))
+        }
+        "normal" if !is_joint(told) && !state.replacements.contains_key(old) => {
+            let message =
+                format!("{new:?} shall not come in any more: the replacement was cancelled");
+            Err(Failure::with_code(ABORTED, message))
+        }
+        _ => Ok(false),
+    }
+}
+
+fn is_joint(told: &proto::ClusterStatusResponse) -> bool {
+    let state = told.layout.as_ref().and_then(|layout| layout.state.as_ref());
+    state.is_some_and(|state| state.phase() == proto::TransitionPhase::Joint)
+}
+
+/// Who owns nothing, and does not come in, had its coming in aborted.
+fn kept_out(new: &str) -> Failure {
+    let message = format!(
+        "the change by which {new:?} came in was aborted; layout commit --join {new} has it come in"
+    );
+    Failure::with_code(ABORTED, message)
 }
 
 /// Waits until something is so. A node that does not answer is asked again.
 async fn wait_for(
     client: &Client,
     args: &Args,
-    is_so: impl Fn(&proto::ClusterStatusResponse) -> Result<bool, String>,
+    is_so: impl Fn(&proto::ClusterStatusResponse) -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
     let end = Instant::now() + args.connect.patience();
     let mut said = false;
     loop {
         match status(client).await {
-            Ok(told) if is_so(&told).map_err(Failure::error)? => return Ok(()),
+            Ok(told) if is_so(&told)? => return Ok(()),
             Ok(_) => {}
             Err(failure) if failure.may_pass() => {}
             Err(failure) => return Err(failure),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::args::Connect;
 use super::failure::Failure;
 use crate::client::{Admin, Client};
-use crate::proto::{ClusterStatusRequest, NodeEntry, NodeStatusRequest};
+use crate::proto::{ClusterStatusRequest, NodeEntry, NodeStatusRequest, TransitionPhase};
 
 /// Show the cluster; with --node, the node and its figures
 #[derive(Debug, clap::Args)]
@@ -32,6 +32,7 @@ async fn cluster(client: &Client) -> Result<(String, Value), Failure> {
     let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
     let status = client.admin_call(ClusterStatusRequest {}, call).await?;
     let layout = status.layout.unwrap_or_default();
+    let state = layout.state.clone().unwrap_or_default();
     let width = status.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0).max(4);
     let mut text = format!(
         "{:<width$}  {:<9}  {:<4}  {:<8}  {:<21}  {:>12}  {:>5}  {}\n",
@@ -58,6 +59,8 @@ async fn cluster(client: &Client) -> Result<(String, Value), Failure> {
     let _ = write!(text, "\nlayout {}, {agreed}", layout.version);
     if !layout.transition.is_empty() {
         let _ = write!(text, ", {}", layout.transition);
+    } else if state.phase() == TransitionPhase::Clearing {
+        let _ = write!(text, ", clearing: layout show tells more");
     }
     let json = json!({
         "cluster_id": status.cluster_id,

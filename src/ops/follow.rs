@@ -22,7 +22,7 @@ use crate::cluster::work::Work;
 use crate::replication::Coordinator;
 use crate::replication::duties::Report;
 use crate::replication::hints::Hints;
-use crate::replication::progress::Progress;
+use crate::rpc::cluster::Moving;
 use crate::rpc::peer::PeerClient;
 use crate::store::Store;
 
@@ -114,7 +114,7 @@ pub(super) async fn tell(
     gossip: Arc<Gossip>,
     store: Arc<Store>,
     hints: Arc<Hints>,
-    progress: Arc<Progress>,
+    moving: Moving,
     work: Work,
     closing: CancellationToken,
 ) {
@@ -131,7 +131,7 @@ pub(super) async fn tell(
             facts.hints = hints.stats().pending;
             facts.damaged = stats.partitions_damaged;
             facts.unreadable = stats.blocks_unreadable;
-            facts.moving = progress.figures().to_text();
+            facts.moving = moving.figures().to_text();
         });
     }
 }

@@ -8,6 +8,8 @@
 //!
 //! 1. Only a drain that was begun here is cancelled here: an operator's goes on.
 //! 2. The note is in the data directory before the drain begins, and goes when it is cancelled.
+//! 3. A drain that somebody else ended is not begun again by the same process.
+//! 4. Who owns nothing and holds nothing of others has nothing to hand over: it ends at once.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,13 +22,20 @@ use super::kubernetes::{Fate, Pod};
 use super::node::{Error, Node};
 use super::stop::End;
 use crate::client::{self, Client, Options};
+use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
 use crate::proto::{DrainNodeRequest, DrainPhase};
 
 /// How often it is looked, in mid-drain, whether the pod is wanted again.
 const LOOK: Duration = Duration::from_secs(5);
-/// Why a drain is refused for good: no wait helps.
-const FINAL: [&str; 2] = ["TOO_FEW_OWNERS", "UNKNOWN_NODE"];
+/// The drain was ended by somebody else: the node stays.
+const CANCELLED: &str = "DRAIN_CANCELLED";
+/// It was given up by somebody else.
+const REMOVED: &str = "REMOVED";
+/// Why a drain is refused for good, or is over: no wait helps.
+const FINAL: [&str; 4] = ["TOO_FEW_OWNERS", "UNKNOWN_NODE", CANCELLED, REMOVED];
+/// Why a drain of a node is refused that owns nothing.
+const NOT_OWNED: [&str; 2] = ["NOT_AN_OWNER", "UNKNOWN_NODE"];
 /// Notes that the drain under way was begun because the set became smaller.
 const NOTE: &str = "TAKEN_OUT_OF_SET";
 
@@ -96,6 +105,21 @@ impl Node {
         std::future::pending().await
     }
 
+    /// Whether the node is no owner, will be none, and holds no rows of others: one that never
+    /// came in.
+    fn holds_nothing(&self) -> bool {
+        let node = NodeId(self.store.identity().node_id);
+        let layout = self.joined.layout();
+        let layout = layout.borrow();
+        let document = layout.document();
+        let state = document.members.get(&node).map(|member| member.state);
+        matches!(state, None | Some(MemberState::Joining))
+            && document.is_formed()
+            && !document.is_joint()
+            && !document.owners.contains_key(&node)
+            && !document.departed.contains_key(&node)
+    }
+
     async fn cancel(&self) -> Result<(), Error> {
         if self.member_state() == Some(MemberState::Leaving) {
             tracing::info!("the pod is wanted again: the drain is cancelled");
@@ -125,6 +149,10 @@ impl Node {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
+            if NOT_OWNED.contains(&error.reason()) && self.holds_nothing() {
+                tracing::info!(%error, "the node owns nothing: there is nothing to hand over");
+                return Ok(());
+            }
             if FINAL.contains(&error.reason()) {
                 return Err(error.to_string());
             }
@@ -153,13 +181,21 @@ impl Node {
                 tracing::info!(phase = phase.as_str_name(), keys = told.keys, "draining");
             }
         }
-        match phase == wanted {
-            true => Ok(()),
-            false => {
-                let message = format!("the drain ended in {}", phase.as_str_name());
-                Err(said(tonic::Status::aborted(message)))
-            }
+        if phase == wanted {
+            return Ok(());
         }
+        let (reason, message) = match phase {
+            DrainPhase::Cancelled => (CANCELLED, "the drain was cancelled"),
+            DrainPhase::Removed => (REMOVED, "the node is taken out without its help"),
+            _ => ("DRAIN_GOES_ON", "nobody tells how the drain gets on"),
+        };
+        Err(client::Error::Call {
+            code: tonic::Code::Aborted,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            outcome: None,
+            retry_after: None,
+        })
     }
 }
 

@@ -370,7 +370,7 @@ pub(super) async fn start(
         Arc::clone(&gossip),
         Arc::clone(&store),
         Arc::clone(&hints),
-        Arc::clone(&moving.progress),
+        moving.clone(),
         world.work,
         closing.clone(),
     ));

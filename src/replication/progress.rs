@@ -150,6 +150,11 @@ impl Progress {
         self.0.lock().figures.partitions_done += partitions;
     }
 
+    /// So many partitions are done.
+    pub fn reached(&self, partitions: u64) {
+        self.0.lock().figures.partitions_done = partitions;
+    }
+
     /// Rows were moved.
     pub fn moved(&self, keys: u64, bytes: u64) {
         let mut state = self.0.lock();
@@ -172,6 +177,15 @@ impl Progress {
         self.0.lock().figures.waits_for = what.into();
     }
 
+    /// The figures now, of a task that goes at `rate`.
+    pub fn figures_at(&self, rate: &Rate) -> Figures {
+        let mut figures = self.figures();
+        if figures.task != Task::None && figures.waits_for.is_empty() {
+            figures.waits_for = rate.wait();
+        }
+        figures
+    }
+
     /// The figures now.
     pub fn figures(&self) -> Figures {
         let state = self.0.lock();
@@ -189,6 +203,8 @@ impl Progress {
     }
 }
 
+/// So long a turn is waited for without words.
+const WAIT_USUAL: Duration = Duration::from_secs(2);
 /// Credit for bytes that were let through too late: the clock is no finer.
 const CREDIT: Duration = Duration::from_millis(5);
 
@@ -198,6 +214,8 @@ pub struct Rate {
     /// 0: none.
     bytes_per_second: watch::Sender<u64>,
     debt: AsyncMutex<Debt>,
+    /// When it is the turn of who waits first; `None`: nobody waits.
+    turn: Mutex<Option<Instant>>,
     /// Let through so far.
     total: AtomicU64,
 }
@@ -219,6 +237,15 @@ impl Debt {
     }
 }
 
+/// Nobody waits any more when it goes, however it does.
+struct Turn<'r>(&'r Mutex<Option<Instant>>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+    }
+}
+
 impl Default for Rate {
     fn default() -> Self {
         Self::new(RATE_DEFAULT)
@@ -229,7 +256,12 @@ impl Rate {
     /// 0: no limit.
     pub fn new(bytes_per_second: u64) -> Self {
         let bytes_per_second = watch::Sender::new(bytes_per_second);
-        Self { bytes_per_second, debt: AsyncMutex::default(), total: AtomicU64::new(0) }
+        Self {
+            bytes_per_second,
+            debt: AsyncMutex::default(),
+            turn: Mutex::default(),
+            total: AtomicU64::new(0),
+        }
     }
 
     /// The limit; 0: none.
@@ -247,11 +279,21 @@ impl Rate {
         self.total.load(Ordering::Relaxed)
     }
 
+    /// How long it holds up whatever is next, in words; empty: no longer than is usual.
+    fn wait(&self) -> String {
+        let rest = self.turn.lock().map_or(Duration::ZERO, |turn| turn - Instant::now());
+        match rest < WAIT_USUAL {
+            true => String::new(),
+            false => format!("its rate limit of {} bytes/s", self.get()),
+        }
+    }
+
     /// Waits until so many bytes may go.
     pub async fn take(&self, bytes: u64) {
         let mut limit = self.bytes_per_second.subscribe();
         // Whoever waits keeps those behind it waiting: they come in their order.
         let mut debt = self.debt.lock().await;
+        let turn = Turn(&self.turn);
         loop {
             let rate = *limit.borrow_and_update();
             if rate == 0 {
@@ -264,6 +306,7 @@ impl Rate {
                 break;
             }
             let rest = Duration::from_secs_f64(debt.bytes / rate as f64);
+            *turn.0.lock() = Instant::now().checked_add(rest);
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
                 _ = limit.changed() => debt.pay(rate),
@@ -304,9 +347,15 @@ mod tests {
         let waiting = std::sync::Arc::clone(&rate);
         let waiting = tokio::spawn(async move { waiting.take(1).await });
         tokio::time::sleep(Duration::from_secs(10)).await;
+        let progress = Progress::default();
+        assert_eq!(progress.figures_at(&rate).waits_for, "", "nothing is being done");
+        progress.begin(Task::Merging, 1);
+        let said = progress.figures_at(&rate).waits_for;
+        assert_eq!(said, "its rate limit of 1 bytes/s");
         rate.set(359);
         waiting.await.expect("it goes");
         assert_eq!(began.elapsed().as_millis(), 20_000);
+        assert_eq!(progress.figures_at(&rate).waits_for, "");
     }
 
     #[tokio::test(start_paused = true)]

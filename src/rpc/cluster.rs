@@ -21,7 +21,7 @@ use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::coordinator::Coordinator;
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
-use crate::replication::progress::{Progress, Rate};
+use crate::replication::progress::{Figures, Progress, Rate};
 use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
@@ -64,6 +64,13 @@ pub struct Moving {
     pub progress: Arc<Progress>,
     /// What nodes that left have said.
     pub certificates: Arc<Certificates>,
+}
+
+impl Moving {
+    /// How far this node is, and what it waits for.
+    pub fn figures(&self) -> Figures {
+        self.progress.figures_at(&self.rate)
+    }
 }
 
 impl Cluster {
@@ -448,7 +455,7 @@ fn transition_of(layout: &Layout) -> String {
         .collect();
     match waits.as_slice() {
         [] => "ending".to_owned(),
-        names => format!("waits for {} to merge its partitions", names.join(", ")),
+        names => format!("waits for {} to merge partitions", names.join(", ")),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn stream(
     request: proto::DrainNodeRequest,
     deadline: Deadline,
 ) -> Result<Progresses, Problem> {
-    let node = core.cluster.drain(&request, core.instant(deadline)).await?;
+    let (node, since) = core.cluster.drain(&request, core.instant(deadline)).await?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let tasks = core.tasks.clone();
     tasks.spawn(async move {
@@ -38,7 +38,7 @@ pub(super) async fn stream(
         let mut stopping = false;
         loop {
             layout.borrow_and_update();
-            let (progress, is_over) = tell(&core, node).await;
+            let (progress, is_over) = tell(&core, node, since).await;
             if deadline.limit(sender.send(Ok(progress))).await.is_none_or(|sent| sent.is_err()) {
                 return;
             }
@@ -62,8 +62,8 @@ pub(super) async fn stream(
     Ok(ReceiverStream::new(receiver))
 }
 
-async fn tell(core: &Core, node: NodeId) -> (proto::DrainProgress, bool) {
-    let (mut progress, is_over) = core.cluster.drain_progress(node);
+async fn tell(core: &Core, node: NodeId, since: u64) -> (proto::DrainProgress, bool) {
+    let (mut progress, is_over) = core.cluster.drain_progress(node, since);
     if progress.phase() == proto::DrainPhase::Left
         && let Some(json) = core.cluster.certificate(node).await
     {

@@ -14,9 +14,6 @@ use crate::cluster::layout::{Answer, Change, Command, Document, Layout, Member, 
 use crate::cluster::view::Nodes;
 use crate::proto;
 
-/// Of what a node has free, the share that a change may fill.
-const ROOM_SHARE: f64 = 1.0 / 1.3;
-
 /// What a change would do.
 pub(super) struct Effects {
     movements: Vec<proto::Movement>,
@@ -86,11 +83,20 @@ impl Cluster {
                         .collect(),
                 })
                 .collect(),
-            warnings: warnings(document, &change),
+            warnings: self.alive(&layout, &change).chain(warnings(document, &change)).collect(),
             refusals,
             movements: effects.movements,
             balance: effects.balance,
         })
+    }
+
+    /// Who would be taken out although it is up, and could hand over what only it has.
+    fn alive(&self, layout: &Layout, change: &Change) -> impl Iterator<Item = String> {
+        let members = &layout.document().members;
+        let up = change.removes.iter().filter(|node| self.is_up(**node));
+        let up = up.filter_map(|node| members.get(node));
+        let say = |member: &Member| format!("{} is up: drain loses nothing of its", member.name);
+        up.map(say).collect::<Vec<_>>().into_iter()
     }
 
     pub(super) fn effects(
@@ -211,7 +217,7 @@ fn obstacle(
             let message = format!("{name} would take over {partitions} partitions and is down");
             ("RECEIVER_DOWN", message)
         }
-        Some(free) if bytes as f64 > free as f64 * ROOM_SHARE => {
+        Some(free) if u128::from(bytes) * 13 > u128::from(free) * 10 => {
             let message = format!("{name} would take over about {bytes} bytes and has {free} free");
             ("NO_SPACE", message)
         }

@@ -186,7 +186,8 @@ impl Cluster {
         Ok(epoch)
     }
 
-    /// Begins to drain a node, or calls it off, as is asked; which node it is.
+    /// Begins to drain a node, or calls it off, as is asked; which node it is, and the epoch since
+    /// which that is so.
     ///
     /// # Errors
     /// It is refused, with the reason.
@@ -194,8 +195,9 @@ impl Cluster {
         &self,
         request: &proto::DrainNodeRequest,
         deadline: Instant,
-    ) -> Result<NodeId, Problem> {
-        if !request.status_only {
+    ) -> Result<(NodeId, u64), Problem> {
+        let looks_on = request.status_only || request.epoch != 0;
+        if !looks_on {
             // It may have been begun, or ended, through another node.
             self.catch_up(deadline).await?;
         }
@@ -207,29 +209,31 @@ impl Cluster {
         };
         let state = document.members.get(&node).map(|member| member.state);
         let (owns, epoch) = (document.owners.contains_key(&node), document.epoch);
-        match (request.cancel, state) {
-            _ if request.status_only => {}
-            (_, Some(MemberState::Left)) => {}
+        let since = match (request.cancel, state) {
+            _ if looks_on => request.epoch,
+            (_, Some(MemberState::Left)) => epoch,
             (true, Some(MemberState::Leaving)) if owns && document.is_joint() => {
-                self.decide(Command::Abort { epoch }, deadline).await?;
+                self.decide(Command::Abort { epoch }, deadline).await?
             }
             (true, Some(MemberState::Leaving)) => {
                 let message = "the owners have changed: the node can only leave, and join anew";
                 return Err(refused("TOO_LATE", message));
             }
             (true, _) => return Err(refused("NO_TRANSITION", "the node does not leave")),
-            (false, Some(MemberState::Leaving)) => {}
+            (false, Some(MemberState::Leaving)) => epoch,
             (false, _) => {
                 let leaves = vec![node.to_string()];
                 let change = Some(proto::LayoutChange { leaves, ..Default::default() });
-                self.commit(&proto::CommitLayoutRequest { epoch, change }, deadline).await?;
+                let request = proto::CommitLayoutRequest { epoch, change };
+                self.commit(&request, deadline).await?.epoch
             }
-        }
-        Ok(node)
+        };
+        Ok((node, since))
     }
 
-    /// How far a node is on its way out, and whether that is the end of it.
-    pub fn drain_progress(&self, node: NodeId) -> (proto::DrainProgress, bool) {
+    /// How far a node is on its way out, which began in the epoch `since`, and whether that is the
+    /// end of it.
+    pub fn drain_progress(&self, node: NodeId, since: u64) -> (proto::DrainProgress, bool) {
         let layout = self.layout();
         let document = layout.document();
         let member = document.members.get(&node);
@@ -237,13 +241,17 @@ impl Cluster {
         let mut progress = proto::DrainProgress {
             node_id: node.to_string(),
             node_name: member.map(|member| member.name.clone()).unwrap_or_default(),
-            epoch: layout.epoch(),
+            epoch: layout.epoch().max(since),
             ..Default::default()
         };
         let own = self.figures_of(node);
+        let owns = document.owners.contains_key(&node);
         let phase = match state {
+            // What is known here is older than the drain, and says nothing of it.
+            _ if layout.epoch() < since => DrainPhase::Unspecified,
             Some(MemberState::Left) => DrainPhase::Left,
-            Some(MemberState::Leaving) if document.is_joint() => DrainPhase::Merging,
+            Some(MemberState::Removing | MemberState::Removed) => DrainPhase::Removed,
+            Some(MemberState::Leaving) if owns => DrainPhase::Merging,
             Some(MemberState::Leaving) => match own.task {
                 Task::Hints => DrainPhase::Hints,
                 Task::Certifying => DrainPhase::Certifying,
@@ -263,29 +271,42 @@ impl Cluster {
                 progress.certificate_digest =
                     document.certificates.get(&node).cloned().unwrap_or_default();
             }
-            DrainPhase::Cancelled | DrainPhase::Unspecified => {}
+            DrainPhase::Unspecified => {
+                progress.waits_for.push(format!("the node asked to learn epoch {since}"));
+            }
+            DrainPhase::Cancelled | DrainPhase::Removed => {}
             DrainPhase::HandingOver | DrainPhase::Hints | DrainPhase::Certifying => {
                 fill(&mut progress, &[own]);
                 if !self.is_up(node) {
                     progress.waits_for.push(format!("{} to come back", progress.node_name));
+                } else if document.is_joint() {
+                    // Rule D1: nothing is handed over while there are two sets of owners.
+                    let epoch = layout.epoch();
+                    progress.waits_for.push(format!("the change of epoch {epoch} to end"));
                 }
             }
         }
-        let is_over = matches!(phase, DrainPhase::Left | DrainPhase::Cancelled);
+        let is_over =
+            matches!(phase, DrainPhase::Left | DrainPhase::Cancelled | DrainPhase::Removed);
         (progress, is_over)
     }
 
-    fn is_up(&self, node: NodeId) -> bool {
+    pub(super) fn is_up(&self, node: NodeId) -> bool {
         node == self.node || self.view.is_up(node)
     }
 
-    /// What a node does for a change of ownership, as far as it was heard of.
+    /// What a node does for a change of ownership, as far as it was heard of. What was heard may be
+    /// of the phase before, which is over.
     fn figures_of(&self, node: NodeId) -> Figures {
-        if node == self.node {
-            return self.moving.progress.figures();
-        }
-        let heard = self.view.nodes();
-        heard.get(&node).map(|facts| Figures::from_text(&facts.moving)).unwrap_or_default()
+        let figures = match node == self.node {
+            true => self.moving.figures(),
+            false => {
+                let heard = self.view.nodes();
+                heard.get(&node).map(|facts| Figures::from_text(&facts.moving)).unwrap_or_default()
+            }
+        };
+        let is_of_now = (figures.task == Task::Merging) == self.layout().document().is_joint();
+        if is_of_now { figures } else { Figures::default() }
     }
 
     /// How far the change of ownership is.
@@ -294,7 +315,9 @@ impl Cluster {
         let phase = match document.is_formed() {
             false => TransitionPhase::Unspecified,
             true if document.is_joint() => TransitionPhase::Joint,
-            true if document.departed.is_empty() => TransitionPhase::Stable,
+            true if document.departed.is_empty() && leavers(document).next().is_none() => {
+                TransitionPhase::Stable
+            }
             true => TransitionPhase::Clearing,
         };
         let names = |nodes: &BTreeSet<NodeId>| nodes.iter().map(NodeId::to_string).collect();
@@ -359,6 +382,10 @@ impl Cluster {
             for node in document.departed.keys() {
                 let (name, why) = who(node);
                 waits.push(format!("{name} to hand over rows that it does not own{why}"));
+            }
+            for node in leavers(document).filter(|node| !document.departed.contains_key(node)) {
+                let (name, why) = who(node);
+                waits.push(format!("{name} to leave{why}"));
             }
         }
         waits
@@ -450,6 +477,13 @@ fn problem_of(document: &Document, certificate: &Certificate, digest: &str) -> S
         }
         Some(_) => String::new(),
     }
+}
+
+/// Who owns nothing any more, and has not left yet.
+fn leavers(document: &Document) -> impl Iterator<Item = &NodeId> {
+    let members = document.members.iter();
+    let leaves = members.filter(|(_, member)| member.state == MemberState::Leaving);
+    leaves.map(|(node, _)| node).filter(|node| !document.owners.contains_key(node))
 }
 
 /// The nodes that a change takes out of a transition under way, if that is all it does.

@@ -10,6 +10,7 @@
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
+mod called_off;
 mod direct;
 mod disks;
 #[expect(dead_code, reason = "benchmarks use the rest")]

@@ -188,12 +188,17 @@ impl Nodes {
         (done.code, done.stderr)
     }
 
+    /// Any signal.
+    pub fn send(&self, at: usize, signal: rustix::process::Signal) {
+        self.nodes[at].send(signal);
+    }
+
     pub fn pause(&self, at: usize) {
-        self.nodes[at].send(rustix::process::Signal::STOP);
+        self.send(at, rustix::process::Signal::STOP);
     }
 
     pub fn resume(&self, at: usize) {
-        self.nodes[at].send(rustix::process::Signal::CONT);
+        self.send(at, rustix::process::Signal::CONT);
     }
 
     /// Where a node listens, by its name in the ready file: `listen`, `peer_listen`.

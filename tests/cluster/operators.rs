@@ -19,7 +19,7 @@ const UNDER_WAY: i32 = 7;
 
 /// One of the first three nodes, not the first and not the one that leads the layout's group: a
 /// change can be decided without it.
-fn follower(nodes: &Nodes) -> usize {
+pub fn follower(nodes: &Nodes) -> usize {
     let status = json(nodes, 0, &["status"]);
     let all = status["nodes"].as_array().expect("nodes");
     let leads = |at: &usize| {
@@ -30,7 +30,7 @@ fn follower(nodes: &Nodes) -> usize {
     [1, 2].into_iter().find(|at| !leads(at)).expect("one of two")
 }
 
-fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
+pub fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
     nodes.json(at, &[arguments, &["--output", "json"]].concat())
 }
 
@@ -113,7 +113,7 @@ fn a_dead_node_is_replaced_by_one_change_and_its_loss_must_be_accepted() {
     assert_eq!(code, 77, "{said}");
 }
 
-fn state_of<'s>(shown: &'s serde_json::Value, name: &str) -> &'s str {
+pub fn state_of<'s>(shown: &'s serde_json::Value, name: &str) -> &'s str {
     let nodes = shown["nodes"].as_array().expect("nodes");
     let node = nodes.iter().find(|node| node["name"] == name).expect("a member");
     node["state"].as_str().expect("a state")
@@ -287,7 +287,7 @@ fn a_drain_that_waits_says_so_and_is_called_off() {
 }
 
 /// A fake API server whose set has as many replicas as is said.
-fn api_server(replicas: &Arc<AtomicU32>) -> String {
+pub fn api_server(replicas: &Arc<AtomicU32>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let replicas = Arc::clone(replicas);
@@ -309,7 +309,7 @@ fn api_server(replicas: &Arc<AtomicU32>) -> String {
     url
 }
 
-fn pod_settings(api: &str, dir: &tempfile::TempDir) -> Vec<(String, String)> {
+pub fn pod_settings(api: &str, dir: &tempfile::TempDir) -> Vec<(String, String)> {
     for (file, text) in [("token", "secret"), ("namespace", "data")] {
         std::fs::write(dir.path().join(file), text).expect("written");
     }

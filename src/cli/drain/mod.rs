@@ -8,11 +8,12 @@ use std::time::Duration;
 use clap::Subcommand;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::args::Connect;
 use super::failure::Failure;
-use super::layout::UNDER_WAY;
+use super::layout::{ABORTED, UNDER_WAY};
 use super::progress::{share_bar, span, volume};
 use crate::client::{Client, Error};
 use crate::proto;
@@ -20,6 +21,8 @@ use crate::proto::DrainPhase;
 
 /// Times in a row that a node is asked again when a stream breaks.
 const ATTEMPTS: u32 = 10;
+/// How long a node has to answer at first.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Between two of them.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -77,33 +80,28 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
         Some(_) => args.connect.admin_client()?,
         None => args.connect.one_node_client()?,
     };
-    let mut request = proto::DrainNodeRequest {
+    let request = proto::DrainNodeRequest {
         node: args.node.clone().unwrap_or_default(),
         cancel: args.cancel,
         status_only: args.status,
+        epoch: 0,
     };
-    let mut told = begin(&client, &request).await.map_err(Failure::of_change)?;
-    let first = told.message().await.map_err(|status| Error::of(&status, false))?;
-    let Some(mut last) = first else {
-        return Err(Failure::error("the node said nothing of the drain"));
+    let patience = args.connect.patience().min(ANSWER_WITHIN);
+    let begun = timeout(patience, begin(&client, &request)).await;
+    let mut told = begun.map_err(|_| unanswered(&args))?.map_err(Failure::of_change)?;
+    let mut last = match timeout(patience, told.message()).await {
+        Ok(Ok(Some(first))) => first,
+        Ok(Ok(None)) => return Err(unheard(&args, &ended())),
+        Ok(Err(status)) => return Err(unheard(&args, &Error::of(&status, false))),
+        Err(_) => return Err(unheard(&args, &late())),
     };
     if args.status || !(args.wait || args.cancel) {
         return report(&args, &last);
     }
-    // The node may end, or another one answer: it is named from here on, and not begun anew.
-    request.node.clone_from(&last.node_id);
-    let bar = share_bar();
-    let to_end = follow_to_end(&client, &request, told, &mut last, &bar);
-    let ended = tokio::time::timeout(args.connect.patience(), to_end).await;
-    bar.finish_and_clear();
-    let is_over = matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled);
-    match ended {
-        Ok(Err(error)) => return Err(under_way(&last, &error)),
-        Err(_) if !is_over => {
-            let message = format!("{}; it goes on without being waited for", line(&last));
-            return Err(Failure::with_code(UNDER_WAY, message));
-        }
-        _ => {}
+    let patience = args.connect.patience();
+    match timeout(patience, look_on(&client, request, told, &mut last)).await {
+        Ok(looked) => looked?,
+        Err(_) => return Err(under_way(&last, &late())),
     }
     if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
         certificate::write(path, &last.certificate)?;
@@ -111,30 +109,39 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
     report(&args, &last)
 }
 
-/// Looks on until the node has left, or stays; asks again where a stream breaks.
-async fn follow_to_end(
+/// Follows a drain to its end, through whoever tells of it.
+async fn look_on(
     client: &Client,
-    request: &proto::DrainNodeRequest,
+    mut request: proto::DrainNodeRequest,
     mut told: Streaming<proto::DrainProgress>,
     last: &mut proto::DrainProgress,
-    bar: &ProgressBar,
-) -> Result<(), Error> {
+) -> Result<(), Failure> {
+    // The node may end, or another one answer: it is named from here on. It is only looked on at
+    // from here on: what somebody else has decided since is not undone.
+    request.node.clone_from(&last.node_id);
+    let bar = share_bar();
     let mut attempt = 0;
     loop {
-        let broken = follow(&mut told, last, bar).await;
-        if matches!(last.phase(), DrainPhase::Left | DrainPhase::Cancelled) {
+        let broken = follow(&mut told, last, &bar).await;
+        if is_over(last.phase()) {
+            bar.finish_and_clear();
             return Ok(());
         }
         let error = broken.err().unwrap_or_else(ended);
+        request.epoch = last.epoch;
         told = loop {
             attempt += 1;
             if attempt > ATTEMPTS || !error.may_retry() {
-                return Err(error);
+                bar.finish_and_clear();
+                return Err(under_way(last, &error));
             }
             tokio::time::sleep(PAUSE).await;
-            match begin(client, request).await {
+            match begin(client, &request).await {
                 Ok(again) => break again,
-                Err(error) if !error.may_retry() => return Err(error),
+                Err(error) if !error.may_retry() => {
+                    bar.finish_and_clear();
+                    return Err(under_way(last, &error));
+                }
                 Err(_) => {}
             }
         };
@@ -171,9 +178,39 @@ async fn follow(
     }
 }
 
+fn is_over(phase: DrainPhase) -> bool {
+    matches!(phase, DrainPhase::Left | DrainPhase::Cancelled | DrainPhase::Removed)
+}
+
+/// It was decided, and nothing was told of it.
+fn unheard(args: &DrainArgs, error: &Error) -> Failure {
+    let what = match (args.status, args.cancel) {
+        (true, _) => return Failure::with_code(5, format!("nobody tells how far it is: {error}")),
+        (false, true) => "the drain was cancelled",
+        (false, false) => "the drain has begun",
+    };
+    Failure::with_code(UNDER_WAY, format!("{what}, and nobody tells more: {error}"))
+}
+
 /// A stream that ended before the drain did is as good as a broken one.
 fn ended() -> Error {
     Error::of(&tonic::Status::unavailable("the stream ended before the drain"), false)
+}
+
+/// Longer than it was to be waited for.
+fn late() -> Error {
+    Error::of(&tonic::Status::deadline_exceeded("it is not waited for any longer"), false)
+}
+
+/// The node took the call, and did not answer it.
+fn unanswered(args: &DrainArgs) -> Failure {
+    let what = match (args.status, args.cancel) {
+        (true, _) => return Failure::with_code(5, "the node does not answer"),
+        (false, true) => "cancelled",
+        (false, false) => "begun",
+    };
+    let message = format!("the node does not answer; it is not known whether the drain was {what}");
+    Failure::with_code(4, message)
 }
 
 fn under_way(last: &proto::DrainProgress, error: &Error) -> Failure {
@@ -189,7 +226,9 @@ fn phase_name(phase: DrainPhase) -> &'static str {
         DrainPhase::Hints => "hints",
         DrainPhase::Certifying => "certifying",
         DrainPhase::Left => "left",
-        DrainPhase::Unspecified | DrainPhase::Cancelled => "staying",
+        DrainPhase::Removed => "removed",
+        DrainPhase::Cancelled => "staying",
+        DrainPhase::Unspecified => "not_heard_of",
     }
 }
 
@@ -202,7 +241,9 @@ fn line(last: &proto::DrainProgress) -> String {
         DrainPhase::Hints => "delivers the hints it kept",
         DrainPhase::Certifying => "has its certificate stored",
         DrainPhase::Left => "has left; its directory may be deleted",
-        DrainPhase::Unspecified | DrainPhase::Cancelled => "stays",
+        DrainPhase::Removed => "is taken out without its help; what only it held is lost",
+        DrainPhase::Cancelled => "stays",
+        DrainPhase::Unspecified => "the node that is asked has not heard of the change yet",
     };
     let mut text = format!("{name}: {what}");
     let phase = last.phase();
@@ -254,7 +295,15 @@ fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> 
             Err(Failure::error("it is too late to cancel: the node has left"))
         }
         DrainPhase::Cancelled if args.wait => {
-            Err(Failure::error("the drain was cancelled: the node's data is still needed"))
+            let message = "the drain was cancelled: the node's data is still needed";
+            Err(Failure::with_code(ABORTED, message))
+        }
+        DrainPhase::Removed if args.wait => {
+            let message = "the drain was given up: there is no certificate";
+            Err(Failure::with_code(ABORTED, message))
+        }
+        DrainPhase::Removed if args.cancel => {
+            Err(Failure::error("it is too late to cancel: the node is removed"))
         }
         _ => Ok(()),
     }

@@ -23,7 +23,7 @@ use crate::client::{Admin, Client};
 use crate::ops::config::Size;
 use crate::proto;
 
-pub(super) use wait::{UNDER_WAY, wait_until_stable};
+pub(super) use wait::{ABORTED, Goal, UNDER_WAY, wait_until_done};
 
 /// Show and change who owns what
 ///
@@ -47,7 +47,7 @@ enum Verb {
         #[command(flatten)]
         connect: Connect,
     },
-    /// Begin a change; exit code 7 if --wait is given and it has not ended in time
+    /// Begin a change; with --wait exit code 7 if it has not ended in time, 8 if it was aborted
     Commit {
         #[command(flatten)]
         change: ChangeArgs,
@@ -221,9 +221,13 @@ pub(super) async fn begin(
         let json = json!({ "epoch": replaced.epoch, "done": false, "plan": plan::to_json(&plan) });
         return connect.print("it is taken out when the new node joins: start that one", &json);
     }
+    let goal = match commit.wait {
+        true => Some(Goal::of(&change, &status(&client).await?)),
+        false => None,
+    };
     let begun = commit_change(&client, commit.epoch.unwrap_or(plan.epoch), change).await?;
-    if commit.wait {
-        wait_until_stable(&client, connect, begun.epoch).await?;
+    if let Some(goal) = goal {
+        wait_until_done(&client, connect, begun.epoch, &goal).await?;
     }
     let done = if commit.wait { "done" } else { "begun; layout show tells how far it is" };
     let text = format!("epoch {}: {done}", begun.epoch);
@@ -263,6 +267,20 @@ async fn ask_plan(
 pub(super) async fn status(client: &Client) -> Result<proto::ClusterStatusResponse, Failure> {
     let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
     Ok(client.admin_call(proto::ClusterStatusRequest {}, call).await?)
+}
+
+/// The member of a name or id; of several, one that stays before one on its way out.
+pub(super) fn find<'s>(
+    told: &'s proto::ClusterStatusResponse,
+    text: &str,
+) -> Option<&'s proto::NodeEntry> {
+    let members = told.nodes.iter().filter(|node| node.state != "candidate");
+    let named = members.filter(|node| node.name == text || node.node_id == text);
+    named.min_by_key(|node| match &node.state[..] {
+        "left" | "removed" => 2,
+        "removing" => 1,
+        _ => 0,
+    })
 }
 
 /// A failure if the change would be refused.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cli::progress::{span, volume};
 use crate::proto;
 
-/// What moves, the balance, and what should be known.
+/// What moves, the balance, and what should be known; of what is refused nothing is to be known.
 pub(super) fn text(plan: &proto::PlanLayoutResponse) -> String {
     let names: HashMap<&str, &str> =
         plan.balance.iter().map(|node| (&node.node_id[..], &node.name[..])).collect();
@@ -17,6 +17,9 @@ pub(super) fn text(plan: &proto::PlanLayoutResponse) -> String {
         Some(name) if !name.is_empty() => (*name).to_owned(),
         _ => id.to_owned(),
     };
+    if plan.balance.is_empty() && plan.lost.is_empty() {
+        return format!("on epoch {}", plan.epoch);
+    }
     let width = plan.balance.iter().map(|node| name(&node.node_id).len()).max().unwrap_or(0).max(4);
     // Writing to a string does not fail.
     let mut text = format!("on epoch {}\n\n", plan.epoch);

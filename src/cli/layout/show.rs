@@ -25,7 +25,7 @@ fn phase_meaning(phase: proto::TransitionPhase) -> &'static str {
         proto::TransitionPhase::Stable => "nothing is under way",
         proto::TransitionPhase::Joint => "the next owners merge what they will own",
         proto::TransitionPhase::Clearing => {
-            "the owners have changed; rows are handed over by who does not own them any more"
+            "who owns what is settled; nodes hand over rows that they do not own"
         }
     }
 }

@@ -205,6 +205,8 @@ impl Departure {
         let mut cursor = None;
         loop {
             let page = self.page(range, cursor.take()).await?;
+            let last = page.rows.last().and_then(|(key, _)| EngineKey::decode(key).ok());
+            let seen = last.map_or(range.end_inclusive, |last| last.token);
             let rows = page
                 .rows
                 .into_iter()
@@ -215,6 +217,11 @@ impl Departure {
                     self.progress.begin(Task::HandingOver, unowned.partitions());
                 }
                 self.cover_page(layout, rows, found).await?;
+            }
+            let is_last = page.cursor.is_none();
+            if !found.is_empty() {
+                let seen = if is_last { range.end_inclusive } else { seen };
+                self.progress.reached(unowned.partitions_before(seen) + u64::from(is_last));
             }
             match page.cursor {
                 Some(next) => cursor = Some(next),
@@ -245,9 +252,6 @@ impl Departure {
         let rows: Vec<Held> = held.iter().map(|(_, _, row)| row.clone()).collect();
         let holders = self.cover_all(layout, &rows).await;
         for ((partition, key, row), holders) in held.into_iter().zip(holders) {
-            if !found.contains_key(&partition) {
-                self.progress.done(1);
-            }
             let one = found.entry(partition).or_default();
             one.keys += 1;
             one.bytes += row.bytes();

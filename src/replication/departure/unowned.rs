@@ -58,6 +58,13 @@ impl Unowned {
         self.some.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
     }
 
+    /// Of those, how many come before the one of this token.
+    pub fn partitions_before(&self, token: u64) -> u64 {
+        let at = self.layout.partition_of(token);
+        let before = self.some.iter().take_while(|range| *range.start() < at);
+        before.map(|range| u64::from(at.min(range.end() + 1) - range.start())).sum()
+    }
+
     /// Partitions in which the node owns no row of any tenant.
     pub fn wholly(&self) -> &[RangeInclusive<u32>] {
         &self.all

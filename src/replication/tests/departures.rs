@@ -134,6 +134,39 @@ async fn an_owner_that_is_behind_gets_what_it_lacks() {
     assert_eq!(values(&row), ["v", "w"]);
 }
 
+/// How far it is is told by the partitions that were looked through, not by those that had rows.
+#[tokio::test(start_paused = true)]
+async fn partitions_count_as_handed_over_when_they_were_looked_through() {
+    let mut cluster = Cluster::with_owners(4, &[0, 1, 2], 65);
+    let departure = Arc::get_mut(&mut cluster.nodes[2].departure).expect("it has not begun");
+    departure.settings.page_bytes = 1;
+    let tenant = cluster.nodes[0].store.tenant("default").expect("it is there");
+    let token = |key: &String| tenant.token(key.as_bytes());
+    // All in the last partition; the last of them must be sent, and its turn does not come.
+    let keys = (0..100).map(|n| format!("key-{n}")).filter(|key| token(key) >> 62 == 3);
+    let mut keys: Vec<String> = keys.collect();
+    keys.sort_by_key(token);
+    let last = keys.pop().expect("one of many");
+    for key in &keys {
+        cluster.put(2, Level::All, put(key, "v")).await.expect("three are up");
+    }
+    cluster.world.isolate(id(2), &cluster.ids());
+    cluster.put(2, Level::One, put(&last, "v")).await.expect("itself");
+    cluster.world.heal();
+    let layout = drawn(&cluster).layout(2, &[0, 1], None);
+    cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
+    let departure = Arc::clone(&cluster.nodes[2].departure);
+    departure.rate.set(1);
+    departure.rate.take(1 << 20).await;
+    let progress = Arc::clone(&departure.progress);
+    let serving = tokio::spawn(async move { departure.serve(&layout).await });
+    tokio::time::sleep(SECOND).await;
+    let figures = progress.figures();
+    assert_eq!(figures.keys, keys.len() as u64);
+    assert_eq!((figures.partitions, figures.partitions_done), (4, 3), "the last is under way");
+    serving.abort();
+}
+
 /// In Joint nothing is removed, and nothing is said to be.
 #[tokio::test(start_paused = true)]
 async fn while_the_layout_changes_nothing_is_removed() {
