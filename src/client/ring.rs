@@ -48,6 +48,11 @@ impl Ring {
         })
     }
 
+    /// Whether all of its nodes were up when it was told.
+    pub fn is_whole(&self) -> bool {
+        self.nodes.iter().all(Option::is_some)
+    }
+
     /// Where the holders of a key that are up are reached, best first.
     pub fn holders(&self, key: &[u8]) -> impl Iterator<Item = &str> {
         let delimiter = (!self.delimiter.is_empty()).then_some(&self.delimiter[..]);

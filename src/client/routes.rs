@@ -24,6 +24,8 @@ use crate::resilience::scores::Scores;
 
 /// A ring is asked for again at this age.
 const AGE_MAX: Duration = Duration::from_secs(10);
+/// One in which nodes are down, at this age: one that has just come may not be heard of everywhere.
+const AGE_MAX_PARTIAL: Duration = Duration::from_secs(1);
 /// After a failure, or a hint, it is asked for again at this age.
 const AGE_MIN: Duration = Duration::from_millis(200);
 /// How long it may take.
@@ -75,10 +77,13 @@ impl Routes {
     pub async fn ring(self: &Arc<Self>, tenant: &str) -> Option<Arc<Ring>> {
         let known = self.rings.read().get(tenant).cloned();
         let Some(known) = known else { return self.first(tenant).await };
-        if known.asked.lock().elapsed() >= AGE_MAX {
+        let ring = known.ring.read().clone();
+        let is_partial = ring.as_ref().is_some_and(|ring| !ring.is_whole());
+        let age_max = if is_partial { AGE_MAX_PARTIAL } else { AGE_MAX };
+        if known.asked.lock().elapsed() >= age_max {
             self.ask_again(tenant, &known);
         }
-        known.ring.read().clone()
+        ring
     }
 
     async fn first(self: &Arc<Self>, tenant: &str) -> Option<Arc<Ring>> {

@@ -33,7 +33,8 @@ impl Engine {
     ///
     /// # Errors
     /// A source could not be read: [`Error::Corruption`](super::Error::Corruption) names the block.
-    /// Other keys stay readable.
+    /// Other keys stay readable. [`Error::Poisoned`](super::Error::Poisoned) after a failure of
+    /// the log: nobody knows which of the latest writes are on disk.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         self.get_with(key, |row| row.map(<[u8]>::to_vec))
     }
@@ -129,6 +130,8 @@ impl Shared {
         depth: Depth,
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R> {
+        // What is in memory may not be there after a restart, which is the only way on.
+        self.log.check()?;
         let mut buffers = JoinBuffers::default();
         let mut joiner: Joiner<'_, &[u8]> = Joiner::new(&*self.operator, &mut buffers);
         self.hook("read:pinned");

@@ -96,7 +96,8 @@ impl Engine {
     /// Walks the keys from `start`, inclusive, to `end`, exclusive (`None`: to the last key).
     ///
     /// # Errors
-    /// A source could not be read.
+    /// A source could not be read; [`Error::Poisoned`](super::Error::Poisoned) as for
+    /// [`Engine::get`].
     pub fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Scan> {
         self.shared.scan(start, end)
     }
@@ -104,6 +105,8 @@ impl Engine {
 
 impl Shared {
     fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Scan> {
+        // As for reads of keys.
+        self.log.check()?;
         let view = self.super_version.load_full();
         let memtables = view
             .memtables()

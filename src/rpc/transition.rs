@@ -4,6 +4,7 @@
 //! ids; [`super::plan`] judges what a state machine cannot know.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,6 +22,8 @@ use crate::store::Outcome;
 
 /// How long another node may take to give a certificate.
 const CERTIFICATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a node that is behind may take to hear that another one has left.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// A change that cannot be.
 fn refused(reason: &str, message: impl Into<String>) -> Problem {
@@ -446,7 +449,8 @@ impl Cluster {
                 });
             }
         };
-        let problem = problem_of(document, &certificate, &digest);
+        self.hear_of_departure(&certificate).await;
+        let problem = problem_of(self.layout().document(), &certificate, &digest);
         let (keys, bytes) = certificate.totals();
         Ok(proto::VerifyCertificateResponse {
             valid: problem.is_empty(),
@@ -461,6 +465,19 @@ impl Cluster {
             digest,
             certificate: String::from_utf8_lossy(&json).into_owned(),
         })
+    }
+
+    /// Waits a while for the document that remembers a certificate: this node may be behind, and
+    /// must not say of a good one that nobody knows it.
+    async fn hear_of_departure(&self, certificate: &Certificate) {
+        let mut layout = self.layout.clone();
+        let is_known = |layout: &Arc<Layout>| {
+            let document = layout.document();
+            document.cluster_id != certificate.cluster_id
+                || document.certificates.contains_key(&certificate.node_id)
+        };
+        // If it does not come, the answer says so.
+        let _ = tokio::time::timeout(HEARD_WITHIN, layout.wait_for(is_known)).await;
     }
 }
 

@@ -105,6 +105,13 @@ async fn a_direct_client_needs_no_forwarding_and_outlives_its_nodes() {
         let name = "pairdb_rpc_requests_total";
         tokio::task::block_in_place(|| sum(nodes, &[sixth], name, "KeyValue"))
     };
+    let (began, at_first) = (std::time::Instant::now(), reads(&nodes));
+    while reads(&nodes) < at_first + 20.0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not learn of the new node");
+        for n in 0..KEYS {
+            client.read("default", key(n)).await.expect("all are up");
+        }
+    }
     let before = reads(&nodes);
     for _ in 0..2 {
         for n in 0..KEYS {

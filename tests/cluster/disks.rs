@@ -29,6 +29,7 @@ fn a_flipped_byte_in_a_table_heals_from_the_other_nodes() {
         std::fs::write(table, bytes).expect("written");
     }
     nodes.restart(2);
+    nodes.wait_until_up(2, 3);
     for key in &written {
         assert_eq!(values(&nodes.json(2, &["get", key, "--output", "json"])), [key.as_str()]);
     }

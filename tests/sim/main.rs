@@ -285,7 +285,7 @@ fn no_seed_breaks_a_promise() {
 }
 
 /// Of the wanted strikes, how many all seeds together must deal: which ones do depends on timing.
-const STRIKES_MIN_PERCENT: usize = 70;
+const STRIKES_MIN_PERCENT: usize = 85;
 
 /// Shows which participants of which transitions were struck at which steps; `complete` seeds must
 /// have dealt most.
@@ -303,12 +303,19 @@ fn check_strikes(dealt: &BTreeSet<String>, complete: bool) {
     assert!(dealt_percent >= STRIKES_MIN_PERCENT || !complete, "nobody was struck at {missed:?}");
 }
 
-/// That a run with these settings breaks one of these promises: a simulation that convicts nobody
+/// Seeds that are tried: not in every run does a reader meet a replica that is behind.
+const CONVICTING_SEEDS: u64 = 6;
+
+/// That runs with these settings break one of these promises: a simulation that convicts nobody
 /// proves nothing.
 fn assert_convicted(settings: &[(&str, &str)], promises: &[&str]) {
-    let said = attempt(1, settings).expect_err("it breaks promises");
-    let is_broken = |promise: &&str| said.contains(&format!("{promise} tenant"));
-    assert!(promises.iter().any(is_broken), "{said}");
+    for seed in 1..=CONVICTING_SEEDS {
+        let Err(said) = attempt(seed, settings) else { continue };
+        let is_broken = |promise: &&str| said.contains(&format!("{promise} tenant"));
+        assert!(promises.iter().any(is_broken), "{said}");
+        return;
+    }
+    panic!("{CONVICTING_SEEDS} seeds break no promise with {settings:?}");
 }
 
 #[test]

@@ -272,6 +272,11 @@ impl<S> CommitLog<S> {
         self.progress.durable()
     }
 
+    /// Refuses with `Poisoned` after a failure.
+    pub fn check(&self) -> Result<()> {
+        self.progress.check()
+    }
+
     /// The first failure, if there was one: the log takes no more writes.
     pub fn poisoned(&self) -> Option<String> {
         self.progress.poisoned()
