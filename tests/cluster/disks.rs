@@ -47,8 +47,10 @@ fn a_flipped_byte_in_a_table_heals_from_the_other_nodes() {
     assert_eq!(figure("pairdb_store_blocks_unreadable "), Some(0.0));
     assert_eq!(figure("pairdb_store_partitions_damaged "), Some(0.0));
     assert!(figure("pairdb_anti_entropy_mended_total ").is_some_and(|mended| mended > 0.0));
-    let status = nodes.json(0, &["status", "--output", "json"]);
-    assert_eq!(status["nodes"][2]["partitions_damaged"], 0, "{status:#}");
+    nodes.wait_for(0, "the others are not told that it is whole", |status| {
+        let nodes = status["nodes"].as_array().expect("an array");
+        nodes.iter().all(|node| node["partitions_damaged"] == 0)
+    });
     // It stays so.
     assert_eq!(nodes.stop(2), 0);
     nodes.restart(2);

@@ -246,7 +246,7 @@ impl Nodes {
         }
     }
 
-    fn wait_for(&self, at: usize, what: &str, is_so: impl Fn(&Value) -> bool) {
+    pub fn wait_for(&self, at: usize, what: &str, is_so: impl Fn(&Value) -> bool) {
         let end = Instant::now() + PATIENCE;
         loop {
             let status = self.json(at, &["status", "--output", "json"]);
