@@ -113,7 +113,7 @@ pub enum Error {
     #[error("{} has {available} bytes free, below the reserve of {reserve}", path.display())]
     DiskFull { path: PathBuf, available: u64, reserve: u64 },
     /// Writes are refused since a write or sync failed; the node must be restarted.
-    #[error("the store is read-only since a write failed: {cause}")]
+    #[error("the store has failed and has to be started again: {cause}")]
     ReadOnly { cause: String },
     /// The row is so old that it may have been deleted and forgotten here.
     #[error("the row is at or below the safe point of its partition")]

@@ -189,7 +189,8 @@ async fn a_stop_does_not_wait_for_a_disk_that_hangs() {
 }
 
 /// A sync that fails leaves its write unknown; every later write is refused as what it is, and not
-/// as if the store were only behind. Reads go on.
+/// as if the store were only behind. Nothing is read any more: the failed write may be on disk or
+/// not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_whose_log_failed_says_so_and_not_that_it_is_busy() {
     let mut node = Stalling::start().await;
@@ -206,7 +207,12 @@ async fn a_store_whose_log_failed_says_so_and_not_that_it_is_busy() {
         let expected = (Code::Unavailable, "READ_ONLY".to_owned(), Some("not_applied".to_owned()));
         assert_eq!(refusal(&status), expected);
     }
-    assert_eq!(values(&node.client.read(read("before")).await.expect("read").into_inner()), ["v"]);
+    for key in ["before", "failed"] {
+        let status =
+            node.client.read(read(key)).await.expect_err("it knows no more what is on disk");
+        assert_eq!(refusal(&status).0, Code::Unavailable);
+        assert_eq!(refusal(&status).1, "READ_ONLY");
+    }
     assert_eq!((node.counted("ok").await, node.counted("unknown").await), (1, 1));
     assert_eq!(node.counted("not_applied").await, 2);
     let closed = node.node.stop(&CancellationToken::new()).await;
