@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::args::Connect;
 use super::failure::Failure;
 use super::layout::{
-    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, status, wait_until_done,
+    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status,
+    wait_until_done,
 };
 use crate::client::Client;
 use crate::proto;
@@ -50,7 +51,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return args.connect.print(&text, &json!({ "epoch": done.epoch }));
     }
     let told = status(&client).await?;
-    let old = find(&told, &args.old).ok_or_else(|| unknown(&args.old))?.node_id.clone();
+    let old = member(&told, &args.old)?.node_id.clone();
     let is_member = find(&told, &args.new).is_some_and(|node| node.node_id != old);
     if is_member {
         wait_for(&client, &args, |told| stands(told, &args.new)).await?;
@@ -65,16 +66,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     wait_until_done(&client, &args.connect, 0, &Goal::default()).await
 }
 
-fn unknown(text: &str) -> Failure {
-    Failure::with_code(5, format!("{text:?} is the name or id of no member; nothing was changed"))
-}
-
 /// Whether the new node owns its share; what it is instead.
 fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failure> {
     match find(told, new).map(|node| node.state.as_str()) {
         Some("normal") => Ok(true),
         Some("leaving" | "left" | "removing" | "removed") => {
-            Err(Failure::error(format!("{new:?} is on its way out itself")))
+            Err(Failure::refused(format!("{new:?} is on its way out itself")))
         }
         Some("joining") if !is_joint(told) => Err(kept_out(new)),
         _ => Ok(false),
