@@ -213,7 +213,9 @@ impl Transfer {
                     }
                     Err(error) => {
                         tracing::debug!(%source, partition, %error, "cannot merge");
-                        *failures.lock().entry(source).or_default() += 1;
+                        if !matches!(error, Error::Store(_)) {
+                            *failures.lock().entry(source).or_default() += 1;
+                        }
                         self.progress.wait_for(waits_for(layout, source, &error));
                         tokio::time::sleep(RETRY).await;
                     }
@@ -258,8 +260,17 @@ impl Transfer {
     }
 }
 
-/// Who is waited for, by name.
+/// What is waited for: this node's own disk, or another node, by name.
 fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
+    match error {
+        Error::Store(store::Error::DiskFull { available, reserve, .. }) => {
+            return format!(
+                "room on its disk: {available} bytes are free, {reserve} are its reserve"
+            );
+        }
+        Error::Store(error) => return format!("its own store: {error}"),
+        _ => {}
+    }
     let member = layout.document().members.get(&source);
     let name = member.map_or_else(|| source.to_string(), |member| member.name.clone());
     format!("rows of {name}: {error}")

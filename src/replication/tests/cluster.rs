@@ -320,6 +320,8 @@ impl Fence for TestFence {
 
 pub struct Node {
     pub id: NodeId,
+    /// Its disk.
+    pub vfs: MemVfs,
     pub store: Arc<Store>,
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
@@ -524,7 +526,7 @@ impl Node {
         options.engine.row_cache_bytes = 64 << 10;
         options.identity.cluster_id = Some(7);
         let seed = seed.wrapping_mul(1000) + index as u64;
-        let environment = Environment::simulated(Arc::new(vfs), &world.clock, seed);
+        let environment = Environment::simulated(Arc::new(vfs.clone()), &world.clock, seed);
         let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
@@ -553,8 +555,8 @@ impl Node {
         let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
             Hints::start(Path::new("/node/hints"), parts, options).expect("opens");
-        let vfs = Arc::clone(&store.environment().vfs);
-        let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
+        let certificates =
+            Certificates::open(Arc::new(vfs.clone()), Path::new("/node/certificates"));
         let certificates = Arc::new(certificates.expect("opens"));
         let reports = Reports::default();
         let departure = Arc::new(Departure {
@@ -610,6 +612,7 @@ impl Node {
         world.handlers.lock().insert(id, Arc::new(answering));
         Self {
             id,
+            vfs,
             store,
             coordinator,
             fence,

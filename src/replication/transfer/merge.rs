@@ -73,6 +73,7 @@ impl Transfer {
     /// Merges what a source holds of a partition; `place` is where it was left.
     pub(super) async fn merge(&self, from: &From<'_>, place: &mut Place) -> Result<(), Error> {
         while let Place::Behind(cursor) = place {
+            self.check_store()?;
             let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
             let mut page = self.ask_page(from, request).await?;
             let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
@@ -141,6 +142,12 @@ impl Transfer {
         }
     }
 
+    /// Rows that this node could not keep are not fetched: not from one who needs its network, not
+    /// again and again.
+    fn check_store(&self) -> store::Result<()> {
+        self.store.refusal().map_or(Ok(()), Err)
+    }
+
     fn merged<'l>(&self, from: &From<'l>) -> page::Merged<'l> {
         page::Merged::new(from.layout, from.source, self.node)
     }
@@ -192,6 +199,7 @@ impl Transfer {
     /// Fetches rows by their keys, joins them, and sees that they are here.
     async fn fetch(&self, from: &From<'_>, mut keys: Vec<proto::RowKey>) -> Result<(), Error> {
         while !keys.is_empty() {
+            self.check_store()?;
             let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
