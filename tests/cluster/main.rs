@@ -12,6 +12,7 @@
 mod node;
 
 mod called_off;
+mod copies;
 mod direct;
 mod disks;
 mod full;
