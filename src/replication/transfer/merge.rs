@@ -36,6 +36,7 @@ use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page;
+use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange, Words};
 
 /// Rows as the store joins them.
@@ -207,9 +208,9 @@ impl Transfer {
             let mut rows = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
-                    (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    (Some(failure), _) if failure.reason == REPLY_TOO_LARGE => keys.push(key),
                     // Who is no replica of a row is no source of it.
-                    (Some(failure), _) if failure.reason == "NOT_A_REPLICA" => {}
+                    (Some(failure), _) if failure.reason == NOT_A_REPLICA => {}
                     (Some(failure), _) => {
                         let (reason, message) = (failure.reason, failure.message);
                         return Err(PeerError::Refused { reason, message }.into());
