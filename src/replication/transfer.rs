@@ -264,16 +264,11 @@ impl Transfer {
 fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
     match error {
         Error::Store(store::Error::DiskFull { available, reserve, .. }) => {
-            return format!(
-                "room on its disk: {available} bytes are free, {reserve} are its reserve"
-            );
+            format!("room on its disk: {available} bytes are free, {reserve} are its reserve")
         }
-        Error::Store(error) => return format!("its own store: {error}"),
-        _ => {}
+        Error::Store(error) => format!("its own store: {error}"),
+        error => format!("rows of {}: {error}", layout.document().name_of(source)),
     }
-    let member = layout.document().members.get(&source);
-    let name = member.map_or_else(|| source.to_string(), |member| member.name.clone());
-    format!("rows of {name}: {error}")
 }
 
 /// A node that will own partitions vouches for nothing in them: what it lacks is not dead.

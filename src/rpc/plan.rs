@@ -280,7 +280,7 @@ fn balance(
 fn warnings(document: &Document, change: &Change) -> Vec<String> {
     let mut warnings = Vec::new();
     for node in &change.removes {
-        let name = document.members.get(node).map_or("", |member| &member.name);
+        let name = document.name_of(*node);
         warnings.push(format!("writes that only {name} acknowledged (consistency ONE) are lost"));
     }
     let goes = |node: &NodeId| change.leaves.contains(node) || change.removes.contains(node);
