@@ -192,11 +192,12 @@ impl Transfer {
                     sound.lock().insert(*partition);
                     merged.insert(self.node);
                 }
-                let sources = self.sources_now(layout, *partition, *factors);
+                let latest = self.latest(layout);
+                let sources = latest.sources_needed(*partition, *factors);
                 if sources.is_synced_by(&merged) {
                     break;
                 }
-                let Some(source) = self.next_source(layout, &sources, &merged, failures) else {
+                let Some(source) = self.next_source(&latest, &sources, &merged, failures) else {
                     self.progress.wait_for("its own rows: some of them are lost");
                     tokio::time::sleep(RETRY).await;
                     continue;
@@ -225,12 +226,10 @@ impl Transfer {
         }
     }
 
-    /// From whom is merged, by the latest document of the epoch: one that leaves and is waited for
-    /// may have been given up.
-    fn sources_now(&self, layout: &Layout, partition: u32, factors: (u8, u8)) -> SourcesNeeded {
-        let now = Arc::clone(&self.layout.borrow());
-        let layout = if now.epoch() == layout.epoch() { &*now } else { layout };
-        layout.sources_needed(partition, factors)
+    /// The latest document of the epoch: one that leaves and is waited for may have been given up.
+    fn latest(&self, layout: &Layout) -> Layout {
+        let now = self.layout.borrow();
+        if now.epoch() == layout.epoch() { Layout::clone(&now) } else { layout.clone() }
     }
 
     /// Who has failed least; among equals in the order of ranks: the sources of fewer replicas are
