@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::args::Connect;
 use super::failure::Failure;
 use super::layout::{
-    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status,
+    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status, transition,
     wait_until_done,
 };
 use crate::client::Client;
@@ -68,12 +68,13 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 /// Whether the new node owns its share; what it is instead.
 fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failure> {
+    let is_joint = transition(told).phase() == proto::TransitionPhase::Joint;
     match find(told, new).map(|node| node.state.as_str()) {
         Some("normal") => Ok(true),
         Some("leaving" | "left" | "removing" | "removed") => {
             Err(Failure::refused(format!("{new:?} is on its way out itself")))
         }
-        Some("joining") if !is_joint(told) => Err(kept_out(new)),
+        Some("joining") if !is_joint => Err(kept_out(new)),
         _ => Ok(false),
     }
 }
@@ -81,25 +82,21 @@ fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failur
 /// Whether the old node was taken out.
 fn is_gone(told: &proto::ClusterStatusResponse, old: &str, new: &str) -> Result<bool, Failure> {
     let node = told.nodes.iter().find(|node| node.node_id == old);
-    let state = told.layout.clone().unwrap_or_default().state.unwrap_or_default();
+    let state = transition(told);
+    let is_joint = state.phase() == proto::TransitionPhase::Joint;
     let comes = find(told, new).filter(|node| node.node_id != old);
     match node.map_or("removed", |node| &node.state[..]) {
         "removed" => Ok(true),
-        "normal" if comes.is_some_and(|node| node.state == "joining") && !is_joint(told) => {
+        "normal" if comes.is_some_and(|node| node.state == "joining") && !is_joint => {
             Err(kept_out(new))
         }
-        "normal" if !is_joint(told) && !state.replacements.contains_key(old) => {
+        "normal" if !is_joint && !state.replacements.contains_key(old) => {
             let message =
                 format!("{new:?} shall not come in any more: the replacement was cancelled");
             Err(Failure::with_code(ABORTED, message))
         }
         _ => Ok(false),
     }
-}
-
-fn is_joint(told: &proto::ClusterStatusResponse) -> bool {
-    let state = told.layout.as_ref().and_then(|layout| layout.state.as_ref());
-    state.is_some_and(|state| state.phase() == proto::TransitionPhase::Joint)
 }
 
 /// Who owns nothing, and does not come in, had its coming in aborted.

@@ -267,6 +267,11 @@ pub(super) async fn status(client: &Client) -> Result<proto::ClusterStatusRespon
     Ok(client.admin_call(proto::ClusterStatusRequest {}, call).await?)
 }
 
+/// How far the change of the layout is; all default where no cluster was formed.
+pub(super) fn transition(told: &proto::ClusterStatusResponse) -> proto::TransitionState {
+    told.layout.as_ref().and_then(|layout| layout.state.clone()).unwrap_or_default()
+}
+
 /// The member of a name or id; of several, one that stays before one on its way out.
 pub(super) fn find<'s>(
     told: &'s proto::ClusterStatusResponse,
