@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::async_trait;
@@ -18,6 +18,7 @@ use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
 use super::super::transfer::{self, Transfer};
 use super::super::*;
+use super::gate::Gate;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
@@ -235,41 +236,6 @@ impl Liveness for Links {
 
     fn address(&self, _node: NodeId) -> Option<String> {
         None
-    }
-}
-
-/// The epoch under which this node acts, behind a lock that everything done with rows passes.
-///
-/// Raise it when the document of the epoch is durable, and show the document to coordinators only
-/// then.
-#[derive(Debug, Default)]
-struct Gate {
-    epoch: RwLock<u64>,
-}
-
-impl Gate {
-    /// A gate at `epoch`.
-    fn new(epoch: u64) -> Self {
-        Self { epoch: RwLock::new(epoch) }
-    }
-
-    /// Goes in under `epoch`.
-    ///
-    /// # Errors
-    /// [`Closed`], if it is at another one.
-    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
-        let own = self.epoch.read();
-        match (*own).cmp(&epoch) {
-            std::cmp::Ordering::Equal => Ok(own),
-            std::cmp::Ordering::Greater => Err(Closed::Stale { epoch: *own }),
-            std::cmp::Ordering::Less => Err(Closed::Behind { epoch: *own }),
-        }
-    }
-
-    /// Waits until nobody acts under an earlier epoch, and lets nobody do so from here on.
-    fn raise(&self, epoch: u64) {
-        let mut own = self.epoch.write();
-        *own = epoch.max(*own);
     }
 }
 
