@@ -1,7 +1,7 @@
 //! HTTP for operators: `/metrics`, `/health`, `/health/live`, `/health/ready`, `/ready`.
 //!
 //! 1. So many connections are served at once, more wait to be accepted.
-//! 2. None holds its place for longer than [`SILENCE_MAX`] without an answer in that time: neither
+//! 2. None holds its place for longer than `SILENCE_MAX` without an answer in that time: neither
 //!    one that asks nothing nor one that takes for ever to ask.
 
 use std::io;
