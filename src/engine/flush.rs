@@ -159,10 +159,7 @@ impl Shared {
                 self.poison(&error.to_string());
             }
             if matches!(error, Error::Poisoned { .. } | Error::Edit(_)) {
-                for number in made {
-                    // If this fails, the next open does it.
-                    let _ = self.vfs.remove(&self.versions.table_path(number));
-                }
+                self.remove_unnamed(&made);
             }
         })?;
         let epoch = match cache {
@@ -193,6 +190,14 @@ impl Shared {
         }
         self.background.progress();
         Ok(())
+    }
+
+    /// Removes the files of tables that the manifest does not name.
+    pub(super) fn remove_unnamed(&self, numbers: &[u64]) {
+        for number in numbers {
+            // If this fails, the next open does it.
+            let _ = self.vfs.remove(&self.versions.table_path(*number));
+        }
     }
 
     fn cached_negative(&self, key: &[u8]) -> bool {
@@ -236,6 +241,34 @@ fn made_by(edit: &VersionEdit) -> Vec<u64> {
     let is_moved = |number| edit.removed.iter().any(|(_, removed)| *removed == number);
     let added = edit.added.iter().map(|table| table.number);
     added.filter(|number| !is_moved(*number)).collect()
+}
+
+/// New tables that the manifest does not name yet: their files go with this.
+pub(super) struct Unnamed<'s> {
+    shared: &'s Shared,
+    numbers: Vec<u64>,
+}
+
+impl<'s> Unnamed<'s> {
+    pub fn new(shared: &'s Shared) -> Self {
+        Self { shared, numbers: Vec::new() }
+    }
+
+    pub fn add(&mut self, table: &TableMeta) {
+        self.numbers.push(table.number);
+    }
+
+    /// An edit that names them is about to be installed. Who fails there may have written it, and
+    /// [`Shared::install`] knows.
+    pub fn keep(&mut self) {
+        self.numbers.clear();
+    }
+}
+
+impl Drop for Unnamed<'_> {
+    fn drop(&mut self) {
+        self.shared.remove_unnamed(&self.numbers);
+    }
 }
 
 /// What an install means for the row cache, which holds the joined state of the tables.
