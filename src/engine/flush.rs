@@ -39,6 +39,11 @@ use super::super_version::{Queued, SuperVersion};
 use super::version::{BuiltTable, EditError, TableMeta, VersionEdit, VersionSet};
 use super::vfs::Vfs;
 
+/// How far ahead of the record that is written records are brought near. The next one is found
+/// through two pointers into memory that nobody has looked at since it was written, and a writer
+/// fills the next memtable as long as this one is not flushed.
+const RECORDS_AHEAD: usize = 4;
+
 impl Shared {
     /// Seals the active memtable, unless it is empty; with `queue_ingest` even then, and a place
     /// for an ingest is queued behind it.
@@ -100,6 +105,8 @@ impl Shared {
         memtable.wait_for_writers();
         let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
         self.flush_memtable(&view, memtable, flushed)?;
+        // Its memory goes before files do.
+        drop(view);
         self.log.retire(flushed)?;
         Ok(true)
     }
@@ -309,8 +316,15 @@ impl TableOutput<'_> {
     ) -> Result<TableMeta> {
         let mut cursor = MemtableCursor::new(memtable.clone());
         cursor.seek_to_first()?;
+        let mut ahead = MemtableCursor::new(memtable.clone());
+        ahead.seek_to_first()?;
+        for _ in 0..RECORDS_AHEAD {
+            ahead.next()?;
+        }
         self.write(memtable.epoch(), false, |add| {
             while cursor.valid() {
+                ahead.touch();
+                ahead.next()?;
                 let record = cursor.record();
                 let key = cursor.key();
                 let promote =

@@ -210,6 +210,12 @@ impl MemtableCursor {
     pub fn new(memtable: Arc<Memtable>) -> Self {
         Self { walk: Walk::new(memtable) }
     }
+
+    /// Brings near what the cursor stands on, for another one that comes after it.
+    #[inline]
+    pub fn touch(&self) {
+        self.walk.touch();
+    }
 }
 
 /// What a caller of `key`, `record` or `prefix` promised.
