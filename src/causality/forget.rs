@@ -7,7 +7,7 @@
 //!
 //! That is no step up the lattice, and no bounded row could make it one: it cannot tell a token
 //! that it forgot from one that it never saw. To take both for seen would kill writes that nobody
-//! has replaced; so both are unseen, and [`join`](super::join::join) knows nothing of all this: its
+//! has replaced; so both are unseen, and [`join`] knows nothing of all this: its
 //! laws hold for any rows. What is given up: a replica that has missed the replacing write and the
 //! `tokens_max` tokened writes of the key after it still holds the old version, and that comes back
 //! as a sibling when they are compared. Nothing is ever lost.
