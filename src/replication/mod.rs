@@ -14,6 +14,7 @@
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
+//! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //! | `page` | rows of a range of tokens, a page at a time |
 //!
@@ -34,6 +35,7 @@ mod messages;
 pub mod migration;
 mod page;
 pub mod progress;
+pub mod reason;
 pub mod replica;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ mod deletes;
 mod departures;
 mod directed;
 mod epochs;
+pub mod gate;
 mod histories;
 mod refusals;
 mod scans;
