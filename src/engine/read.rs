@@ -88,8 +88,9 @@ impl Engine {
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<(R, Position)> {
         let view = self.shared.super_version.load();
-        let read = self.shared.read(&view, key, &KeyHash::new(key), Depth::Newest, use_row);
-        read.map(|(answer, end)| (answer, self.shared.unsynced(end)))
+        let (hash, mut end) = (KeyHash::new(key), Position::ZERO);
+        let answer = self.shared.read(&view, key, &hash, Depth::Newest, &mut end, use_row)?;
+        Ok((answer, self.shared.unsynced(end)))
     }
 
     /// [`Engine::peek_newest_with`] for several keys: `use_row` is called once for each, in their
@@ -126,12 +127,11 @@ impl Engine {
         }
         let mut upto = Position::ZERO;
         for (at, (key, hash)) in keys.iter().zip(&hashes).enumerate() {
-            let read = self.shared.read(&view, key.as_ref(), hash, depth, |row| {
+            let read = self.shared.read(&view, key.as_ref(), hash, depth, &mut upto, |row| {
                 use_row(at, Ok(row));
             });
-            match read {
-                Ok(((), end)) => upto = upto.max(end),
-                Err(error) => use_row(at, Err(error)),
+            if let Err(error) = read {
+                use_row(at, Err(error));
             }
         }
         self.shared.unsynced(upto)
@@ -157,8 +157,14 @@ impl Shared {
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R> {
         let view = self.super_version.load();
-        let (answer, end) = self.read(&view, key, &KeyHash::new(key), depth, use_row)?;
+        let mut end = Position::ZERO;
+        let answer = self.read(&view, key, &KeyHash::new(key), depth, &mut end, use_row);
+        if end == Position::ZERO {
+            // Most reads: passed on where it lies, without a look at the log.
+            return answer;
+        }
         drop(view);
+        let answer = answer?;
         self.wait_synced(end)?;
         Ok(answer)
     }
@@ -181,8 +187,8 @@ impl Shared {
         if may_be_told { Position::ZERO } else { end }
     }
 
-    /// Reads `key` as of `view`, and says where the log ended behind the newest write that was
-    /// read in a memtable: [`Shared::unsynced`] tells whether it may be shown.
+    /// Reads `key` as of `view`. Raises `end` to where the log ended behind the newest write that
+    /// was read in a memtable: [`Shared::unsynced`] tells whether it may be shown.
     #[inline]
     pub(super) fn read<R>(
         &self,
@@ -190,8 +196,9 @@ impl Shared {
         key: &[u8],
         hash: &KeyHash,
         depth: Depth,
+        end: &mut Position,
         use_row: impl FnOnce(Option<&[u8]>) -> R,
-    ) -> Result<(R, Position)> {
+    ) -> Result<R> {
         // What is in memory may not be there after a restart, which is the only way on.
         self.log.check()?;
         let mut buffers = JoinBuffers::default();
@@ -204,10 +211,9 @@ impl Shared {
             later = self.super_version.load();
             &later
         };
-        let mut end = Position::ZERO;
         for memtable in memtables.memtables() {
             if let Some(found) = memtable.get(key, hash.hash()) {
-                end = end.max(found.end);
+                *end = (*end).max(found.end);
                 if joiner.push(found.record.kind, found.record.row)? {
                     break;
                 }
@@ -222,9 +228,9 @@ impl Shared {
         if complete
             || (depth == Depth::Newest && newest.as_ref().is_some_and(|newest| wins(&newest.row)))
         {
-            return Ok((use_row(newest.as_ref().map(|joined| &*joined.row)), end));
+            return Ok(use_row(newest.as_ref().map(|joined| &*joined.row)));
         }
-        let answer = self.read_base(view, key, hash, |base| match (&newest, base) {
+        self.read_base(view, key, hash, |base| match (&newest, base) {
             (None, base) => Ok(use_row(base)),
             (Some(newest), None) => Ok(use_row(Some(&newest.row))),
             (Some(newest), Some(base)) => {
@@ -235,8 +241,7 @@ impl Shared {
                 let joined = joiner.finish();
                 Ok(use_row(joined.as_ref().map(|joined| &*joined.row)))
             }
-        })?;
-        Ok((answer, end))
+        })
     }
 
     /// The joined state of the tables, from the cache if it is there.

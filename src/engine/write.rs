@@ -277,15 +277,16 @@ impl Shared {
                 None => view.version.state().safe_points()[write.partition].floor,
             };
             let mut out = Vec::new();
-            // What is left of the row is logged behind what was read.
-            let (taken, _) = self.read(
+            // Nobody is told of it: what is left of the row is logged behind it.
+            let mut seen = Position::ZERO;
+            let taken = self.read(
                 &view,
                 write.key,
                 &KeyHash::from_hash(write.hash),
                 Depth::State,
+                &mut seen,
                 |local| self.operator.strip(row, local, write.guard, floor, &mut out),
-            )?;
-            let taken = taken?;
+            )??;
             if write.judged_under.is_some() {
                 write.is_news = !taken;
                 continue;
@@ -319,17 +320,14 @@ impl Shared {
                 let earlier = made.iter().rev().find(|(at, _)| keys[*at] == write.key);
                 let row = match earlier {
                     Some((_, row)) => make(index, Some(row), write.guard)?,
-                    None => {
-                        let (row, end) = self.read(
-                            &view,
-                            write.key,
-                            &KeyHash::from_hash(write.hash),
-                            Depth::State,
-                            |row| make(index, row, write.guard),
-                        )?;
-                        seen = seen.max(end);
-                        row?
-                    }
+                    None => self.read(
+                        &view,
+                        write.key,
+                        &KeyHash::from_hash(write.hash),
+                        Depth::State,
+                        &mut seen,
+                        |row| make(index, row, write.guard),
+                    )??,
                 };
                 if let Some(row) = row {
                     check_bounds(write.key, &row)?;

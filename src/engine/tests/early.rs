@@ -3,7 +3,9 @@
 //! A disk whose syncs of the log are held back: what is read meanwhile, what waits, and what waits
 //! no longer than it must.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -265,4 +267,64 @@ fn where_writes_do_not_wait_for_syncs_reads_do_not() {
         assert_eq!(peeked, (true, Position::ZERO));
         assert_eq!(slow.gate.arrived(), 0, "nothing was synced");
     }
+}
+
+/// Readers beside writers: at any moment of a power loss all that they have been shown is there.
+#[test]
+fn readers_beside_writers_are_shown_nothing_that_a_power_loss_takes() {
+    assert_eq!(lost_beside_writers(&[]), [""; 0]);
+    assert!(!lost_beside_writers(&[RULE]).is_empty(), "the rule does nothing");
+}
+
+/// What readers were shown and a power loss took.
+fn lost_beside_writers(removed: &[&'static str]) -> Vec<String> {
+    const KEYS: u64 = 4;
+    let slow = Slow::new(Options { compaction_threads: 1, ..tiny() }, removed);
+    // The newest value that was shown of each key, and what a loss at some moments left of all.
+    let shown: Mutex<BTreeMap<u8, u64>> = Mutex::default();
+    let crashes = Mutex::new(Vec::new());
+    let (time, writers) = (AtomicU64::new(1), AtomicU64::new(2));
+    let newest = |row: &[u8]| Row::decode(row).expect("a row").time_max();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let time = time.fetch_add(1, Ordering::Relaxed);
+                    let row = Row::default().write(1, time, true, Some(time as u32)).encode();
+                    let key = [(time % KEYS) as u8];
+                    let position = slow.engine.apply(&[(&key, &row)]).expect("taken");
+                    if time.is_multiple_of(8) {
+                        slow.engine.wait_durable(position).expect("durable");
+                    }
+                }
+                writers.fetch_sub(1, Ordering::Relaxed);
+            });
+            scope.spawn(|| {
+                for n in 0.. {
+                    if writers.load(Ordering::Relaxed) == 0 {
+                        break;
+                    }
+                    let key = (n % KEYS) as u8;
+                    let row = slow.engine.get(&[key]).expect("reads");
+                    let mut shown = shown.lock();
+                    let known = shown.entry(key).or_default();
+                    *known = row.map_or(0, |row| newest(&row)).max(*known);
+                    if n % 16 == 0 && crashes.lock().len() < 40 {
+                        crashes.lock().push((slow.disk.crash_clone(n), shown.clone()));
+                    }
+                }
+            });
+        }
+    });
+    let mut lost = Vec::new();
+    for (disk, shown) in crashes.into_inner() {
+        let engine = open(Arc::new(disk), tiny()).expect("opens");
+        for (key, time) in shown {
+            let found = engine.get(&[key]).expect("reads").map_or(0, |row| newest(&row));
+            if found < time {
+                lost.push(format!("{time} was shown of {key}, {found} is there"));
+            }
+        }
+    }
+    lost
 }
