@@ -19,6 +19,8 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options, Position, Result};
 
 type Rows = BTreeMap<Vec<u8>, Row>;
+/// The rows of one write.
+type Parts = Vec<(Vec<u8>, Row)>;
 
 /// What the client knows at some moment.
 #[derive(Clone, Default)]
@@ -83,16 +85,11 @@ impl History {
     }
 
     /// A write that nobody waits for.
-    fn begin_write(
-        &mut self,
-        keys: &[u8],
-        covers: bool,
-        blind: bool,
-    ) -> Result<(Position, Vec<(Vec<u8>, Row)>)> {
+    fn begin_write(&mut self, keys: &[u8], covers: bool, blind: bool) -> Result<(Position, Parts)> {
         self.time += 1;
         let time = self.time;
         let keys: Vec<Vec<u8>> = keys.iter().map(|n| super::model::key(*n)).collect();
-        let mut rows: Vec<(Vec<u8>, Row)> = Vec::new();
+        let mut rows = Parts::new();
         let value = (!time.is_multiple_of(5)).then_some(time as u32);
         let position = if blind {
             for key in &keys {
@@ -229,8 +226,7 @@ fn moments_of(
     let mut history = History { engine, known: known.clone(), time: 0 };
     run(&mut history).expect("no fault was injected");
     drop(history);
-    let moments = std::mem::take(&mut *moments.lock());
-    moments
+    std::mem::take(&mut *moments.lock())
 }
 
 #[test]
