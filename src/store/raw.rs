@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Store;
 use super::error::{Error, Result};
+use super::read::Early;
 use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
 use super::write::DEAD_TOKENS_MAX;
@@ -67,7 +68,7 @@ impl Store {
         if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
     }
 
-    /// The whole row under a key, with the floor of its partition.
+    /// The whole row under a key, with the floor of its partition. May wait for a sync of the log.
     ///
     /// # Errors
     /// [`Error::UnknownTenantId`]; [`Error::Damaged`], or a source that cannot be read: this
@@ -82,8 +83,9 @@ impl Store {
         Ok(RawRow { row, floor })
     }
 
-    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
-    pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
+    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order, for
+    /// callers that must not block on the log.
+    pub fn peek_raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Early<Vec<Result<RawRow>>> {
         let place = |(tenant, key): &(TenantId, &[u8])| {
             self.limits.check_key(key)?;
             let engine_key = self.catalog.by_id(*tenant)?.engine_key(key);
@@ -95,7 +97,7 @@ impl Store {
         let readable = places.iter().filter_map(|place| place.as_ref().ok());
         let readable: Vec<&[u8]> = readable.map(|(engine_key, _)| &engine_key[..]).collect();
         let mut rows = Vec::with_capacity(readable.len());
-        self.engine.get_each(&readable, |_, row| {
+        let upto = self.engine.peek_each(&readable, |_, row| {
             rows.push(self.watch(row.map(|row| row.map(<[u8]>::to_vec)).map_err(Into::into)));
         });
         let mut rows = rows.into_iter();
@@ -104,7 +106,7 @@ impl Store {
             let row = rows.next().unwrap_or(Err(Error::Closed))?;
             Ok(RawRow { row, floor })
         };
-        places.into_iter().map(&mut raw).collect()
+        Early { found: places.into_iter().map(&mut raw).collect(), upto }
     }
 
     /// The digest of a row under the floor of its partition; 0 for no row.

@@ -16,7 +16,7 @@
 //!    same actor) it gets back the one it gave. So two reads apart, a sibling never disappears
 //!    without having been read.
 //! 4. Success is told only when the log is durable; a duplicate too, for the first attempt may not
-//!    have been acknowledged.
+//!    have been acknowledged. So is a refusal for what the row holds: it tells of earlier writes.
 //!
 //! A delete without a context covers what this node holds; a coordinator has it hold what a quorum
 //! holds before.
@@ -104,7 +104,7 @@ impl Store {
             return results;
         }
         let durable = self.engine.wait_durable(position);
-        settle(results, durable)
+        settle(results, durable.map_err(Error::from))
     }
 
     /// Like [`Store::write_batch`] for callers that must not block on the disk: `done` is called
@@ -113,7 +113,9 @@ impl Store {
     pub fn submit(&self, tenant: &str, batch: Vec<Mutation>, done: Done) {
         let Prepared { results, position, .. } =
             self.apply(tenant, &batch, OnStall::Refuse, Shipped::nothing());
-        self.on_durable(position, move |durable| done(settle(results, durable)));
+        self.on_durable(position, move |durable| {
+            done(settle(results, durable.map_err(Error::from)));
+        });
     }
 
     /// Puts a batch into the log and the memtable. [`Shipped`] says whether anybody wants the rows.
@@ -461,11 +463,13 @@ fn seen_after(row: &Row<'_>, seen: Context, dot: Dot, time: u64) -> Context {
 }
 
 /// The outcomes of a batch once the log has answered.
-pub(super) fn settle(
-    results: Vec<Result<Written>>,
-    durable: engine::Result<()>,
-) -> Vec<Result<Written>> {
+pub(super) fn settle(results: Vec<Result<Written>>, durable: Result<()>) -> Vec<Result<Written>> {
     let Err(error) = durable else { return results };
-    let error = Error::unknown(error);
-    results.into_iter().map(|result| result.and(Err(error.clone()))).collect()
+    let settled = results.into_iter().map(|result| match result {
+        Ok(_) => Err(Error::unknown(error.clone())),
+        // What it tells of may be gone after the next start.
+        Err(refusal) if refusal.tells_of_row() => Err(error.clone()),
+        Err(refusal) => Err(refusal),
+    });
+    settled.collect()
 }

@@ -5,6 +5,7 @@ mod bounds;
 mod close;
 mod crash;
 mod damage;
+mod early;
 mod interleaved;
 mod metamorphic;
 mod model;
