@@ -199,6 +199,12 @@ fn summary(run: &simulation::Run) -> String {
     let after_ms = agreed_us.zip(mended_us).map_or(0, |(agreed, mended)| (agreed - mended) / 1000);
     let mut text =
         format!("{:016x}, {} events, equal after {after_ms} ms", run.hash, run.history.len());
+    if run.outcome.healed > 0 {
+        text += &format!(", {} disks healed", run.outcome.healed);
+    }
+    if run.lost > 0 {
+        text += &format!(", {} keys given up", run.lost);
+    }
     if !run.outcome.dealt.is_empty() {
         text += &format!("{STRUCK}{}", run.outcome.dealt.join(" "));
     }
