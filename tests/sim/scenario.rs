@@ -159,8 +159,9 @@ pub fn all_strikes() -> Vec<Strike> {
     all
 }
 
-/// So many strikes are wanted in the transitions of one kind of a run.
-const STRIKES_PER_KIND: usize = 5;
+/// So many runs of this sort want each strike so often: it depends on timing whether it is dealt.
+const RUNS: u64 = 40;
+const CHANCES: usize = 4;
 
 impl Scenario {
     /// That of the `nth` run of this sort.
@@ -170,10 +171,11 @@ impl Scenario {
         for kind in Kind::ALL.into_iter().filter(|kind| has(nth, *kind)) {
             let all = all_strikes().into_iter();
             let all: Vec<_> = all.filter(|one| one.kind == kind && !one.is_early()).collect();
+            let runs = |end| (0..end).filter(|other| has(*other, kind)).count();
+            let count = (CHANCES * all.len()).div_ceil(runs(RUNS)).min(all.len());
             // Where the run before that had such transitions ended.
-            let before = (0..nth).filter(|other| has(*other, kind)).count();
-            let first = before * STRIKES_PER_KIND;
-            strikes.extend((first..first + STRIKES_PER_KIND).map(|at| all[at % all.len()]));
+            let first = runs(nth) * count;
+            strikes.extend((first..first + count).map(|at| all[at % all.len()]));
             if kind == Kind::Join && nth.is_multiple_of(3) {
                 strikes.push(strike(kind, Role::Gainer, *dice.pick(&FIRST)));
             }
@@ -204,7 +206,7 @@ impl Goal {
     }
 
     /// Whether a disk goes without its rows having been handed over.
-    fn loses(&self) -> bool {
+    pub fn loses(&self) -> bool {
         matches!(self, Self::IsRemoved(_) | Self::IsReplaced(..) | Self::AreLost(_))
     }
 
