@@ -262,8 +262,8 @@ fn has(nth: u64, kind: Kind) -> bool {
     goals(nth, 0, 1).iter().any(|goal| goal.kind() == Some(kind))
 }
 
-/// Whether the `nth` run has tenants of fewer replicas. The only replica is not to be away for long,
-/// unless its loss is accepted.
+/// Whether the `nth` run has tenants of fewer replicas. The only replica is not to be away for
+/// long, unless its loss is accepted.
 fn has_few(dice: &Dice, nth: u64) -> bool {
     let goals = goals(nth, 0, 1);
     let wants = |goal: &Goal| matches!(goal, Goal::Copies(..));
