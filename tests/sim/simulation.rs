@@ -130,9 +130,10 @@ impl Simulation {
             self.changes.map(|nth| Scenario::draw(&Dice::new(self.seed, SCENARIO_DICE), nth));
         let observer = Observer::default();
         let count = if scenario.is_some() { MACHINES } else { self.nodes };
+        let zones = scenario.as_ref().is_some_and(|scenario| scenario.zones);
         let machine = |number| {
             let mut config = small(number, self.nodes, self.sync_mode);
-            if scenario.as_ref().is_some_and(|scenario| scenario.zones) {
+            if zones {
                 config.node.zone = format!("z{}", number % FOUNDERS);
             }
             let partition_bits = PARTITION_BITS[usize::from(scenario.is_some())];
@@ -147,11 +148,8 @@ impl Simulation {
         }
         let progress = Progress::new();
         progress.ask((0..self.nodes).collect());
-        let rots = character.rots
-            && match &scenario {
-                Some(scenario) => scenario.rots,
-                None => self.nodes >= 3,
-            };
+        let rots =
+            character.rots && scenario.as_ref().map_or(self.nodes >= 3, |scenario| scenario.rots);
         let few = scenario.as_ref().map_or(&[][..], |scenario| scenario.tenants);
         let mut plan = character.plan();
         if rots || scenario.as_ref().is_some_and(|scenario| scenario.loses) {
@@ -159,23 +157,11 @@ impl Simulation {
             plan.levels.retain(|level| *level != Level::One);
         }
         self.add_clients(&mut sim, plan, few, &recorder, &progress);
-        let desk = scenario.as_ref().map(|scenario| {
-            let desk = Desk::default();
-            let tasks = scenario.tasks.clone();
-            let dice = Dice::new(self.seed, OPERATOR_DICE);
-            let progress = progress.clone();
-            let operator = Operator { desk: desk.clone(), tasks, progress, dice };
-            add_operator(&mut sim, operator);
-            desk
-        });
-        let operated = desk.is_some();
-        let stage = Stage {
-            nodes: count,
-            clients: self.clients,
-            operated,
-            rots,
-            clock_jump_ms_max: character.clock_jump_ms_max,
-        };
+        let desk =
+            scenario.as_ref().map(|scenario| self.add_operator(&mut sim, scenario, &progress));
+        let clock_jump_ms_max = character.clock_jump_ms_max;
+        let (clients, operated) = (self.clients, desk.is_some());
+        let stage = Stage { nodes: count, clients, operated, rots, clock_jump_ms_max };
         let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
         let strikes = scenario.map(|scenario| scenario.strikes).unwrap_or_default();
         let world = World {
@@ -192,10 +178,16 @@ impl Simulation {
         let driver = Driver::new(world, idle, &character, Arc::clone(&recorder), progress);
         let outcome = driver.run(faults);
         let mut history = recorder.finish().expect("kept in memory");
-        let places: BTreeSet<_> = history.iter().filter_map(place_of).collect();
-        let lost: BTreeSet<_> = places.into_iter().filter(|place| outcome.is_lost(place)).collect();
-        history.retain(|event| place_of(event).is_none_or(|place| !lost.contains(&place)));
-        Run { history, hash: recorder.hash(), lost: lost.len(), outcome }
+        let lost = forgive(&mut history, &outcome);
+        Run { history, hash: recorder.hash(), lost, outcome }
+    }
+
+    fn add_operator(&self, sim: &mut Sim<'_>, scenario: &Scenario, progress: &Progress) -> Desk {
+        let desk = Desk::default();
+        let (tasks, progress) = (scenario.tasks.clone(), progress.clone());
+        let dice = Dice::new(self.seed, OPERATOR_DICE);
+        add_operator(sim, Operator { desk: desk.clone(), tasks, progress, dice });
+        desk
     }
 
     fn add_clients(
@@ -252,6 +244,14 @@ impl Simulation {
             });
         }
     }
+}
+
+/// Holds nothing against the cluster of the keys that were given up; how many they are.
+fn forgive(history: &mut Vec<Event>, outcome: &Outcome) -> usize {
+    let places: BTreeSet<_> = history.iter().filter_map(place_of).collect();
+    let lost: BTreeSet<_> = places.into_iter().filter(|place| outcome.is_lost(place)).collect();
+    history.retain(|event| place_of(event).is_none_or(|place| !lost.contains(&place)));
+    lost.len()
 }
 
 /// The tenant and the key that an event is about.
