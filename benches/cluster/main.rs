@@ -112,10 +112,10 @@ fn measure(runtime: &Runtime, nodes: &Nodes, target: &Arc<Target>, load: Load, t
 /// What the nodes take when nobody asks them anything.
 fn idle(nodes: &Nodes) {
     // What the load has left to do ends first.
-    std::thread::park_timeout(IDLE);
+    std::thread::sleep(IDLE);
     let before = Figures::of(nodes);
     let began = Instant::now();
-    std::thread::park_timeout(IDLE);
+    std::thread::sleep(IDLE);
     let used = Figures::of(nodes).since(&before);
     println!(
         "{{\"nodes\":{},\"workload\":\"idle\",\"cpu_of_a_core_per_node\":{:.4},\
@@ -148,7 +148,7 @@ fn lose_one(runtime: &Runtime, nodes: &mut Nodes, load: Load, arguments: &Argume
     let pending = |nodes: &Nodes| (0..nodes.len()).map(|at| figures::hints(nodes, at)).sum::<f64>();
     while pending(nodes) > 0.0 {
         assert!(began.elapsed() < PATIENCE, "hints are not delivered");
-        std::thread::park_timeout(LOOK);
+        std::thread::sleep(LOOK);
     }
     let delivered = began.elapsed();
     let p99 = |outcome: &load::Outcome| us(&outcome.latency_ns, 0.99);

@@ -66,7 +66,7 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
     let share = fill * 3.0 / 4.0;
     let moving = Moving { runtime, share, floor };
     let steady = Steady::start(runtime, &nodes, value_bytes);
-    std::thread::park_timeout(HEALTHY);
+    std::thread::sleep(HEALTHY);
     let healthy = steady.end(runtime);
     println!("{{\"workload\":\"load alone\",{}}}", told(&healthy));
     moving.there_and_back(&mut nodes, Some(value_bytes));
@@ -159,7 +159,7 @@ fn until(
             return began.elapsed();
         }
         assert!(began.elapsed() < PATIENCE, "it does not end: {shown:#}");
-        std::thread::park_timeout(LOOK);
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -236,10 +236,13 @@ impl Steady {
     fn start(runtime: &Runtime, nodes: &Nodes, value_bytes: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let value = Bytes::from(vec![b'v'; value_bytes]);
+        let first = tokio::time::Instant::now();
         let callers = (0..CALLERS).map(|caller| {
             // The first three stay.
             let client = runtime.block_on(connect(nodes, caller as usize % 3));
-            runtime.spawn(call(client, caller, value.clone(), Arc::clone(&stop)))
+            // Calls are due one after the other, not all callers' at once.
+            let first = first + Duration::from_secs(1) * caller as u32 / OFFERED as u32;
+            runtime.spawn(call(client, caller, first, value.clone(), Arc::clone(&stop)))
         });
         let callers = callers.collect();
         Self { stop, callers }
@@ -261,11 +264,13 @@ impl Steady {
 async fn call(
     mut client: KeyValueClient<Channel>,
     caller: u64,
+    first: tokio::time::Instant,
     value: Bytes,
     stop: Arc<AtomicBool>,
 ) -> load::Outcome {
     let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
-    let mut due = tokio::time::interval(Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32);
+    let period = Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32;
+    let mut due = tokio::time::interval_at(first, period);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut random = Random(caller);
     for n in 0_u64.. {

@@ -12,16 +12,24 @@
 //! A record that stands alone reaches the caller where it lies, in arena, cache or mapped file,
 //! without a copy.
 //!
+//! A write can be read before its log is synced. Where every write is synced
+//! ([`SyncMode::Always`]) nobody is told of it before: whoever read it could miss it after a power
+//! loss. A record in a memtable says how far the log must be durable for it, and the read answers
+//! with that position, or waits for it. What is in tables and cache is durable.
+//!
 //! # Invariants
 //! 1. All sources are taken from one [`SuperVersion`].
 //! 2. A cache entry is used by whoever finds it: it is at least as new as the tables of any
 //!    SuperVersion that a reader can hold, and never newer than what was applied.
 //! 3. The cache is filled only with the join of all tables of one SuperVersion, and only if the
 //!    cache is still in that SuperVersion's epoch; never when a source could not be read.
+//! 4. The position is taken from the records that were read, and compared with the log after that.
 
 use super::cache::Cached;
 use super::error::Result;
 use super::iter::{JoinBuffers, JoinedRow, Joiner};
+use super::options::SyncMode;
+use super::position::Position;
 use super::record::Kind;
 use super::rules::rule;
 use super::sstable::{KeyHash, RowRef};
@@ -30,6 +38,9 @@ use super::{Engine, Shared};
 
 impl Engine {
     /// The state of `key`, `None` if nothing was ever written under it (or it was purged).
+    ///
+    /// It is durable, as far as [`Options::sync_mode`](super::Options::sync_mode) makes writes
+    /// durable before they are acknowledged: a read of what is not synced yet waits for the sync.
     ///
     /// # Errors
     /// A source could not be read: [`Error::Corruption`](super::Error::Corruption) names the block.
@@ -44,8 +55,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::get`].
     pub fn get_with<R>(&self, key: &[u8], use_row: impl FnOnce(Option<&[u8]>) -> R) -> Result<R> {
-        let view = self.shared.super_version.load();
-        self.shared.read(&view, key, &KeyHash::new(key), Depth::State, use_row)
+        self.shared.read_durable(key, Depth::State, use_row)
     }
 
     /// Calls `use_row` with the state of `key` that wins by time
@@ -63,50 +73,68 @@ impl Engine {
         key: &[u8],
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R> {
+        self.shared.read_durable(key, Depth::Newest, use_row)
+    }
+
+    /// [`Engine::get_newest_with`] for callers that must not block: beside the answer it gives the
+    /// position up to which the log must be durable before anybody is told of it, for
+    /// [`Engine::on_durable`]. [`Position::ZERO`]: it is durable now.
+    ///
+    /// # Errors
+    /// As [`Engine::get`].
+    pub fn peek_newest_with<R>(
+        &self,
+        key: &[u8],
+        use_row: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<(R, Position)> {
         let view = self.shared.super_version.load();
-        self.shared.read(&view, key, &KeyHash::new(key), Depth::Newest, use_row)
+        let (hash, mut end) = (KeyHash::new(key), Position::ZERO);
+        let answer = self.shared.read(&view, key, &hash, Depth::Newest, &mut end, use_row)?;
+        Ok((answer, self.shared.unsynced(end)))
     }
 
-    /// [`Engine::get_newest_with`] for several keys: `use_row` is called once for each, in their
+    /// [`Engine::peek_newest_with`] for several keys: `use_row` is called once for each, in their
     /// order, with its place among them. All are read as of one moment's memtables and tables,
-    /// which is no snapshot: a write may come between two of them.
-    pub fn get_newest_each<K: AsRef<[u8]>>(
+    /// which is no snapshot: a write may come between two of them. The position is for all of them.
+    pub fn peek_newest_each<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
         use_row: impl FnMut(usize, Result<Option<&[u8]>>),
-    ) {
-        self.each(keys, Depth::Newest, use_row);
+    ) -> Position {
+        self.peek(keys, Depth::Newest, use_row)
     }
 
-    /// [`Engine::get_with`] for several keys, as [`Engine::get_newest_each`] does it.
-    pub fn get_each<K: AsRef<[u8]>>(
+    /// As [`Engine::peek_newest_each`], with the whole states, as [`Engine::get_with`] gives them.
+    pub fn peek_each<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
         use_row: impl FnMut(usize, Result<Option<&[u8]>>),
-    ) {
-        self.each(keys, Depth::State, use_row);
+    ) -> Position {
+        self.peek(keys, Depth::State, use_row)
     }
 
-    fn each<K: AsRef<[u8]>>(
+    fn peek<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
         depth: Depth,
         mut use_row: impl FnMut(usize, Result<Option<&[u8]>>),
-    ) {
+    ) -> Position {
         let view = self.shared.super_version.load();
         let hashes: Vec<KeyHash> = keys.iter().map(|key| KeyHash::new(key.as_ref())).collect();
         for memtable in view.memtables() {
             // Waits for memory overlap here, where each read would wait for its own.
             hashes.iter().for_each(|hash| memtable.touch(hash.hash()));
         }
+        let mut upto = Position::ZERO;
         for (at, (key, hash)) in keys.iter().zip(&hashes).enumerate() {
-            let read = self.shared.read(&view, key.as_ref(), hash, depth, |row| {
+            let read = self.shared.read(&view, key.as_ref(), hash, depth, &mut upto, |row| {
                 use_row(at, Ok(row));
             });
             if let Err(error) = read {
                 use_row(at, Err(error));
             }
         }
+        self.shared.unsynced(upto)
     }
 }
 
@@ -120,7 +148,47 @@ pub(super) enum Depth {
 }
 
 impl Shared {
-    /// Reads `key` as of `view`.
+    /// Reads `key`, and waits until what was read is durable.
+    #[inline]
+    fn read_durable<R>(
+        &self,
+        key: &[u8],
+        depth: Depth,
+        use_row: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<R> {
+        let view = self.super_version.load();
+        let mut end = Position::ZERO;
+        let answer = self.read(&view, key, &KeyHash::new(key), depth, &mut end, use_row);
+        if end == Position::ZERO {
+            // Most reads: passed on where it lies, without a look at the log.
+            return answer;
+        }
+        drop(view);
+        let answer = answer?;
+        self.wait_synced(end)?;
+        Ok(answer)
+    }
+
+    /// Waits until somebody may be told of what the log had at `end`.
+    #[inline]
+    pub(super) fn wait_synced(&self, end: Position) -> Result<()> {
+        match self.unsynced(end) {
+            Position::ZERO => Ok(()),
+            upto => self.log.sync(upto),
+        }
+    }
+
+    /// `end`, if nobody may be told yet of what the log had there; else [`Position::ZERO`].
+    #[inline]
+    pub(super) fn unsynced(&self, end: Position) -> Position {
+        let may_be_told = end <= self.log.durable_upto()
+            || self.options.sync_mode != SyncMode::Always
+            || !rule!(self, reads_of_what_is_synced);
+        if may_be_told { Position::ZERO } else { end }
+    }
+
+    /// Reads `key` as of `view`. Raises `end` to where the log ended behind the newest write that
+    /// was read in a memtable: [`Shared::unsynced`] tells whether it may be shown.
     #[inline]
     pub(super) fn read<R>(
         &self,
@@ -128,6 +196,7 @@ impl Shared {
         key: &[u8],
         hash: &KeyHash,
         depth: Depth,
+        end: &mut Position,
         use_row: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R> {
         // What is in memory may not be there after a restart, which is the only way on.
@@ -143,10 +212,11 @@ impl Shared {
             &later
         };
         for memtable in memtables.memtables() {
-            if let Some(record) = memtable.get(key, hash.hash())
-                && joiner.push(record.kind, record.row)?
-            {
-                break;
+            if let Some(found) = memtable.get(key, hash.hash()) {
+                *end = (*end).max(found.end);
+                if joiner.push(found.record.kind, found.record.row)? {
+                    break;
+                }
             }
         }
         let complete = joiner.is_complete();

@@ -40,11 +40,11 @@ use super::compaction::{Pacer, PickerOptions};
 use super::error::{Error, Result};
 use super::flush::TableOutput;
 use super::guards::Guards;
-use super::memtable::Memtable;
+use super::memtable::{Logged, Memtable};
 use super::merge::MergeOperator;
 use super::options::{LEVELS, Options};
 use super::position::Position;
-use super::record::Kind;
+use super::record::{Kind, Record};
 use super::rules::rule;
 use super::sstable::KeyHash;
 use super::stats::Counters;
@@ -211,7 +211,9 @@ fn replay(
     let mut memtable = Arc::new(Memtable::new(versions.allocate_epoch(), options.memtable_bytes));
     let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
         let hash = KeyHash::new(key).hash();
-        memtable.insert(key, hash, Kind::Delta, row, operator)?;
+        // It is a table before anybody reads, whatever of this log was synced.
+        let logged = Logged { record: Record { kind: Kind::Delta, row }, end: Position::ZERO };
+        memtable.insert(key, hash, logged, operator)?;
         if memtable.list_bytes() >= options.memtable_bytes {
             let next = Memtable::new(versions.allocate_epoch(), options.memtable_bytes);
             let full = std::mem::replace(&mut memtable, Arc::new(next));

@@ -3,6 +3,9 @@
 //! A scan sees every write that was applied before it started and, for keys ahead of it, perhaps
 //! later ones: each key's state is whole, the set of keys is not a snapshot. The row cache is
 //! neither asked nor filled, or one scan would wash it out.
+//!
+//! What is in memory may not be synced yet: see [`super::read`]. A scan does not wait for each row;
+//! whoever tells of what it has handed out waits once, with [`Engine::wait_scanned`].
 
 use std::sync::Arc;
 
@@ -11,6 +14,7 @@ use super::iter::{Cursor, JoinBuffers, JoinedRow, LevelCursor, MergingCursor, jo
 use super::memtable::MemtableCursor;
 use super::merge::MergeOperator;
 use super::options::LEVELS;
+use super::position::Position;
 use super::record::{Kind, Record};
 use super::sstable::TableIter;
 use super::super_version::SuperVersion;
@@ -23,6 +27,8 @@ pub struct Scan {
     end: Option<Vec<u8>>,
     /// Whether the cursor stands on a key that was handed out already.
     used: bool,
+    /// Where the log ended behind the newest write in what was handed out.
+    end_of_log: Position,
     buffers: JoinBuffers,
     operator: Arc<dyn MergeOperator>,
     /// Keeps the files of the tables; dropped after the cursor.
@@ -92,7 +98,26 @@ impl Cursor for Source {
     }
 }
 
+impl Source {
+    /// Where the log ended behind the newest write in the record it stands on.
+    fn end_of_log(&self) -> Position {
+        match self {
+            Self::Memtable(cursor) => cursor.end(),
+            Self::Table { .. } | Self::Level { .. } => Position::ZERO,
+        }
+    }
+}
+
 impl Engine {
+    /// Waits until everything that `scan` has handed out so far may be told, as a read of a key
+    /// waits.
+    ///
+    /// # Errors
+    /// The log could not be synced: what of it is there after the next start is unknown.
+    pub fn wait_scanned(&self, scan: &Scan) -> Result<()> {
+        self.shared.wait_synced(scan.end_of_log)
+    }
+
     /// Walks the keys from `start`, inclusive, to `end`, exclusive (`None`: to the last key).
     ///
     /// # Errors
@@ -130,6 +155,7 @@ impl Shared {
             cursor,
             end: end.map(<[u8]>::to_vec),
             used: false,
+            end_of_log: Position::ZERO,
             buffers: JoinBuffers::default(),
             operator: self.operator.clone(),
             _view: view,
@@ -155,6 +181,9 @@ impl Scan {
             return Ok(None);
         }
         let joined = join_group(&*self.operator, self.cursor.records(), &mut self.buffers)?;
+        // After the records: one that is replaced meanwhile says more, never less.
+        let ends = self.cursor.standing().map(Source::end_of_log);
+        self.end_of_log = ends.fold(self.end_of_log, Position::max);
         let row = match joined.expect("a group has at least one record").row {
             JoinedRow::Source(row) | JoinedRow::Merged(row) => row,
         };

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! lock stripes(keys)
-//!   update: pin a SuperVersion, read, make the new state
+//!   update: pin a SuperVersion, read, make the new state; nothing new? answer how far the log must
+//!           be durable for what was read to stay
 //!   apply:  at or below the guard of the partition? read, strip or refuse
 //!   judged: at or below the guard? read, and note whether it is news
 //!   lock log { guard changed? start over; judged under another floor? refuse;
@@ -28,12 +29,12 @@
 use std::sync::Arc;
 
 use super::error::{Error, Result};
-use super::memtable::Memtable;
+use super::memtable::{Logged, Memtable};
 use super::options::{KEY_BYTES_MAX, ROW_BYTES_MAX, SyncMode};
 use super::position::Position;
 use super::pressure::OnStall;
 use super::read::Depth;
-use super::record::Kind;
+use super::record::{Kind, Record};
 use super::rules::rule;
 use super::sstable::KeyHash;
 use super::{Engine, Shared};
@@ -113,6 +114,9 @@ impl Engine {
     /// (`join(answer, given) == answer`); `None` leaves the key alone. It may be called again for
     /// the same key, if a fence came between, and only the last answers count. A key that is named
     /// twice sees its own earlier answer.
+    ///
+    /// Where nothing was written the position is the one up to which the log must be durable
+    /// before anybody is told of the states that were read.
     ///
     /// # Errors
     /// As [`Engine::apply`]; an error of `make` is passed on and nothing is written.
@@ -245,7 +249,7 @@ impl Shared {
             let Some((position, memtable, _)) = self.log_and_pick(writes, records, None)? else {
                 continue;
             };
-            self.insert(&memtable, writes, records, Kind::Delta)?;
+            self.insert(&memtable, writes, records, Kind::Delta, position)?;
             return Ok(position);
         }
     }
@@ -273,11 +277,14 @@ impl Shared {
                 None => view.version.state().safe_points()[write.partition].floor,
             };
             let mut out = Vec::new();
+            // Nobody is told of it: what is left of the row is logged behind it.
+            let mut seen = Position::ZERO;
             let taken = self.read(
                 &view,
                 write.key,
                 &KeyHash::from_hash(write.hash),
                 Depth::State,
+                &mut seen,
                 |local| self.operator.strip(row, local, write.guard, floor, &mut out),
             )??;
             if write.judged_under.is_some() {
@@ -307,6 +314,7 @@ impl Shared {
         loop {
             let view = self.super_version.load_full();
             let mut made: Vec<(usize, Vec<u8>)> = Vec::with_capacity(keys.len());
+            let mut seen = Position::ZERO;
             for (index, write) in all.iter_mut().enumerate() {
                 write.guard = self.guards.get(write.partition);
                 let earlier = made.iter().rev().find(|(at, _)| keys[*at] == write.key);
@@ -317,6 +325,7 @@ impl Shared {
                         write.key,
                         &KeyHash::from_hash(write.hash),
                         Depth::State,
+                        &mut seen,
                         |row| make(index, row, write.guard),
                     )??,
                 };
@@ -327,7 +336,7 @@ impl Shared {
             }
             self.hook("update:read");
             if made.is_empty() {
-                return Ok(Position::ZERO);
+                return Ok(self.unsynced(seen));
             }
             let writes: Vec<_> = made.iter().map(|(index, _)| all[*index]).collect();
             let records: Vec<(&[u8], &[u8])> =
@@ -335,7 +344,7 @@ impl Shared {
             let picked = self.log_and_pick(&writes, &records, Some(view.generation))?;
             let Some((position, memtable, full)) = picked else { continue };
             let kind = if full { Kind::Full } else { Kind::Delta };
-            self.insert(&memtable, &writes, &records, kind)?;
+            self.insert(&memtable, &writes, &records, kind, position)?;
             return Ok(position);
         }
     }
@@ -400,11 +409,13 @@ impl Shared {
         writes: &[Write<'_>],
         records: &[(&[u8], &[u8])],
         kind: Kind,
+        end: Position,
     ) -> Result<()> {
         self.hook("write:picked");
         let mut outcome = Ok(());
         for (write, (key, row)) in writes.iter().zip(records) {
-            outcome = memtable.insert(key, write.hash, kind, row, &*self.operator);
+            let logged = Logged { record: Record { kind, row }, end };
+            outcome = memtable.insert(key, write.hash, logged, &*self.operator);
             if outcome.is_err() {
                 break;
             }

@@ -14,6 +14,7 @@
 //! | [`hints`] | rows kept for a node that missed them |
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
+//! | `early` | what was found in memory is told when it is durable |
 //! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //! | `page` | rows of a range of tokens, a page at a time |
@@ -26,6 +27,7 @@ mod convert;
 pub mod coordinator;
 pub mod departure;
 pub mod duties;
+mod early;
 pub mod error;
 pub mod fence;
 pub mod hints;
@@ -45,6 +47,7 @@ pub use coordinator::{
     Coordinator, CoordinatorOptions, KeyRead, ReadOptions, ScannedRow, Seen, Walk, WalkPage, Want,
     WriteOptions,
 };
+pub use early::settled;
 pub use error::{Error, Result};
 pub use fence::{Closed, Fence, LayoutFence, Pass};
 pub use level::Level;

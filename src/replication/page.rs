@@ -31,6 +31,8 @@ use crate::store::{self, EngineKey, RawRow, RowPage, Store, TenantId, TokenRange
 const PAGE_BYTES: usize = 512 << 10;
 /// Bytes of a page at most, before its last row.
 const PAGE_BYTES_MAX: usize = 4 << 20;
+/// Rows by which it is judged whether a page can be packed.
+const SAMPLE_BYTES: usize = 16 << 10;
 /// Unpacked no page is larger: its rows, the last of which may be one of the largest, their keys.
 const UNPACKED_BYTES_MAX: usize = 64 << 20;
 
@@ -90,9 +92,9 @@ pub(super) fn answer(
     store.check_all_undamaged(&[within]).map_err(failed)?;
     page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
     let cursor = page.cursor.clone().unwrap_or_default().into();
+    let sum = (!request.digests).then(|| sum_of(store, &page)).transpose().map_err(failed)?;
     let reply = if request.sum {
-        let sum = sum_of(store, &page).map_err(failed)?;
-        proto::PageReply { cursor, sum: Some(sum), ..Default::default() }
+        proto::PageReply { cursor, ..Default::default() }
     } else if request.digests {
         let keys = page.rows.into_iter().map(|(engine_key, row)| {
             let digest = store.digest(&RawRow { row: Some(row), floor: 0 })?;
@@ -110,7 +112,8 @@ pub(super) fn answer(
         let reply = proto::PageReply { rows, cursor, ..Default::default() };
         if request.packed { pack(reply) } else { reply }
     };
-    Ok(Reply::Page(proto::PageReply { guard: words.guard, floor: words.floor, ..reply }))
+    let (guard, floor) = (words.guard, words.floor);
+    Ok(Reply::Page(proto::PageReply { sum, guard, floor, ..reply }))
 }
 
 /// What the rows of a page add up to, under no floor.
@@ -133,15 +136,28 @@ pub(super) fn add(sum: &mut proto::PageSum, more: &proto::PageSum) {
 }
 
 /// The page with its rows packed, if that is shorter.
-fn pack(page: proto::PageReply) -> proto::PageReply {
-    let rows = proto::PageReply { rows: page.rows, ..Default::default() };
-    let raw = rows.encode_to_vec();
-    let packed = lz4_flex::block::compress_prepend_size(&raw);
-    if packed.len() + packed.len() / 8 < raw.len() {
-        proto::PageReply { packed: packed.into(), cursor: page.cursor, ..Default::default() }
-    } else {
-        proto::PageReply { rows: rows.rows, cursor: page.cursor, ..Default::default() }
+fn pack(mut page: proto::PageReply) -> proto::PageReply {
+    let rows = std::mem::take(&mut page.rows);
+    // Most pages are as their first rows are: rows that nothing shortens are not copied for it.
+    let mut bytes = 0;
+    let sample = rows.iter().take_while(|row| {
+        let is_within = bytes < SAMPLE_BYTES;
+        bytes += row.row.len();
+        is_within
+    });
+    let sample = sample.count();
+    let packed = packed(rows[..sample].to_vec()).and_then(|_| packed(rows.clone()));
+    match packed {
+        Some(packed) => proto::PageReply { packed: packed.into(), ..page },
+        None => proto::PageReply { rows, ..page },
     }
+}
+
+/// Rows as a block, if it is shorter.
+fn packed(rows: Vec<proto::RowState>) -> Option<Vec<u8>> {
+    let raw = proto::PageReply { rows, ..Default::default() }.encode_to_vec();
+    let packed = lz4_flex::block::compress_prepend_size(&raw);
+    (packed.len() + packed.len() / 8 < raw.len()).then_some(packed)
 }
 
 /// The rows of a page, packed or not.

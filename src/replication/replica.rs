@@ -5,7 +5,8 @@
 //! 2. A row is taken only if this node is a member of a set of its partition under that epoch; each
 //!    row has its own outcome.
 //! 3. What was forwarded once is not forwarded again.
-//! 4. Whatever comes in has a bound: items of a request, bytes of a row, bytes of a reply.
+//! 4. Rows and digests are told when what they tell of is durable here: they are counted as held.
+//! 5. Whatever comes in has a bound: items of a request, bytes of a row, bytes of a reply.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,12 @@ use super::coordinator::{Coordinator, Part, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
 use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
-use super::{Layout, Level, page};
+use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
+use crate::engine::Position;
 use crate::proto;
-use crate::store::{self, RowFilter, Store, Tenant, TenantId};
+use crate::store::{self, Early, RowFilter, Store, Tenant, TenantId};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -200,31 +202,58 @@ impl Replica {
         Ok(Reply::WriteRows(proto::WriteRowsReply { results: results.collect() }))
     }
 
-    fn read_rows(&self, layout: &Layout, request: &proto::ReadRows) -> Result<Reply, PeerError> {
-        check_items(request.keys.len())?;
-        let _pass = self.enter(layout.epoch())?;
-        let mut bytes = 0;
-        let mut answers = Vec::with_capacity(request.keys.len());
-        for keys in request.keys.chunks(READ_CHUNK) {
-            self.read_chunk(layout, keys, request.digest_only, &mut bytes, &mut answers);
-        }
+    async fn read_rows(
+        &self,
+        layout: &Layout,
+        request: &proto::ReadRows,
+        deadline: Instant,
+    ) -> Result<Reply, PeerError> {
+        let early = self.peek_rows(layout, request)?;
+        let answers = if early.upto == Position::ZERO {
+            early.found
+        } else {
+            let told = tokio::time::timeout_at(deadline, settled(&self.store, early)).await;
+            told.map_err(|_| refused("NOT_DURABLE", "the rows are not durable in time".to_owned()))?
+                .map_err(|error| refused(error.reason(), error.to_string()))?
+        };
         Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
     }
 
-    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far.
-    fn read_chunk(
+    fn peek_rows(
+        &self,
+        layout: &Layout,
+        request: &proto::ReadRows,
+    ) -> Result<Early<Vec<proto::RowAnswer>>, PeerError> {
+        check_items(request.keys.len())?;
+        let _pass = self.enter(layout.epoch())?;
+        let mut bytes = 0;
+        let mut answers = Early::durable(Vec::with_capacity(request.keys.len()));
+        for keys in request.keys.chunks(READ_CHUNK) {
+            let digest_only = request.digest_only;
+            let upto = self.peek_chunk(layout, keys, digest_only, &mut bytes, &mut answers.found);
+            answers.upto = answers.upto.max(upto);
+        }
+        Ok(answers)
+    }
+
+    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far. How far the
+    /// log must be durable before they are told.
+    fn peek_chunk(
         &self,
         layout: &Layout,
         keys: &[proto::RowKey],
         digest_only: bool,
         bytes: &mut usize,
         answers: &mut Vec<proto::RowAnswer>,
-    ) {
+    ) -> Position {
         let is_full = *bytes >= REPLY_BYTES_MAX;
         let places: Vec<(TenantId, &[u8])> =
             keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
-        let rows = if is_full { Vec::new() } else { self.store.raw_rows(&places) };
-        let mut rows = rows.into_iter();
+        let Early { found, upto } = match is_full {
+            true => Early::durable(Vec::new()),
+            false => self.store.peek_raw_rows(&places),
+        };
+        let mut rows = found.into_iter();
         answers.extend(places.iter().map(|(tenant, key)| {
             let raw = rows.next().unwrap_or(Err(store::Error::Closed));
             if let Some(failure) = self.refusal(layout, *tenant, key) {
@@ -248,6 +277,7 @@ impl Replica {
                 Err(error) => failed(self.failure(error)),
             }
         }));
+        upto
     }
 
     async fn forward_write(
@@ -362,7 +392,7 @@ impl PeerHandler for Replica {
                 let states = request.rows.into_iter().map(|row| row.state.unwrap_or_default());
                 self.write_rows(&layout, states.collect(), Some(floors), deadline).await
             }
-            Request::ReadRows(request) => self.read_rows(&layout, &request),
+            Request::ReadRows(request) => self.read_rows(&layout, &request, deadline).await,
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
             Request::Page(request) => {

@@ -185,6 +185,7 @@ impl Transfer {
         let mut merged = BTreeSet::new();
         // How far each source is; good under this epoch.
         let mut places: BTreeMap<NodeId, Place> = BTreeMap::new();
+        let mut own = None;
         for ToSync { partition, factors, .. } in todo {
             loop {
                 if !merged.contains(&self.node) && self.is_sound(*partition) {
@@ -204,10 +205,10 @@ impl Transfer {
                 };
                 // Of what one source had the next ones have nearly all.
                 let is_first = !sources.of.iter().any(|node| merged.contains(node));
-                let first = if is_first { Place::default() } else { Place::Copied };
+                let first = if is_first { Place::default() } else { Place::Skipped };
                 let place = places.entry(source).or_insert(first);
                 let from = From { layout, source, partition: *partition };
-                match self.merge(&from, place).await {
+                match self.merge(&from, place, &mut own).await {
                     Ok(()) => {
                         merged.insert(source);
                         failures.lock().remove(&source);

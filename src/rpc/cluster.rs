@@ -22,6 +22,7 @@ use crate::replication::coordinator::Coordinator;
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
 use crate::replication::progress::{Figures, Progress, Rate};
+use crate::replication::settled;
 use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
@@ -299,7 +300,11 @@ impl Cluster {
         key: &Bytes,
     ) -> Result<RawRow, String> {
         if node == self.node {
-            return self.store.raw_row(tenant.id, key).map_err(|error| error.to_string());
+            let row = settled(&self.store, self.store.peek_raw_rows(&[(tenant.id, key)]));
+            let row = tokio::time::timeout(EXPLAIN_TIMEOUT, row).await;
+            let rows = row.map_err(|_| "the row is not durable in time".to_owned())?;
+            let row = rows.and_then(|mut rows| rows.pop().unwrap_or(Err(store::Error::Closed)));
+            return row.map_err(|error| error.to_string());
         }
         let keys = vec![proto::RowKey { tenant_id: tenant.id.0, key: key.clone() }];
         let body = Request::ReadRows(proto::ReadRows { keys, digest_only: false });

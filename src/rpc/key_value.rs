@@ -19,10 +19,11 @@ use super::pipeline::{self, Answers};
 use super::scan;
 use super::server::Core;
 use super::status::Problem;
+use crate::engine::Position;
 use crate::proto;
 use crate::proto::key_value_server::KeyValue;
-use crate::replication::{self, KeyRead, Level, ReadOptions, WriteOptions};
-use crate::store::{self, Mutation, Outcome, Written};
+use crate::replication::{self, KeyRead, Level, ReadOptions, WriteOptions, settled};
+use crate::store::{self, Early, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.
 const READ_CHUNK: usize = 64;
@@ -142,7 +143,7 @@ pub(super) async fn read_one(
     request: proto::ReadRequest,
 ) -> Result<proto::ReadResponse, Problem> {
     if let Some(row) = read_here(core, &request) {
-        return row;
+        return answer_early(core, deadline, request.key.len(), row).await;
     }
     let options =
         ReadOptions { level: Level::of(request.consistency), deadline: core.instant(deadline) };
@@ -152,18 +153,40 @@ pub(super) async fn read_one(
     answer_of(core, request.key.len(), row)
 }
 
-/// Reads a row on this thread, where that is all it takes.
+/// Reads a row on this thread, where that is all it takes. It is told when it is durable.
 pub(super) fn read_here(
     core: &Core,
     request: &proto::ReadRequest,
-) -> Option<Result<proto::ReadResponse, Problem>> {
+) -> Option<Early<replication::Result<store::ReadRow>>> {
     let read = key_read(request.key.to_vec(), &request.min_context);
     let level = Level::of(request.consistency);
-    let row = core.cluster.coordinator.read_here(&request.tenant, &read, level)?;
-    Some(answer_of(core, request.key.len(), row))
+    core.cluster.coordinator.read_here(&request.tenant, &read, level)
 }
 
-fn answer_of(
+/// The answer with a row that was read here, once it is durable.
+pub(super) async fn answer_early(
+    core: &Core,
+    deadline: Deadline,
+    key_bytes: usize,
+    row: Early<replication::Result<store::ReadRow>>,
+) -> Result<proto::ReadResponse, Problem> {
+    let row = durable_within(core, deadline, row).await?;
+    answer_of(core, key_bytes, row)
+}
+
+/// What was found here, once it is durable.
+async fn durable_within<T>(core: &Core, deadline: Deadline, early: Early<T>) -> Result<T, Problem> {
+    if early.upto == Position::ZERO {
+        return Ok(early.found);
+    }
+    match deadline.limit(settled(&core.store, early)).await {
+        Some(Ok(found)) => Ok(found),
+        Some(Err(error)) => Err(Problem::of_read(&error)),
+        None => Err(Problem::deadline("what was read is not durable yet")),
+    }
+}
+
+pub(super) fn answer_of(
     core: &Core,
     key_bytes: usize,
     row: replication::Result<store::ReadRow>,
@@ -206,7 +229,7 @@ async fn batch_read(
         let rows = match coordinator.read_batch_here(&request.tenant, &reads[..some], level) {
             Some(rows) => {
                 reads.drain(..some);
-                rows
+                durable_within(core, deadline, rows).await?
             }
             // It takes others: all that is left goes in one message to each.
             None => {

@@ -18,14 +18,17 @@ use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
 use super::deadline::Deadline;
-use super::key_value::{admit, bytes_in, count, lost, read_here, read_one};
+use super::key_value::{
+    admit, answer_early, answer_of, bytes_in, count, lost, read_here, read_one,
+};
 use super::server::Core;
 use super::status::Problem;
+use crate::engine::Position;
 use crate::proto::pipeline_request::Operation;
 use crate::proto::pipeline_response::Result as Answered;
 use crate::proto::{self, PipelineRequest, PipelineResponse};
 use crate::replication::{Level, WriteOptions};
-use crate::store::{Mutation, Outcome, Written};
+use crate::store::{Early, Mutation, Outcome, Written};
 
 /// Writes submitted together at most; never more than a batch may hold.
 const GROUP_MAX: usize = 128;
@@ -191,13 +194,20 @@ fn read_and_answer(
         Ok(row) => Answered::Read(row),
         Err(problem) => Answered::Failure(problem.into()),
     };
-    if let Some(row) = read_here(core, &read) {
-        return answer(answers, tag, to_answer(row), permit);
-    }
+    let early = match read_here(core, &read) {
+        Some(Early { found, upto: Position::ZERO }) => {
+            let row = answer_of(core, read.key.len(), found);
+            return answer(answers, tag, to_answer(row), permit);
+        }
+        early => early,
+    };
     let (core, answers) = (Arc::clone(core), answers.clone());
     let tasks = core.tasks.clone();
     tasks.spawn(async move {
-        let row = read_one(&core, deadline, read).await;
+        let row = match early {
+            Some(early) => answer_early(&core, deadline, read.key.len(), early).await,
+            None => read_one(&core, deadline, read).await,
+        };
         answer(&answers, tag, to_answer(row), permit);
     });
 }

@@ -174,6 +174,14 @@ impl Error {
         }
     }
 
+    /// Whether a write was refused for what earlier writes have left in its row.
+    pub(super) fn tells_of_row(&self) -> bool {
+        matches!(
+            self,
+            Self::IdempotencyConflict | Self::TooManySiblings { .. } | Self::RowTooLarge { .. }
+        )
+    }
+
     /// A name for programs, in `UPPER_SNAKE`; it never changes.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -87,6 +87,7 @@ pub use key::{EngineKey, KeyRange};
 pub use limits::Limits;
 pub use prepared::{Prepared, ShippedRow};
 pub use raw::{FloorDigest, RawRow};
+pub use read::Early;
 pub use remove::Permit;
 pub use replicate::{ForeignRow, Joined};
 pub use row::{ReadRow, Sibling};

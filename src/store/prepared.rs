@@ -9,20 +9,44 @@
 //! 2. [`Store::submit`] is the same way without the copies.
 
 use super::Store;
-use super::error::Result;
+use super::error::{Error, Result};
 use super::tenant::{Tenant, TenantId};
-use super::write::{Mutation, Written};
+use super::write::{Mutation, Written, settle};
 use crate::engine::{self, OnStall, Position};
 
 /// A batch that can be read already and is not acknowledged yet.
 #[derive(Debug)]
 pub struct Prepared {
-    /// One for each mutation. An `Ok` counts only when the batch is durable.
+    /// One for each mutation. An `Ok` counts only when the batch is durable; so does a refusal for
+    /// what its row holds: see [`Prepared::tells_of_rows`].
     pub results: Vec<Result<Written>>,
     /// What other replicas are to join.
     pub rows: Vec<ShippedRow>,
     /// What [`Store::on_durable`] waits for.
     pub position: Position,
+}
+
+impl Prepared {
+    /// Whether it refuses a write for what its row holds, perhaps in memory alone: then nobody may
+    /// be told of the refusal before [`Store::on_durable`] has answered.
+    pub fn tells_of_rows(&self) -> bool {
+        let tells = |result: &Result<_>| result.as_ref().is_err_and(Error::tells_of_row);
+        self.position != Position::ZERO && self.results.iter().any(tells)
+    }
+
+    /// What is left of it once the log has answered.
+    #[must_use]
+    pub fn settled(self, durable: Result<()>) -> Self {
+        match durable {
+            Ok(()) => self,
+            // Nothing of it is sent any more: it is unknown what the log holds of it.
+            Err(error) => Self {
+                results: settle(self.results, Err(error)),
+                rows: Vec::new(),
+                position: self.position,
+            },
+        }
+    }
 }
 
 /// A whole row for other replicas.

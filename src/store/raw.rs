@@ -14,11 +14,13 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Store;
 use super::error::{Error, Result};
+use super::read::Early;
 use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
 use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::{canonical, canonical_until, purgeable_at};
+use crate::causality::forget::forgotten_below;
 use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
@@ -66,7 +68,7 @@ impl Store {
         if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
     }
 
-    /// The whole row under a key, with the floor of its partition.
+    /// The whole row under a key, with the floor of its partition. May wait for a sync of the log.
     ///
     /// # Errors
     /// [`Error::UnknownTenantId`]; [`Error::Damaged`], or a source that cannot be read: this
@@ -81,8 +83,9 @@ impl Store {
         Ok(RawRow { row, floor })
     }
 
-    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order.
-    pub fn raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Vec<Result<RawRow>> {
+    /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order, for
+    /// callers that must not block on the log.
+    pub fn peek_raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Early<Vec<Result<RawRow>>> {
         let place = |(tenant, key): &(TenantId, &[u8])| {
             self.limits.check_key(key)?;
             let engine_key = self.catalog.by_id(*tenant)?.engine_key(key);
@@ -94,7 +97,7 @@ impl Store {
         let readable = places.iter().filter_map(|place| place.as_ref().ok());
         let readable: Vec<&[u8]> = readable.map(|(engine_key, _)| &engine_key[..]).collect();
         let mut rows = Vec::with_capacity(readable.len());
-        self.engine.get_each(&readable, |_, row| {
+        let upto = self.engine.peek_each(&readable, |_, row| {
             rows.push(self.watch(row.map(|row| row.map(<[u8]>::to_vec)).map_err(Into::into)));
         });
         let mut rows = rows.into_iter();
@@ -103,7 +106,7 @@ impl Store {
             let row = rows.next().unwrap_or(Err(Error::Closed))?;
             Ok(RawRow { row, floor })
         };
-        places.into_iter().map(&mut raw).collect()
+        Early { found: places.into_iter().map(&mut raw).collect(), upto }
     }
 
     /// The digest of a row under the floor of its partition; 0 for no row.
@@ -261,28 +264,21 @@ fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
     raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
 }
 
-/// Below this time a row may have forgotten tokens whose versions are gone: it keeps the newest,
-/// and has as many as it may.
-fn forgotten_below(row: &Row<'_>) -> u64 {
-    if row.tokens().len() < DEAD_TOKENS_MAX {
-        return 0;
-    }
-    let is_dead = |token: &&(Token, u64)| row.version_of_token(token.0).is_none();
-    let dead: Vec<u64> = row.tokens().iter().filter(is_dead).map(|token| token.1).collect();
-    if dead.len() < DEAD_TOKENS_MAX { 0 } else { dead.into_iter().min().unwrap_or(0) }
-}
-
 /// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
 /// have been forgotten, and is dead where it is not live.
 fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
     let seen = |dot: &Dot, time: u64| time <= floor || row.is_some_and(|row| row.has_seen(dot));
     let clocks = context.clock_entries().iter();
     let mut clocks = clocks.map(|&(actor, time)| (Dot::Plain { actor, time }, time));
-    let tokens = context.tokens().iter();
+    let mut tokens = context.tokens().iter();
     // A last-write-wins row names no tokens in its contexts.
     let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
-    let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
-    let evicted = |time: u64| row.is_some_and(|row| time < forgotten_below(row));
+    let forgotten = row.and_then(|row| forgotten_below(row, DEAD_TOKENS_MAX));
+    let may_be_forgotten =
+        |token: Token, time: u64| forgotten.is_some_and(|below| (time, token) < below);
     clocks.all(|(dot, time)| seen(&dot, time))
-        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time) || evicted(time)))
+        && (!tokens_count
+            || tokens.all(|&(token, time)| {
+                seen(&Dot::Token(token), time) || may_be_forgotten(token, time)
+            }))
 }

@@ -6,7 +6,8 @@
 //! | all else | by token, then by key | every row passed, other tenants' too, up to a bound |
 //!
 //! A scan is no snapshot: each row is whole, and a row that was there from the first page to the
-//! last is shown once. Rows without a value are passed over.
+//! last is shown once. Rows without a value are passed over. A page is given when all of it is
+//! durable, as for a read of a key: it may wait for a sync of the log.
 //!
 //! What is asked for is a [`RowFilter`]: it goes to every replica that takes part. Where a scan has
 //! come to is an engine key, and the same on every node: so a cursor is good on any of them.
@@ -197,6 +198,7 @@ impl Store {
                 break;
             }
         }
+        self.engine.wait_scanned(&scan)?;
         Ok(page)
     }
 

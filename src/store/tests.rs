@@ -2,6 +2,7 @@
 
 mod damage;
 mod disk;
+mod early;
 mod elsewhere;
 mod faults;
 mod idempotent;

@@ -6,13 +6,15 @@
 //! 1. A visit ends: with the range, or with a bound of rows, bytes or rows passed.
 //! 2. It says where to go on, without naming another tenant's key. Everything before that place was
 //!    visited.
-//! 3. As one replica of several it says nothing of a partition that has lost data, not even that it
+//! 3. What was visited is durable when the visit returns, as for a read of a key.
+//! 4. As one replica of several it says nothing of a partition that has lost data, not even that it
 //!    is empty: it ends before it.
 
 use super::Store;
 use super::error::{Error, Result};
 use super::key::{EngineKey, KeyRange};
 use super::scan::{RowFilter, next_start};
+use crate::engine;
 
 /// Rows that are passed at most, so that a call has a bound where few rows match.
 const ROWS_PASSED_MAX: usize = 50_000;
@@ -72,11 +74,17 @@ impl Store {
         if range.is_empty() {
             return Ok(None);
         }
-        self.watch(self.visit_within(filter, range, bounds, on_damage, visit))
+        let scan = self.engine.scan(&range.start, range.end.as_deref());
+        let mut scan = self.watch(scan.map_err(Into::into))?;
+        let next = self.visit_scanned(&mut scan, filter, range, bounds, on_damage, visit);
+        let next = self.watch(next)?;
+        self.engine.wait_scanned(&scan)?;
+        Ok(next)
     }
 
-    fn visit_within(
+    fn visit_scanned(
         &self,
+        scan: &mut engine::Scan,
         filter: &RowFilter,
         range: &KeyRange,
         bounds: PageBounds,
@@ -87,7 +95,6 @@ impl Store {
             (self.limits.scan_rows(bounds.rows), self.limits.scan_bytes(bounds.bytes));
         let first = self.partition_at(token_at(&range.start));
         let mut floors = Floors { store: self, on_damage, first, next: first, floor: 0 };
-        let mut scan = self.engine.scan(&range.start, range.end.as_deref())?;
         let (mut rows, mut bytes, mut passed) = (0, 0, 0);
         while let Some((engine_key, row)) = scan.next()? {
             let place = EngineKey::decode(engine_key)?;

@@ -111,6 +111,10 @@ fn measure(task: &Task, workload: &Workload) -> Result<Vec<Outcome>> {
         | Kind::HotKey => vec![bench.write(workload, count)?],
         _ => vec![bench.read(workload, count)?],
     };
+    let mut outcomes = outcomes;
+    if let [.., last] = &mut outcomes[..] {
+        bench.rest(last)?;
+    }
     store.close()?;
     Ok(outcomes)
 }
@@ -151,6 +155,25 @@ fn disk_bytes(dir: &Path) -> Result<u64> {
             true => disk_bytes(&entry.path())?,
             false => metadata.blocks() * 512,
         };
+    }
+    Ok(bytes)
+}
+
+/// The same once it has not changed for so long.
+fn disk_bytes_at_rest(dir: &Path, quiet: Duration) -> Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(600);
+    let mut bytes = disk_bytes(dir)?;
+    let mut since = Instant::now();
+    while since.elapsed() < quiet {
+        if Instant::now() > deadline {
+            return Err("the files did not come to rest in ten minutes".into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        // A file that goes while it is looked at is a change.
+        let now = disk_bytes(dir).unwrap_or(0);
+        if now != bytes {
+            (bytes, since) = (now, Instant::now());
+        }
     }
     Ok(bytes)
 }
@@ -199,6 +222,29 @@ impl Bench<'_> {
         Ok(outcome)
     }
 
+    fn used(&self) -> Result<Usage> {
+        let mut usage = Usage::now()?;
+        usage.bytes_written += self.store.mapped_bytes();
+        Ok(usage)
+    }
+
+    /// What the amplifications are after a minute of rest.
+    fn rest(&self, outcome: &mut Outcome) -> Result<()> {
+        let Some(space) = outcome.space_amplification else { return Ok(()) };
+        let before = self.used()?;
+        if !self.store.pass_a_minute() {
+            return Ok(());
+        }
+        // Longer than it takes the engine to look at the clock.
+        let disk_bytes = disk_bytes_at_rest(&self.task.dir, Duration::from_secs(2))?;
+        let written = outcome.bytes_written + self.used()?.since(before).bytes_written;
+        outcome.rested_space_amplification =
+            Some(space * disk_bytes as f64 / outcome.disk_bytes as f64);
+        outcome.rested_write_amplification =
+            outcome.write_amplification.map(|_| written as f64 / outcome.user_bytes as f64);
+        Ok(())
+    }
+
     fn measure_sampled(
         &self,
         name: &str,
@@ -206,28 +252,27 @@ impl Bench<'_> {
         live_rows: Option<&dyn Fn() -> u64>,
         operation: impl Fn(u64, u64) -> Result<u64> + Sync,
     ) -> Result<Outcome> {
-        let now = || {
-            let mut usage = Usage::now()?;
-            usage.bytes_written += self.store.mapped_bytes();
-            Ok::<_, store::Failure>(usage)
-        };
-        let before = now()?;
+        let before = self.used()?;
         let timing = drive(threads, count, operation)?;
-        let usage = now()?.since(before);
+        let usage = self.used()?.since(before);
         let mut outcome = Outcome::new(self.task.engine, name, &timing, usage);
         let mut live_bytes = 0;
         if let Some(live_rows) = live_rows {
             let start = Instant::now();
             self.store.settle()?;
             outcome.settle_s = start.elapsed().as_secs_f64();
-            let rested = now()?.since(before);
+            let rested = self.used()?.since(before);
             outcome.settle_cpu_s = rested.cpu_s - usage.cpu_s;
             outcome.bytes_written = rested.bytes_written;
             outcome.bytes_dirtied = rested.bytes_dirtied;
             outcome.bytes_read = rested.bytes_read;
             live_bytes = live_rows() * self.row_bytes();
         }
-        outcome.disk_bytes = disk_bytes(&self.task.dir)?;
+        outcome.disk_bytes = match live_bytes {
+            0 => disk_bytes(&self.task.dir)?,
+            // Files that nobody needs any more go a little later.
+            _ => disk_bytes_at_rest(&self.task.dir, Duration::from_millis(300))?,
+        };
         if timing.user_bytes > 0 {
             outcome.write_amplification =
                 Some(outcome.bytes_written as f64 / timing.user_bytes as f64);

@@ -52,6 +52,10 @@ pub struct Outcome {
     pub disk_bytes: u64,
     /// `disk_bytes` by the bytes of live keys and values; none where that is not known.
     pub space_amplification: Option<f64>,
+    /// The same after a minute of rest; none for an engine that does nothing in it.
+    pub rested_write_amplification: Option<f64>,
+    /// The same after a minute of rest.
+    pub rested_space_amplification: Option<f64>,
     /// Peak resident memory, mapped files included.
     pub peak_rss_bytes: u64,
     /// Peak anonymous memory.
@@ -87,6 +91,8 @@ impl Outcome {
             write_amplification: None,
             disk_bytes: 0,
             space_amplification: None,
+            rested_write_amplification: None,
+            rested_space_amplification: None,
             peak_rss_bytes: 0,
             peak_anon_bytes: 0,
             note: String::new(),

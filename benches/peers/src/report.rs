@@ -157,14 +157,15 @@ fn details(text: &mut String, groups: &[Group]) -> Result<()> {
         text,
         "CPU is that of all threads, rest included, by operation. Written are the bytes handed to \
          the kernel, rest included, read those that came from the disk; W and S are write \
-         and space amplification. Max is the longest \
+         and space amplification, W+ and S+ the same after a minute of rest, where an engine \
+         does something in it. Max is the longest \
          that one call took. RSS has mapped files in it, anon has not.\n"
     )?;
     writeln!(
         text,
         "| workload | engine | ops/s | p50 us | p99 us | p99.9 us | max ms | CPU us | rest s | \
-         written MiB | read MiB | W | S | RSS MiB | anon MiB |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+         written MiB | read MiB | W | S | W+ | S+ | RSS MiB | anon MiB |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )?;
     for group in groups {
         for (engine, results) in &group.engines {
@@ -190,7 +191,7 @@ fn detail(text: &mut String, group: &Group, engine: EngineName) -> Result<()> {
     writeln!(
         text,
         "| {} | {} | {} ({}..{}) | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} | {:.1} | {:.0} | {:.0} | \
-         {} | {} | {:.0} | {:.0} |",
+         {} | {} | {} | {} | {:.0} | {:.0} |",
         group.name,
         engine.as_str(),
         short(of(&|one| one.ops_per_s)),
@@ -206,6 +207,8 @@ fn detail(text: &mut String, group: &Group, engine: EngineName) -> Result<()> {
         of(&|one| one.bytes_read as f64) / MIB,
         amplification(of(&|one| one.write_amplification.unwrap_or(f64::NAN))),
         amplification(of(&|one| one.space_amplification.unwrap_or(f64::NAN))),
+        amplification(of(&|one| one.rested_write_amplification.unwrap_or(f64::NAN))),
+        amplification(of(&|one| one.rested_space_amplification.unwrap_or(f64::NAN))),
         of(&|one| one.peak_rss_bytes as f64) / MIB,
         of(&|one| one.peak_anon_bytes as f64) / MIB,
     )?;

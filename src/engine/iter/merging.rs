@@ -78,6 +78,12 @@ impl<C: Cursor> MergingCursor<C> {
         self.group.iter().map(|at| self.sources[*at].record())
     }
 
+    /// The sources of [`records`](Self::records), in their order.
+    #[inline]
+    pub fn standing(&self) -> impl Iterator<Item = &C> {
+        self.group.iter().map(|at| &self.sources[*at])
+    }
+
     /// The sources of [`records`](Self::records), as numbers of the list the cursor was made of.
     #[inline]
     pub fn group(&self) -> &[usize] {

@@ -16,12 +16,14 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 4 | length of the row, native endian (never leaves memory) |
+//! | 8 | where the log ended behind the newest write in it, native endian (never leaves memory) |
+//! | 4 | length of the row, native endian |
 //! | 1 | kind |
 //! | n | the row |
 #![expect(unsafe_code, reason = "pointers into the arena and a guard without a pin")]
 
 use std::cmp::Ordering as Order;
+use std::hint::black_box;
 use std::ops::Bound;
 use std::ptr::NonNull;
 use std::slice;
@@ -31,12 +33,16 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use crossbeam_epoch::{Guard, default_collector, unprotected};
 use crossbeam_skiplist::base::{Entry, SkipList};
 
+use super::Logged;
 use super::arena::Arena;
 use crate::engine::key::key_prefix;
+use crate::engine::position::Position;
 use crate::engine::record::{Kind, Record};
 
 /// What a node costs beside its arena bytes: key, value, counters, 1.33 pointers of tower, malloc.
 const NODE_BYTES: usize = 72;
+/// What stands before a row: the module page.
+const HEADER_BYTES: usize = 13;
 
 /// A key in the arena, or, as a probe, anywhere.
 struct ListKey {
@@ -91,24 +97,30 @@ impl Ord for ListKey {
 struct Cell(AtomicPtr<u8>);
 
 impl Cell {
-    fn record(&self) -> Record<'_> {
+    fn logged(&self) -> Logged<'_> {
         let at = self.0.load(Ordering::Acquire);
         // SAFETY: `put` stored the address of a record in the arena, laid out as the module page
         // says and aligned to 8; it is immutable and lives as long as the list.
         unsafe {
-            let len = at.cast::<u32>().read() as usize;
-            let kind = if at.add(4).read() == Kind::Full as u8 { Kind::Full } else { Kind::Delta };
-            Record { kind, row: slice::from_raw_parts(at.add(5), len) }
+            let end = Position::from_u64(at.cast::<u64>().read());
+            let len = at.add(8).cast::<u32>().read() as usize;
+            let kind = if at.add(12).read() == Kind::Full as u8 { Kind::Full } else { Kind::Delta };
+            let row = slice::from_raw_parts(at.add(HEADER_BYTES), len);
+            Logged { record: Record { kind, row }, end }
         }
     }
 }
 
 /// See the module page.
 pub struct List {
-    /// Dropped before the arena it points into.
-    nodes: SkipList<ListKey, Cell>,
+    /// Most of the memory, and given back in no time: dropped before the nodes, which are freed one
+    /// by one while the next memtable fills. Their keys and cells point into it and are not looked
+    /// at by then: neither has anything to drop.
     arena: Arena,
+    nodes: SkipList<ListKey, Cell>,
 }
+
+const _: () = assert!(!std::mem::needs_drop::<ListKey>() && !std::mem::needs_drop::<Cell>());
 
 /// A guard that pins nothing; sound by invariant 1.
 fn no_pin() -> &'static Guard {
@@ -120,25 +132,29 @@ fn no_pin() -> &'static Guard {
 
 impl List {
     pub fn new() -> Self {
-        Self { nodes: SkipList::new(default_collector().clone()), arena: Arena::new() }
+        Self { arena: Arena::new(), nodes: SkipList::new(default_collector().clone()) }
     }
 
     /// The newest record of `key`.
-    pub fn get(&self, key: &[u8]) -> Option<Record<'_>> {
+    pub fn get(&self, key: &[u8]) -> Option<Logged<'_>> {
         let entry = self.nodes.get(&ListKey::new(key), no_pin())?;
-        Some(entry.value().record())
+        Some(entry.value().logged())
     }
 
-    fn store(&self, kind: Kind, row: &[u8]) -> NonNull<u8> {
-        let len = row.len() as u32;
-        self.arena.copy(&[&len.to_ne_bytes(), &[kind as u8], row])
+    fn store(&self, logged: Logged<'_>) -> NonNull<u8> {
+        let Logged { record: Record { kind, row }, end } = logged;
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(&end.to_u64().to_ne_bytes());
+        header[8..12].copy_from_slice(&(row.len() as u32).to_ne_bytes());
+        header[12] = kind as u8;
+        self.arena.copy(&[&header, row])
     }
 
     /// Adds a record under a key that is not in the list, or answers `false` and changes nothing.
     ///
     /// REQUIRES: the caller holds the key's stripe lock (invariant 2).
-    pub fn insert_new(&self, key: &[u8], kind: Kind, row: &[u8]) -> bool {
-        let record = self.store(kind, row);
+    pub fn insert_new(&self, key: &[u8], logged: Logged<'_>) -> bool {
+        let record = self.store(logged);
         let start = self.arena.copy(&[key]);
         let list_key = ListKey { prefix: key_prefix(key), start, len: key.len() as u32 };
         let cell = Cell(AtomicPtr::new(record.as_ptr()));
@@ -155,10 +171,10 @@ impl List {
     ///
     /// # Panics
     /// If the key is not in the list.
-    pub fn replace(&self, key: &[u8], kind: Kind, row: &[u8]) {
+    pub fn replace(&self, key: &[u8], logged: Logged<'_>) {
         let probe = ListKey::new(key);
         let entry = self.nodes.get(&probe, no_pin()).expect("the caller has found the key");
-        let record = self.store(kind, row);
+        let record = self.store(logged);
         entry.value().0.store(record.as_ptr(), Ordering::Release);
     }
 
@@ -222,6 +238,14 @@ impl<O: AsRef<List>> Walk<O> {
         self.at = self.at.take().and_then(|entry| entry.next());
     }
 
+    /// Brings near what [`Walk::key`] and [`Walk::record`] will look at.
+    pub fn touch(&self) {
+        if let Some(entry) = &self.at {
+            // The key lies behind the record: the two ends of what is needed.
+            black_box((entry.value().logged().record.kind, entry.key().bytes().first()));
+        }
+    }
+
     /// The key it stands on.
     pub fn key(&self) -> Option<&[u8]> {
         self.at.as_ref().map(|entry| entry.key().bytes())
@@ -233,7 +257,7 @@ impl<O: AsRef<List>> Walk<O> {
     }
 
     /// The newest record of the key it stands on.
-    pub fn record(&self) -> Option<Record<'_>> {
-        self.at.as_ref().map(|entry| entry.value().record())
+    pub fn logged(&self) -> Option<Logged<'_>> {
+        self.at.as_ref().map(|entry| entry.value().logged())
     }
 }

@@ -11,6 +11,8 @@
 //! 1. The log mutex picks the memtable and takes the writer reference in one step, so a log record
 //!    before the seal position is in this memtable and one after it in a younger.
 //! 2. Once sealed and without writers it never changes.
+//! 3. A record says where the log ended behind the newest write that is joined in it: once the log
+//!    is durable up to there all of the record is.
 
 mod arena;
 mod filter;
@@ -31,6 +33,13 @@ use list::{List, Walk};
 
 /// Bytes a typical entry takes; sizes the filter.
 const ENTRY_BYTES_TYPICAL: usize = 160;
+
+/// A record, and where the log ended behind the newest write in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logged<'a> {
+    pub record: Record<'a>,
+    pub end: Position,
+}
 
 /// See the module page.
 pub struct Memtable {
@@ -92,37 +101,42 @@ impl Memtable {
         &self,
         key: &[u8],
         hash: u64,
-        kind: Kind,
-        row: &[u8],
+        logged: Logged<'_>,
         operator: &dyn MergeOperator,
     ) -> Result<(), MergeError> {
         let known = self.filter.may_contain(hash);
         if !known {
             self.filter.insert(hash);
         }
-        if !known && self.list.insert_new(key, kind, row) {
+        if !known && self.list.insert_new(key, logged) {
             return Ok(());
         }
         let Some(old) = self.list.get(key) else {
             // The filter was wrong.
-            let inserted = self.list.insert_new(key, kind, row);
+            let inserted = self.list.insert_new(key, logged);
             debug_assert!(inserted, "the stripe lock keeps other writers of the key away");
             return Ok(());
         };
+        let Logged { record: Record { kind, row }, end } = logged;
         if kind == Kind::Full {
-            debug_assert_contains(operator, row, old.row);
-            self.list.replace(key, kind, row);
+            debug_assert!(
+                // A row that cannot be read is found where it is.
+                operator.contains(row, old.record.row).unwrap_or(true),
+                "a Full does not contain what it replaces"
+            );
+            self.list.replace(key, logged);
             return Ok(());
         }
-        let mut joined = Vec::with_capacity(old.row.len() + row.len());
-        operator.join(row, old.row, &mut joined)?;
-        self.list.replace(key, kind.over(old.kind), &joined);
+        let mut joined = Vec::with_capacity(old.record.row.len() + row.len());
+        operator.join(row, old.record.row, &mut joined)?;
+        let record = Record { kind: kind.over(old.record.kind), row: &joined };
+        self.list.replace(key, Logged { record, end: end.max(old.end) });
         Ok(())
     }
 
     /// The record of `key`.
     #[inline]
-    pub fn get(&self, key: &[u8], hash: u64) -> Option<Record<'_>> {
+    pub fn get(&self, key: &[u8], hash: u64) -> Option<Logged<'_>> {
         if self.filter.may_contain(hash) { self.list.get(key) } else { None }
     }
 
@@ -196,16 +210,6 @@ impl Memtable {
     }
 }
 
-#[cfg(feature = "invariants")]
-fn debug_assert_contains(operator: &dyn MergeOperator, full: &[u8], older: &[u8]) {
-    let mut joined = Vec::new();
-    let outcome = operator.join(full, older, &mut joined);
-    assert!(outcome.is_err() || joined == full, "a Full does not contain what it replaces");
-}
-
-#[cfg(not(feature = "invariants"))]
-fn debug_assert_contains(_: &dyn MergeOperator, _: &[u8], _: &[u8]) {}
-
 /// A position in a memtable; keeps it alive.
 pub struct MemtableCursor {
     walk: Walk<Memtable>,
@@ -215,6 +219,19 @@ impl MemtableCursor {
     /// Unpositioned.
     pub fn new(memtable: Arc<Memtable>) -> Self {
         Self { walk: Walk::new(memtable) }
+    }
+
+    /// Brings near what the cursor stands on, for another one that comes after it.
+    #[inline]
+    pub fn touch(&self) {
+        self.walk.touch();
+    }
+
+    /// Where the log ended behind the newest write in the record. A writer may have replaced the
+    /// record since [`Cursor::record`] was asked: this then says more, never less.
+    /// REQUIRES: `valid()`.
+    pub fn end(&self) -> Position {
+        self.walk.logged().expect(VALID).end
     }
 }
 
@@ -246,7 +263,7 @@ impl Cursor for MemtableCursor {
     }
 
     fn record(&self) -> Record<'_> {
-        self.walk.record().expect(VALID)
+        self.walk.logged().expect(VALID).record
     }
 
     fn prefix(&self) -> u64 {

@@ -9,41 +9,49 @@ use crate::engine::newest::Newest;
 use crate::engine::sstable::KeyHash;
 
 fn insert(memtable: &Memtable, key: &[u8], kind: Kind, row: &[u8]) {
-    memtable.insert(key, KeyHash::new(key).hash(), kind, row, &Newest).expect("a state of Newest");
+    insert_at(memtable, key, Record { kind, row }, Position::ZERO);
+}
+
+fn insert_at(memtable: &Memtable, key: &[u8], record: Record<'_>, end: Position) {
+    let logged = Logged { record, end };
+    memtable.insert(key, KeyHash::new(key).hash(), logged, &Newest).expect("a state of Newest");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// One record a key, joined in place; Full stays Full; the walk is in key order.
+    /// One record a key, joined in place; Full stays Full; it says how far the log went with its
+    /// newest write; the walk is in key order.
     #[test]
     fn behaves_as_a_map_of_joins(
         writes in proptest::collection::vec(
             (proptest::collection::vec(any::<u8>(), 0..12), 0..9u64, any::<bool>()), 0..200),
     ) {
         let memtable = Arc::new(Memtable::new(1, 4096));
-        let mut model: BTreeMap<Vec<u8>, (Kind, Vec<u8>)> = BTreeMap::new();
-        for (key, time, full) in &writes {
+        let mut model: BTreeMap<Vec<u8>, (Kind, Vec<u8>, Position)> = BTreeMap::new();
+        for (at, (key, time, full)) in writes.iter().enumerate() {
             let row = Newest::value(*time, key);
+            let end = Position::new(1, at as u32);
             let old = model.get(key).cloned();
             // A Full is made from what was read, so it contains it.
             let (kind, row) = match (full, &old) {
-                (true, Some((_, old))) => (Kind::Full, row.max(old.clone())),
+                (true, Some((_, old, _))) => (Kind::Full, row.max(old.clone())),
                 (true, None) => (Kind::Full, row),
                 (false, _) => (Kind::Delta, row),
             };
-            insert(&memtable, key, kind, &row);
-            let kind = old.as_ref().map_or(kind, |(old, _)| kind.over(*old));
-            let row = old.map_or(row.clone(), |(_, old)| old.max(row));
-            model.insert(key.clone(), (kind, row));
+            insert_at(&memtable, key, Record { kind, row: &row }, end);
+            let kind = old.as_ref().map_or(kind, |(old, ..)| kind.over(*old));
+            let row = old.map_or(row.clone(), |(_, old, _)| old.max(row));
+            model.insert(key.clone(), (kind, row, end));
         }
         prop_assert_eq!(memtable.entries(), model.len());
         let mut walk = Walk::new(memtable.clone());
         walk.seek_to_first();
-        for (key, (kind, row)) in &model {
+        for (key, (kind, row, end)) in &model {
             prop_assert_eq!(walk.key(), Some(&key[..]));
-            prop_assert_eq!(walk.record(), Some(Record { kind: *kind, row }));
-            prop_assert_eq!(memtable.get(key, KeyHash::new(key).hash()), walk.record());
+            let record = Record { kind: *kind, row };
+            prop_assert_eq!(walk.logged(), Some(Logged { record, end: *end }));
+            prop_assert_eq!(memtable.get(key, KeyHash::new(key).hash()), walk.logged());
             walk.next();
         }
         prop_assert_eq!(walk.key(), None);
@@ -84,8 +92,9 @@ fn readers_see_whole_records_beside_writers() {
                 let mut walk = Walk::new(memtable.clone());
                 walk.seek_to_first();
                 let mut last: Vec<u8> = Vec::new();
-                while let (Some(key), Some(record)) = (walk.key(), walk.record()) {
+                while let (Some(key), Some(logged)) = (walk.key(), walk.logged()) {
                     assert!(key > &last[..]);
+                    let record = logged.record;
                     let time = u64::from_be_bytes(record.row[..8].try_into().unwrap()) >> 1;
                     assert_eq!(record.row[8..], time.to_be_bytes().repeat(9));
                     last = key.to_vec();
@@ -96,7 +105,7 @@ fn readers_see_whole_records_beside_writers() {
     });
     assert_eq!(memtable.entries(), keys.len());
     for key in &keys {
-        let record = memtable.get(key, KeyHash::new(key).hash()).expect("inserted");
+        let record = memtable.get(key, KeyHash::new(key).hash()).expect("inserted").record;
         assert_eq!(record.row[..8], (2 * 199u64).to_be_bytes());
     }
 }

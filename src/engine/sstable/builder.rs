@@ -3,6 +3,7 @@
 //! It does not name, rename or delete files, nor sync directories: that is the installer's part.
 //! A build that failed or was dropped leaves a file without a footer, which no reader accepts.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,6 +60,8 @@ pub struct TableBuilder {
     /// Bytes not yet written, which belong at `written`.
     buffer: Vec<u8>,
     written: u64,
+    /// The last write, which the system may still be bringing to the disk.
+    on_its_way: Range<u64>,
 
     block: BlockBuilder,
     /// A block before its compression.
@@ -84,6 +87,7 @@ impl TableBuilder {
             options,
             buffer: Vec::with_capacity(WRITE_BYTES + options.block_bytes),
             written: 0,
+            on_its_way: 0..0,
             block: BlockBuilder::default(),
             raw: Vec::new(),
             index: IndexBuilder::default(),
@@ -233,12 +237,20 @@ impl TableBuilder {
         if self.buffer.len() >= WRITE_BYTES { self.write() } else { Ok(()) }
     }
 
+    /// Two writes at most are on their way to the disk. A table is made faster than any disk takes
+    /// it, and a sync of the log that meets tens of megabytes of it in the queue waits for them all.
     fn write(&mut self) -> Result<()> {
-        self.file.write_at(self.written, &self.buffer).map_err(Error::io("write", &self.path))?;
-        self.file.start_writeback(self.written, self.buffer.len() as u64);
-        self.written += self.buffer.len() as u64;
+        let (offset, len) = (self.written, self.buffer.len() as u64);
+        self.file.write_at(offset, &self.buffer).map_err(Error::io("write", &self.path))?;
+        self.file.start_writeback(offset, len);
+        self.written += len;
         self.buffer.clear();
-        Ok(())
+        let before = std::mem::replace(&mut self.on_its_way, offset..self.written);
+        if before.is_empty() {
+            return Ok(());
+        }
+        let (offset, len) = (before.start, before.end - before.start);
+        self.file.wait_writeback(offset, len).map_err(Error::io("write", &self.path))
     }
 }
 

@@ -27,6 +27,9 @@ struct MemFile {
     bytes: Mutex<Vec<u8>>,
     synced: Mutex<bool>,
     fails: bool,
+    writeback: Mutex<Writeback>,
+    /// Writes fail behind the caller's back.
+    loses_writes: bool,
 }
 
 impl File for MemFile {
@@ -58,7 +61,24 @@ impl File for MemFile {
         Ok(())
     }
 
-    fn start_writeback(&self, _: u64, _: u64) {}
+    fn start_writeback(&self, offset: u64, len: u64) {
+        self.writeback.lock().unwrap().on_its_way.push((offset, len));
+    }
+
+    fn wait_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut writeback = self.writeback.lock().unwrap();
+        let bytes = writeback.on_its_way.iter().map(|(_, len)| len).sum();
+        writeback.bytes_max = writeback.bytes_max.max(bytes);
+        writeback.on_its_way.retain(|one| *one != (offset, len));
+        if self.loses_writes { Err(io::Error::other("told to lose it")) } else { Ok(()) }
+    }
+}
+
+/// What was written to a file and not waited for.
+#[derive(Debug, Default)]
+struct Writeback {
+    on_its_way: Vec<(u64, u64)>,
+    bytes_max: u64,
 }
 
 fn builder(file: &Arc<MemFile>, options: TableOptions) -> TableBuilder {
@@ -476,4 +496,27 @@ fn golden_table_v2() {
     let (bytes, _) = build(&model, SMALL);
     assert!(bytes == golden, "the bytes of a table have changed");
     assert_eq!(read_all(&open(golden).unwrap()).unwrap(), model);
+}
+
+/// A sync of the log that meets a whole table in the disk's queue waits for all of it.
+#[test]
+fn a_table_has_two_writes_at_most_on_their_way_to_the_disk() {
+    let add_all = |file: &Arc<MemFile>| {
+        let mut builder = builder(file, TableOptions::default());
+        for number in 0..9_000_u32 {
+            let key = format!("key-{number:06}");
+            builder.add(key.as_bytes(), Kind::Full, &[7; 1_000], info(key.as_bytes()))?;
+        }
+        builder.finish()
+    };
+    let file = Arc::new(MemFile::default());
+    add_all(&file).unwrap();
+    let written = file.len().unwrap();
+    assert!(written > 8 << 20, "{written}");
+    let bytes_max = file.writeback.lock().unwrap().bytes_max;
+    assert!((1 << 20..5 << 19).contains(&bytes_max), "{bytes_max}");
+
+    // The sync at the end need not repeat what the wait has said.
+    let file = Arc::new(MemFile { loses_writes: true, ..MemFile::default() });
+    assert!(matches!(add_all(&file), Err(Error::Io { .. })));
 }

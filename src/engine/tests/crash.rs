@@ -2,8 +2,8 @@
 //!
 //! A history runs on a file system that remembers what was synced. Before every call that may
 //! change the disk the machine "loses power": a clone keeps what was synced and a random part of
-//! the rest. The engine must open on the clone, hold everything that was acknowledged by then, and
-//! nothing that was never issued.
+//! the rest. The engine must open on the clone, hold everything that was acknowledged or read by
+//! then, and nothing that was never issued.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,16 +13,19 @@ use parking_lot::Mutex;
 use super::row::Row;
 use super::{effort, open, tiny};
 use crate::engine::options::SyncMode;
+use crate::engine::rules::open_without;
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options, Result};
+use crate::engine::{Engine, Error, Options, Position, Result};
 
 type Rows = BTreeMap<Vec<u8>, Row>;
+/// The rows of one write.
+type Parts = Vec<(Vec<u8>, Row)>;
 
 /// What the client knows at some moment.
 #[derive(Clone, Default)]
 struct Known {
-    /// Joined rows whose write was acknowledged.
+    /// Joined rows whose write was acknowledged, or that a read has shown.
     acknowledged: Rows,
     /// Joined rows of everything ever handed to the engine.
     issued: Rows,
@@ -34,26 +37,34 @@ fn join(rows: &mut Rows, key: &[u8], row: &Row) {
 }
 
 fn check(vfs: MemVfs, known: &Known, options: &Options, moment: &str) {
+    if let Some(lost) = lost(vfs, known, options, moment) {
+        panic!("{lost}");
+    }
+}
+
+/// What was told and is not there any more, if anything.
+fn lost(vfs: MemVfs, known: &Known, options: &Options, moment: &str) -> Option<String> {
     let engine = open(Arc::new(vfs), options.clone())
         .unwrap_or_else(|error| panic!("{moment}: does not open: {error}"));
     let read = |key: &[u8]| {
         let row = engine.get(key).unwrap_or_else(|error| panic!("{moment}: {error}"));
         row.map_or_else(Row::default, |row| Row::decode(&row).expect("a row"))
     };
+    let mut lost = None;
     for (key, issued) in &known.issued {
         let found = read(key);
         assert!(issued.contains(&found), "{moment}: {key:?} holds {found:?}, never issued");
-        if let Some(acknowledged) = known.acknowledged.get(key) {
-            assert!(
-                found.contains(acknowledged),
-                "{moment}: {key:?} holds {found:?}, but {acknowledged:?} was acknowledged"
-            );
+        if let Some(told) = known.acknowledged.get(key)
+            && !found.contains(told)
+        {
+            lost = Some(format!("{moment}: {key:?} holds {found:?}, but {told:?} was told"));
         }
     }
     // It takes writes again, and they survive an orderly end.
     let position = engine.apply(&[(b"after", &Row::default().write(9, 1, true, Some(1)).encode())]);
     engine.wait_durable(position.expect("takes writes")).expect("durable");
     engine.close().expect("closes");
+    lost
 }
 
 struct History {
@@ -64,10 +75,21 @@ struct History {
 
 impl History {
     fn write(&mut self, keys: &[u8], covers: bool, blind: bool) -> Result<()> {
+        let (position, rows) = self.begin_write(keys, covers, blind)?;
+        self.engine.wait_durable(position)?;
+        let mut known = self.known.lock();
+        for (key, row) in rows {
+            join(&mut known.acknowledged, &key, &row);
+        }
+        Ok(())
+    }
+
+    /// A write that nobody waits for.
+    fn begin_write(&mut self, keys: &[u8], covers: bool, blind: bool) -> Result<(Position, Parts)> {
         self.time += 1;
         let time = self.time;
         let keys: Vec<Vec<u8>> = keys.iter().map(|n| super::model::key(*n)).collect();
-        let mut rows: Vec<(Vec<u8>, Row)> = Vec::new();
+        let mut rows = Parts::new();
         let value = (!time.is_multiple_of(5)).then_some(time as u32);
         let position = if blind {
             for key in &keys {
@@ -90,10 +112,55 @@ impl History {
                 Ok::<_, Error>(Some(row.encode()))
             })?
         };
-        self.engine.wait_durable(position)?;
+        Ok((position, rows))
+    }
+
+    /// Reads a key, or all from it on, in one of the ways there are.
+    fn read(&self, n: u8, way: u64) -> Result<()> {
+        let key = super::model::key(n);
+        let engine = &self.engine;
+        let mut shown: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let copy = |row: Option<&[u8]>| row.map(<[u8]>::to_vec);
+        match way % 4 {
+            0 => shown.extend(engine.get(&key)?.map(|row| (key, row))),
+            1 => shown.extend(engine.get_newest_with(&key, copy)?.map(|row| (key, row))),
+            2 => {
+                let mut scan = engine.scan(&key, None)?;
+                while let Some((key, row)) = scan.next()?
+                    && shown.len() < 4
+                {
+                    shown.push((key.to_vec(), row.to_vec()));
+                }
+                engine.wait_scanned(&scan)?;
+            }
+            _ => {
+                let (row, upto) = engine.peek_newest_with(&key, copy)?;
+                // Who must not wait shows it later, if it is not durable now.
+                shown.extend(row.filter(|_| upto == Position::ZERO).map(|row| (key, row)));
+            }
+        }
         let mut known = self.known.lock();
-        for (key, row) in rows {
-            join(&mut known.acknowledged, &key, &row);
+        for (key, row) in shown {
+            join(&mut known.acknowledged, &key, &Row::decode(&row)?);
+        }
+        Ok(())
+    }
+
+    /// Writes that nobody waits for, and reads of them.
+    fn run_reading(&mut self, steps: u64) -> Result<()> {
+        for i in 0..steps {
+            let n = (i * 7 % 23) as u8;
+            drop(self.begin_write(&[n, (n * 3) % 23], i % 3 == 0, i % 2 == 0)?);
+            self.read((i * 5 % 23) as u8, i / 2)?;
+            if i % 3 != 1 {
+                self.read(n, i)?;
+            }
+            match i % 13 {
+                4 => self.engine.flush()?,
+                7 => drop(self.engine.step()?),
+                11 => self.write(&[n], false, true)?,
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -116,6 +183,29 @@ impl History {
 
 /// Runs a history and checks a crash before every `stride`-th call that may change the disk.
 fn crash_everywhere(options: Options, steps: u64, stride: u64, seed: u64) -> u64 {
+    let moments = moments_of(&options, &[], stride, seed, |history| history.run(steps));
+    let count = moments.len() as u64;
+    for Moment { disk, known, name } in moments {
+        check(disk, &known, &options, &name);
+    }
+    count
+}
+
+/// The machine as a power loss left it, and what was told by then.
+struct Moment {
+    disk: MemVfs,
+    known: Known,
+    name: String,
+}
+
+/// The crashes before every `stride`-th call of a history that may change the disk.
+fn moments_of(
+    options: &Options,
+    removed: &[&'static str],
+    stride: u64,
+    seed: u64,
+    run: impl FnOnce(&mut History) -> Result<()>,
+) -> Vec<Moment> {
     let disk = MemVfs::new();
     let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
     let known = Arc::new(Mutex::new(Known::default()));
@@ -126,21 +216,17 @@ fn crash_everywhere(options: Options, steps: u64, stride: u64, seed: u64) -> u64
             if call.operation.changes_disk() && n % stride == 0 {
                 // Both at the same moment: what is acknowledged later need not be there.
                 let known = known.lock().clone();
-                let moment = format!("power loss before call {n}, {call:?}, seed {seed}");
-                moments.lock().push((disk.crash_clone(seed ^ n), known, moment));
+                let name = format!("power loss before call {n}, {call:?}, seed {seed}");
+                moments.lock().push(Moment { disk: disk.crash_clone(seed ^ n), known, name });
             }
         }
     });
-    let engine = open(vfs, options.clone()).expect("an empty directory opens");
+    let opened = || open(vfs, options.clone()).expect("an empty directory opens");
+    let engine = open_without(removed, opened);
     let mut history = History { engine, known: known.clone(), time: 0 };
-    history.run(steps).expect("no fault was injected");
+    run(&mut history).expect("no fault was injected");
     drop(history);
-    let moments = std::mem::take(&mut *moments.lock());
-    let count = moments.len() as u64;
-    for (disk, known, moment) in moments {
-        check(disk, &known, &options, &moment);
-    }
-    count
+    std::mem::take(&mut *moments.lock())
 }
 
 #[test]
@@ -154,6 +240,24 @@ fn other_remains_of_the_same_crashes() {
     for seed in 2..2 + u64::from(effort(6)) {
         crash_everywhere(tiny(), 60, 3, seed);
     }
+}
+
+/// What a read has shown is there after a power loss at any call, though nobody waits for the
+/// write. Without the rule that a read waits some of it is gone.
+#[test]
+fn what_was_read_survives_power_loss_before_every_call() {
+    let moments =
+        |removed, seed| moments_of(&tiny(), removed, 1, seed, |history| history.run_reading(80));
+    let lost = |moments: Vec<Moment>| {
+        let lost = |Moment { disk, known, name }| lost(disk, &known, &tiny(), &name);
+        moments.into_iter().filter_map(lost).collect::<Vec<_>>()
+    };
+    for seed in 1..1 + u64::from(effort(3)) {
+        let with = moments(&[], seed);
+        assert!(with.len() > 150, "only {} crash points", with.len());
+        assert_eq!(lost(with), [""; 0]);
+    }
+    assert!(!lost(moments(&["reads_of_what_is_synced"], 1)).is_empty());
 }
 
 /// Without a sync nothing is promised, but whatever is there must be whole: the store opens and

@@ -42,7 +42,7 @@ proptest! {
             let mut batch = Vec::new();
             // Twice, and out of order; some keys are in no source.
             let keys: Vec<[u8; 1]> = [7, 0, 5, 3, 1, 2, 4, 0].map(|key| [key]).to_vec();
-            engine.get_newest_each(&keys, |at, row| {
+            engine.peek_newest_each(&keys, |at, row| {
                 batch.push((at, row.expect("reads").map(<[u8]>::to_vec)));
             });
             for (at, key) in keys.iter().enumerate() {

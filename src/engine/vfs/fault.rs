@@ -37,6 +37,7 @@ pub enum Operation {
     Prepare,
     SyncData,
     StartWriteback,
+    WaitWriteback,
 }
 
 impl Operation {
@@ -402,5 +403,10 @@ impl File for FaultFile {
         if self.before(Operation::StartWriteback, offset, len).is_ok() {
             self.inner.start_writeback(offset, len);
         }
+    }
+
+    fn wait_writeback(&self, offset: u64, len: u64) -> Result<()> {
+        self.before(Operation::WaitWriteback, offset, len)?;
+        self.inner.wait_writeback(offset, len)
     }
 }

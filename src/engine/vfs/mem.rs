@@ -433,6 +433,10 @@ impl File for MemFile {
     }
 
     fn start_writeback(&self, _offset: u64, _len: u64) {}
+
+    fn wait_writeback(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Drop for MemFile {

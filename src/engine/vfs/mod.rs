@@ -103,6 +103,13 @@ pub trait File: fmt::Debug + Send + Sync + 'static {
     /// Asks the system to start writing dirty pages of the range back; no promise. Spreads the
     /// cost of the later sync.
     fn start_writeback(&self, offset: u64, len: u64);
+
+    /// Waits until what was asked for with [`File::start_writeback`] is written. It is not durable
+    /// yet: that takes a sync.
+    ///
+    /// # Errors
+    /// A page could not be written. The sync that follows may not say so again.
+    fn wait_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
 }
 
 /// Held while a directory is in use.

@@ -15,6 +15,7 @@ use std::fs::{self, File as StdFile, OpenOptions, TryLockError};
 use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -194,6 +195,21 @@ impl File for OsFile {
         // that are already clean lose their place in the page cache, so callers pass only what they
         // have just written. An error here is one that the later sync reports.
         let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), Advice::DontNeed);
+    }
+
+    #[expect(unsafe_code, reason = "no safe crate at hand has sync_file_range")]
+    fn wait_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (fd, flags) = (self.file.as_raw_fd(), libc::SYNC_FILE_RANGE_WAIT_BEFORE);
+        // SAFETY: it takes numbers only, and the descriptor is open as long as `self`.
+        let done = unsafe { libc::sync_file_range(fd, offset as i64, len as i64, flags) };
+        match done {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                // Of a sandbox that has no such call: the sync waits for all of it.
+                error if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 }
 

@@ -50,6 +50,7 @@ fn files_conform(vfs: &dyn Vfs, root: &Path) {
     file.allocate(10).unwrap();
     assert_eq!(file.len().unwrap(), 10_000, "allocation never shortens");
     file.start_writeback(0, 4096);
+    file.wait_writeback(0, 4096).unwrap();
     file.sync_data().unwrap();
     let other = vfs.open(&path).unwrap();
     other.write_at(9_998, b"zz").unwrap();

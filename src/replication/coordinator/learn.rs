@@ -106,7 +106,9 @@ impl Coordinator {
             None => Ok(false),
         };
         let (is_known, is_all) = (knows(&learnt)?, covers_all(tenant, mutation, level));
-        let is_missing = match self.store.raw_row(tenant.id, &mutation.key) {
+        // The write is logged behind whatever it finds: nobody is told before that is durable.
+        let own = self.store.peek_raw_rows(&[(tenant.id, &mutation.key)]).found.pop();
+        let is_missing = match own.unwrap_or(Err(store::Error::Closed)) {
             Ok(own) => {
                 // Under one floor: what only the higher one forgets is dead.
                 let own = RawRow { floor: learnt.floor, ..own };

@@ -10,6 +10,8 @@
 //!    that came no further than its fence they would not take from each other what it left unequal.
 //! 2. Beside a replica that is slower than nearly all its answers were one more is asked, once.
 //! 3. On a word of a later epoch everything heard counts for nothing, and the read starts over.
+//! 4. A replica's word counts when what it tells of is durable there, this node's own too: a
+//!    quorum that shows a row holds it after all of it has lost power.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,16 +24,23 @@ use super::read_key::{Behind, Group, ReadKey, Step, Word};
 use super::{Coordinator, LaneKind, Layout, Sets, count};
 use crate::cluster::NodeId;
 use crate::cluster::peer::PeerError;
+use crate::engine::Position;
 use crate::proto;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
 use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::replication::level::Level;
 use crate::replication::reason::REPLY_TOO_LARGE;
-use crate::store::{RawRow, ReadRow, Tenant, TenantId};
+use crate::store::{self, Early, RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
+
+/// This node's own failure, as another's would be told.
+fn failure_of(error: &store::Error) -> proto::Failure {
+    let (reason, message) = (error.reason().to_owned(), error.to_string());
+    proto::Failure { reason, message, ..proto::Failure::default() }
+}
 
 /// A key to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -346,18 +355,22 @@ impl Reading<'_> {
         }
     }
 
-    /// This node's own word on keys.
+    /// This node's own word on keys. What is in memory alone is heard later, when it is durable.
     fn read_own(&mut self, indexes: &[usize]) -> Result<(), Stale> {
         let coordinator = self.coordinator;
-        let words = {
+        let Early { found: words, upto } = {
             let _pass = coordinator.fence.enter(self.epoch).map_err(|closed| match closed {
                 Closed::Stale { epoch } => Stale { from: None, epoch },
                 Closed::Behind { .. } => Stale { from: None, epoch: self.epoch + 1 },
             })?;
             let keys = indexes.iter().map(|index| &self.keys[*index].key[..]);
             let keys: Vec<(TenantId, &[u8])> = keys.map(|key| (self.tenant.id, key)).collect();
-            coordinator.store.raw_rows(&keys)
+            coordinator.store.peek_raw_rows(&keys)
         };
+        if upto != Position::ZERO {
+            self.await_own(indexes.to_vec(), words, upto);
+            return Ok(());
+        }
         for (index, word) in indexes.iter().zip(words) {
             let key = &mut self.keys[*index];
             let word = word.and_then(|raw| {
@@ -370,6 +383,37 @@ impl Reading<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Has this node's own word on keys heard when its log is durable up to `upto`.
+    fn await_own(&self, items: Vec<usize>, words: Vec<store::Result<RawRow>>, upto: Position) {
+        let (store, node, told) = (&self.coordinator.store, self.coordinator.node, &self.told);
+        let answer = |word: store::Result<RawRow>| {
+            let word = word.and_then(|raw| Ok((store.digest(&raw)?, raw)));
+            match word {
+                Ok((digest, raw)) => proto::RowAnswer {
+                    row: raw.row.map(Bytes::from),
+                    digest,
+                    floor: raw.floor,
+                    failure: None,
+                },
+                Err(error) => {
+                    let failure = Some(failure_of(&error));
+                    proto::RowAnswer { failure, ..proto::RowAnswer::default() }
+                }
+            }
+        };
+        let answers = words.into_iter().map(answer).collect();
+        let told = told.clone();
+        store.on_durable(upto, move |durable| {
+            let answers = durable.map(|()| Answers::Keys(answers)).map_err(|error| {
+                let error = store::Error::from(error);
+                let (reason, message) = (error.reason().to_owned(), error.to_string());
+                PeerError::Refused { reason, message }
+            });
+            // Gone: the read is over.
+            let _ = told.send(Heard { node, items, answers });
+        });
     }
 
     fn send(&mut self, sending: Sending) {
@@ -428,13 +472,9 @@ impl Reading<'_> {
             let _ = told.send(Heard { node, items, answers });
             return;
         };
-        let joined = Box::new(move |results: Vec<crate::store::Result<()>>| {
-            let result = |result: crate::store::Result<()>| proto::RowResult {
-                failure: result.err().map(|error| proto::Failure {
-                    reason: error.reason().to_owned(),
-                    message: error.to_string(),
-                    ..proto::Failure::default()
-                }),
+        let joined = Box::new(move |results: Vec<store::Result<()>>| {
+            let result = |result: store::Result<()>| proto::RowResult {
+                failure: result.err().map(|error| failure_of(&error)),
             };
             let answers = Ok(Answers::Rows(results.into_iter().map(result).collect()));
             let _ = told.send(Heard { node, items, answers });

@@ -1,4 +1,5 @@
-//! Reads that this node answers by itself, on the caller's task.
+//! Reads that this node answers by itself, on the caller's task. The caller tells of them when
+//! they are durable: see [`settled`](crate::replication::settled).
 //!
 //! 1. It is the whole cluster, or the level is ONE and it is a current replica that has lost
 //!    nothing.
@@ -15,7 +16,7 @@ use super::read::{KeyRead, Others, ReadOptions};
 use super::{Coordinator, Layout, count};
 use crate::replication::error::{Error, Result};
 use crate::replication::level::Level;
-use crate::store::ReadRow;
+use crate::store::{Early, ReadRow};
 
 /// One of so many reads at ONE is checked.
 const CHECK_ONE_OF: u64 = 100;
@@ -32,20 +33,20 @@ impl Coordinator {
         tenant: &str,
         read: &KeyRead,
         level: Level,
-    ) -> Option<Result<ReadRow>> {
+    ) -> Option<Early<Result<ReadRow>>> {
         let layout = self.layout();
         let is_solo = self.is_solo(&layout);
         if !self.is_enough(&layout, is_solo, tenant, std::slice::from_ref(read), level) {
             return None;
         }
         let _pass = self.fence.enter(layout.epoch()).ok()?;
-        let row = self.store.read(tenant, &read.key);
+        let row = self.store.peek(tenant, &read.key);
         if !is_solo {
             // Where the own copy cannot be read another one may do.
-            row.as_ref().ok()?;
+            row.found.as_ref().ok()?;
             self.check_sometimes(tenant, &read.key);
         }
-        Some(row.map_err(Error::from))
+        Some(row.map(|row| row.map_err(Error::from)))
     }
 
     /// As [`Coordinator::read_here`], for all of these keys or none of them: looked up under one
@@ -55,7 +56,7 @@ impl Coordinator {
         tenant: &str,
         reads: &[KeyRead],
         level: Level,
-    ) -> Option<Vec<Result<ReadRow>>> {
+    ) -> Option<Early<Vec<Result<ReadRow>>>> {
         let layout = self.layout();
         let is_solo = self.is_solo(&layout);
         if !self.is_enough(&layout, is_solo, tenant, reads, level) {
@@ -63,12 +64,12 @@ impl Coordinator {
         }
         let _pass = self.fence.enter(layout.epoch()).ok()?;
         let keys: Vec<&[u8]> = reads.iter().map(|read| &read.key[..]).collect();
-        let rows = self.store.read_batch(tenant, &keys);
+        let rows = self.store.peek_batch(tenant, &keys);
         if !is_solo {
-            rows.iter().all(Result::is_ok).then_some(())?;
+            rows.found.iter().all(Result::is_ok).then_some(())?;
             reads.iter().for_each(|read| self.check_sometimes(tenant, &read.key));
         }
-        Some(rows.into_iter().map(|row| row.map_err(Error::from)).collect())
+        Some(rows.map(|rows| rows.into_iter().map(|row| row.map_err(Error::from)).collect()))
     }
 
     /// Whether this node's own word on these keys is all that is asked for.

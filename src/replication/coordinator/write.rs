@@ -23,7 +23,8 @@ use super::{Coordinator, Layout, Level, Sets, count, lacking};
 use crate::cluster::NodeId;
 use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
-use crate::store::{self, Mutation, Tenant, Written};
+use crate::replication::settled;
+use crate::store::{self, Early, Mutation, Prepared, Tenant, Written};
 
 /// How a batch is written.
 #[derive(Clone, Copy, Debug)]
@@ -227,8 +228,31 @@ impl Coordinator {
                 return self.again(tenant, mutations, later, options, done);
             }
         };
+        if prepared.tells_of_rows() {
+            return self.begin_later(layout, tenant, prepared, sets_of.clone(), options, done);
+        }
         let flight = Flight::begin(self, layout, tenant, prepared, sets_of, options, done);
         self.flights.spawn(flight.run());
+    }
+
+    /// Sends a batch on when the own log is durable: it refuses a write for what another one has
+    /// left in memory.
+    fn begin_later(
+        self: &Arc<Self>,
+        layout: &Arc<Layout>,
+        tenant: &Arc<Tenant>,
+        prepared: Prepared,
+        sets_of: SetsOf,
+        options: WriteOptions,
+        done: WriteDone,
+    ) {
+        let (this, layout, tenant) = (Arc::clone(self), Arc::clone(layout), Arc::clone(tenant));
+        self.flights.spawn(async move {
+            let early = Early { found: (), upto: prepared.position };
+            let durable = settled(&this.store, early).await;
+            let prepared = prepared.settled(durable);
+            Flight::begin(&this, &layout, &tenant, prepared, &sets_of, options, done).run().await;
+        });
     }
 
     /// Submits a batch of which nothing was done once the layout is later than `epoch`.

@@ -442,7 +442,7 @@ impl Cluster {
         let read = KeyRead { key: key.into(), min_context };
         let coordinator = &self.nodes[at].coordinator;
         if let Some(row) = coordinator.read_here(tenant, &read, level) {
-            return row;
+            return settled(&self.nodes[at].store, row).await?;
         }
         let options = ReadOptions { level, deadline: Instant::now() + 2 * SECOND };
         coordinator.read(tenant, vec![read], options).await.pop().expect("one row")

@@ -442,10 +442,10 @@ async fn a_cluster_of_one_goes_straight_to_its_store() {
     cluster.put(0, Level::All, put("k", "v")).await.expect("itself");
     let read = KeyRead { key: b"k".to_vec(), min_context: None };
     let row = cluster.nodes[0].coordinator.read_here("default", &read, Level::All);
-    assert_eq!(values(&row.expect("here").expect("readable")), ["v"]);
+    assert_eq!(values(&row.expect("here").found.expect("readable")), ["v"]);
     let reads = ["none", "k", ""].map(|key| KeyRead { key: key.into(), min_context: None });
     let rows = cluster.nodes[0].coordinator.read_batch_here("default", &reads, Level::All);
-    let rows = rows.expect("here");
+    let rows = rows.expect("here").found;
     assert!(rows[2].is_err(), "the empty key has its own error");
     let found = [&rows[0], &rows[1]].map(|row| values(row.as_ref().expect("readable")).len());
     assert_eq!(found, [0, 1]);

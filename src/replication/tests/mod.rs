@@ -5,6 +5,7 @@ mod cluster;
 mod deletes;
 mod departures;
 mod directed;
+mod early;
 mod epochs;
 pub mod gate;
 mod histories;

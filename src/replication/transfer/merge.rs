@@ -1,17 +1,19 @@
 //! A partition of one source: its rows are merged, and then it is seen that they are here.
 //!
 //! ```text
-//! copy       pages of rows, in token order; joined, durable
+//! copy       pages of rows, in token order, each with what it adds up to; joined, durable
 //! fence      what the source takes no more from messages this node takes no more
-//! add up     both sides: rows and a digest of all of them. Equal: it is done
+//! add up     what is here: rows and a digest of all of them. Equal: it is done
 //! compare    else digests by key; the rows that differ are fetched and joined,
 //!            and each of them is read back: it must change nothing to join it again
 //! forget     what is here and dead by the floor of the source: see `dead`
 //! ```
 //!
 //! Of a source after the first nothing is copied: what the first one had is here, so its sum is
-//! most often equal at once. Sums differ where rows were written in between, which is no fault:
-//! the comparison then says of each row by itself that it is here.
+//! most often equal at once, to the sum that was made of this node's rows for the first one. Sums
+//! differ where rows were written in between, which is no fault: the comparison then says of each
+//! row by itself that it is here. A sum of either side may be older than the other's: rows only
+//! grow, so who held as much then does now.
 //!
 //! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
 //!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
@@ -56,24 +58,48 @@ impl From<'_> {
     }
 }
 
+/// What a source said of its rows of a partition.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    sum: proto::PageSum,
+    /// As of its last page.
+    words: Words,
+}
+
+impl Told {
+    fn add(&mut self, page: &proto::PageReply) -> Result<(), PeerError> {
+        page::add(&mut self.sum, &page.sum.ok_or_else(PeerError::unexpected)?);
+        self.words = Words { guard: page.guard, floor: page.floor };
+        Ok(())
+    }
+}
+
 /// How far the rows of a source are copied.
 pub(super) enum Place {
-    /// From here on they are not.
-    Behind(Bytes),
-    /// All are, or need not be.
-    Copied,
+    /// From the cursor on they are not; what it told of those before.
+    Behind(Bytes, Told),
+    /// All are.
+    Copied(Told),
+    /// They need not be.
+    Skipped,
 }
 
 impl Default for Place {
     fn default() -> Self {
-        Self::Behind(Bytes::new())
+        Self::Behind(Bytes::new(), Told::default())
     }
 }
 
 impl Transfer {
-    /// Merges what a source holds of a partition; `place` is where it was left.
-    pub(super) async fn merge(&self, from: &From<'_>, place: &mut Place) -> Result<(), Error> {
-        while let Place::Behind(cursor) = place {
+    /// Merges what a source holds of a partition; `place` is where it was left, `own` what this
+    /// node's rows of the partition added up to, if that is known.
+    pub(super) async fn merge(
+        &self,
+        from: &From<'_>,
+        place: &mut Place,
+        own: &mut Option<proto::PageSum>,
+    ) -> Result<(), Error> {
+        while let Place::Behind(cursor, told) = place {
             self.check_store()?;
             let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
             let mut page = self.ask_page(from, request).await?;
@@ -83,47 +109,63 @@ impl Transfer {
                 let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
                 tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
             });
+            *own = None;
             self.join(from, rows).await?;
+            told.add(&page)?;
             *place = match page.cursor.is_empty() {
-                true => Place::Copied,
-                false => Place::Behind(page.cursor),
+                true => Place::Copied(*told),
+                false => Place::Behind(page.cursor, *told),
             };
         }
-        let (is_equal, floor) = self.adds_up(from).await?;
-        if is_equal {
+        let told = match place {
+            Place::Copied(told) => *told,
+            Place::Behind(..) | Place::Skipped => self.ask_sum(from).await?,
+        };
+        self.fence(from, told.words.guard).await?;
+        let was_equal = *own == Some(told.sum);
+        if was_equal || *own.insert(self.own_sum(from).await?) == told.sum {
             return Ok(());
         }
         self.compare(from).await?;
+        let floor = told.words.floor;
         if self.store.keeps("newcomer_forgets") { self.forget(from, floor).await } else { Ok(()) }
     }
 
-    /// Whether both sides hold the same, and the floor of the source. This node is fenced first.
-    async fn adds_up(&self, from: &From<'_>) -> Result<(bool, u64), Error> {
-        let mut theirs = proto::PageSum::default();
-        let mut words;
+    /// What the rows of a source add up to.
+    async fn ask_sum(&self, from: &From<'_>) -> Result<Told, Error> {
+        let mut told = Told::default();
         let mut cursor = Bytes::new();
         loop {
             let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
             let page = self.ask_page(from, request).await?;
-            page::add(&mut theirs, &page.sum.ok_or_else(PeerError::unexpected)?);
-            words = Words { guard: page.guard, floor: page.floor };
+            told.add(&page)?;
             cursor = page.cursor;
             if cursor.is_empty() {
-                break;
+                return Ok(told);
             }
         }
+    }
+
+    /// Fences this node where the source is.
+    async fn fence(&self, from: &From<'_>, guard: u64) -> Result<(), Error> {
+        let (store, partition) = (Arc::clone(&self.store), from.partition);
+        if !self.store.keeps("newcomer_fenced") || store.guard_of_partition(partition)? >= guard {
+            return Ok(());
+        }
+        let fencing = self.work.run(move || store.fence(&[partition..=partition], guard));
+        fencing.await.map_err(|_| Error::Stopping)??;
+        Ok(())
+    }
+
+    /// What this node's rows add up to, those that it merges from the source.
+    async fn own_sum(&self, from: &From<'_>) -> Result<proto::PageSum, Error> {
         let (store, range) = (Arc::clone(&self.store), from.tokens());
-        let (bytes, partition) = (self.settings.page_bytes as usize, from.partition);
-        let is_fenced = self.store.keeps("newcomer_fenced");
+        let bytes = self.settings.page_bytes as usize;
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
-        let own = self.work.run(move || {
-            if is_fenced && store.guard_of_partition(partition)? < words.guard {
-                store.fence(&[partition..=partition], words.guard)?;
-            }
+        let adding = self.work.run(move || {
             own_sum(&store, range, bytes, &mut page::Merged::new(&layout, source, node))
         });
-        let own = own.await.map_err(|_| Error::Stopping)??;
-        Ok((own == theirs, words.floor))
+        adding.await.map_err(|_| Error::Stopping)?.map_err(Error::from)
     }
 
     /// Sees of each row that a source holds that it is here, and fetches those that are not.

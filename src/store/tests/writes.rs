@@ -248,7 +248,8 @@ fn each_item_of_a_batch_has_its_own_outcome() {
         assert_eq!(node.values(tenant, "b"), ["2"]);
         let both = node.values(tenant, "a");
         assert_eq!(both, if tenant == "lww" { vec!["3"] } else { vec!["1", "3"] });
-        let rows = node.store().read_batch(tenant, &[b"a".to_vec(), Vec::new(), b"c".to_vec()]);
+        let keys = [b"a".to_vec(), Vec::new(), b"c".to_vec()];
+        let Early { found: rows, .. } = node.store().peek_batch(tenant, &keys);
         assert!(rows[0].as_ref().unwrap().found() && rows[1].is_err());
         assert!(!rows[2].as_ref().unwrap().found());
     }

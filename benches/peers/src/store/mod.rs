@@ -115,6 +115,12 @@ pub trait Store: Send + Sync {
     /// Makes the memtables tables and waits until no compaction is left to do.
     fn settle(&self) -> Result<()>;
 
+    /// Lets a minute pass for an engine that does something after a minute of rest: whether it
+    /// does.
+    fn pass_a_minute(&self) -> bool {
+        false
+    }
+
     /// Bytes written so far through mappings of files, which the kernel does not count as written.
     fn mapped_bytes(&self) -> u64 {
         0
