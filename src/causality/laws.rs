@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::codec::{decode, encode, join_bytes};
-use super::dot::Token;
+use super::dot::{Dot, Token};
+use super::forget::{contains, evict_tokens};
 use super::write::{self, NewVersion, Outcome, mint_above};
 use super::{Actor, Context, Mode, Payload, Row};
 
@@ -56,6 +57,10 @@ struct Pending {
 
 struct World {
     mode: Mode,
+    /// Dead tokens that a row keeps, at most.
+    tokens_max: usize,
+    /// Every state that each replica's row was in.
+    states: Vec<Vec<Vec<u8>>>,
     rows: Vec<Vec<u8>>,
     seen: Vec<Seen>,
     clocks: Vec<u64>,
@@ -82,6 +87,8 @@ impl World {
     fn new(mode: Mode) -> Self {
         Self {
             mode,
+            tokens_max: usize::MAX,
+            states: vec![Vec::new(); REPLICAS],
             rows: vec![bytes(&Row::empty(mode)); REPLICAS],
             seen: vec![Seen::new(); REPLICAS],
             clocks: vec![0; REPLICAS],
@@ -123,6 +130,7 @@ impl World {
                             false => self.messages.swap_remove(which),
                         };
                         self.rows[to] = joined(&self.rows[to], &row);
+                        self.states[to].push(self.rows[to].clone());
                         self.seen[to].extend(seen);
                     }
                 }
@@ -151,18 +159,43 @@ impl World {
             token: token.then(|| Token::new(what.write.into())),
         };
         let actor = Actor::new(replica as u64);
-        let Outcome::Written(after) = write::write(&row, &what.context, actor, time, new) else {
+        let Outcome::Written(mut after) = write::write(&row, &what.context, actor, time, new)
+        else {
             return;
         };
         self.clocks[replica] = time;
+        let whole = bytes(&after);
+        assert_eq!(joined(&before, &whole), whole, "join(S, write(S)) == write(S)");
+        let replaces = |token| {
+            row.version_of_token(token).is_some() || what.context.has_seen(&Dot::Token(token))
+        };
+        evict_tokens(&mut after, self.tokens_max, replaces);
         let after = bytes(&after);
-        assert_eq!(joined(&before, &after), after, "join(S, write(S)) == write(S)");
+        self.check_forgetting(replica, &before, &what.context, &after);
         self.seen[replica].extend(&what.seen);
         self.seen[replica].insert(what.write);
         for other in (0..REPLICAS).filter(|&other| other != replica && delivered[other]) {
             self.messages.push((other, after.clone(), self.seen[replica].clone()));
         }
+        self.states[replica].push(after.clone());
         self.rows[replica] = after;
+    }
+
+    /// What holds of a row that has just been written, however much it has forgotten.
+    fn check_forgetting(&self, replica: usize, before: &[u8], context: &Context, after: &[u8]) {
+        let row = decode(after).expect("own bytes");
+        assert_eq!(writes_of(&joined(before, after)), writes_of(after), "nothing comes back");
+        for older in &self.states[replica] {
+            let older = decode(older).expect("own bytes");
+            assert!(contains(&row, &older, self.tokens_max).expect("one mode"), "all its own past");
+        }
+        for other in &self.rows {
+            let joined = joined(other, after);
+            let joined = decode(&joined).expect("own bytes");
+            let mut live = joined.live().iter().map(|(dot, _)| dot);
+            let is_replaced = |dot: &Dot| context.has_seen(dot) && row.version(dot).is_none();
+            assert!(!live.any(is_replaced), "what its client has seen goes wherever it is sent");
+        }
     }
 
     /// The writes of a set that no other write in it had seen.
@@ -248,6 +281,29 @@ proptest! {
         check_lattice(&world.rows);
         for (row, seen) in world.rows.iter().zip(&world.seen) {
             prop_assert_eq!(writes_of(row).len(), usize::from(!seen.is_empty()));
+        }
+    }
+
+    /// Rows that forget tokens early are rows like any others, and forgetting loses no write. What
+    /// it costs is a sibling that was replaced, if its write had a token.
+    #[test]
+    fn forgetting_tokens_loses_no_write_and_breaks_no_law(
+        tokens_max in 1..4usize,
+        lww in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        let mode = if lww { Mode::LastWriteWins } else { Mode::Siblings };
+        let mut world = World { tokens_max, ..World::new(mode) };
+        world.run(steps);
+        check_lattice(&world.rows);
+        if lww {
+            return Ok(());
+        }
+        let tokened: Seen = world.pending.iter().map(|pending| pending.write).collect();
+        for (row, seen) in world.rows.iter().zip(&world.seen) {
+            let (live, maximal) = (writes_of(row), world.maximal(seen));
+            prop_assert!(maximal.iter().all(|write| live.contains(write)));
+            prop_assert!(live.iter().all(|w| maximal.contains(w) || tokened.contains(w)));
         }
     }
 }

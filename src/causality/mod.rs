@@ -13,6 +13,7 @@
 //! | [`join`] | the lattice join, with and without floors |
 //! | [`mod@write`] | one write on top of a row |
 //! | [`floor`] | safe points: what is refused, forgotten, pruned |
+//! | [`forget`] | which tokens a row forgets early, and what it contains all the same |
 //! | [`context`] | what a client has seen, as opaque bytes |
 //! | [`codec`] | the canonical bytes of a row |
 //!
@@ -30,6 +31,7 @@ pub mod codec;
 pub mod context;
 pub mod dot;
 pub mod floor;
+pub mod forget;
 pub mod join;
 pub mod row;
 pub mod version;

@@ -2,8 +2,9 @@
 //! runs the history with the rule, and shows that it does break without.
 
 use super::floor::{Admission, admit, may_purge, prune, strip_expired};
+use super::forget::{contains, evict_tokens, forgotten_below};
 use super::join::{BelowBothFloors, join, join_with_floors};
-use super::write::{self, NewVersion, Outcome, drop_expired, evict_tokens, mint_above};
+use super::write::{self, NewVersion, Outcome, drop_expired, mint_above};
 use super::{Actor, Context, Dot, Mode, Payload, Row, Token, Version, clock};
 
 const A: Actor = Actor::new(1);
@@ -303,10 +304,58 @@ fn eviction_spares_live_tokens() {
         let context = if n == 2 { blind() } else { Context::of(&row) };
         row = put(&row, &context, A, n, tokened("v", n.into()));
     }
-    assert_eq!(evict_tokens(&mut row, 2), 2);
+    assert_eq!(forgotten_below(&row, 5), None);
+    assert_eq!(evict_tokens(&mut row, 2, |_| false), 2);
     let left: Vec<u64> = row.tokens().iter().map(|entry| entry.1).collect();
     assert_eq!(left, [3, 4, 5]);
-    assert_eq!(evict_tokens(&mut row, 2), 0);
+    assert_eq!(evict_tokens(&mut row, 2, |_| false), 0);
+    assert_eq!(forgotten_below(&row, 2), Some((3, Token::new(3))));
+}
+
+/// x is older than all tokens that the row may keep. The write that replaces it keeps the proof:
+/// without it x would come back from the record that the write was made from, and in a replica.
+#[test]
+fn a_write_forgets_nothing_that_it_replaces() {
+    let x = put(&siblings(), &blind(), A, 1, tokened("x", 1));
+    let mut row = x.clone();
+    let mut context = blind();
+    for n in 2..=5u64 {
+        row = put(&row, &context, A, n, tokened("y", n.into()));
+        context = blind().with_write(Dot::Token(Token::new(n.into())), n);
+    }
+    let seen = Context::of(&row);
+    let deleted = put(&row, &seen, A, 6, delete());
+    let evicted = |spared: &dyn Fn(Token) -> bool| {
+        let mut after = deleted.clone();
+        evict_tokens(&mut after, 2, spared);
+        after
+    };
+    let bare = evicted(&|_| false);
+    assert_eq!(values(&join(&row, &bare).expect("one mode")), ["x"], "the reason for the rule");
+    let after = evicted(&|token| seen.has_seen(&Dot::Token(token)));
+    for older in [&row, &x] {
+        assert_eq!(values(&join(older, &after).expect("one mode")), [""; 0]);
+        assert!(contains(&after, older, 2).expect("one mode"));
+    }
+}
+
+/// What a row has forgotten is not held against it, and everything else is.
+#[test]
+fn a_row_contains_what_it_has_not_forgotten() {
+    let mut states = vec![put(&siblings(), &blind(), A, 1, tokened("v", 1))];
+    for n in 2..=9u64 {
+        let last = states.last().expect("a state");
+        let mut row = put(last, &Context::of(last), A, n, tokened("v", n.into()));
+        evict_tokens(&mut row, 2, |_| false);
+        states.push(row);
+    }
+    let last = states.last().expect("a state");
+    assert_ne!(join(last, &states[0]).expect("one mode"), *last, "the reason");
+    assert!(states.iter().all(|older| contains(last, older, 2).expect("one mode")));
+    assert!(!contains(&states[0], &states[1], 2).expect("one mode"), "nothing was forgotten yet");
+    let other = put(&states[0], &blind(), B, 20, value("w"));
+    assert!(!contains(last, &other, 2).expect("one mode"), "a write without a token");
+    assert!(contains(last, &lww(), 2).is_err());
 }
 
 /// A mixed join is an error, not a guess.

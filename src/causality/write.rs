@@ -86,22 +86,3 @@ pub fn write<'a>(
 pub fn drop_expired(row: &mut Row<'_>, now_ms: u64) {
     row.live.retain(|(_, version)| !version.has_expired_at(now_ms));
 }
-
-/// Forgets the oldest tokens without a live version until at most `tokens_max` such are left, and
-/// says how many went. A late retry of a forgotten one may appear as a sibling; nothing is lost.
-pub fn evict_tokens(row: &mut Row<'_>, tokens_max: usize) -> usize {
-    if row.tokens.len() <= tokens_max {
-        return 0;
-    }
-    let mut dead: Vec<(u64, Token)> = row
-        .tokens
-        .iter()
-        .filter(|(token, _)| row.version_of_token(*token).is_none())
-        .map(|&(token, time)| (time, token))
-        .collect();
-    let surplus = dead.len().saturating_sub(tokens_max);
-    dead.sort_unstable();
-    dead.truncate(surplus);
-    row.tokens.retain(|&(token, time)| dead.binary_search(&(time, token)).is_err());
-    surplus
-}

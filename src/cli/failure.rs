@@ -31,6 +31,11 @@ impl Failure {
         Self::with_code(3, message)
     }
 
+    /// Exit code 5: a change of the cluster that cannot be, or is not meant as it was asked for.
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self::with_code(5, format!("{message}; nothing was changed"))
+    }
+
     /// Any exit code.
     pub fn with_code(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -39,9 +44,7 @@ impl Failure {
     /// Of a change of the layout: what became of it is no write's outcome.
     pub fn of_change(error: client::Error) -> Self {
         match error.outcome() {
-            Some(Outcome::NotApplied) => {
-                Self::with_code(5, format!("{error}; nothing was changed"))
-            }
+            Some(Outcome::NotApplied) => Self::refused(error),
             Some(Outcome::Unknown) => {
                 Self::with_code(4, format!("{error}; it is not known whether it was begun"))
             }

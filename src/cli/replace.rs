@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::args::Connect;
 use super::failure::Failure;
 use super::layout::{
-    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, status, wait_until_done,
+    ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status, transition,
+    wait_until_done,
 };
 use crate::client::Client;
 use crate::proto;
@@ -50,7 +51,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return args.connect.print(&text, &json!({ "epoch": done.epoch }));
     }
     let told = status(&client).await?;
-    let old = find(&told, &args.old).ok_or_else(|| unknown(&args.old))?.node_id.clone();
+    let old = member(&told, &args.old)?.node_id.clone();
     let is_member = find(&told, &args.new).is_some_and(|node| node.node_id != old);
     if is_member {
         wait_for(&client, &args, |told| stands(told, &args.new)).await?;
@@ -65,18 +66,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     wait_until_done(&client, &args.connect, 0, &Goal::default()).await
 }
 
-fn unknown(text: &str) -> Failure {
-    Failure::with_code(5, format!("{text:?} is the name or id of no member; nothing was changed"))
-}
-
 /// Whether the new node owns its share; what it is instead.
 fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failure> {
+    let is_joint = transition(told).phase() == proto::TransitionPhase::Joint;
     match find(told, new).map(|node| node.state.as_str()) {
         Some("normal") => Ok(true),
         Some("leaving" | "left" | "removing" | "removed") => {
-            Err(Failure::error(format!("{new:?} is on its way out itself")))
+            Err(Failure::refused(format!("{new:?} is on its way out itself")))
         }
-        Some("joining") if !is_joint(told) => Err(kept_out(new)),
+        Some("joining") if !is_joint => Err(kept_out(new)),
         _ => Ok(false),
     }
 }
@@ -84,25 +82,21 @@ fn stands(told: &proto::ClusterStatusResponse, new: &str) -> Result<bool, Failur
 /// Whether the old node was taken out.
 fn is_gone(told: &proto::ClusterStatusResponse, old: &str, new: &str) -> Result<bool, Failure> {
     let node = told.nodes.iter().find(|node| node.node_id == old);
-    let state = told.layout.clone().unwrap_or_default().state.unwrap_or_default();
+    let state = transition(told);
+    let is_joint = state.phase() == proto::TransitionPhase::Joint;
     let comes = find(told, new).filter(|node| node.node_id != old);
     match node.map_or("removed", |node| &node.state[..]) {
         "removed" => Ok(true),
-        "normal" if comes.is_some_and(|node| node.state == "joining") && !is_joint(told) => {
+        "normal" if comes.is_some_and(|node| node.state == "joining") && !is_joint => {
             Err(kept_out(new))
         }
-        "normal" if !is_joint(told) && !state.replacements.contains_key(old) => {
+        "normal" if !is_joint && !state.replacements.contains_key(old) => {
             let message =
                 format!("{new:?} shall not come in any more: the replacement was cancelled");
             Err(Failure::with_code(ABORTED, message))
         }
         _ => Ok(false),
     }
-}
-
-fn is_joint(told: &proto::ClusterStatusResponse) -> bool {
-    let state = told.layout.as_ref().and_then(|layout| layout.state.as_ref());
-    state.is_some_and(|state| state.phase() == proto::TransitionPhase::Joint)
 }
 
 /// Who owns nothing, and does not come in, had its coming in aborted.

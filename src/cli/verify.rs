@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::args::{Connect, Output, duration};
 use super::failure::Failure;
@@ -41,7 +42,8 @@ enum Verb {
     /// Let clients write, read and delete for a while, and check what they saw
     ///
     /// All keys begin with a prefix of the run's own and are deleted in the end. Every endpoint is
-    /// asked what it holds when the clients are done.
+    /// asked what it holds when the clients are done. Ctrl-C ends their work early; what they saw
+    /// is checked.
     Run(RunArgs),
     /// Check a recorded history
     Check {
@@ -131,11 +133,22 @@ async fn record(args: RunArgs) -> Result<Vec<Event>, Failure> {
         workers.push(Worker::new(number, plan, targets, recorder, seed));
     }
     let end = Instant::now() + args.duration;
-    let work = |mut worker: Worker| async move {
-        while Instant::now() < end {
-            worker.step().await;
+    let interrupted = CancellationToken::new();
+    let heard = interrupted.clone();
+    tokio::spawn(async move {
+        // Where it cannot be heard the system ends the program.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            heard.cancel();
         }
-        worker
+    });
+    let work = |mut worker: Worker| {
+        let interrupted = interrupted.clone();
+        async move {
+            while Instant::now() < end && !interrupted.is_cancelled() {
+                worker.step().await;
+            }
+            worker
+        }
     };
     let tasks: Vec<_> = workers.into_iter().map(|worker| tokio::spawn(work(worker))).collect();
     let mut first = None;

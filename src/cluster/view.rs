@@ -127,12 +127,12 @@ pub struct Facts {
     pub epoch: u64,
     /// The pressure of its store, 0 to 1.
     pub load: f64,
-    /// Bytes of its tables.
+    /// Bytes of its rows, about.
     pub load_bytes: u64,
     /// The used share of its disk, 0 to 1.
     pub disk: f64,
-    /// Bytes of its disk that are free.
-    pub disk_free: u64,
+    /// Bytes of its disk that values may still take, if it has looked.
+    pub disk_room: Option<u64>,
     /// How far it is with rows that move between owners, in the words of who moves them.
     pub moving: String,
     /// Hints it keeps for others.

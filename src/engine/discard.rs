@@ -15,7 +15,7 @@
 use std::cell::RefCell;
 
 use super::error::{Error, Result};
-use super::flush::CacheChange;
+use super::flush::{CacheChange, Unnamed};
 use super::remove::{CHECK_BYTES, Permit};
 use super::scrub::quarantined;
 use super::version::{Quarantined, TableMeta, TableRef, VersionEdit};
@@ -63,9 +63,11 @@ impl Shared {
         let table = reserved.table();
         let meta = &table.meta;
         let (kept, bad) = self.without_bad_blocks(table)?;
+        let mut unnamed = Unnamed::new(self);
+        kept.iter().for_each(|table| unnamed.add(table));
         let edit = VersionEdit {
             removed: vec![(meta.level, meta.number)],
-            added: kept.iter().cloned().collect(),
+            added: kept.into_iter().collect(),
             ..VersionEdit::default()
         };
         let is_known = |range: &Quarantined| ranges.contains(&range);
@@ -74,14 +76,11 @@ impl Shared {
             && permit(&mut || {
                 let Some(edit) = edit.take() else { return Ok(()) };
                 let (first, last) = (&meta.smallest, &meta.largest);
+                unnamed.keep();
                 self.install(edit, CacheChange::Ingested { first, last }, |_| {})
             })?;
         if installed {
             return Ok(ranges.len() as u64);
-        }
-        if let Some(kept) = kept {
-            // If this fails, the next open does it.
-            let _ = self.vfs.remove(&self.versions.table_path(kept.number));
         }
         self.quarantine(table, bad)?;
         Ok(0)

@@ -39,6 +39,11 @@ use super::super_version::{Queued, SuperVersion};
 use super::version::{BuiltTable, EditError, TableMeta, VersionEdit, VersionSet};
 use super::vfs::Vfs;
 
+/// How far ahead of the record that is written records are brought near. The next one is found
+/// through two pointers into memory that nobody has looked at since it was written, and a writer
+/// fills the next memtable as long as this one is not flushed.
+const RECORDS_AHEAD: usize = 4;
+
 impl Shared {
     /// Seals the active memtable, unless it is empty; with `queue_ingest` even then, and a place
     /// for an ingest is queued behind it.
@@ -100,6 +105,8 @@ impl Shared {
         memtable.wait_for_writers();
         let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
         self.flush_memtable(&view, memtable, flushed)?;
+        // Its memory goes before files do.
+        drop(view);
         self.log.retire(flushed)?;
         Ok(true)
     }
@@ -159,10 +166,7 @@ impl Shared {
                 self.poison(&error.to_string());
             }
             if matches!(error, Error::Poisoned { .. } | Error::Edit(_)) {
-                for number in made {
-                    // If this fails, the next open does it.
-                    let _ = self.vfs.remove(&self.versions.table_path(number));
-                }
+                self.remove_unnamed(&made);
             }
         })?;
         let epoch = match cache {
@@ -193,6 +197,14 @@ impl Shared {
         }
         self.background.progress();
         Ok(())
+    }
+
+    /// Removes the files of tables that the manifest does not name.
+    pub(super) fn remove_unnamed(&self, numbers: &[u64]) {
+        for number in numbers {
+            // If this fails, the next open does it.
+            let _ = self.vfs.remove(&self.versions.table_path(*number));
+        }
     }
 
     fn cached_negative(&self, key: &[u8]) -> bool {
@@ -238,6 +250,34 @@ fn made_by(edit: &VersionEdit) -> Vec<u64> {
     added.filter(|number| !is_moved(*number)).collect()
 }
 
+/// New tables that the manifest does not name yet: their files go with this.
+pub(super) struct Unnamed<'s> {
+    shared: &'s Shared,
+    numbers: Vec<u64>,
+}
+
+impl<'s> Unnamed<'s> {
+    pub fn new(shared: &'s Shared) -> Self {
+        Self { shared, numbers: Vec::new() }
+    }
+
+    pub fn add(&mut self, table: &TableMeta) {
+        self.numbers.push(table.number);
+    }
+
+    /// An edit that names them is about to be installed. Who fails there may have written it, and
+    /// [`Shared::install`] knows.
+    pub fn keep(&mut self) {
+        self.numbers.clear();
+    }
+}
+
+impl Drop for Unnamed<'_> {
+    fn drop(&mut self) {
+        self.shared.remove_unnamed(&self.numbers);
+    }
+}
+
 /// What an install means for the row cache, which holds the joined state of the tables.
 pub(super) enum CacheChange<'a> {
     /// The tables say the same as before.
@@ -276,8 +316,15 @@ impl TableOutput<'_> {
     ) -> Result<TableMeta> {
         let mut cursor = MemtableCursor::new(memtable.clone());
         cursor.seek_to_first()?;
+        let mut ahead = MemtableCursor::new(memtable.clone());
+        ahead.seek_to_first()?;
+        for _ in 0..RECORDS_AHEAD {
+            ahead.next()?;
+        }
         self.write(memtable.epoch(), false, |add| {
             while cursor.valid() {
+                ahead.touch();
+                ahead.next()?;
                 let record = cursor.record();
                 let key = cursor.key();
                 let promote =

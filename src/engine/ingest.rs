@@ -68,8 +68,7 @@ impl Shared {
         self.hook("ingest:queued");
         let turn = self.wait_for_turn(table.epoch);
         if turn.is_err() {
-            // If this fails too, the next open does it.
-            let _ = self.vfs.remove(&self.versions.table_path(number));
+            self.remove_unnamed(&[number]);
         }
         // A table whose install failed stays: the edit that names it may be durable all the same.
         let installed = turn.and_then(|()| self.install_ingest(table));

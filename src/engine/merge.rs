@@ -21,6 +21,15 @@ pub trait MergeOperator: Send + Sync + 'static {
     /// Appends the join of two states to `out`, which the caller hands over empty.
     fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError>;
 
+    /// Whether `row` holds everything that `older` does, so that a record which says so may hide
+    /// it: their join is `row`. An operator whose writers let states forget something says here
+    /// what. Asked by debug builds alone, wherever a record hides another.
+    fn contains(&self, row: &[u8], older: &[u8]) -> Result<bool, MergeError> {
+        let mut joined = Vec::with_capacity(row.len());
+        self.join(row, older, &mut joined)?;
+        Ok(joined == row)
+    }
+
     /// The time of the oldest live version of `row`, `u64::MAX` if none is live.
     ///
     /// A state whose oldest live version is at or below the guard of its partition takes the slow

@@ -25,7 +25,7 @@
 use std::time::Duration;
 
 use super::error::{Error, Result};
-use super::flush::CacheChange;
+use super::flush::{CacheChange, Unnamed};
 use super::iter::Cursor;
 use super::version::{TableMeta, TableRef, Version, VersionEdit};
 use super::{Engine, Shared};
@@ -97,21 +97,6 @@ enum Piece {
     Refused,
 }
 
-/// New tables that nothing names yet: their files go with this.
-struct Unnamed<'s> {
-    shared: &'s Shared,
-    numbers: Vec<u64>,
-}
-
-impl Drop for Unnamed<'_> {
-    fn drop(&mut self) {
-        for number in &self.numbers {
-            // If this fails, the next open does it.
-            let _ = self.shared.vfs.remove(&self.shared.versions.table_path(*number));
-        }
-    }
-}
-
 impl Shared {
     /// Where the piece that begins at `from` ends; `None`: behind the last key. A table that
     /// reaches beyond its end is written again for the next piece, so the tables within are to
@@ -162,20 +147,19 @@ impl Shared {
             return unreadable.map_or(Ok(Piece::Busy), |table| Err(damage(table)));
         };
         let (mut edit, mut removed) = (VersionEdit::default(), 0);
-        let mut unnamed = Unnamed { shared: self, numbers: Vec::new() };
+        let mut unnamed = Unnamed::new(self);
         // As they are now: a compaction may have moved one since.
         for table in reserved.tables() {
             edit.removed.push((table.meta.level, table.meta.number));
             let (kept, records) = self.without(table, &goes)?;
-            unnamed.numbers.extend(kept.iter().map(|table| table.number));
+            kept.iter().for_each(|table| unnamed.add(table));
             edit.added.extend(kept);
             removed += records;
         }
         let mut edit = Some(edit);
         let installed = permit(&mut || {
             let Some(edit) = edit.take() else { return Ok(()) };
-            // Who fails here may have written it.
-            unnamed.numbers.clear();
+            unnamed.keep();
             self.install(edit, CacheChange::Ingested { first: smallest, last: largest }, |_| {})
         })?;
         Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })

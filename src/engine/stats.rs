@@ -59,6 +59,8 @@ pub struct Stats {
     pub levels: [LevelStats; LEVELS],
     /// Memory of the active and sealed memtables, in bytes.
     pub memtable_bytes: u64,
+    /// Bytes of the records in them, those that were replaced there too.
+    pub memtable_record_bytes: u64,
     /// Keys in them.
     pub memtable_entries: u64,
     /// Memtables that wait for their flush.
@@ -114,6 +116,11 @@ impl Stats {
     pub fn table_bytes(&self) -> u64 {
         self.levels.iter().map(|level| level.bytes).sum()
     }
+
+    /// Bytes of all tables, and of what is still to become one.
+    pub fn data_bytes(&self) -> u64 {
+        self.table_bytes() + self.memtable_record_bytes
+    }
 }
 
 impl Engine {
@@ -140,6 +147,7 @@ impl Shared {
         Stats {
             levels,
             memtable_bytes: view.memtables().map(|memtable| memtable.bytes() as u64).sum(),
+            memtable_record_bytes: view.memtables().map(|one| one.list_bytes() as u64).sum(),
             memtable_entries: view.memtables().map(|memtable| memtable.entries() as u64).sum(),
             memtables_sealed: view.sealed() as u64,
             log: self.log.stats(),

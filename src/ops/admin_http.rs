@@ -1,13 +1,24 @@
 //! HTTP for operators: `/metrics`, `/health`, `/health/live`, `/health/ready`, `/ready`.
+//!
+//! 1. So many connections are served at once, more wait to be accepted.
+//! 2. None holds its place for longer than [`SILENCE_MAX`] without an answer in that time: neither
+//!    one that asks nothing nor one that takes for ever to ask.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::VERSION;
@@ -16,6 +27,9 @@ use super::metrics::{self, Exposition};
 use crate::cluster::incoming::Incoming;
 use crate::cluster::net::Stream;
 use crate::cluster::work::Work;
+
+/// A connection on which nothing was answered for so long ends.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// What the pages show.
 #[derive(Clone)]
@@ -30,19 +44,78 @@ pub struct Pages {
     pub work: Work,
 }
 
-/// [`Incoming`] as the HTTP library takes it.
-struct Listener(Incoming);
+/// Connections as they come, so many at once.
+pub struct Listener {
+    incoming: Incoming,
+    places: Arc<Semaphore>,
+}
+
+impl Listener {
+    /// Takes what comes in, `connections_max` at once.
+    pub fn new(incoming: Incoming, connections_max: usize) -> Self {
+        Self { incoming, places: Arc::new(Semaphore::new(connections_max)) }
+    }
+}
 
 impl axum::serve::Listener for Listener {
-    type Io = Box<dyn Stream>;
+    type Io = Connection;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        std::future::poll_fn(|context| self.0.poll_accept(context)).await
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let _place = place.expect("nobody closes it");
+        let (stream, from) =
+            std::future::poll_fn(|context| self.incoming.poll_accept(context)).await;
+        let silence = Box::pin(sleep(SILENCE_MAX));
+        (Connection { stream, silence, _place }, from)
     }
 
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.incoming.local_addr()
+    }
+}
+
+/// A connection that ends when it is silent for too long, and then gives its place back.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    /// Since the last bytes of an answer.
+    silence: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.silence.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut *self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.silence.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let written = std::task::ready!(Pin::new(&mut *self.stream).poll_write(context, bytes));
+        self.silence.as_mut().reset(Instant::now() + SILENCE_MAX);
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream).poll_shutdown(context)
     }
 }
 
@@ -50,12 +123,8 @@ impl axum::serve::Listener for Listener {
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(
-    incoming: Incoming,
-    pages: Pages,
-    closing: CancellationToken,
-) -> std::io::Result<()> {
-    let serving = axum::serve(Listener(incoming), router(pages));
+pub async fn serve(listener: Listener, pages: Pages, closing: CancellationToken) -> io::Result<()> {
+    let serving = axum::serve(listener, router(pages));
     serving.with_graceful_shutdown(closing.cancelled_owned()).await
 }
 
@@ -116,4 +185,104 @@ fn report(report: &Report) -> Response {
 
 fn json(code: StatusCode, body: String) -> Response {
     (code, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::cluster::net;
+
+    const CONNECTIONS_MAX: usize = 3;
+
+    /// Connections in memory.
+    struct Calls(mpsc::UnboundedReceiver<DuplexStream>);
+
+    impl net::Listener for Calls {
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+        }
+
+        fn poll_accept(
+            &mut self,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<(Box<dyn Stream>, SocketAddr)>> {
+            match std::task::ready!(self.0.poll_recv(context)) {
+                Some(stream) => Poll::Ready(Ok((Box::new(stream), self.local_addr()?))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    /// Serves; who connects sends the other end.
+    fn start() -> impl Fn() -> DuplexStream {
+        let (calls, incoming) = mpsc::unbounded_channel();
+        let pages = Pages {
+            health: Health::default(),
+            exposition: Arc::default(),
+            node_id: Arc::default(),
+            work: Work::Inline,
+        };
+        let listener = Listener::new(Incoming::new(Box::new(Calls(incoming))), CONNECTIONS_MAX);
+        tokio::spawn(serve(listener, pages, CancellationToken::new()));
+        move || {
+            let (near, far) = duplex(1 << 16);
+            calls.send(far).expect("it serves");
+            near
+        }
+    }
+
+    /// Asks on a connection that stays open.
+    async fn ask(stream: &mut DuplexStream) {
+        let request = b"GET /health HTTP/1.1\r\nHost: node\r\n\r\n";
+        stream.write_all(request).await.expect("it is open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}\n") {
+            assert!(stream.read_buf(&mut answer).await.expect("it is open") > 0, "it has ended");
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{answer:?}");
+    }
+
+    /// Law: whoever opens connections and keeps them takes so many, not all of the node's files.
+    /// Those that are open go on; the next one is served when one of them ends.
+    #[tokio::test(start_paused = true)]
+    async fn one_connection_more_than_may_be_waits_until_another_one_ends() {
+        let connect = start();
+        let mut open = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            open.push(connect());
+            ask(open.last_mut().expect("pushed")).await;
+        }
+        let mut late = connect();
+        let mut answer = Box::pin(ask(&mut late));
+        let early = tokio::time::timeout(SILENCE_MAX / 4, &mut answer).await;
+        assert!(early.is_err(), "it is not accepted");
+        for stream in &mut open {
+            ask(stream).await;
+        }
+        let began = Instant::now();
+        drop(open.pop());
+        answer.await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    /// Places are held neither by who asks nothing nor by who never comes to the end of asking.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_not_answered_for_too_long_ends() {
+        let connect = start();
+        let (mut silent, mut slow, mut used) = (connect(), connect(), connect());
+        for _ in 0..3 {
+            ask(&mut used).await;
+            // It may have ended already.
+            let _ = slow.write_all(b"G").await;
+            sleep(SILENCE_MAX / 2).await;
+        }
+        for stream in [&mut silent, &mut slow] {
+            assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)), "it is open");
+        }
+        ask(&mut used).await;
+        ask(&mut connect()).await;
+    }
 }

@@ -125,9 +125,9 @@ pub(super) async fn tell(
         let Ok(stats) = work.run(move || of.stats()).await else { continue };
         gossip.tell(|facts| {
             facts.load = store.pressure();
-            facts.load_bytes = stats.engine.table_bytes();
+            facts.load_bytes = stats.engine.data_bytes();
             facts.disk = stats.disk_used;
-            facts.disk_free = stats.disk_free;
+            facts.disk_room = Some(stats.disk_room);
             facts.hints = hints.stats().pending;
             facts.damaged = stats.partitions_damaged;
             facts.unreadable = stats.blocks_unreadable;

@@ -247,7 +247,10 @@ impl Node {
             node_id: Arc::new(OnceLock::new()),
             work,
         };
-        let admin = admin_http::serve(bound.admin, pages.clone(), closing.clone());
+        let connections_max = usize::try_from(config.limits.admin_connections_max);
+        let connections_max = connections_max.expect("validated to be a small number");
+        let admin = admin_http::Listener::new(bound.admin, connections_max);
+        let admin = admin_http::serve(admin, pages.clone(), closing.clone());
         let admin = tokio::spawn(admin);
         let started =
             Self::start_services(config, world, bound.rpc, bound.admin_addr, &pages).await;

@@ -25,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Layout;
 use super::messages::{MESSAGE_ROWS_MAX, messages};
+use super::reason::BELOW_SAFE_POINT;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::cluster::work::Work;
@@ -259,7 +260,7 @@ impl Migration {
             for (row, result) in some.iter().zip(results) {
                 match result.failure {
                     None => {}
-                    Some(failure) if failure.reason == "BELOW_SAFE_POINT" => {
+                    Some(failure) if failure.reason == BELOW_SAFE_POINT => {
                         refusals.insert(row.engine_key.clone(), failure.message);
                     }
                     Some(failure) => return Err(refused(&failure)),

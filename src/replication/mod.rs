@@ -15,6 +15,7 @@
 //! | [`fence`] | the layout's fence, as it is needed here |
 //! | [`level`], [`error`] | what a caller asks for and what it is told |
 //! | `early` | what was found in memory is told when it is durable |
+//! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //! | `page` | rows of a range of tokens, a page at a time |
 //!
@@ -36,6 +37,7 @@ mod messages;
 pub mod migration;
 mod page;
 pub mod progress;
+pub mod reason;
 pub mod replica;
 #[cfg(test)]
 mod tests;

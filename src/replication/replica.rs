@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use tonic::async_trait;
 
 use super::convert;
-use super::coordinator::{Coordinator, Part, REPLY_TOO_LARGE, WriteOptions};
+use super::coordinator::{Coordinator, Part, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
+use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
@@ -144,7 +145,7 @@ impl Replica {
             Ok(true) => None,
             Ok(false) => Some(proto::Failure {
                 code: tonic::Code::FailedPrecondition as i32,
-                reason: "NOT_A_REPLICA".to_owned(),
+                reason: NOT_A_REPLICA.to_owned(),
                 message: "the node is no replica of the row".to_owned(),
                 outcome: proto::Outcome::NotApplied.into(),
                 ..proto::Failure::default()

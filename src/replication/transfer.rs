@@ -193,11 +193,12 @@ impl Transfer {
                     sound.lock().insert(*partition);
                     merged.insert(self.node);
                 }
-                let sources = self.sources_now(layout, *partition, *factors);
+                let latest = self.latest(layout);
+                let sources = latest.sources_needed(*partition, *factors);
                 if sources.is_synced_by(&merged) {
                     break;
                 }
-                let Some(source) = self.next_source(layout, &sources, &merged, failures) else {
+                let Some(source) = self.next_source(&latest, &sources, &merged, failures) else {
                     self.progress.wait_for("its own rows: some of them are lost");
                     tokio::time::sleep(RETRY).await;
                     continue;
@@ -214,7 +215,9 @@ impl Transfer {
                     }
                     Err(error) => {
                         tracing::debug!(%source, partition, %error, "cannot merge");
-                        *failures.lock().entry(source).or_default() += 1;
+                        if !matches!(error, Error::Store(_)) {
+                            *failures.lock().entry(source).or_default() += 1;
+                        }
                         self.progress.wait_for(waits_for(layout, source, &error));
                         tokio::time::sleep(RETRY).await;
                     }
@@ -224,12 +227,10 @@ impl Transfer {
         }
     }
 
-    /// From whom is merged, by the latest document of the epoch: one that leaves and is waited for
-    /// may have been given up.
-    fn sources_now(&self, layout: &Layout, partition: u32, factors: (u8, u8)) -> SourcesNeeded {
-        let now = Arc::clone(&self.layout.borrow());
-        let layout = if now.epoch() == layout.epoch() { &*now } else { layout };
-        layout.sources_needed(partition, factors)
+    /// The latest document of the epoch: one that leaves and is waited for may have been given up.
+    fn latest(&self, layout: &Layout) -> Layout {
+        let now = self.layout.borrow();
+        if now.epoch() == layout.epoch() { Layout::clone(&now) } else { layout.clone() }
     }
 
     /// Who has failed least; among equals in the order of ranks: the sources of fewer replicas are
@@ -259,11 +260,15 @@ impl Transfer {
     }
 }
 
-/// Who is waited for, by name.
+/// What is waited for: this node's own disk, or another node, by name.
 fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
-    let member = layout.document().members.get(&source);
-    let name = member.map_or_else(|| source.to_string(), |member| member.name.clone());
-    format!("rows of {name}: {error}")
+    match error {
+        Error::Store(store::Error::DiskFull { available, reserve, .. }) => {
+            format!("room on its disk: {available} bytes are free, {reserve} are its reserve")
+        }
+        Error::Store(error) => format!("its own store: {error}"),
+        error => format!("rows of {}: {error}", layout.document().name_of(source)),
+    }
 }
 
 /// A node that will own partitions vouches for nothing in them: what it lacks is not dead.

@@ -162,7 +162,7 @@ impl Cluster {
                 }
                 if *id == self.node {
                     let stats = self.store.stats();
-                    entry.load_bytes = stats.engine.table_bytes();
+                    entry.load_bytes = stats.engine.data_bytes();
                     entry.hints_pending = self.hints.stats().pending;
                     entry.partitions_damaged = stats.partitions_damaged;
                     entry.blocks_unreadable = stats.blocks_unreadable;

@@ -148,7 +148,7 @@ impl Cluster {
         let factor = layout.document().replication_factors().last().copied().unwrap_or(1);
         let held = partitions_held(layout, factor);
         let bytes = |node: &NodeId| match *node == self.node {
-            true => self.store.stats().engine.table_bytes(),
+            true => self.store.stats().engine.data_bytes(),
             false => heard.get(node).map_or(0, |facts| facts.load_bytes),
         };
         held.iter().map(|(node, held)| (*node, bytes(node) / u64::from(*held).max(1))).collect()
@@ -174,12 +174,13 @@ impl Cluster {
         let mut refusals = Vec::new();
         for (node, (partitions, bytes)) in takes {
             let Some(member) = members.get(&node) else { continue };
-            let facts = heard.get(&node).filter(|facts| facts.is_up);
-            let free = match node == self.node {
-                true => Some(self.store.stats().disk_free),
-                false => facts.map(|facts| facts.disk_free),
+            let room = match (node == self.node, heard.get(&node)) {
+                (true, _) => Some(self.store.disk_room()),
+                // One that has just come has not said yet; it is taken to have room.
+                (false, Some(facts)) if facts.is_up => Some(facts.disk_room.unwrap_or(u64::MAX)),
+                (false, _) => None,
             };
-            refusals.extend(obstacle(&member.name, partitions, bytes, free));
+            refusals.extend(obstacle(&member.name, partitions, bytes, room));
         }
         refusals
     }
@@ -205,20 +206,23 @@ fn when_replaced(
     change
 }
 
-/// Why a node cannot take rows over; `free` is what its disk has left, `None`: it is down.
+/// Why a node cannot take rows over; `room` is what values may still take of its disk, `None`: it
+/// is down.
 fn obstacle(
     name: &str,
     partitions: u32,
     bytes: u64,
-    free: Option<u64>,
+    room: Option<u64>,
 ) -> Option<proto::LayoutRefusal> {
-    let (reason, message) = match free {
+    let (reason, message) = match room {
         None => {
             let message = format!("{name} would take over {partitions} partitions and is down");
             ("RECEIVER_DOWN", message)
         }
-        Some(free) if u128::from(bytes) * 13 > u128::from(free) * 10 => {
-            let message = format!("{name} would take over about {bytes} bytes and has {free} free");
+        Some(room) if u128::from(bytes) * 13 > u128::from(room) * 10 => {
+            let message = format!(
+                "{name} would take over about {bytes} bytes and has {room} free beside its reserve"
+            );
             ("NO_SPACE", message)
         }
         Some(_) => return None,
@@ -276,7 +280,7 @@ fn balance(
 fn warnings(document: &Document, change: &Change) -> Vec<String> {
     let mut warnings = Vec::new();
     for node in &change.removes {
-        let name = document.members.get(node).map_or("", |member| &member.name);
+        let name = document.name_of(*node);
         warnings.push(format!("writes that only {name} acknowledged (consistency ONE) are lost"));
     }
     let goes = |node: &NodeId| change.leaves.contains(node) || change.removes.contains(node);
@@ -308,13 +312,14 @@ mod tests {
     /// A drain that could not end is not begun: it says which node lacks what.
     #[test]
     fn a_receiver_that_is_down_or_has_no_room_is_named() {
-        let reason = |bytes, free| obstacle("n1", 7, bytes, free).map(|one| one.reason);
+        let reason = |bytes, room| obstacle("n1", 7, bytes, room).map(|one| one.reason);
         assert_eq!(reason(0, None), Some("RECEIVER_DOWN".to_owned()), "even for nothing");
         assert_eq!(reason(1000, Some(1299)), Some("NO_SPACE".to_owned()), "1.3 times as much");
         assert_eq!(reason(1000, Some(1301)), None);
         assert_eq!(reason(0, Some(0)), None);
         let refusal = obstacle("n1", 7, 1000, Some(10)).expect("too little");
-        assert_eq!(refusal.message, "n1 would take over about 1000 bytes and has 10 free");
+        let text = "n1 would take over about 1000 bytes and has 10 free beside its reserve";
+        assert_eq!(refusal.message, text);
     }
 
     fn member(name: &str, state: MemberState) -> Member {

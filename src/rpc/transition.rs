@@ -359,7 +359,7 @@ impl Cluster {
     fn waits_for(&self, layout: &Layout) -> Vec<String> {
         let document = layout.document();
         let who = |node: &NodeId| {
-            let name = document.members.get(node).map_or("", |member| &member.name);
+            let name = document.name_of(*node);
             let down = if self.is_up(*node) { "" } else { ", which is down" };
             let why = self.figures_of(*node).waits_for;
             let why = if why.is_empty() { why } else { format!(" ({why})") };

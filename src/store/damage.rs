@@ -141,8 +141,10 @@ impl Store {
             None => Ok(false),
             Some(installed) => installed.map(|()| true),
         })?;
-        blocks.iter().for_each(|partitions| self.mark_leaves(partitions));
-        self.counters.blocks_discarded.fetch_add(discarded, Ordering::Relaxed);
+        if discarded > 0 {
+            blocks.iter().for_each(|partitions| self.mark_leaves(partitions));
+            self.counters.blocks_discarded.fetch_add(discarded, Ordering::Relaxed);
+        }
         Ok(discarded > 0)
     }
 

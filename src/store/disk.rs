@@ -67,6 +67,22 @@ impl Store {
         DiskState::of(self.engine.disk_used(), &self.limits)
     }
 
+    /// Bytes that values may still take, those of other replicas too if deletes are to have room
+    /// behind them. 0 if the disk cannot be asked.
+    pub fn disk_room(&self) -> u64 {
+        let space = self.environment.vfs.disk_space(&self.dir);
+        space.map_or(0, |space| {
+            let reserve = self.reserve(space.total, self.limits.disk_full_percent);
+            space.available.saturating_sub(reserve)
+        })
+    }
+
+    /// What stays free of a disk of `total` bytes if values may have `percent` of it.
+    fn reserve(&self, total: u64, percent: u64) -> u64 {
+        let rest = total / 100 * (100 - percent.min(100));
+        rest.max(self.engine.options().disk_reserve_bytes)
+    }
+
     /// Refuses a client's value of `value_bytes` if the disk is too full for it.
     pub(super) fn check_disk(&self, value_bytes: usize) -> Result<()> {
         let percent = match self.disk_state() {
@@ -79,8 +95,7 @@ impl Store {
         let path = self.dir.clone();
         let space = self.environment.vfs.disk_space(&path);
         let space = space.map_err(engine::Error::io("measure", &path))?;
-        let reserve = space.total / 100 * (100 - percent.min(100));
-        let reserve = reserve.max(self.engine.options().disk_reserve_bytes);
+        let reserve = self.reserve(space.total, percent);
         Err(Error::DiskFull { path, available: space.available, reserve })
     }
 }

@@ -26,19 +26,21 @@ pub(super) fn token_of(engine_key: &[u8], idempotency_key: &[u8]) -> Token {
 }
 
 /// Refuses a key that was born too long ago, or further in the future than clocks may differ.
+/// Returns when it was born, in wall-clock milliseconds, if it says so.
 ///
 /// # Errors
 /// [`Error::InvalidIdempotencyKey`], [`Error::TokenExpired`], [`Error::InvalidArgument`].
-pub(super) fn check(idempotency_key: &[u8], now_ms: u64, limits: &Limits) -> Result<()> {
+pub(super) fn check(idempotency_key: &[u8], now_ms: u64, limits: &Limits) -> Result<Option<u64>> {
     limits.check_idempotency_key(idempotency_key)?;
-    let Some(born_ms) = birth_ms(idempotency_key) else { return Ok(()) };
+    let Some(born_ms) = birth_ms(idempotency_key) else { return Ok(None) };
     let ahead_ms = born_ms.saturating_sub(now_ms);
     if ahead_ms > limits.clock_skew_ms_max {
         let limit_ms = limits.clock_skew_ms_max;
         let why = format!("it was born {ahead_ms} ms in the future, the limit is {limit_ms} ms");
         return Err(Error::InvalidArgument { what: "idempotency key", why });
     }
-    limits.check_token_age(now_ms.saturating_sub(born_ms))
+    limits.check_token_age(now_ms.saturating_sub(born_ms))?;
+    Ok(Some(born_ms))
 }
 
 /// When a key was born, in wall-clock milliseconds; `None` for an opaque key.

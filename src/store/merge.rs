@@ -2,8 +2,10 @@
 //!
 //! All of it is decided from the bytes of the rows; the mode of the tenant stands in them.
 
+use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, DecodeError};
 use crate::causality::floor::{self, Admission};
+use crate::causality::forget;
 use crate::engine::{MergeError, MergeOperator};
 
 /// Joins rows for the engine.
@@ -20,6 +22,13 @@ fn unreadable(error: DecodeError) -> MergeError {
 impl MergeOperator for RowOperator {
     fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
         codec::join_bytes(a, b, out).map_err(unreadable)
+    }
+
+    fn contains(&self, row: &[u8], older: &[u8]) -> Result<bool, MergeError> {
+        let (row, older) = (codec::decode(row), codec::decode(older));
+        let (row, older) = (row.map_err(unreadable)?, older.map_err(unreadable)?);
+        forget::contains(&row, &older, DEAD_TOKENS_MAX)
+            .map_err(|mismatch| unreadable(mismatch.into()))
     }
 
     fn live_time_min(&self, row: &[u8]) -> Result<u64, MergeError> {

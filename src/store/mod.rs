@@ -159,8 +159,8 @@ pub struct StoreStats {
     pub safe_point: u64,
     /// The fraction of the disk that is in use.
     pub disk_used: f64,
-    /// Bytes of it that are free.
-    pub disk_free: u64,
+    /// Bytes of it that values may still take.
+    pub disk_room: u64,
     /// What that allows.
     pub disk_state: DiskState,
 }
@@ -397,11 +397,7 @@ impl Store {
             clock_ahead_ms: crate::causality::clock::ms_of_time(ahead),
             safe_point: self.engine.safe_point(0).map_or(0, |point| point.floor),
             disk_used: self.engine.disk_used(),
-            disk_free: self
-                .environment
-                .vfs
-                .disk_space(&self.dir)
-                .map_or(0, |space| space.available),
+            disk_room: self.disk_room(),
             disk_state: self.disk_state(),
         }
     }

@@ -20,6 +20,7 @@ use super::tenant::{Tenant, TenantId};
 use super::write::DEAD_TOKENS_MAX;
 use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::{canonical, canonical_until, purgeable_at};
+use crate::causality::forget::forgotten_below;
 use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
 use crate::engine::version::partition_of;
 
@@ -263,28 +264,21 @@ fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {
     raw.row.as_deref().map(codec::decode).transpose().map_err(unreadable)
 }
 
-/// Below this time a row may have forgotten tokens whose versions are gone: it keeps the newest,
-/// and has as many as it may.
-fn forgotten_below(row: &Row<'_>) -> u64 {
-    if row.tokens().len() < DEAD_TOKENS_MAX {
-        return 0;
-    }
-    let is_dead = |token: &&(Token, u64)| row.version_of_token(token.0).is_none();
-    let dead: Vec<u64> = row.tokens().iter().filter(is_dead).map(|token| token.1).collect();
-    if dead.len() < DEAD_TOKENS_MAX { 0 } else { dead.into_iter().min().unwrap_or(0) }
-}
-
 /// Whether `row`, under `floor`, has seen all that `context` has. What is at or below the floor may
 /// have been forgotten, and is dead where it is not live.
 fn covers(row: Option<&Row<'_>>, floor: u64, context: &Context) -> bool {
     let seen = |dot: &Dot, time: u64| time <= floor || row.is_some_and(|row| row.has_seen(dot));
     let clocks = context.clock_entries().iter();
     let mut clocks = clocks.map(|&(actor, time)| (Dot::Plain { actor, time }, time));
-    let tokens = context.tokens().iter();
+    let mut tokens = context.tokens().iter();
     // A last-write-wins row names no tokens in its contexts.
     let tokens_count = row.is_none_or(|row| row.mode() == Mode::Siblings);
-    let mut tokens = tokens.map(|&(token, time)| (Dot::Token(token), time));
-    let evicted = |time: u64| row.is_some_and(|row| time < forgotten_below(row));
+    let forgotten = row.and_then(|row| forgotten_below(row, DEAD_TOKENS_MAX));
+    let may_be_forgotten =
+        |token: Token, time: u64| forgotten.is_some_and(|below| (time, token) < below);
     clocks.all(|(dot, time)| seen(&dot, time))
-        && (!tokens_count || tokens.all(|(dot, time)| seen(&dot, time) || evicted(time)))
+        && (!tokens_count
+            || tokens.all(|&(token, time)| {
+                seen(&Dot::Token(token), time) || may_be_forgotten(token, time)
+            }))
 }

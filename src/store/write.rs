@@ -27,7 +27,8 @@ use super::idempotency;
 use super::prepared::{Prepared, Shipped};
 use super::row::{View, causal_mode, unreadable, values_at};
 use super::tenant::{Mode, Tenant};
-use crate::causality::write::{drop_expired, evict_tokens, mint_above, write};
+use crate::causality::forget::{evict_tokens, forgotten_below};
+use crate::causality::write::{drop_expired, mint_above, write};
 use crate::causality::{
     Context, ContextKey, Dot, NewVersion, Outcome, Payload, Row, Token, Version, clock, codec,
 };
@@ -79,6 +80,8 @@ struct Checked<'m> {
     /// `None`: a delete without a context, which covers what the row holds.
     context: Option<Context>,
     new: NewVersion<'m>,
+    /// When the idempotency key was born, if it says so.
+    born_ms: Option<u64>,
     now_ms: u64,
 }
 
@@ -189,15 +192,13 @@ impl Store {
             (None, Some(_)) => Some(Context::default()),
             (None, None) => None,
         };
-        let token = match &mutation.idempotency_key {
-            Some(key) => {
-                idempotency::check(key, now_ms, limits)?;
-                Some(idempotency::token_of(&engine_key, key))
-            }
-            None => None,
-        };
+        let (mut token, mut born_ms) = (None, None);
+        if let Some(key) = &mutation.idempotency_key {
+            born_ms = idempotency::check(key, now_ms, limits)?;
+            token = Some(idempotency::token_of(&engine_key, key));
+        }
         let new = NewVersion { payload, expires_at_ms, token };
-        Ok(Checked { engine_key, context, new, now_ms })
+        Ok(Checked { engine_key, context, new, born_ms, now_ms })
     }
 
     pub(super) fn context_from(
@@ -334,6 +335,9 @@ impl Store {
             // The same bytes again: their position in the log is what the client waits for.
             return Ok((stored.unwrap_or_default().to_vec(), written));
         }
+        if let Some(born_ms) = item.born_ms {
+            check_remembered(&row, born_ms, item.now_ms)?;
+        }
         let actor = self.actor();
         let time = self.mint(mint_above(&row, &seen).max(guard))?;
         let before = row.live().len();
@@ -342,7 +346,9 @@ impl Store {
         };
         let expired_by = item.now_ms.saturating_sub(self.limits.clock_skew_ms_max);
         drop_expired(&mut after, expired_by);
-        self.counters.tokens_evicted(evict_tokens(&mut after, DEAD_TOKENS_MAX));
+        let replaces =
+            |token| row.version_of_token(token).is_some() || seen.has_seen(&Dot::Token(token));
+        self.counters.tokens_evicted(evict_tokens(&mut after, DEAD_TOKENS_MAX, replaces));
         if after.live().len() > before {
             // One that resolves siblings is always taken, or nobody could ever get below.
             self.limits.check_siblings(after.live().len())?;
@@ -430,6 +436,18 @@ impl Mutation {
         let optional = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
         self.key.len() + optional(&self.value) + optional(&self.context)
     }
+}
+
+/// Refuses a token that the row does not know and that is as old as those which it may have
+/// forgotten early: it cannot be told from one that was written.
+fn check_remembered(row: &Row<'_>, born_ms: u64, now_ms: u64) -> Result<()> {
+    let Some((time, _)) = forgotten_below(row, DEAD_TOKENS_MAX) else { return Ok(()) };
+    let forgotten_ms = clock::ms_of_time(time);
+    if born_ms > forgotten_ms {
+        return Ok(());
+    }
+    let (age_ms, limit_ms) = (now_ms.saturating_sub(born_ms), now_ms.saturating_sub(forgotten_ms));
+    Err(Error::TokenExpired { age_ms, limit_ms })
 }
 
 /// What the writer of `dot` has seen: invariant 3.

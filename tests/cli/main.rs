@@ -26,6 +26,37 @@ fn a_value_is_put_got_and_deleted() {
     node.ok(&["delete", "greeting"]);
 }
 
+/// Whoever refuses a change of the layout, this program or the node, by whatever command: the exit
+/// code is that of what was not done, and the message says so.
+#[test]
+fn a_refused_change_of_the_layout_has_one_exit_code_whoever_refuses_it() {
+    let node = CliNode::start();
+    let id = node.json(&["layout", "show", "--output", "json"])["nodes"][0]["node_id"].clone();
+    let id = id.as_str().expect("an id");
+    let lost =
+        ["layout", "commit", "--remove", id, "--accept-loss", "--accept-lost-partitions", "1"];
+    let itself = format!("{id}=2");
+    for (refused, reason) in [
+        (&["layout", "plan", "--leave", id][..], "TOO_FEW_OWNERS"),
+        (&["layout", "commit", "--leave", id], "TOO_FEW_OWNERS"),
+        (&["drain"], "TOO_FEW_OWNERS"),
+        (&["remove", id, "--accept-loss"], "TOO_FEW_OWNERS"),
+        (&lost, "partitions would keep too few replicas, not 1"),
+        (&["replace", id, "other"], "TOO_FEW_SOURCES"),
+        (&["layout", "commit", "--leave", "nobody"], "UNKNOWN_NODE"),
+        (&["replace", "nobody", "other"], "no member"),
+        (&["migrate", "--from", "nobody", "--to", id], "no member"),
+        (&["layout", "commit", "--weight", &itself, "--epoch", "99"], "STALE_EPOCH"),
+        (&["layout", "abort"], "NO_TRANSITION"),
+        (&["drain", "--cancel"], "NO_TRANSITION"),
+    ] {
+        let done = node.run(refused);
+        assert_eq!(done.code, 5, "{refused:?}: {}", done.stderr);
+        assert!(done.stderr.contains(reason), "{refused:?}: {}", done.stderr);
+        assert!(done.stderr.ends_with("; nothing was changed\n"), "{refused:?}: {}", done.stderr);
+    }
+}
+
 #[test]
 fn siblings_are_shown_on_request_and_resolved() {
     let node = CliNode::start();

@@ -3,16 +3,19 @@
 //! What is shown: reads and writes at QUORUM go on while any one node is killed or paused; when it
 //! is back all replicas become equal without anybody's help; with two of three gone QUORUM refuses
 //! before anything is written and ONE goes on; nodes join, leave and are taken out while writes go
-//! on; of nodes that each hold a part of the rows any one shows all of them, also while another is
-//! down; a client that knows who holds what needs no node in between.
+//! on; a change without room for it is refused, or waits; of nodes that each hold a part of the
+//! rows any one shows all of them, also while another is down; a client that knows who holds what
+//! needs no node in between.
 
 #[path = "../node/mod.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 
 mod called_off;
+mod copies;
 mod direct;
 mod disks;
+mod full;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 mod operators;

@@ -42,7 +42,7 @@ fn a_node_is_planned_out_drained_and_its_certificate_checked_by_commands() {
     assert_eq!(refused.code, 5, "{}", refused.stderr);
     assert!(refused.stderr.contains("TOO_FEW_OWNERS"), "{}", refused.stderr);
     let plan = nodes.run(0, &["layout", "plan", "--leave", "n1"]);
-    assert_eq!(plan.code, 1, "{}", plan.stderr);
+    assert_eq!(plan.code, 5, "{}", plan.stderr);
     assert!(plan.stderr.contains("refused: 2 owners would be left"), "{}", plan.stderr);
 
     let fourth = nodes.join();
@@ -92,7 +92,7 @@ fn a_dead_node_is_replaced_by_one_change_and_its_loss_must_be_accepted() {
     nodes.wait_until_down(0, 1);
     let replace = ["replace", &dead_name, "n3"];
     let careful = nodes.run(0, &replace);
-    assert_eq!(careful.code, 1, "{}", careful.stderr);
+    assert_eq!(careful.code, 5, "{}", careful.stderr);
     assert!(careful.stderr.contains("--accept-loss"), "{}", careful.stderr);
     let before = json(&nodes, 0, &["layout", "show"])["epoch"].as_u64().expect("an epoch");
     nodes.ok(0, &[&replace[..], &["--accept-loss"]].concat());
@@ -178,7 +178,7 @@ fn the_loss_of_partitions_is_planned_accepted_and_over() {
     let refused = nodes.run(0, &remove);
     assert!(refused.stderr.contains("TOO_FEW_SOURCES"), "{}", refused.stderr);
     let other = nodes.run(0, &[&remove[..], &["--accept-lost-partitions", "1"]].concat());
-    assert!(other.code == 1 && other.stderr.contains(&count), "{}", other.stderr);
+    assert!(other.code == 5 && other.stderr.contains(&count), "{}", other.stderr);
     let accept = ["--accept-lost-partitions", &count, "--wait"];
     nodes.ok(0, &[&remove[..], &accept].concat());
     for key in &kept {

@@ -17,6 +17,8 @@ pub struct Character {
     /// Whether hints and the comparison of replicas are hurried, so that they are caught in the
     /// middle: as they are by default, they begin when a short run is over.
     pub hurried: bool,
+    /// Whether bits flip on disks, where others have what is on them.
+    pub rots: bool,
     /// How long after the last fault nobody is accused of what fails: peers find each other again,
     /// and what runs every so often has its turn.
     pub quiet: Duration,
@@ -53,6 +55,7 @@ impl Character {
             deletes_percent: *dice.pick(&[10, 30]),
             // A row with an idempotency key in it is not forgotten within a short run.
             tokens_percent: *dice.pick(&[0, 20, 60]),
+            rots: dice.percent(40),
         }
     }
 

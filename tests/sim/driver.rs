@@ -19,7 +19,7 @@ use crate::observer::Observer;
 use crate::operator::{Desk, Order};
 use crate::simulation::{LATENCY, Phase, Progress};
 use crate::strikes::Strikes;
-use crate::switch::Aim;
+use crate::switch::{Aim, Hand};
 
 /// How long clients go on after the last fault.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -50,12 +50,21 @@ pub struct World<'s> {
 }
 
 /// What came of it, besides the history.
-#[derive(Default)]
 pub struct Outcome {
     /// Promises that no client sees, and that were broken.
     pub broken: Vec<String>,
     /// The strikes that were dealt.
     pub dealt: Vec<String>,
+    /// How many machines have healed.
+    pub healed: usize,
+    layouts: Layouts,
+}
+
+impl Outcome {
+    /// Whether what was held under a tenant's key was given up: nothing is promised of it.
+    pub fn is_lost(&self, (tenant, key): &(String, String)) -> bool {
+        self.layouts.is_lost(tenant, key)
+    }
 }
 
 /// See the module.
@@ -78,6 +87,14 @@ pub struct Driver<'s> {
     phase: (Phase, Duration),
     /// When the next look at the replicas is due.
     look_at: Duration,
+    /// Who leads the layout group.
+    leader: Option<usize>,
+    /// Whose disk has rotten and has not healed, and when it is looked at.
+    rotten: Option<(usize, Duration)>,
+    /// How many have healed.
+    healed: usize,
+    /// Whether others may have to be struck than before.
+    re_aim: bool,
     broken: Vec<String>,
 }
 
@@ -104,6 +121,10 @@ impl<'s> Driver<'s> {
             mended: Duration::ZERO,
             phase: (Phase::Forming, Duration::ZERO),
             look_at: Duration::ZERO,
+            leader: None,
+            rotten: None,
+            healed: 0,
+            re_aim: false,
             broken: Vec::new(),
         }
     }
@@ -121,6 +142,7 @@ impl<'s> Driver<'s> {
             self.world.time.set(now);
             self.bury_the_stopped();
             self.look_at_documents();
+            self.look_at_the_rotten(now);
             self.obey();
             self.start_again(now);
             if self.progress.phase() != self.phase.0 {
@@ -139,17 +161,23 @@ impl<'s> Driver<'s> {
             match self.world.sim.step() {
                 Ok(true) => return self.outcome(),
                 Ok(false) => {}
-                Err(error) => panic!("a node ended by itself, or nothing moves on: {error}"),
+                Err(error) => {
+                    let what = format!("a node ended by itself, or nothing moves on: {error}");
+                    self.broken.push(what);
+                    return self.outcome();
+                }
             }
         }
     }
 
     fn outcome(self) -> Outcome {
         let mut broken = self.broken;
-        broken.extend(self.layouts.broken);
+        broken.extend(self.layouts.broken.iter().cloned());
         broken.extend(self.world.observer.broken());
         Outcome {
             broken,
+            healed: self.healed,
+            layouts: self.layouts,
             dealt: self.world.strikes.dealt.iter().map(ToString::to_string).collect(),
         }
     }
@@ -160,6 +188,7 @@ impl<'s> Driver<'s> {
 
     fn note(&mut self, what: String) {
         self.mended = self.world.sim.elapsed();
+        tracing::info!(now = ?self.mended, what);
         self.recorder.event(Event::Fault { at_us: self.now_us(), what });
     }
 
@@ -183,13 +212,14 @@ impl<'s> Driver<'s> {
                 self.down.insert(node);
                 self.world.sim.crash(machine.name.as_str());
                 let roles = self.roles(node);
-                let struck = self.world.strikes.armed() == Some(node);
                 self.world.strikes.note(node, Some(stopped), &roles);
+                self.re_aim = true;
+                let (stopped, hand) = stopped;
                 self.note(format!("n{node} is dead: {stopped:?}, {roles:?}"));
-                for (place, found) in machine.rows() {
+                for (place, found) in machine.rows().into_iter().flatten() {
                     self.record(&machine.name, place, found, None);
                 }
-                if struck {
+                if hand == Hand::Striker {
                     let time = Duration::from_millis(100 + self.world.dice.below(1_500));
                     self.restarts.insert(node, self.world.sim.elapsed() + time);
                 }
@@ -197,6 +227,7 @@ impl<'s> Driver<'s> {
                 self.down.insert(node);
                 self.world.sim.crash(machine.name.as_str());
                 self.world.strikes.note(node, None, &[]);
+                self.re_aim = true;
                 self.note(format!("n{node} has ended: {ended:?}"));
                 self.bid_farewell(node, &ended);
             }
@@ -223,7 +254,7 @@ impl<'s> Driver<'s> {
         let member = latest.as_ref().and_then(|latest| member_of(latest.document(), node));
         match member.map(|(_, member)| member.state) {
             Some(MemberState::Left) => {
-                self.world.machines[node].wipe();
+                self.wipe(node);
                 self.note(format!("the disk of n{node} is wiped"));
             }
             Some(MemberState::Removed) if *ended == Ended::Fenced => {}
@@ -232,19 +263,24 @@ impl<'s> Driver<'s> {
         self.tell_clients();
     }
 
+    fn wipe(&mut self, node: usize) {
+        self.world.machines[node].wipe();
+        self.rotten.take_if(|(rotten, _)| *rotten == node);
+    }
+
     /// Looks at the documents that nodes have adopted.
     fn look_at_documents(&mut self) {
-        let mut changed = false;
         for node in self.running() {
             if let Some(document) = self.world.machines[node].changed_document() {
-                changed |= self.layouts.see(node, document);
+                self.re_aim |= self.layouts.see(node, document);
             }
         }
-        if self.world.desk.is_some() && (changed || self.world.strikes.armed().is_none()) {
+        let leader = self.world.observer.leader();
+        self.re_aim |= std::mem::replace(&mut self.leader, leader) != leader;
+        if self.world.desk.is_some() && std::mem::take(&mut self.re_aim) {
             let running = self.running();
             let machines = running.into_iter().map(|node| (node, &*self.world.machines[node]));
             let running: Vec<_> = machines.filter(|(_, machine)| !machine.disk_fails()).collect();
-            let leader = self.world.observer.leader();
             self.world.strikes.aim(&running, &self.layouts, leader);
         }
     }
@@ -265,12 +301,17 @@ impl<'s> Driver<'s> {
                     self.world.strikes.aim_at_newcomer(node, &machine);
                     self.tell_clients();
                 }
+                Order::Wipe(node) => {
+                    self.note(format!("the disk of n{node} is lost"));
+                    self.wipe(node);
+                }
                 Order::Break(node) => {
                     self.note(format!("n{node} breaks"));
                     self.idle.insert(node);
                     self.restarts.remove(&node);
+                    self.world.strikes.forget(node);
                     if !self.down.contains(&node) {
-                        let aim = Aim { step: None, skip: 0, after: false };
+                        let aim = Aim { steps: None, skip: 0, after: false };
                         self.world.machines[node].stop_at(aim, None);
                         self.world.machines[node].stop_now();
                         self.bury_the_stopped();
@@ -301,6 +342,7 @@ impl<'s> Driver<'s> {
         let machine = &self.world.machines[node];
         machine.restart();
         self.world.sim.bounce(machine.name.as_str());
+        self.re_aim = true;
     }
 
     /// Tells clients whom to ask: all that run, or will again.
@@ -352,13 +394,13 @@ impl<'s> Driver<'s> {
             Phase::Rest if now >= self.look_at.max(self.phase.1.max(mended) + self.quiet) => {
                 self.look_at = now + LOOK;
                 let rows = self.rows();
-                let agreed = self.agree(&rows);
+                let agreed = rows.as_ref().map_err(String::clone).and_then(|rows| self.agree(rows));
                 if agreed.is_ok() {
                     self.recorder.event(Event::Agreed { at_us: self.now_us() });
                 }
                 if agreed.is_ok() || now >= self.phase.1 + AGREEMENT {
                     self.broken.extend(agreed.err());
-                    self.record_all(&rows);
+                    rows.iter().for_each(|rows| self.record_all(rows));
                     self.progress.enter(Phase::LastReads);
                 }
             }
@@ -367,10 +409,16 @@ impl<'s> Driver<'s> {
         }
     }
 
-    /// What the machines hold that run.
-    fn rows(&self) -> BTreeMap<usize, Rows> {
-        let machines = &self.world.machines;
-        self.running().into_iter().map(|node| (node, machines[node].rows())).collect()
+    /// What the machines hold that run. If that cannot be read, why.
+    fn rows(&self) -> Result<BTreeMap<usize, Rows>, String> {
+        if let Some((node, _)) = self.rotten {
+            return Err(format!("I2: n{node} has not got back what it lost"));
+        }
+        let rows = |node: usize| match self.world.machines[node].rows() {
+            Some(rows) => Ok((node, rows)),
+            None => Err(format!("I2: the disk of n{node} cannot be read")),
+        };
+        self.running().into_iter().map(rows).collect()
     }
 
     /// Whether nothing is left to happen by itself. If something is, what.
@@ -407,20 +455,19 @@ impl<'s> Driver<'s> {
     fn apply(&mut self, fault: &Fault) {
         match fault {
             Fault::Stop { node, steps, power_loss } => {
-                if !self.down.contains(node) && self.world.strikes.armed() != Some(*node) {
-                    let aim = Aim { step: None, skip: *steps, after: false };
+                if !self.down.contains(node) {
+                    let aim = Aim { steps: None, skip: *steps, after: false };
                     self.world.machines[*node].stop_at(aim, *power_loss);
                 }
             }
             Fault::FailDisk { node, skip, power_loss } => {
-                if !self.down.contains(node) && self.world.strikes.armed() != Some(*node) {
+                if !self.down.contains(node) {
                     self.world.machines[*node].fail_disk(*skip, *power_loss);
                 }
             }
+            Fault::Rot { node, seed } => self.rot(*node, *seed),
             Fault::Restart(node) => {
-                if self.world.strikes.armed() != Some(*node) {
-                    self.world.machines[*node].stop_now();
-                }
+                self.world.machines[*node].stop_now();
                 self.bury_the_stopped();
                 self.restart(*node);
             }
@@ -444,6 +491,32 @@ impl<'s> Driver<'s> {
                 self.world.sim.set_fail_rate(f64::from(*of_10_000) / 10_000.0);
             }
             Fault::MendAll => self.mend_all(),
+        }
+    }
+
+    /// Who is down comes back to a damaged disk. One at a time: others have what it lost.
+    fn rot(&mut self, node: usize, seed: u64) {
+        self.world.machines[node].stop_now();
+        self.bury_the_stopped();
+        if self.rotten.is_some() || !self.down.contains(&node) || self.idle.contains(&node) {
+            return;
+        }
+        if let Some(place) = self.world.machines[node].rot(&Dice::new(seed, 0)) {
+            self.note(format!("n{node} rots: {place}"));
+            self.rotten = Some((node, self.world.sim.elapsed()));
+        }
+    }
+
+    fn look_at_the_rotten(&mut self, now: Duration) {
+        let Some((node, at)) = self.rotten else { return };
+        if now < at + LOOK / 2 {
+            return;
+        }
+        self.rotten = Some((node, now));
+        if self.world.machines[node].is_whole() {
+            self.rotten = None;
+            self.healed += 1;
+            self.note(format!("n{node} is whole again"));
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pairdb::cluster::NodeId;
 use pairdb::cluster::layout::{Document, Layout, Member, MemberState};
+use pairdb::store::TenantId;
 use parking_lot::Mutex;
 
 use crate::autopsy::{Found, Rows};
@@ -20,8 +21,14 @@ pub enum Kind {
     Join,
     Drain,
     Remove,
+    /// One is taken out, and by the same change another one comes in.
+    Replace,
     /// Weights, zones, numbers of replicas.
     Shift,
+}
+
+impl Kind {
+    pub const ALL: [Self; 5] = [Self::Join, Self::Drain, Self::Remove, Self::Replace, Self::Shift];
 }
 
 /// What a node is to a transition.
@@ -105,6 +112,8 @@ pub struct Layouts {
     seen: BTreeMap<u64, Arc<Document>>,
     /// The last transition.
     last: Option<Transition>,
+    /// Tenants and partitions of which too few replicas were left, and whose loss was accepted.
+    pub lost: BTreeSet<(TenantId, u32)>,
     pub broken: Vec<String>,
 }
 
@@ -145,7 +154,7 @@ impl Layouts {
     fn check_epoch(&mut self, document: &Arc<Document>) {
         let of = |epoch| self.seen.values().filter(move |other| other.epoch == epoch);
         let (owners, next) = (&document.owners, &document.next_owners);
-        let mut broken = Vec::new();
+        let (mut broken, mut lost) = (Vec::new(), Vec::new());
         if of(document.epoch).any(|other| (&other.owners, &other.next_owners) != (owners, next)) {
             broken.push(format!("I13: two sets of owners in epoch {}", document.epoch));
         }
@@ -160,7 +169,11 @@ impl Layouts {
                 let epoch = document.epoch;
                 broken.push(format!("I13: the owners of epoch {epoch} do not follow"));
             }
+            if before.next_owners.as_ref() == Some(owners) {
+                lost.extend(lost_by(before));
+            }
         }
+        self.lost.extend(lost);
         self.broken.extend(broken);
         if document.is_joint() {
             self.check_movement(document);
@@ -193,6 +206,16 @@ impl Layouts {
         }
     }
 
+    /// Whether what a tenant held under a key is lost.
+    pub fn is_lost(&self, tenant: &str, key: &str) -> bool {
+        let Some(layout) = self.latest() else { return false };
+        let tenant = layout.document().tenants.values().find(|one| one.name == tenant);
+        tenant.is_some_and(|tenant| {
+            let partition = layout.partition_of(tenant.token(key.as_bytes()));
+            self.lost.contains(&(tenant.id, partition))
+        })
+    }
+
     pub fn latest(&self) -> Option<Arc<Layout>> {
         self.latest.lock().clone()
     }
@@ -221,12 +244,23 @@ pub fn is_settled(document: &Document) -> bool {
 fn kind_of(document: &Document) -> Kind {
     let next = document.next_owners.as_ref().expect("it is Joint");
     let is = |state| document.members.values().any(|member| member.state == state);
+    let comes = next.keys().any(|node| !document.owners.contains_key(node));
     match () {
-        () if next.keys().any(|node| !document.owners.contains_key(node)) => Kind::Join,
+        () if comes && is(MemberState::Removing) => Kind::Replace,
+        () if comes => Kind::Join,
         () if is(MemberState::Leaving) => Kind::Drain,
         () if is(MemberState::Removing) => Kind::Remove,
         () => Kind::Shift,
     }
+}
+
+/// What is lost if this Joint document is followed by the one with its next owners.
+fn lost_by(document: &Document) -> impl Iterator<Item = (TenantId, u32)> {
+    document.lost.iter().flat_map(|(factor, partitions)| {
+        let tenants = document.tenants.values();
+        let tenants = tenants.filter(move |tenant| tenant.replication_factor == *factor);
+        tenants.flat_map(|tenant| partitions.iter().map(|partition| (tenant.id, *partition)))
+    })
 }
 
 /// Whether all hold what they are to hold: the owners of each row the same, down to what no client
@@ -316,6 +350,26 @@ mod tests {
         let owners = next_owners.into_iter().skip(1).collect();
         layouts.see(0, Document { owners, epoch: 3, version: 9, ..formed() });
         assert!(layouts.broken[1].contains("do not follow"), "{:?}", layouts.broken);
+    }
+
+    #[test]
+    fn only_what_was_given_up_by_a_change_that_ended_counts_as_lost() {
+        let removes = [NodeId(1), NodeId(2)].into();
+        let change =
+            Change { removes, accepts_loss: [(3, (0..16).collect())].into(), ..Change::default() };
+        let joint = applied(&formed(), &Command::Change { epoch: 1, change });
+        let mut layouts = Layouts::default();
+        layouts.see(0, joint.clone());
+        layouts.see(0, applied(&joint, &Command::Abort { epoch: 2 }));
+        assert!(!layouts.is_lost("default", "k"));
+
+        let (node, epoch) = (NodeId(3), 2);
+        let synced = applied(&joint, &Command::Synced { node, epoch });
+        let ended = applied(&synced, &Command::Fenced { node, epoch });
+        let mut layouts = Layouts::default();
+        layouts.see(0, joint);
+        layouts.see(0, ended);
+        assert!(layouts.is_lost("default", "k") && !layouts.is_lost("another", "k"));
     }
 
     #[test]

@@ -22,12 +22,12 @@ use pairdb::store::{Environment, MonotonicClock, WallClock};
 use pairdb::verify::dice::Dice;
 use parking_lot::Mutex;
 
-use crate::autopsy::{self, Rows};
+use crate::autopsy::{Disk, Rows};
 use crate::character::Character;
 use crate::line::Peering;
 use crate::observer::Observer;
 use crate::step::{File, Step};
-use crate::switch::{Aim, Stopped, Switch};
+use crate::switch::{Aim, Hand, Stopped, Switch};
 use crate::tamper::{Chance, Tamper};
 use crate::wire::SimNet;
 
@@ -220,6 +220,15 @@ impl Machine {
     /// Stops the process at a step (see `switch`). The next one finds what was written, or, after a
     /// loss of power, of what was not synced whatever the seed leaves.
     pub fn stop_at(&self, aim: Aim, power_loss: Option<u64>) {
+        self.arm(Hand::Fate, aim, power_loss);
+    }
+
+    /// The same for who strikes.
+    pub fn strike_at(&self, aim: Aim, power_loss: Option<u64>) {
+        self.arm(Hand::Striker, aim, power_loss);
+    }
+
+    fn arm(&self, hand: Hand, aim: Aim, power_loss: Option<u64>) {
         let disk = Arc::clone(&self.disk);
         let stop = move || {
             let mut disk = disk.lock();
@@ -228,7 +237,7 @@ impl Machine {
                 Some(seed) => disk.crash_clone(seed),
             };
         };
-        self.switch.lock().arm(aim, Box::new(stop));
+        self.switch.lock().arm(hand, aim, Box::new(stop));
     }
 
     /// Has the disk fail what is written and synced, after so many such calls, until the process
@@ -243,7 +252,8 @@ impl Machine {
         }
         faulty.1 = true;
         drop(faulty);
-        self.stop_at(Aim { step: None, skip: u64::MAX, after: false }, Some(power_loss));
+        self.spare();
+        self.stop_at(Aim { steps: None, skip: u64::MAX, after: false }, Some(power_loss));
     }
 
     /// Whether it does.
@@ -251,13 +261,13 @@ impl Machine {
         self.faulty.lock().1
     }
 
-    /// Does not stop it at any step.
+    /// Does not strike it at any step.
     pub fn spare(&self) {
-        self.switch.lock().disarm();
+        self.switch.lock().disarm(Hand::Striker);
     }
 
-    /// Where the process has stopped, if it has.
-    pub fn stopped(&self) -> Option<Stopped> {
+    /// Where the process has stopped, if it has, and for whom.
+    pub fn stopped(&self) -> Option<(Stopped, Hand)> {
         self.switch.lock().stopped()
     }
 
@@ -299,10 +309,25 @@ impl Machine {
         *self.faulty.lock() = (None, false);
     }
 
-    /// What the next process would find.
-    pub fn rows(&self) -> Rows {
+    /// What the next process would find; `None`: some of it cannot be read.
+    pub fn rows(&self) -> Option<Rows> {
+        self.read_disk(|disk| disk.rows())
+    }
+
+    /// Whether the next process would find its tables whole.
+    pub fn is_whole(&self) -> bool {
+        self.read_disk(|disk| disk.is_whole())
+    }
+
+    /// Flips a bit in a table, for the next process to find. Where, if there is one.
+    pub fn rot(&self, dice: &Dice) -> Option<String> {
+        self.read_disk(|disk| disk.rot(dice))
+    }
+
+    fn read_disk<T>(&self, read: impl FnOnce(Disk<'_>) -> T) -> T {
         let now_ms = BEGIN_MS + self.clock.time.ms();
-        autopsy::rows(&self.disk.lock(), &self.config, self.partition_bits, now_ms)
+        let (config, partition_bits) = (&self.config, self.partition_bits);
+        read(Disk { files: &self.disk.lock(), config, partition_bits, now_ms })
     }
 
     /// Makes the time of day wrong by this much.
@@ -335,5 +360,7 @@ pub fn small(number: usize, founders: usize, sync_mode: SyncMode) -> Config {
     config.engine.row_cache_bytes = Size(64 << 10);
     config.engine.table_bytes = Size(16 << 10);
     config.engine.base_level_bytes = Size(64 << 10);
+    // What nobody reads is looked at in time, too.
+    config.engine.scrub_interval = Duration::from_secs(2);
     config
 }

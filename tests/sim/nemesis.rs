@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use pairdb::verify::dice::Dice;
 
+/// Of the nodes that are stopped, where disks rot.
+const ROT_PERCENT: u64 = 70;
+
 /// One host's links to some others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Links {
@@ -25,6 +28,8 @@ pub enum Fault {
     Stop { node: usize, steps: u64, power_loss: Option<u64> },
     /// A node's disk fails all writes and syncs after so many, until it is started again.
     FailDisk { node: usize, skip: u64, power_loss: u64 },
+    /// A bit of a node that is down flips on its disk, if no other node still has to heal.
+    Rot { node: usize, seed: u64 },
     /// The node is started again.
     Restart(usize),
     /// Nothing passes.
@@ -62,6 +67,7 @@ impl fmt::Display for Fault {
             Self::FailDisk { node, skip, .. } => {
                 write!(f, "the disk of n{node} fails after {skip} writes")
             }
+            Self::Rot { node, .. } => write!(f, "the disk of n{node} rots"),
             Self::Restart(node) => write!(f, "restart n{node}"),
             Self::Cut(links) => write!(f, "cut {links}"),
             Self::CutFrom(links) => write!(f, "cut from {links}"),
@@ -89,6 +95,8 @@ pub struct Stage {
     pub clients: usize,
     /// Whether there is an operator.
     pub operated: bool,
+    /// Whether bits flip on disks.
+    pub rots: bool,
     /// How wrong a clock may be.
     pub clock_jump_ms_max: u64,
 }
@@ -137,6 +145,9 @@ impl Stage {
                     _ => Fault::Stop { node, steps, power_loss },
                 };
                 planned.push((at, fault));
+                if self.rots && dice.percent(ROT_PERCENT) {
+                    planned.push((end, Fault::Rot { node, seed: dice.next() }));
+                }
                 planned.push((end, Fault::Restart(node)));
             }
         }

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pairdb::client::{Client, Error};
+use pairdb::client::{Admin, Client, Error};
 use pairdb::cluster::NodeId;
-use pairdb::cluster::layout::{Document, MemberState};
+use pairdb::cluster::layout::{Document, Member, MemberState};
 use pairdb::proto::{
-    AbortLayoutRequest, CommitLayoutRequest, DrainNodeRequest, LayoutChange, NewNode,
-    VerifyCertificateRequest,
+    AbortLayoutRequest, ClusterStatusRequest, CommitLayoutRequest, DrainNodeRequest, LayoutChange,
+    NewNode, NodeEntry, PlanLayoutRequest, SetTenantRequest, VerifyCertificateRequest,
 };
 use pairdb::verify::dice::Dice;
 use parking_lot::Mutex;
 
-use crate::layouts::{Latest, is_settled, member_of};
+use crate::layouts::{Latest, is_settled, machine_of, member_of};
 use crate::scenario::{Goal, Task};
 use crate::simulation::{Progress, connect};
 
@@ -22,6 +22,8 @@ use crate::simulation::{Progress, connect};
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often an abort is tried: it need not happen.
 const ATTEMPTS: usize = 4;
+/// How often the voters must be seen to be all, so that it is no rumour.
+const SEEN: usize = 3;
 /// How long a node may take to begin a drain.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -32,6 +34,8 @@ pub enum Order {
     Start(usize),
     /// It breaks, and stays so until it is started.
     Break(usize),
+    /// Its disk is lost.
+    Wipe(usize),
     /// Only said.
     Note(String),
 }
@@ -71,7 +75,7 @@ impl Operator {
     pub async fn work(self) {
         for task in &self.tasks {
             self.desk.order(Order::Note(format!("wanted: {:?}", task.goal)));
-            self.prepare(&task.goal);
+            self.prepare(&task.goal).await;
             self.reach(task).await;
         }
         for task in &self.tasks {
@@ -84,7 +88,10 @@ impl Operator {
         *self.desk.done.lock() = true;
     }
 
-    fn prepare(&self, goal: &Goal) {
+    async fn prepare(&self, goal: &Goal) {
+        if goal.loses() {
+            self.wait_for_voters().await;
+        }
         match goal {
             Goal::Joins(machine) | Goal::Starts(machine) | Goal::Haunts(machine) => {
                 self.desk.order(Order::Start(*machine));
@@ -92,21 +99,50 @@ impl Operator {
             Goal::IsRemoved(machine) | Goal::Sleeps(machine) => {
                 self.desk.order(Order::Break(*machine));
             }
+            Goal::IsReplaced(old, new) => {
+                self.desk.order(Order::Break(*old));
+                if old == new {
+                    self.desk.order(Order::Wipe(*old));
+                }
+            }
+            Goal::AreLost(machines) => {
+                machines.iter().for_each(|one| self.desk.order(Order::Break(*one)));
+            }
             _ => {}
         }
     }
 
+    /// Until all vote who should: a group whose voters follow the owners a moment later can lose
+    /// its majority meanwhile, by one machine, and changes nothing any more.
+    async fn wait_for_voters(&self) {
+        let mut seen = 0;
+        while seen < SEEN {
+            let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
+            let told = self.any().admin_call(ClusterStatusRequest {}, call).await;
+            let nodes = told.map(|told| told.nodes).unwrap_or_default();
+            let is_normal = |node: &&NodeEntry| node.state == "normal";
+            let normal = nodes.iter().filter(is_normal).count();
+            // An odd number.
+            let wanted = normal - usize::from(normal > 2) * ((normal + 1) % 2);
+            let (good, bad): (Vec<_>, _) =
+                nodes.iter().filter(|node| node.voter).partition(is_normal);
+            let all = wanted > 0 && good.len() == wanted && bad.is_empty();
+            seen = if all { seen + 1 } else { 0 };
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
     async fn reach(&self, task: &Task) {
-        let node = loop {
+        let nodes = loop {
             match self.desk.document() {
-                Some(document) => break self.node_of(&task.goal, &document),
+                Some(document) => break nodes_of(&task.goal, &document),
                 None => tokio::time::sleep(PAUSE).await,
             }
         };
-        let mut abort_after = task.abort_after;
+        let (mut abort_after, mut started) = (task.abort_after, false);
         loop {
             let document = self.desk.document().expect("there was one");
-            let is_reached = is_reached(&document, &task.goal, node);
+            let is_reached = is_reached(&document, &task.goal, &nodes);
             if is_reached && (!task.settles || is_settled(&document)) {
                 break;
             }
@@ -115,26 +151,26 @@ impl Operator {
                     tokio::time::sleep(time).await;
                     self.abort(document.epoch).await;
                 }
-                None if !is_reached && !document.is_joint() => self.ask(&task.goal, node).await,
-                None => {}
+                None if is_reached || document.is_joint() => {}
+                None => match (&task.goal, nodes.first()) {
+                    (Goal::Leaves(_), Some(node)) => self.drain(*node).await,
+                    (Goal::AreLost(_), _) => self.give_up(&nodes).await,
+                    (Goal::IsReplaced(_, new), Some(node))
+                        if document.replacements.contains_key(node) && !started =>
+                    {
+                        self.desk.order(Order::Start(*new));
+                        started = true;
+                    }
+                    (goal, _) => self.ask(goal, &nodes).await,
+                },
             }
             tokio::time::sleep(PAUSE).await;
         }
-        if let (Goal::Leaves(machine), Some(node)) = (&task.goal, node) {
-            self.verify(node).await;
+        if let (Goal::Leaves(machine), Some(node)) = (&task.goal, nodes.first()) {
+            self.verify(*node).await;
             while !self.desk.ended.lock().contains(machine) {
                 tokio::time::sleep(PAUSE).await;
             }
-        }
-    }
-
-    /// Of the member that a goal is about, if it is one already.
-    fn node_of(&self, goal: &Goal, document: &Document) -> Option<NodeId> {
-        match goal {
-            Goal::Leaves(machine) | Goal::IsRemoved(machine) => {
-                member_of(document, *machine).map(|(node, _)| node)
-            }
-            _ => None,
         }
     }
 
@@ -148,9 +184,7 @@ impl Operator {
         self.desk.order(Order::Note(format!("abort epoch {epoch}")));
         for _ in 0..ATTEMPTS {
             let request = AbortLayoutRequest { epoch };
-            let call = async |admin: &mut pairdb::client::Admin, request| {
-                admin.abort_layout(request).await
-            };
+            let call = async |admin: &mut Admin, request| admin.abort_layout(request).await;
             if self.any().admin_call(request, call).await.is_ok() {
                 return;
             }
@@ -158,22 +192,27 @@ impl Operator {
     }
 
     /// Asks once. Whatever is answered, it is looked at what became of it.
-    async fn ask(&self, goal: &Goal, node: Option<NodeId>) {
+    async fn ask(&self, goal: &Goal, nodes: &[NodeId]) {
         let change = match goal {
-            Goal::Leaves(_) => return self.drain(node).await,
-            Goal::IsRemoved(_) => {
-                let removes = node.iter().map(NodeId::to_string).collect();
-                LayoutChange { removes, ..LayoutChange::default() }
-            }
+            Goal::IsRemoved(_) => LayoutChange { removes: names(nodes), ..Default::default() },
+            // It asks for itself.
             Goal::Joins(machine) => match self.join_again(*machine) {
                 Some(change) => change,
-                // It asks for itself.
                 None => return,
+            },
+            Goal::IsReplaced(_, new) => match (self.join_again(*new), nodes) {
+                (Some(change), _) => change,
+                (None, [old, ..]) => LayoutChange {
+                    replaces: [(old.to_string(), format!("n{new}"))].into(),
+                    ..LayoutChange::default()
+                },
+                (None, []) => return,
             },
             Goal::Replicas(count) => LayoutChange {
                 replication_factors: [("default".to_owned(), u32::from(*count))].into(),
                 ..LayoutChange::default()
             },
+            Goal::Copies(tenant, count) => return self.set_copies(tenant, *count).await,
             Goal::Weight(machine, weight) => LayoutChange {
                 weights: [(format!("n{machine}"), *weight)].into(),
                 ..LayoutChange::default()
@@ -182,13 +221,40 @@ impl Operator {
                 zones: [(format!("n{machine}"), zone.clone())].into(),
                 ..LayoutChange::default()
             },
+            Goal::Leaves(_) | Goal::AreLost(_) => return,
             Goal::Starts(_) | Goal::Haunts(_) | Goal::Sleeps(_) => return,
         };
-        let request = CommitLayoutRequest { epoch: 0, change: Some(change) };
-        let call =
-            async |admin: &mut pairdb::client::Admin, request| admin.commit_layout(request).await;
+        self.commit(0, change).await;
+    }
+
+    async fn commit(&self, epoch: u64, change: LayoutChange) {
+        let request = CommitLayoutRequest { epoch, change: Some(change) };
+        let call = async |admin: &mut Admin, request| admin.commit_layout(request).await;
         let answer = self.any().admin_call(request, call).await;
         self.say(answer.err());
+    }
+
+    async fn set_copies(&self, tenant: &str, count: u8) {
+        let replication_factor = Some(count.into());
+        let request =
+            SetTenantRequest { name: tenant.to_owned(), replication_factor, ..Default::default() };
+        let call = async |admin: &mut Admin, request| admin.set_tenant(request).await;
+        let answer = self.any().admin_call(request, call).await;
+        self.say(answer.err());
+    }
+
+    /// Takes nodes out, and accepts that to be lost which the plan says would be.
+    async fn give_up(&self, nodes: &[NodeId]) {
+        let mut change = LayoutChange { removes: names(nodes), ..Default::default() };
+        let request = PlanLayoutRequest { change: Some(change.clone()) };
+        let call = async |admin: &mut Admin, request| admin.plan_layout(request).await;
+        match self.any().admin_call(request, call).await {
+            Ok(plan) => {
+                change.accepts_loss = plan.lost;
+                self.commit(plan.epoch, change).await;
+            }
+            Err(error) => self.say(Some(error)),
+        }
     }
 
     fn say(&self, error: Option<Error>) {
@@ -200,14 +266,14 @@ impl Operator {
     /// The change for one whose join was aborted.
     fn join_again(&self, machine: usize) -> Option<LayoutChange> {
         let document = self.desk.document()?;
-        let (node, member) = member_of(&document, machine)?;
-        let again = member.state == MemberState::Joining;
+        let joins =
+            |member: &Member| machine_of(member) == machine && member.state == MemberState::Joining;
+        let (node, _) = document.members.iter().find(|(_, member)| joins(member))?;
         let new = NewNode { node: node.to_string(), ..NewNode::default() };
-        again.then(|| LayoutChange { joins: vec![new], ..LayoutChange::default() })
+        Some(LayoutChange { joins: vec![new], ..LayoutChange::default() })
     }
 
-    async fn drain(&self, node: Option<NodeId>) {
-        let Some(node) = node else { return };
+    async fn drain(&self, node: NodeId) {
         let request = DrainNodeRequest { node: node.to_string(), ..DrainNodeRequest::default() };
         let client = self.any();
         let begun = tokio::time::timeout(DRAIN_TIMEOUT, client.admin().drain_node(request)).await;
@@ -220,9 +286,7 @@ impl Operator {
     async fn verify(&self, node: NodeId) {
         loop {
             let request = VerifyCertificateRequest { node: node.to_string(), ..Default::default() };
-            let call = async |admin: &mut pairdb::client::Admin, request| {
-                admin.verify_certificate(request).await
-            };
+            let call = async |admin: &mut Admin, request| admin.verify_certificate(request).await;
             match self.any().admin_call(request, call).await {
                 Ok(verified) if verified.valid => return,
                 Ok(verified) => panic!("I12: the certificate of {node}: {}", verified.problem),
@@ -232,26 +296,48 @@ impl Operator {
     }
 }
 
-fn is_reached(document: &Document, goal: &Goal, node: Option<NodeId>) -> bool {
-    let state = |node: Option<NodeId>| {
-        node.and_then(|node| document.members.get(&node)).map(|member| member.state)
+fn names(nodes: &[NodeId]) -> Vec<String> {
+    nodes.iter().map(NodeId::to_string).collect()
+}
+
+/// The members that a goal is about, if it is about some that are there already.
+fn nodes_of(goal: &Goal, document: &Document) -> Vec<NodeId> {
+    let machines = match goal {
+        Goal::Leaves(machine) | Goal::IsRemoved(machine) | Goal::IsReplaced(machine, _) => {
+            std::slice::from_ref(machine)
+        }
+        Goal::AreLost(machines) => machines,
+        _ => &[],
+    };
+    machines.iter().filter_map(|one| Some(member_of(document, *one)?.0)).collect()
+}
+
+/// `nodes` are those that the goal is about, as they were at first.
+fn is_reached(document: &Document, goal: &Goal, nodes: &[NodeId]) -> bool {
+    let are = |wanted: MemberState| {
+        let states = nodes.iter().map(|node| document.members.get(node).map(|one| one.state));
+        !nodes.is_empty() && states.into_iter().all(|state| state == Some(wanted))
     };
     let owner = |machine: &usize| {
         let (node, _) = member_of(document, *machine)?;
         document.owners.get(&node)
     };
+    let has_copies = |name: &str, count: u8| {
+        let mut tenants = document.tenants.values();
+        tenants.any(|tenant| tenant.name == name && tenant.replication_factor == count)
+    };
+    let owns = |machine: usize| {
+        let mut members = document.members.values();
+        members.any(|one| machine_of(one) == machine && one.state == MemberState::Normal)
+    };
     let stable = !document.is_joint();
     match goal {
-        Goal::Joins(machine) => {
-            let state = member_of(document, *machine).map(|(_, member)| member.state);
-            stable && state == Some(MemberState::Normal)
-        }
-        Goal::Leaves(_) => state(node) == Some(MemberState::Left),
-        Goal::IsRemoved(_) => state(node) == Some(MemberState::Removed),
-        Goal::Replicas(count) => document
-            .tenants
-            .values()
-            .any(|tenant| tenant.name == "default" && tenant.replication_factor == *count),
+        Goal::Joins(machine) => stable && owns(*machine),
+        Goal::Leaves(_) => are(MemberState::Left),
+        Goal::IsRemoved(_) | Goal::AreLost(_) => are(MemberState::Removed),
+        Goal::IsReplaced(_, new) => are(MemberState::Removed) && owns(*new),
+        Goal::Replicas(count) => has_copies("default", *count),
+        Goal::Copies(tenant, count) => has_copies(tenant, *count),
         Goal::Weight(machine, weight) => {
             stable && owner(machine).is_some_and(|owner| owner.weight == *weight)
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use pairdb::verify::dice::Dice;
+use pairdb::verify::history::Mode;
 
 use crate::layouts::{Kind, Role};
 use crate::step::{File, Step, Topic};
@@ -24,14 +25,35 @@ pub enum Goal {
     Leaves(usize),
     /// It breaks for good and is taken out.
     IsRemoved(usize),
+    /// The first breaks for good, and the second comes in for it in the same change. If they are
+    /// one: its disk was lost, and it comes in anew under its old name.
+    IsReplaced(usize, usize),
+    /// They break for good and are taken out, and what too few replicas are left of is given up.
+    AreLost([usize; 2]),
     /// One that was taken out comes back, and is told.
     Haunts(usize),
     /// It is away from here on until all else is over.
     Sleeps(usize),
+    /// Of the default tenant, by a change of the layout.
     Replicas(u8),
+    /// Of a tenant, by its settings.
+    Copies(&'static str, u8),
     Weight(usize, u32),
     Zone(usize, String),
 }
+
+/// A tenant of fewer replicas than others.
+#[derive(Clone, Copy, Debug)]
+pub struct Few {
+    pub name: &'static str,
+    pub mode: Mode,
+    pub replicas: u8,
+}
+
+const FEW: [Few; 2] = [
+    Few { name: "single", mode: Mode::Siblings, replicas: 1 },
+    Few { name: "pair", mode: Mode::LastWriteWins, replicas: 2 },
+];
 
 /// A goal, and how it is got to.
 #[derive(Clone, Debug)]
@@ -55,8 +77,14 @@ pub struct Strike {
 #[derive(Clone, Debug)]
 pub struct Scenario {
     pub tasks: Vec<Task>,
-    /// In this order, each in the next transition of its kind.
+    /// Each in the next transition of its kind in which somebody takes the step.
     pub strikes: Vec<Strike>,
+    /// Besides those of every run.
+    pub tenants: &'static [Few],
+    /// Whether disks may rot.
+    pub rots: bool,
+    /// Whether disks are lost: what one of them alone has goes with it.
+    pub loses: bool,
     /// Whether machines stand in zones.
     pub zones: bool,
 }
@@ -104,14 +132,14 @@ const LEADS: [Step; 4] = [
 /// All strikes that a set of seeds must have dealt.
 pub fn all_strikes() -> Vec<Strike> {
     let mut all = Vec::new();
-    for kind in [Kind::Join, Kind::Drain, Kind::Remove, Kind::Shift] {
+    for kind in Kind::ALL {
         let mut add = |role, steps: &[Step]| {
             all.extend(steps.iter().map(|step| strike(kind, role, *step)));
         };
         add(Role::Gainer, &GAINS);
         add(Role::Source, &STAYS);
         add(Role::Leader, &LEADS);
-        if kind != Kind::Remove {
+        if !matches!(kind, Kind::Remove | Kind::Replace) {
             add(Role::Loser, &LOSES);
         }
         match kind {
@@ -125,35 +153,37 @@ pub fn all_strikes() -> Vec<Strike> {
                 add(Role::Loser, &last);
                 add(Role::Source, &[Step::Answer(Topic::Certificate)]);
             }
-            Kind::Remove | Kind::Shift => {}
+            Kind::Remove | Kind::Replace | Kind::Shift => {}
         }
     }
     all
 }
 
-/// So many strikes are dealt in the transitions of one kind of a run.
-const STRIKES_PER_KIND: usize = 4;
-/// Between the first strikes of neighbouring runs: prime to how many there are of each kind.
-const STRIDE: usize = 11;
+/// So many runs of this sort want each strike so often: it depends on timing whether it is dealt.
+const RUNS: u64 = 40;
+const CHANCES: usize = 4;
 
 impl Scenario {
     /// That of the `nth` run of this sort.
     pub fn draw(dice: &Dice, nth: u64) -> Self {
         let tasks = tasks(dice, nth);
         let mut strikes = Vec::new();
-        for kind in [Kind::Join, Kind::Drain, Kind::Remove, Kind::Shift] {
-            if tasks.iter().any(|task| task.goal.kind() == Some(kind)) {
-                let all = all_strikes().into_iter();
-                let all: Vec<_> = all.filter(|one| one.kind == kind && !one.is_early()).collect();
-                let first = nth as usize * STRIDE;
-                let chosen = (first..first + STRIKES_PER_KIND).map(|at| all[at % all.len()]);
-                strikes.extend(chosen);
-                if kind == Kind::Join && nth.is_multiple_of(3) {
-                    strikes.push(strike(kind, Role::Gainer, *dice.pick(&FIRST)));
-                }
+        for kind in Kind::ALL.into_iter().filter(|kind| has(nth, *kind)) {
+            let all = all_strikes().into_iter();
+            let all: Vec<_> = all.filter(|one| one.kind == kind && !one.is_early()).collect();
+            let runs = |end| (0..end).filter(|other| has(*other, kind)).count();
+            let count = (CHANCES * all.len()).div_ceil(runs(RUNS)).min(all.len());
+            // Where the run before that had such transitions ended.
+            let first = runs(nth) * count;
+            strikes.extend((first..first + count).map(|at| all[at % all.len()]));
+            if kind == Kind::Join && nth.is_multiple_of(3) {
+                strikes.push(strike(kind, Role::Gainer, *dice.pick(&FIRST)));
             }
         }
-        Self { tasks, strikes, zones: dice.percent(50) }
+        let tenants: &[Few] = if has_few(dice, nth) { &FEW } else { &[] };
+        let rots = tenants.is_empty() && goals(nth, 0, 1).iter().all(Goal::lets_heal);
+        let loses = goals(nth, 0, 1).iter().any(Goal::loses);
+        Self { tasks, strikes, tenants, rots, loses, zones: dice.percent(50) }
     }
 }
 
@@ -165,45 +195,88 @@ impl Strike {
 }
 
 impl Goal {
+    /// Whether a node that has lost some of its rows can have them back meanwhile: all others that
+    /// have had them are there, and there are some.
+    fn lets_heal(&self) -> bool {
+        match self {
+            Self::Sleeps(_) => false,
+            Self::Replicas(count) | Self::Copies(_, count) => *count > 1,
+            goal => !goal.loses(),
+        }
+    }
+
+    /// Whether a disk goes without its rows having been handed over.
+    pub fn loses(&self) -> bool {
+        matches!(self, Self::IsRemoved(_) | Self::IsReplaced(..) | Self::AreLost(_))
+    }
+
     /// The transition it takes.
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Joins(_) | Self::Starts(_) => Some(Kind::Join),
             Self::Leaves(_) => Some(Kind::Drain),
-            Self::IsRemoved(_) => Some(Kind::Remove),
-            Self::Replicas(_) | Self::Weight(..) | Self::Zone(..) => Some(Kind::Shift),
+            Self::IsRemoved(_) | Self::AreLost(_) => Some(Kind::Remove),
+            Self::IsReplaced(..) => Some(Kind::Replace),
+            Self::Replicas(_) | Self::Copies(..) | Self::Weight(..) | Self::Zone(..) => {
+                Some(Kind::Shift)
+            }
             Self::Haunts(_) | Self::Sleeps(_) => None,
         }
     }
 }
 
+/// Runs go through so many lists of goals.
+const LISTS: u64 = 14;
+
+/// The goals of the `nth` run; `old` and `other` are two of those that form the cluster.
+fn goals(nth: u64, old: usize, other: usize) -> Vec<Goal> {
+    use Goal::*;
+    match nth % LISTS {
+        // Scale up and down again, and up once more under an old name.
+        0 => vec![Joins(3), Leaves(old), Joins(old)],
+        1 => vec![Joins(3), Leaves(old), Replicas(2), Replicas(3)],
+        // The dead: first removed, or first replaced.
+        2 => vec![Joins(3), IsRemoved(old), Haunts(old), Joins(4)],
+        3 => vec![Sleeps(old), Joins(3), IsRemoved(old), Haunts(old)],
+        // All at once.
+        4 => vec![Joins(3), Starts(4), Leaves(old), Joins(4)],
+        5 => vec![Starts(3), Joins(4), Joins(3), Leaves(3)],
+        // Numbers of replicas, weights, zones.
+        6 => vec![Joins(3), Replicas(4), Replicas(1), Replicas(3)],
+        7 => vec![Joins(3), Weight(3, 3), Zone(old, "elsewhere".to_owned()), Weight(old, 2)],
+        // One that had to hand over wakes up when all is over.
+        8 => vec![Joins(3), Sleeps(other), Weight(3, 4), Replicas(2)],
+        9 => vec![Joins(3), Joins(4), Leaves(old), IsRemoved(other)],
+        // Replaced in one change: by another machine, by itself without its disk.
+        10 => vec![IsReplaced(old, 3), Haunts(old), IsReplaced(other, other)],
+        11 => vec![Joins(3), IsReplaced(old, 4), Leaves(3), IsReplaced(other, 3)],
+        // Tenants of other numbers of replicas.
+        12 => vec![Joins(3), Copies("single", 2), Copies("pair", 3), Copies("single", 1)],
+        // More are dead than promises allow for.
+        _ => vec![Joins(3), Joins(4), AreLost([old, other]), Copies("pair", 3)],
+    }
+}
+
+/// Whether the `nth` run has transitions of this kind.
+fn has(nth: u64, kind: Kind) -> bool {
+    goals(nth, 0, 1).iter().any(|goal| goal.kind() == Some(kind))
+}
+
+/// Whether the `nth` run has tenants of fewer replicas. The only replica is not to be away for
+/// long, unless its loss is accepted.
+fn has_few(dice: &Dice, nth: u64) -> bool {
+    let goals = goals(nth, 0, 1);
+    let wants = |goal: &Goal| matches!(goal, Goal::Copies(..));
+    let loses =
+        |goal: &Goal| matches!(goal, Goal::IsRemoved(_) | Goal::IsReplaced(..) | Goal::Sleeps(_));
+    goals.iter().any(wants) || (!goals.iter().any(loses) && dice.percent(50))
+}
+
 fn tasks(dice: &Dice, nth: u64) -> Vec<Task> {
     let old = dice.below(FOUNDERS as u64) as usize;
     let other = (old + 1) % FOUNDERS;
-    let goals = match nth % 10 {
-        // Scale up and down again, and up once more under an old name.
-        0 => vec![Goal::Joins(3), Goal::Leaves(old), Goal::Joins(old)],
-        1 => vec![Goal::Joins(3), Goal::Leaves(old), Goal::Replicas(2), Goal::Replicas(3)],
-        // The dead: first removed, or first replaced.
-        2 => vec![Goal::Joins(3), Goal::IsRemoved(old), Goal::Haunts(old), Goal::Joins(4)],
-        3 => vec![Goal::Sleeps(old), Goal::Joins(3), Goal::IsRemoved(old), Goal::Haunts(old)],
-        // All at once.
-        4 => vec![Goal::Joins(3), Goal::Starts(4), Goal::Leaves(old), Goal::Joins(4)],
-        5 => vec![Goal::Starts(3), Goal::Joins(4), Goal::Joins(3), Goal::Leaves(3)],
-        // Numbers of replicas, weights, zones.
-        6 => vec![Goal::Joins(3), Goal::Replicas(4), Goal::Replicas(1), Goal::Replicas(3)],
-        7 => vec![
-            Goal::Joins(3),
-            Goal::Weight(3, 3),
-            Goal::Zone(old, "elsewhere".to_owned()),
-            Goal::Weight(old, 2),
-        ],
-        // One that had to hand over wakes up when all is over.
-        8 => vec![Goal::Joins(3), Goal::Sleeps(other), Goal::Weight(3, 4), Goal::Replicas(2)],
-        _ => vec![Goal::Joins(3), Goal::Joins(4), Goal::Leaves(old), Goal::IsRemoved(other)],
-    };
     let mut tasks: Vec<Task> = Vec::new();
-    for goal in goals {
+    for goal in goals(nth, old, other) {
         let abort_after =
             dice.percent(35).then(|| Duration::from_millis(dice.below(1 << dice.below(12))));
         // One that sleeps may have something to hand over.

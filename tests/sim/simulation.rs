@@ -9,7 +9,7 @@ use pairdb::cluster::net::Net;
 use pairdb::engine::SyncMode;
 use pairdb::proto;
 use pairdb::verify::dice::Dice;
-use pairdb::verify::history::{Event, Mode};
+use pairdb::verify::history::{Event, Level, Mode};
 use pairdb::verify::recorder::Recorder;
 use pairdb::verify::workload::{Plan, Target, Worker};
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use crate::machine::{Machine, Parts, SimTime, small};
 use crate::nemesis::{Planned, Stage};
 use crate::observer::Observer;
 use crate::operator::{Desk, Operator};
-use crate::scenario::{FOUNDERS, MACHINES, Scenario};
+use crate::scenario::{FOUNDERS, Few, MACHINES, Scenario};
 use crate::strikes::Strikes;
 use crate::wire::SimNet;
 
@@ -61,6 +61,8 @@ pub struct Run {
     pub history: Vec<Event>,
     /// Of the whole history, the faults among it, in order.
     pub hash: u64,
+    /// Keys that were given up: they are not in the history.
+    pub lost: usize,
     /// What no client sees.
     pub outcome: Outcome,
 }
@@ -128,9 +130,10 @@ impl Simulation {
             self.changes.map(|nth| Scenario::draw(&Dice::new(self.seed, SCENARIO_DICE), nth));
         let observer = Observer::default();
         let count = if scenario.is_some() { MACHINES } else { self.nodes };
+        let zones = scenario.as_ref().is_some_and(|scenario| scenario.zones);
         let machine = |number| {
             let mut config = small(number, self.nodes, self.sync_mode);
-            if scenario.as_ref().is_some_and(|scenario| scenario.zones) {
+            if zones {
                 config.node.zone = format!("z{}", number % FOUNDERS);
             }
             let partition_bits = PARTITION_BITS[usize::from(scenario.is_some())];
@@ -145,23 +148,20 @@ impl Simulation {
         }
         let progress = Progress::new();
         progress.ask((0..self.nodes).collect());
-        self.add_clients(&mut sim, &character, &recorder, &progress);
-        let desk = scenario.as_ref().map(|scenario| {
-            let desk = Desk::default();
-            let tasks = scenario.tasks.clone();
-            let dice = Dice::new(self.seed, OPERATOR_DICE);
-            let progress = progress.clone();
-            let operator = Operator { desk: desk.clone(), tasks, progress, dice };
-            add_operator(&mut sim, operator);
-            desk
-        });
-        let operated = desk.is_some();
-        let stage = Stage {
-            nodes: count,
-            clients: self.clients,
-            operated,
-            clock_jump_ms_max: character.clock_jump_ms_max,
-        };
+        let rots =
+            character.rots && scenario.as_ref().map_or(self.nodes >= 3, |scenario| scenario.rots);
+        let few = scenario.as_ref().map_or(&[][..], |scenario| scenario.tenants);
+        let mut plan = character.plan();
+        if rots || scenario.as_ref().is_some_and(|scenario| scenario.loses) {
+            // What one disk alone has is not promised to outlive it.
+            plan.levels.retain(|level| *level != Level::One);
+        }
+        self.add_clients(&mut sim, plan, few, &recorder, &progress);
+        let desk =
+            scenario.as_ref().map(|scenario| self.add_operator(&mut sim, scenario, &progress));
+        let clock_jump_ms_max = character.clock_jump_ms_max;
+        let (clients, operated) = (self.clients, desk.is_some());
+        let stage = Stage { nodes: count, clients, operated, rots, clock_jump_ms_max };
         let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
         let strikes = scenario.map(|scenario| scenario.strikes).unwrap_or_default();
         let world = World {
@@ -177,34 +177,48 @@ impl Simulation {
         let idle: BTreeSet<usize> = (self.nodes..count).collect();
         let driver = Driver::new(world, idle, &character, Arc::clone(&recorder), progress);
         let outcome = driver.run(faults);
-        let history = recorder.finish().expect("kept in memory");
-        Run { history, hash: recorder.hash(), outcome }
+        let mut history = recorder.finish().expect("kept in memory");
+        let lost = forgive(&mut history, &outcome);
+        Run { history, hash: recorder.hash(), lost, outcome }
+    }
+
+    fn add_operator(&self, sim: &mut Sim<'_>, scenario: &Scenario, progress: &Progress) -> Desk {
+        let desk = Desk::default();
+        let (tasks, progress) = (scenario.tasks.clone(), progress.clone());
+        let dice = Dice::new(self.seed, OPERATOR_DICE);
+        add_operator(sim, Operator { desk: desk.clone(), tasks, progress, dice });
+        desk
     }
 
     fn add_clients(
         &self,
         sim: &mut Sim<'_>,
-        character: &Character,
+        mut plan: Plan,
+        few: &'static [Few],
         recorder: &Arc<Recorder>,
         progress: &Progress,
     ) {
-        let mut plan = character.plan();
         if self.changes.is_some() {
             // Of most partitions some row.
             plan.keys += 10;
             plan.pause_max = plan.pause_max.max(CHANGING_PAUSE_MAX);
         }
-        let plan = Arc::new(plan);
         let replicas = u32::try_from(self.nodes.min(3)).expect("at most 3");
         for (name, mode) in &plan.tenants {
             recorder.event(Event::Tenant { name: name.clone(), mode: *mode, replicas });
         }
+        for Few { name, mode, .. } in few {
+            plan.tenants.push(((*name).to_owned(), *mode));
+            // Where owners change one replica is two for a while, and ONE is less than a quorum.
+            recorder.event(Event::Tenant { name: (*name).to_owned(), mode: *mode, replicas: 2 });
+        }
+        let plan = Arc::new(plan);
         for number in 0..self.clients {
             let (this, plan, progress) = (self.clone(), Arc::clone(&plan), progress.clone());
             let recorder = Arc::clone(recorder);
             sim.client(format!("c{number}"), async move {
                 if number == 0 {
-                    create_tenants(&plan).await;
+                    create_tenants(&plan, few).await;
                     progress.enter(Phase::Work);
                 }
                 let id = u32::try_from(number).expect("few clients");
@@ -229,6 +243,23 @@ impl Simulation {
                 }
             });
         }
+    }
+}
+
+/// Holds nothing against the cluster of the keys that were given up; how many they are.
+fn forgive(history: &mut Vec<Event>, outcome: &Outcome) -> usize {
+    let places: BTreeSet<_> = history.iter().filter_map(place_of).collect();
+    let lost: BTreeSet<_> = places.into_iter().filter(|place| outcome.is_lost(place)).collect();
+    history.retain(|event| place_of(event).is_none_or(|place| !lost.contains(&place)));
+    lost.len()
+}
+
+/// The tenant and the key that an event is about.
+fn place_of(event: &Event) -> Option<(String, String)> {
+    match event {
+        Event::Op(op) => Some((op.tenant.clone(), op.key.clone())),
+        Event::Row { tenant, key, .. } => Some((tenant.clone(), key.clone())),
+        Event::Tenant { .. } | Event::Fault { .. } | Event::Agreed { .. } => None,
     }
 }
 
@@ -278,14 +309,19 @@ pub fn connect(endpoint: String) -> Client {
 }
 
 /// Makes the tenants that are not there from the beginning, as soon as there is a cluster.
-async fn create_tenants(plan: &Plan) {
+async fn create_tenants(plan: &Plan, few: &[Few]) {
     for (name, mode) in plan.tenants.iter().filter(|(name, _)| name != "default") {
         let mode = match mode {
             Mode::Siblings => proto::TenantMode::Siblings,
             Mode::LastWriteWins => proto::TenantMode::LastWriteWins,
         };
-        let tenant =
-            proto::Tenant { name: name.clone(), mode: mode as i32, ..proto::Tenant::default() };
+        let replicas = few.iter().find(|few| few.name == *name).map_or(0, |few| few.replicas);
+        let tenant = proto::Tenant {
+            name: name.clone(),
+            mode: mode as i32,
+            replication_factor: replicas.into(),
+            ..proto::Tenant::default()
+        };
         loop {
             let client = connect("http://n0:8080".to_owned());
             let message = proto::CreateTenantRequest { tenant: Some(tenant.clone()) };

@@ -292,7 +292,7 @@ fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> 
     args.connect.print(&text, &to_json(last))?;
     match last.phase() {
         DrainPhase::Left if args.cancel => {
-            Err(Failure::error("it is too late to cancel: the node has left"))
+            Err(Failure::refused("it is too late to cancel: the node has left"))
         }
         DrainPhase::Cancelled if args.wait => {
             let message = "the drain was cancelled: the node's data is still needed";
@@ -303,7 +303,7 @@ fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> 
             Err(Failure::with_code(ABORTED, message))
         }
         DrainPhase::Removed if args.cancel => {
-            Err(Failure::error("it is too late to cancel: the node is removed"))
+            Err(Failure::refused("it is too late to cancel: the node is removed"))
         }
         _ => Ok(()),
     }

@@ -191,12 +191,10 @@ pub(super) async fn begin(
     let mut plan = ask_plan(&client, change.clone()).await?;
     if let Some(count) = commit.accept_lost_partitions {
         if plan.lost.len() != count {
-            let message = format!(
-                "nothing was changed: {} partitions would keep too few replicas, not {count}; \
-                 layout plan lists them",
+            return Err(Failure::refused(format!(
+                "{} partitions would keep too few replicas, not {count}, as layout plan lists them",
                 plan.lost.len()
-            );
-            return Err(Failure::error(message));
+            )));
         }
         change.accepts_loss.clone_from(&plan.lost);
         plan = ask_plan(&client, change.clone()).await?;
@@ -212,9 +210,9 @@ pub(super) async fn begin(
     }
     let takes_out = change.replaces.values().any(|new| !new.is_empty());
     if (takes_out || !change.removes.is_empty()) && !commit.accept_loss {
-        let message = "nothing was changed: rows that only a removed node has are lost with it, \
-                       such as writes at ONE of late; --accept-loss says that this may be";
-        return Err(Failure::error(message));
+        let message = "rows that only a removed node has are lost with it, such as writes at ONE \
+                       of late: --accept-loss says that this may be";
+        return Err(Failure::refused(message));
     }
     if takes_out {
         let replaced = commit_change(&client, commit.epoch.unwrap_or(plan.epoch), change).await?;
@@ -269,6 +267,11 @@ pub(super) async fn status(client: &Client) -> Result<proto::ClusterStatusRespon
     Ok(client.admin_call(proto::ClusterStatusRequest {}, call).await?)
 }
 
+/// How far the change of the layout is; all default where no cluster was formed.
+pub(super) fn transition(told: &proto::ClusterStatusResponse) -> proto::TransitionState {
+    told.layout.as_ref().and_then(|layout| layout.state.clone()).unwrap_or_default()
+}
+
 /// The member of a name or id; of several, one that stays before one on its way out.
 pub(super) fn find<'s>(
     told: &'s proto::ClusterStatusResponse,
@@ -283,6 +286,15 @@ pub(super) fn find<'s>(
     })
 }
 
+/// The member of a name or id, as [`find`] does.
+pub(super) fn member<'s>(
+    told: &'s proto::ClusterStatusResponse,
+    text: &str,
+) -> Result<&'s proto::NodeEntry, Failure> {
+    let none = || Failure::refused(format!("{text:?} is the name or id of no member"));
+    find(told, text).ok_or_else(none)
+}
+
 /// A failure if the change would be refused.
 fn refused(plan: &proto::PlanLayoutResponse) -> Result<(), Failure> {
     match plan.refusals.as_slice() {
@@ -290,7 +302,7 @@ fn refused(plan: &proto::PlanLayoutResponse) -> Result<(), Failure> {
         refusals => {
             let why = refusals.iter().map(|one| format!("{} ({})", one.message, one.reason));
             let why = why.collect::<Vec<_>>().join("; ");
-            Err(Failure::error(format!("refused: {why}")))
+            Err(Failure::refused(format!("refused: {why}")))
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::show::phase_name;
-use super::{ask_plan, find, status};
+use super::{ask_plan, find, status, transition};
 use crate::cli::args::Connect;
 use crate::cli::failure::Failure;
 use crate::cli::progress::share_bar;
@@ -63,7 +63,7 @@ impl Goal {
 
     /// How the change of `epoch` stands.
     fn standing(&self, told: &ClusterStatusResponse, epoch: u64) -> Standing {
-        let state = told.layout.clone().unwrap_or_default().state.unwrap_or_default();
+        let state = transition(told);
         let is_joint = state.phase() == TransitionPhase::Joint;
         if state.epoch < epoch || (state.epoch == epoch && is_joint) {
             return Standing::UnderWay(state.waits_for);
@@ -144,7 +144,7 @@ async fn look(client: &Client, epoch: u64, goal: &Goal) -> Result<Option<(f64, S
             format!("the change of epoch {epoch} was aborted, or another undid it: {what}");
         Failure::with_code(ABORTED, message)
     };
-    let state = told.layout.clone().unwrap_or_default().state.unwrap_or_default();
+    let state = transition(&told);
     let waits = match goal.standing(&told, epoch) {
         Standing::Missed(what) => return Err(missed(&what)),
         Standing::UnderWay(waits) => waits,

@@ -7,7 +7,8 @@ use tonic::Streaming;
 use super::{Job, Place};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
-use crate::client::{Admin, Client, Error};
+use crate::cli::layout;
+use crate::client::{Client, Error};
 use crate::proto;
 
 /// Times that a broken stream is begun again where it broke, in a row.
@@ -47,18 +48,13 @@ pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
 async fn source(job: &Job) -> Result<Client, Failure> {
     let connect = &job.args.connect;
     let Some(named) = &job.args.from else { return connect.one_node_client() };
-    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
-    let client = connect.admin_client()?;
-    let status = client.admin_call(proto::ClusterStatusRequest {}, call).await?;
-    let endpoint = endpoint_of(&status.nodes, named)?;
+    let told = layout::status(&connect.admin_client()?).await?;
+    let endpoint = endpoint_of(layout::member(&told, named)?)?;
     connect.client_of(endpoint, TIMEOUT)
 }
 
 /// Where clients of a node connect.
-fn endpoint_of(nodes: &[proto::NodeEntry], named: &str) -> Result<String, Failure> {
-    let is_it = |node: &&proto::NodeEntry| node.name == named || node.node_id == named;
-    let node = nodes.iter().find(is_it);
-    let node = node.ok_or_else(|| Failure::error(format!("there is no node {named:?}")))?;
+fn endpoint_of(node: &proto::NodeEntry) -> Result<String, Failure> {
     let (host, port) = node.client_address.rsplit_once(':').unwrap_or_default();
     // One that listens on every address is where its peers reach it.
     let host = match host {
@@ -66,7 +62,7 @@ fn endpoint_of(nodes: &[proto::NodeEntry], named: &str) -> Result<String, Failur
         host => host,
     };
     if host.is_empty() {
-        let message = format!("it is not known where {named:?} is: give it as --endpoint");
+        let message = format!("it is not known where {} is: give it as --endpoint", node.name);
         return Err(Failure::with_code(5, message));
     }
     Ok(format!("http://{host}:{port}"))
@@ -165,8 +161,9 @@ mod tests {
             address: "10.0.0.7:7946".to_owned(),
             ..Default::default()
         };
-        let nodes = [node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
-        let found = |named: &str| endpoint_of(&nodes, named).ok();
+        let nodes = vec![node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
+        let told = proto::ClusterStatusResponse { nodes, ..Default::default() };
+        let found = |named: &str| layout::member(&told, named).and_then(endpoint_of).ok();
         assert_eq!(found("a").as_deref(), Some("http://10.0.0.1:8080"));
         assert_eq!(found("id of b").as_deref(), Some("http://10.0.0.7:8081"));
         assert_eq!(found("c"), None);

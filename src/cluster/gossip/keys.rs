@@ -8,7 +8,8 @@
 //! | `peer`, `client`, `admin` | `host:port` |
 //! | `lay` | the layout epoch |
 //! | `load`, `disk` | thousandths |
-//! | `bytes`, `hints`, `free` | a number |
+//! | `bytes`, `hints` | a number |
+//! | `free` | a number; empty: the disk has not been looked at |
 //! | `moving` | text |
 //! | `st` | the run state |
 //!
@@ -45,7 +46,7 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("hints", facts.hints.to_string()),
         ("damaged", facts.damaged.to_string()),
         ("unreadable", facts.unreadable.to_string()),
-        ("free", facts.disk_free.to_string()),
+        ("free", facts.disk_room.map(|room| room.to_string()).unwrap_or_default()),
         ("moving", facts.moving.clone()),
         ("st", facts.run_state.to_string()),
     ];
@@ -82,7 +83,7 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         load: share("load"),
         load_bytes: number("bytes"),
         disk: share("disk"),
-        disk_free: number("free"),
+        disk_room: value("free").and_then(|value| value.parse().ok()),
         moving: text("moving"),
         hints: number("hints"),
         damaged: number("damaged"),

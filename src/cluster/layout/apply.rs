@@ -56,6 +56,12 @@ impl Document {
         self.owners.len() == 1 && self.owners.contains_key(&node)
     }
 
+    /// A node as people know it: its name, or its id where it is no member.
+    pub fn name_of(&self, node: NodeId) -> String {
+        let member = self.members.get(&node);
+        member.map_or_else(|| node.to_string(), |member| member.name.clone())
+    }
+
     /// Whether a transition is under way: there are two sets of owners.
     pub fn is_joint(&self) -> bool {
         self.next_owners.is_some()

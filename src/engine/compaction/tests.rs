@@ -20,7 +20,11 @@ use crate::engine::vfs::Vfs;
 use crate::engine::vfs::mem::MemVfs;
 
 /// Rows of one version: the greater time wins, a tombstone among equals.
-struct Newest;
+struct Newest {
+    /// Whether a Full that hides what it lacks is caught where it does: not where a rule is
+    /// removed and its damage to be seen.
+    checks_claims: bool,
+}
 
 /// A row: time, then whether it is a tombstone.
 fn row(time: u64, tombstone: bool) -> Vec<u8> {
@@ -36,6 +40,10 @@ fn parse(row: &[u8]) -> Result<(u64, bool), MergeError> {
 }
 
 impl MergeOperator for Newest {
+    fn contains(&self, row: &[u8], older: &[u8]) -> Result<bool, MergeError> {
+        Ok(!self.checks_claims || parse(row)? >= parse(older)?)
+    }
+
     fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
         out.extend_from_slice(if parse(a)? >= parse(b)? { a } else { b });
         Ok(())
@@ -165,7 +173,7 @@ impl Tree {
             vfs: &*self.vfs,
             dir: &dir(),
             versions: &self.set,
-            operator: &Newest,
+            operator: &Newest { checks_claims: removed.is_none() },
             view: PurgeView {
                 version: &version,
                 oldest_unflushed_epoch: self.oldest_unflushed_epoch,

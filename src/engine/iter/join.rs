@@ -4,8 +4,8 @@
 //! the first Full: it is the join of everything older. A record that stands alone, or a Full on
 //! top, is handed out as it was found, bytes and all; only what must be joined is decoded.
 //!
-//! With the feature `invariants`, records that a Full hides are joined with the result all the
-//! same, and must not change it: that one line checks the order of the whole tree.
+//! In debug builds what a Full hides is looked at all the same, and the Full has to contain it
+//! ([`MergeOperator::contains`]): that one line checks the order of the whole tree.
 
 use std::ops::Deref;
 
@@ -77,13 +77,13 @@ impl<'b, R: Deref<Target = [u8]>> Joiner<'b, R> {
     }
 
     /// Folds the next older record in. `true` once a Full was met: older records add nothing.
-    /// Records pushed after that are ignored (with the feature `invariants`: checked).
+    /// Records pushed after that are ignored (in debug builds: checked).
     ///
     /// # Errors
     /// A row that the operator cannot read. The fold is then of no use.
     ///
     /// # Panics
-    /// With the feature `invariants`, if a Full hides a record that it does not contain.
+    /// In debug builds, if a Full hides a record that it does not contain.
     #[inline]
     pub fn push(&mut self, kind: Kind, row: R) -> Result<bool, MergeError> {
         match self.kind {
@@ -91,7 +91,12 @@ impl<'b, R: Deref<Target = [u8]>> Joiner<'b, R> {
                 self.kind = Some(kind);
                 self.single = Some(row);
             }
-            Some(Kind::Full) => self.check_hidden(&row)?,
+            Some(Kind::Full) => {
+                debug_assert!(
+                    self.contains(&row),
+                    "a Full hides a record that it does not contain"
+                );
+            }
             Some(Kind::Delta) => {
                 self.join(&row)?;
                 self.kind = Some(Kind::Delta.over(kind));
@@ -119,34 +124,27 @@ impl<'b, R: Deref<Target = [u8]>> Joiner<'b, R> {
 
     fn join(&mut self, older: &[u8]) -> Result<(), MergeError> {
         let JoinBuffers { joined, spare } = &mut *self.buffers;
-        let newer = match &self.single {
-            Some(row) => row,
-            None => joined.as_slice(),
-        };
         spare.clear();
-        self.operator.join(newer, older, spare)?;
+        self.operator.join(so_far(&self.single, joined), older, spare)?;
         std::mem::swap(joined, spare);
         self.single = None;
         Ok(())
     }
 
-    #[cfg(feature = "invariants")]
-    fn check_hidden(&mut self, older: &[u8]) -> Result<(), MergeError> {
-        let JoinBuffers { joined, spare } = &mut *self.buffers;
-        let full = match &self.single {
-            Some(row) => row,
-            None => joined.as_slice(),
-        };
-        spare.clear();
-        self.operator.join(full, older, spare)?;
-        assert!(spare == full, "a Full hides a record that it does not contain");
-        Ok(())
+    /// Whether the fold so far, a Full, holds what it hides. A row that cannot be read is found
+    /// where it is.
+    fn contains(&self, older: &[u8]) -> bool {
+        let full = so_far(&self.single, &self.buffers.joined);
+        self.operator.contains(full, older).unwrap_or(true)
     }
+}
 
-    #[cfg(not(feature = "invariants"))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "checked by a feature")]
-    fn check_hidden(&mut self, _older: &[u8]) -> Result<(), MergeError> {
-        Ok(())
+/// The fold so far: one record's row, or what was joined.
+#[inline]
+fn so_far<'a, R: Deref<Target = [u8]>>(single: &'a Option<R>, joined: &'a [u8]) -> &'a [u8] {
+    match single {
+        Some(row) => row,
+        None => joined,
     }
 }
 
@@ -162,7 +160,7 @@ pub fn join_group<'b, 'r>(
 ) -> Result<Option<Joined<'b, &'r [u8]>>, MergeError> {
     let mut joiner = Joiner::new(operator, buffers);
     for Record { kind, row } in records {
-        if joiner.push(kind, row)? && cfg!(not(feature = "invariants")) {
+        if joiner.push(kind, row)? && cfg!(not(debug_assertions)) {
             break;
         }
     }

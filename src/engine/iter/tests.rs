@@ -222,8 +222,8 @@ fn join_reports_unreadable_rows() {
     assert!(join_group(&Union, records, &mut JoinBuffers::default()).is_err());
 }
 
-/// The feature's reason: a Full that lacks an older write is caught where it hides it.
-#[cfg(feature = "invariants")]
+/// A Full that lacks an older write is caught where it hides it.
+#[cfg(debug_assertions)]
 #[test]
 #[should_panic(expected = "does not contain")]
 fn a_lying_full_is_caught() {

@@ -414,7 +414,6 @@ proptest! {
 
 /// Rules whose absence is seen by one of a thousand histories. The others need a crash, a job that
 /// stands still or a floor at a moment that is rarer; `rules` has a history for each.
-#[cfg(not(feature = "invariants"))]
 const SOON_MISSED: &[&str] = &[
     "stripe_lock",
     "generation_check",
@@ -437,7 +436,6 @@ const SOON_MISSED: &[&str] = &[
 ];
 
 /// The search is worth something: without a rule it finds damage.
-#[cfg(not(feature = "invariants"))]
 #[test]
 fn a_removed_rule_shows() {
     use proptest::strategy::ValueTree;

@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::clock::Clock;
+use super::rules::removed_at_open;
 use super::vfs::Vfs;
 use super::{Engine, Environment, Options, Result, Shared};
 use row::RowJoin;
@@ -70,5 +71,6 @@ pub fn tiny() -> Options {
 
 pub fn open(vfs: Arc<dyn Vfs>, options: Options) -> Result<Engine> {
     let environment = Environment { vfs, clock: Arc::new(StoppedClock) };
-    Engine::open_in(Path::new("/db"), options, Arc::new(RowJoin), environment)
+    let operator = RowJoin { checks_claims: removed_at_open().is_empty() };
+    Engine::open_in(Path::new("/db"), options, Arc::new(operator), environment)
 }

@@ -98,9 +98,18 @@ impl Row {
 }
 
 /// Joins [`Row`]s.
-pub struct RowJoin;
+#[derive(Clone, Copy)]
+pub struct RowJoin {
+    /// Whether a Full that hides what it lacks is caught where it does: not where the damage itself
+    /// is to be seen.
+    pub checks_claims: bool,
+}
 
 impl MergeOperator for RowJoin {
+    fn contains(&self, row: &[u8], older: &[u8]) -> Result<bool, MergeError> {
+        Ok(!self.checks_claims || Row::decode(row)?.contains(&Row::decode(older)?))
+    }
+
     fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
         out.extend_from_slice(&Row::decode(a)?.join(&Row::decode(b)?).encode());
         Ok(())

@@ -241,6 +241,8 @@ settings! {
         queue_wait_max: Duration = "2s",
         /// Streams of one connection.
         streams_per_connection_max: u64 = "1024",
+        /// Connections for metrics and health served at once; more wait.
+        admin_connections_max: u64 = "64",
         /// Pipelines open at once.
         pipelines_max: u64 = "1024",
         /// Operations in flight on one pipeline.
@@ -375,6 +377,7 @@ impl Config {
             ("limits.siblings_max", limits.siblings_max),
             ("limits.batch_max", limits.batch_max),
             ("limits.concurrency_max", limits.concurrency_max),
+            ("limits.admin_connections_max", limits.admin_connections_max),
             ("limits.pipelines_max", limits.pipelines_max),
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),
@@ -398,6 +401,7 @@ impl Config {
         // What the semaphores behind these can count.
         let counted = [
             ("limits.concurrency_max", limits.concurrency_max),
+            ("limits.admin_connections_max", limits.admin_connections_max),
             ("limits.pipelines_max", limits.pipelines_max),
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),

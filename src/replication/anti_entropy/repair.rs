@@ -15,10 +15,8 @@ use crate::cluster::peer::Request;
 use crate::proto;
 use crate::replication::fence::Fence;
 use crate::replication::messages::messages;
+use crate::replication::reason::REPLY_TOO_LARGE;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId};
-
-/// Why a peer did not answer a row of a large request: it is to be asked again.
-const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
 type Keys = Vec<(TenantId, Vec<u8>)>;
 

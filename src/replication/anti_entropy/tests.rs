@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::async_trait;
 
@@ -23,6 +23,7 @@ use super::super::error;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::level::Level;
 use super::super::replica::Replica;
+use super::super::tests::gate::Gate;
 use super::*;
 use crate::causality::clock::time_of_ms;
 use crate::cluster::layout::{Document, Member, MemberState, Owner, Owners};
@@ -110,18 +111,10 @@ impl Liveness for Link {
     }
 }
 
-/// The epoch under which a node acts.
-struct Gate(RwLock<u64>);
-
 #[async_trait]
 impl Fence for Gate {
     fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
-        let own = self.0.read();
-        match (*own).cmp(&epoch) {
-            std::cmp::Ordering::Equal => Ok(own),
-            std::cmp::Ordering::Greater => Err(Closed::Stale { epoch: *own }),
-            std::cmp::Ordering::Less => Err(Closed::Behind { epoch: *own }),
-        }
+        Gate::enter(self, epoch)
     }
 
     async fn learn(&self, _: NodeId, _: u64, _: Duration) -> Result<(), PeerError> {
@@ -251,7 +244,7 @@ impl Trio {
             vfs: MemVfs::new(),
             clock: ManualClock::new(T0_MS),
             starts: 0,
-            gate: Arc::new(Gate(RwLock::new(1))),
+            gate: Arc::new(Gate::new(1)),
             shown: watch::Sender::new(Arc::clone(&layout)),
             running: None,
         };
@@ -385,7 +378,7 @@ impl Trio {
 
     fn adopt(&self, layout: &Arc<Layout>, nodes: &[usize]) {
         for node in nodes.iter().map(|at| &self.nodes[*at]) {
-            *node.gate.0.write() = layout.epoch();
+            node.gate.raise(layout.epoch());
             node.shown.send_replace(Arc::clone(layout));
         }
     }

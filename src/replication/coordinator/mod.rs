@@ -66,7 +66,6 @@ use crate::store::{Store, Tenant};
 
 pub(super) use part::Part;
 pub use part::{ScannedRow, Seen, Want};
-pub(super) use read::REPLY_TOO_LARGE;
 pub use read::{KeyRead, ReadOptions};
 pub use walk::{Walk, WalkPage};
 pub use write::WriteOptions;

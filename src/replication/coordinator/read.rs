@@ -30,12 +30,11 @@ use crate::replication::error::{Error, Result};
 use crate::replication::fence::Closed;
 use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::replication::level::Level;
+use crate::replication::reason::REPLY_TOO_LARGE;
 use crate::store::{self, Early, RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
 const HEDGE_MIN: Duration = Duration::from_millis(2);
-/// Why a replica did not tell a row: those before it had filled the reply.
-pub(in crate::replication) const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
 
 /// This node's own failure, as another's would be told.
 fn failure_of(error: &store::Error) -> proto::Failure {

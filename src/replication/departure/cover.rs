@@ -26,6 +26,7 @@ use crate::proto;
 use crate::replication::Fence;
 use crate::replication::messages::{MESSAGE_ROWS_MAX, messages};
 use crate::replication::progress::Rate;
+use crate::replication::reason::BELOW_SAFE_POINT;
 use crate::store::{self, RawRow, Store, TenantId};
 
 /// A row and who owns it.
@@ -148,7 +149,7 @@ impl Cover<'_> {
                         None => {
                             held.insert(*index);
                         }
-                        Some(failure) if failure.reason == "BELOW_SAFE_POINT" => {
+                        Some(failure) if failure.reason == BELOW_SAFE_POINT => {
                             match self.repair(owner, &rows[*index]).await? {
                                 None => drop(held.insert(*index)),
                                 Some(why) => refusal = Some(why),

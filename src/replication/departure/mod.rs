@@ -300,11 +300,10 @@ impl Departure {
 
     /// Who is waited for, by name.
     fn words(&self, layout: &Layout, error: &Uncovered) -> String {
-        let each = error.by.iter().map(|(node, why)| {
-            let member = layout.document().members.get(node);
-            let name = member.map_or_else(|| node.to_string(), |member| member.name.clone());
-            format!("{name} to take rows: {why}")
-        });
+        let each = error
+            .by
+            .iter()
+            .map(|(node, why)| format!("{} to take rows: {why}", layout.document().name_of(*node)));
         each.collect::<Vec<_>>().join("; ")
     }
 

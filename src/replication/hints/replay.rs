@@ -15,6 +15,7 @@ use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Request};
 use crate::proto;
 use crate::replication::Layout;
+use crate::replication::reason::{BELOW_SAFE_POINT, NOT_A_REPLICA};
 use crate::store::{self, TenantId};
 
 /// How often it is looked who has come back.
@@ -178,8 +179,8 @@ async fn deliver_batch(
         for (hint, refusal) in given.into_iter().zip(refusals) {
             match refusal.as_deref() {
                 None => taken += 1,
-                Some("NOT_A_REPLICA") => return Err(Undelivered::Layout),
-                Some("BELOW_SAFE_POINT") => Counters::add(&hints.counters.dropped, 1),
+                Some(NOT_A_REPLICA) => return Err(Undelivered::Layout),
+                Some(BELOW_SAFE_POINT) => Counters::add(&hints.counters.dropped, 1),
                 Some(_) => again.entry(node).or_default().push(hint),
             }
         }

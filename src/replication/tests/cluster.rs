@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::async_trait;
@@ -18,6 +18,7 @@ use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
 use super::super::transfer::{self, Transfer};
 use super::super::*;
+use super::gate::Gate;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
@@ -238,41 +239,6 @@ impl Liveness for Links {
     }
 }
 
-/// The epoch under which this node acts, behind a lock that everything done with rows passes.
-///
-/// Raise it when the document of the epoch is durable, and show the document to coordinators only
-/// then.
-#[derive(Debug, Default)]
-struct Gate {
-    epoch: RwLock<u64>,
-}
-
-impl Gate {
-    /// A gate at `epoch`.
-    fn new(epoch: u64) -> Self {
-        Self { epoch: RwLock::new(epoch) }
-    }
-
-    /// Goes in under `epoch`.
-    ///
-    /// # Errors
-    /// [`Closed`], if it is at another one.
-    fn enter(&self, epoch: u64) -> Result<Pass<'_>, Closed> {
-        let own = self.epoch.read();
-        match (*own).cmp(&epoch) {
-            std::cmp::Ordering::Equal => Ok(own),
-            std::cmp::Ordering::Greater => Err(Closed::Stale { epoch: *own }),
-            std::cmp::Ordering::Less => Err(Closed::Behind { epoch: *own }),
-        }
-    }
-
-    /// Waits until nobody acts under an earlier epoch, and lets nobody do so from here on.
-    fn raise(&self, epoch: u64) {
-        let mut own = self.epoch.write();
-        *own = epoch.max(*own);
-    }
-}
-
 /// A fence that learns from the world's latest document.
 pub struct TestFence {
     gate: Gate,
@@ -320,6 +286,8 @@ impl Fence for TestFence {
 
 pub struct Node {
     pub id: NodeId,
+    /// Its disk.
+    pub vfs: MemVfs,
     pub store: Arc<Store>,
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
@@ -524,7 +492,7 @@ impl Node {
         options.engine.row_cache_bytes = 64 << 10;
         options.identity.cluster_id = Some(7);
         let seed = seed.wrapping_mul(1000) + index as u64;
-        let environment = Environment::simulated(Arc::new(vfs), &world.clock, seed);
+        let environment = Environment::simulated(Arc::new(vfs.clone()), &world.clock, seed);
         let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
@@ -553,8 +521,8 @@ impl Node {
         let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
             Hints::start(Path::new("/node/hints"), parts, options).expect("opens");
-        let vfs = Arc::clone(&store.environment().vfs);
-        let certificates = Certificates::open(vfs, Path::new("/node/certificates"));
+        let certificates =
+            Certificates::open(Arc::new(vfs.clone()), Path::new("/node/certificates"));
         let certificates = Arc::new(certificates.expect("opens"));
         let reports = Reports::default();
         let departure = Arc::new(Departure {
@@ -610,6 +578,7 @@ impl Node {
         world.handlers.lock().insert(id, Arc::new(answering));
         Self {
             id,
+            vfs,
             store,
             coordinator,
             fence,

@@ -326,24 +326,34 @@ async fn of_a_partition_only_the_rows_of_the_tenants_that_others_own_go() {
     }
 }
 
-/// A round was voided after its fences by the change that took the node its rows: guards stay up,
-/// no floor can rise while it has not given them away, and it is the only one that has a write.
-#[tokio::test(start_paused = true)]
-async fn a_row_below_the_guards_of_a_voided_round_goes_to_its_owners() {
-    let cluster = Cluster::with_owners(3, &[0, 1, 2], 71);
+/// Three owners of which the last one alone has a write in each tenant, and a time since.
+async fn with_an_old_write(seed: u64) -> (Cluster, u64) {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);
     cluster.world.isolate(id(2), &cluster.ids());
     for tenant in ["default", "lww"] {
         cluster.write(2, tenant, Level::One, put("k", "v")).await.expect("itself");
     }
     cluster.world.heal();
     cluster.world.clock.advance_ms(2000);
-    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    (cluster, crate::causality::clock::time_of_ms(T0_MS + 1000))
+}
+
+/// The last one of three owns nothing any more, and says that it holds nothing.
+async fn give_away(cluster: &Cluster) {
+    cluster.commit(drawn(cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(cluster, 10).await;
+    assert_eq!(cleared(cluster, 2), Some(2));
+}
+
+/// A round was voided after its fences by the change that took the node its rows: guards stay up,
+/// no floor can rise while it has not given them away, and it is the only one that has a write.
+#[tokio::test(start_paused = true)]
+async fn a_row_below_the_guards_of_a_voided_round_goes_to_its_owners() {
+    let (cluster, time) = with_an_old_write(71).await;
     for node in &cluster.nodes {
         node.store.fence(&[0..=3], time).expect("fenced");
     }
-    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
-    run_departures(&cluster, 10).await;
-    assert_eq!(cleared(&cluster, 2), Some(2));
+    give_away(&cluster).await;
     for tenant in ["default", "lww"] {
         let row = cluster.read(0, tenant, Level::Quorum, "k", None).await.expect("both are up");
         assert_eq!(values(&row), ["v"], "{tenant}");
@@ -354,21 +364,12 @@ async fn a_row_below_the_guards_of_a_voided_round_goes_to_its_owners() {
 /// what the two have together is not the same bytes as nothing.
 #[tokio::test(start_paused = true)]
 async fn what_the_owners_have_forgotten_is_with_them() {
-    let cluster = Cluster::with_owners(3, &[0, 1, 2], 72);
-    cluster.world.isolate(id(2), &cluster.ids());
-    for tenant in ["default", "lww"] {
-        cluster.write(2, tenant, Level::One, put("k", "v")).await.expect("itself");
-    }
-    cluster.world.heal();
-    cluster.world.clock.advance_ms(2000);
-    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
+    let (cluster, time) = with_an_old_write(72).await;
     for node in &cluster.nodes[..2] {
         let was = node.store.fence(&[0..=3], time).expect("fenced");
         assert!(node.store.install_floor(&[0..=3], time, was).expect("installed"));
     }
-    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
-    run_departures(&cluster, 10).await;
-    assert_eq!(cleared(&cluster, 2), Some(2));
+    give_away(&cluster).await;
     for tenant in ["default", "lww"] {
         let row = cluster.read(0, tenant, Level::Quorum, "k", None).await.expect("both are up");
         assert!(!row.found(), "{tenant}: it was dead");

@@ -7,6 +7,7 @@ mod departures;
 mod directed;
 mod early;
 mod epochs;
+pub mod gate;
 mod histories;
 mod refusals;
 mod scans;

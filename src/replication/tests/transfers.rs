@@ -1,6 +1,7 @@
 //! Rule T4: a node says that it has merged what it will own only when it has.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,6 +13,7 @@ use super::departures::{Drawn, drawn};
 use crate::causality::clock::time_of_ms;
 use crate::cluster::layout::{Command, Document, MemberState};
 use crate::cluster::peer::{PeerError, Reply, Request};
+use crate::engine::vfs::Vfs as _;
 use crate::proto;
 use crate::store::{ForeignRow, Mutation};
 
@@ -134,6 +136,26 @@ async fn nothing_is_said_while_a_source_is_missing() {
     cluster.world.lose(id(2), "sum");
     assert!(!merges(&cluster, 30).await);
     assert!(cluster.nodes[3].transfer.progress.figures().waits_for.contains("rows of n"));
+}
+
+/// What could not be kept is not fetched, least of all again and again: the sources serve clients.
+/// It is this node's disk that is waited for, and no source's fault.
+#[tokio::test(start_paused = true)]
+async fn a_node_without_room_fetches_nothing_says_so_and_goes_on_when_there_is_room() {
+    let cluster = joining(77).await;
+    let node = &cluster.nodes[3];
+    let space = node.vfs.disk_space(Path::new("/node")).expect("in memory");
+    node.vfs.set_space_limit(Some(space.total - space.available + (1 << 20)));
+    node.store.step().expect("it looks at the disk");
+    assert!(!merges(&cluster, 30).await);
+    assert_eq!(sent(&cluster, "page"), 0);
+    let waits_for = node.transfer.progress.figures().waits_for;
+    assert!(waits_for.starts_with("room on its disk: "), "{waits_for}");
+    node.vfs.set_space_limit(None);
+    node.store.step().expect("it looks at the disk");
+    assert!(merges(&cluster, 30).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert!(owned > 0 && held == owned, "{held} of {owned}");
 }
 
 /// A node owns the rows of a tenant with three replicas, and not those of one with a single replica

@@ -38,6 +38,7 @@ use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page;
+use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange, Words};
 
 /// Rows as the store joins them.
@@ -99,6 +100,7 @@ impl Transfer {
         own: &mut Option<proto::PageSum>,
     ) -> Result<(), Error> {
         while let Place::Behind(cursor, told) = place {
+            self.check_store()?;
             let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
             let mut page = self.ask_page(from, request).await?;
             let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
@@ -183,6 +185,12 @@ impl Transfer {
         }
     }
 
+    /// Rows that this node could not keep are not fetched: not from one who needs its network, not
+    /// again and again.
+    fn check_store(&self) -> store::Result<()> {
+        self.store.refusal().map_or(Ok(()), Err)
+    }
+
     fn merged<'l>(&self, from: &From<'l>) -> page::Merged<'l> {
         page::Merged::new(from.layout, from.source, self.node)
     }
@@ -234,6 +242,7 @@ impl Transfer {
     /// Fetches rows by their keys, joins them, and sees that they are here.
     async fn fetch(&self, from: &From<'_>, mut keys: Vec<proto::RowKey>) -> Result<(), Error> {
         while !keys.is_empty() {
+            self.check_store()?;
             let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
             let request =
                 Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
@@ -241,9 +250,9 @@ impl Transfer {
             let mut rows = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {
                 match (answer.failure, answer.row) {
-                    (Some(failure), _) if failure.reason == "REPLY_TOO_LARGE" => keys.push(key),
+                    (Some(failure), _) if failure.reason == REPLY_TOO_LARGE => keys.push(key),
                     // Who is no replica of a row is no source of it.
-                    (Some(failure), _) if failure.reason == "NOT_A_REPLICA" => {}
+                    (Some(failure), _) if failure.reason == NOT_A_REPLICA => {}
                     (Some(failure), _) => {
                         let (reason, message) = (failure.reason, failure.message);
                         return Err(PeerError::Refused { reason, message }.into());

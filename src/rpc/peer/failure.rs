@@ -16,10 +16,10 @@ use tonic::Code;
 
 use crate::cluster::peer::PeerError;
 use crate::proto::Failure;
+use crate::replication::reason::NOT_A_REPLICA;
 
 const OVERLOADED: &str = "OVERLOADED";
 const STALE_LAYOUT: &str = "STALE_LAYOUT";
-const NOT_A_REPLICA: &str = "NOT_A_REPLICA";
 const NO_ANSWER: &str = "NO_ANSWER";
 const UNREACHABLE: &str = "UNREACHABLE";
 /// Of [`STALE_LAYOUT`], in the metadata.

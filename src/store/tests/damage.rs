@@ -101,6 +101,34 @@ fn a_damaged_table_is_named_and_costs_the_actor() {
     assert_ne!(actor, born, "the old actor does not come back");
 }
 
+/// Where nothing was given up nothing is to be compared again: a refused call, made every minute,
+/// would else have whole partitions hashed and exchanged for ever.
+#[test]
+fn only_what_is_given_up_is_compared_again() {
+    let mut node = Node::new();
+    for n in 0..300 {
+        node.put("default", &format!("key{n}"), &"v".repeat(100));
+    }
+    node.store().compact().unwrap();
+    node.store.take().expect("started").close().unwrap();
+    for table in tables(&node.vfs) {
+        node.vfs.open(&table).unwrap().write_at(600, b"damage").unwrap();
+    }
+    node.start();
+    let store = node.store();
+    assert!(!store.scrub().unwrap().damaged.is_empty());
+    let unreadable = store.unreadable();
+    let leaves = store.dirty_leaves();
+    let all = 0..1 << leaves::LEAF_BITS;
+    while let Some(leaf) = leaves.next(all.clone()) {
+        leaves.take(leaf);
+    }
+    assert!(!store.discard(&unreadable[0], &|_| None).unwrap());
+    assert_eq!(leaves.next(all.clone()), None);
+    assert!(store.discard(&unreadable[0], &|install| Some(install())).unwrap());
+    assert!(leaves.next(all).is_some());
+}
+
 /// A partition that begins anew as a new replica has lost no less: only an exchange with those who
 /// have the data lets it count again, or that none of its rows is left.
 #[test]

@@ -1,5 +1,6 @@
 //! The same write, sent again.
 
+use super::super::environment::WallClock;
 use super::*;
 
 fn tokened(key: &str, value: &str, token: &str) -> Mutation {
@@ -83,15 +84,76 @@ fn a_key_with_a_birth_time_is_refused_after_its_window() {
     assert_eq!(refused.reason(), "TOKEN_EXPIRED");
 }
 
+/// Writes `key` so often under idempotency keys that its row forgets the oldest ones, each write in
+/// a millisecond of its own and with the context of the one before. Returns the last context.
+fn overwrite(node: &Node, tenant: &str, key: &str) -> Vec<u8> {
+    let mut context = None;
+    for n in 0..1_100 {
+        node.clock.advance_ms(1);
+        let write = Mutation { context, ..tokened(key, "v", &n.to_string()) };
+        context = Some(node.store().write(tenant, write).unwrap().context);
+    }
+    context.expect("written")
+}
+
+/// A delete of an old version and of more tokens than a row remembers: what it deletes stays so,
+/// after a crash that brings back the records which the delete was made from, and on a replica
+/// that gets the delete alone.
+#[test]
+fn a_row_that_forgets_tokens_forgets_no_delete() {
+    let mut node = Node::new();
+    node.store().write("default", tokened("k", "old", "old")).unwrap();
+    overwrite(&node, "default", "k");
+    assert_eq!(node.values("default", "k"), ["old", "v"]);
+    node.store().flush().unwrap();
+    let mut replica = node.like();
+    replica.start();
+    let context = Some(node.context("default", "k"));
+    let batch = [Mutation { context, ..delete("k") }];
+    let prepared = node.store().prepare("default", &batch);
+    assert!(prepared.results[0].is_ok());
+    let row = &prepared.rows[0];
+    let sent = [(row.tenant, row.key.clone(), row.row.clone())];
+    replica.store().replicate(&sent).pop().unwrap().unwrap();
+    assert_eq!(replica.values("default", "k"), [""; 0]);
+    let (told, durable) = std::sync::mpsc::channel();
+    node.store().on_durable(prepared.position, move |result| told.send(result).unwrap());
+    durable.recv().unwrap().unwrap();
+    assert_eq!(node.values("default", "k"), [""; 0]);
+    node.crash(7);
+    assert_eq!(node.values("default", "k"), [""; 0]);
+}
+
+/// A key that says its age is recognised or refused, also where the row had to forget it within
+/// its window: taken for a new write it would undo what came after it.
+#[test]
+fn a_retry_that_was_forgotten_early_is_refused() {
+    let uuid = |node: &Node| {
+        let born = format!("{:012x}", node.clock.now_ms());
+        format!("{}-{}-7abc-8d01-020304050607", &born[..8], &born[8..])
+    };
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        let early = tokened("k", "early", &uuid(&node));
+        let context = Some(node.store().write(tenant, early.clone()).unwrap().context);
+        assert!(node.store().write(tenant, early.clone()).unwrap().duplicate);
+        node.clock.advance_ms(1);
+        node.store().write(tenant, Mutation { context, ..put("k", "v") }).unwrap();
+        let context = overwrite(&node, tenant, "k");
+        let refused = node.store().write(tenant, early).unwrap_err();
+        assert_eq!(refused.reason(), "TOKEN_EXPIRED");
+        let write = Mutation { context: Some(context), ..tokened("k", "new", &uuid(&node)) };
+        assert!(!node.store().write(tenant, write.clone()).unwrap().duplicate);
+        assert!(node.store().write(tenant, write).unwrap().duplicate);
+        assert!(!node.values(tenant, "k").contains(&"early".to_owned()));
+    }
+}
+
 /// A row keeps a bounded number of tokens, and forgets dead ones first.
 #[test]
 fn a_row_keeps_a_bounded_number_of_tokens() {
     let node = Node::new();
-    let mut context = None;
-    for n in 0..1_100 {
-        let write = Mutation { context, ..tokened("k", "v", &n.to_string()) };
-        context = Some(node.store().write("default", write).unwrap().context);
-    }
+    overwrite(&node, "default", "k");
     assert!(node.store().stats().tokens_evicted > 0);
     assert!(node.store().write("default", tokened("k", "v", "1099")).unwrap().duplicate);
     assert_eq!(node.values("default", "k"), ["v"]);

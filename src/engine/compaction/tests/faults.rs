@@ -112,7 +112,7 @@ fn job_is_paced() {
         vfs: &*tree.vfs,
         dir: &dir(),
         versions: &tree.set,
-        operator: &Newest,
+        operator: &Newest { checks_claims: true },
         view: PurgeView { version: &version, oldest_unflushed_epoch: 0 },
         table_options: TableOptions::default(),
         table_bytes: 1 << 20,

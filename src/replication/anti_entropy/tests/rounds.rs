@@ -257,7 +257,7 @@ async fn a_floor_is_not_installed_under_another_layout_than_it_was_proven_under(
     trio.listen(move |_, to, request| {
         if to == id(2) && step_of(request) == Some(RoundStep::Install) {
             let joint = document(2, |it| it.next_owners = Some(it.owners.clone()));
-            *gate.0.write() = 2;
+            gate.raise(2);
             shown.send_replace(joint);
         }
         true

@@ -1,0 +1,22 @@
+//! Why a node did not do with a row what it was asked to, in the words of `Failure.reason`: those
+//! that another node acts on. They never change: nodes of another version compare them.
+
+/// The rows before it had filled the reply: it is to be asked for again.
+pub const REPLY_TOO_LARGE: &str = "REPLY_TOO_LARGE";
+/// The node is no replica of the row under the layout of the request.
+pub const NOT_A_REPLICA: &str = "NOT_A_REPLICA";
+/// The row may have been deleted and forgotten there. What
+/// [`store::Error::BelowSafePoint`](crate::store::Error::BelowSafePoint) gives as its reason.
+pub const BELOW_SAFE_POINT: &str = "BELOW_SAFE_POINT";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    /// The store says it, others read it.
+    #[test]
+    fn a_row_below_the_safe_point_is_refused_with_the_reason_that_is_looked_for() {
+        assert_eq!(store::Error::BelowSafePoint.reason(), BELOW_SAFE_POINT);
+    }
+}
