@@ -238,7 +238,8 @@ impl TableBuilder {
     }
 
     /// Two writes at most are on their way to the disk. A table is made faster than any disk takes
-    /// it, and a sync of the log that meets tens of megabytes of it in the queue waits for them all.
+    /// it, and a sync of the log that meets tens of megabytes of it in the queue waits for all of
+    /// them.
     fn write(&mut self) -> Result<()> {
         let (offset, len) = (self.written, self.buffer.len() as u64);
         self.file.write_at(offset, &self.buffer).map_err(Error::io("write", &self.path))?;
