@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use super::config::{environment, load_or_fail};
 use super::failure::Failure;
+use crate::cluster::work::{Background, Work};
 use crate::ops::config::{Config, Source};
 use crate::ops::node::{Error, Node};
 use crate::ops::shutdown::Shutdown;
+use crate::ops::world::World;
 use crate::ops::{VERSION, logging};
 
 /// Run a node
@@ -77,20 +79,24 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     }
     let runtime = runtime.enable_all().thread_name("pairdb-async").build();
     let runtime = runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
-    let served = runtime.block_on(serve(config));
-    // Work on the blocking pool that nobody waits for any more must not hold up the exit.
+    let background = Background::start();
+    let background =
+        background.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    let served = runtime.block_on(serve(config, background.work()));
+    // Work on the blocking pools that nobody waits for any more must not hold up the exit.
     runtime.shutdown_background();
+    background.stop();
     served.map_err(|error| Failure::with_code(error.exit_code(), error.to_string()))
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
+async fn serve(config: Config, background: Work) -> Result<(), Error> {
     let handlers = |source| Error::System { what: "handle signals".to_owned(), source };
     let shutdown = Shutdown::on_signals().map_err(handlers)?;
     tracing::info!(version = VERSION, data_dir = %config.node.data_dir.display(), "starting");
     if config.security.insecure {
         tracing::warn!("security.insecure is set: plain text may leave this machine");
     }
-    let starting = Node::start(config);
+    let starting = Node::start_in(config, World { background, ..World::real() });
     let node = tokio::select! {
         node = starting => node?,
         // Asked to stop before it served: the process ends, what was recovered is on disk.

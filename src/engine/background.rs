@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::error::{Error, Result};
 use super::options::SyncMode;
-use super::{Engine, Shared};
+use super::{Engine, Shared, priority};
 
 /// How often the threads look for work that only time brings: disk space, old tables, a flush
 /// that failed for want of space.
@@ -165,6 +165,7 @@ impl Engine {
 
 impl Shared {
     fn run_flushes(&self) {
+        priority::lower(priority::FLUSH);
         // After a tick without a ring too: a flush that failed for want of space is tried again.
         while self.background.flush.wait(TICK, &self.background.stop).is_some() {
             self.run("flush", || {
@@ -178,6 +179,7 @@ impl Shared {
     }
 
     fn run_compactions(&self) {
+        priority::lower(priority::BACKGROUND);
         while self.background.compaction.wait(TICK, &self.background.stop).is_some() {
             self.run("compaction", || self.compact_once());
         }

@@ -59,6 +59,7 @@ pub mod newest;
 pub mod options;
 pub mod position;
 mod pressure;
+pub mod priority;
 mod read;
 pub mod record;
 mod recovery;

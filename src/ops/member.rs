@@ -241,7 +241,7 @@ pub(super) async fn start(
         hints: Some(hint_sender),
         lingering_max: LINGERING_MAX,
         queue_bytes_max: bytes(config.cluster.queue_bytes_max),
-        work: world.work,
+        work: world.work.clone(),
         pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
     let replica = Replica::new(
@@ -250,6 +250,7 @@ pub(super) async fn start(
         Arc::clone(&coordinator),
         Arc::clone(&layout_fence),
         fence.watch(),
+        world.background.clone(),
         |error| Problem::from(error).into(),
     );
     let anti_entropy = AntiEntropy::new(anti_entropy::Parts {
@@ -259,7 +260,7 @@ pub(super) async fn start(
         layout: fence.watch(),
         fence: Arc::clone(&layout_fence),
         liveness: Arc::clone(&liveness) as _,
-        work: world.work,
+        work: world.background.clone(),
         settings: world.anti_entropy.clone(),
     });
     let closing = CancellationToken::new();
@@ -286,7 +287,7 @@ pub(super) async fn start(
         report: Arc::clone(&report),
         layout: fence.watch(),
         fence: Arc::clone(&layout_fence),
-        work: world.work,
+        work: world.background.clone(),
         settings: world.transfer.clone(),
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
@@ -301,7 +302,7 @@ pub(super) async fn start(
         report,
         hints: Arc::clone(&hints),
         certificates: Arc::clone(&moving.certificates),
-        work: world.work,
+        work: world.background.clone(),
         settings: world.departure.clone(),
         rate: Arc::clone(&moving.rate),
         progress: Arc::clone(&moving.progress),
@@ -371,7 +372,7 @@ pub(super) async fn start(
         Arc::clone(&store),
         Arc::clone(&hints),
         moving.clone(),
-        world.work,
+        world.work.clone(),
         closing.clone(),
     ));
     let joined = Joined {

@@ -237,7 +237,8 @@ impl Node {
         config.validate()?;
         let pod = Pod::of(&config.kubernetes, |name| std::env::var(name).ok())
             .map_err(|error| config::Error::Invalid(error.to_string()))?;
-        let (work, net) = (world.work, Arc::clone(&world.net));
+        let (work, net) = (world.work.clone(), Arc::clone(&world.net));
+        let background = world.background.clone();
         let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
         let closing = CancellationToken::new();
@@ -245,7 +246,7 @@ impl Node {
             health: health.clone(),
             exposition: Arc::new(OnceLock::new()),
             node_id: Arc::new(OnceLock::new()),
-            work,
+            work: work.clone(),
         };
         let connections_max = usize::try_from(config.limits.admin_connections_max);
         let connections_max = connections_max.expect("validated to be a small number");
@@ -263,15 +264,15 @@ impl Node {
         };
         joined.tell_health(health.clone());
         let solo = (NodeId(store.identity().node_id), joined.layout());
-        let tick = tick(Arc::clone(&store), health.clone(), work, solo, closing.clone());
+        let tick = tick(Arc::clone(&store), health.clone(), work.clone(), solo, closing.clone());
         let mut upkeep = vec![tokio::spawn(tick)];
         let pace = scrub::Pace {
             interval: config.engine.scrub_interval,
             bytes_per_second: config.engine.scrub_bytes_per_second.0,
         };
-        let scrub = scrub::run(Arc::clone(&store), work, pace, closing.clone());
+        let scrub = scrub::run(Arc::clone(&store), background, pace, closing.clone());
         upkeep.push(tokio::spawn(scrub));
-        if work == Work::Inline {
+        if work.is_inline() {
             upkeep.push(tokio::spawn(step(Arc::clone(&store), closing.clone())));
         }
         let node = Self {
@@ -307,9 +308,9 @@ impl Node {
         admin_addr: SocketAddr,
         pages: &Pages,
     ) -> Result<Started, Error> {
-        let (work, health) = (world.work, &pages.health);
+        let (work, health) = (world.work.clone(), &pages.health);
         let around = world.clone();
-        let (config, opened) = blocking(work, move || open_all(config, &around)).await??;
+        let (config, opened) = blocking(&work, move || open_all(config, &around)).await??;
         let store = Arc::clone(&opened.store);
         let node_id = uuid::to_text(store.identity().node_id);
         let registry = Registry::new();
@@ -407,7 +408,7 @@ fn facts(config: &Config, node_id: &str, shown: NodeParts) -> NodeFacts {
 
 /// Runs work that waits for the disk.
 pub(super) async fn blocking<T: Send + 'static>(
-    place: Work,
+    place: &Work,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
     place.run(work).await.map_err(|error| Error::System {

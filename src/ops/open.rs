@@ -7,7 +7,6 @@ use super::node::Error;
 use super::world::World;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::{Answer, Command, LayoutCatalog, Proposer};
-use crate::cluster::work::Work;
 use crate::replication::transfer::Newcomer;
 use crate::store::{self, IdentityOptions, Store, StoreOptions};
 
@@ -33,7 +32,7 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
     let dir = config.node.data_dir.clone();
     let mut engine = config.engine_options()?;
     engine.partition_bits = world.partition_bits;
-    if world.work == Work::Inline {
+    if world.work.is_inline() {
         engine.compaction_threads = 0;
     }
     let open = || {

@@ -39,14 +39,14 @@ pub(super) async fn run(store: Arc<Store>, work: Work, pace: Pace, closing: Canc
             () = closing.cancelled() => return,
         }
         wait = pace.interval;
-        if !pass(&store, work, pace, closing.clone()).await {
+        if !pass(&store, &work, pace, closing.clone()).await {
             return;
         }
     }
 }
 
 /// One pass. `false`: the node ends.
-async fn pass(store: &Arc<Store>, work: Work, pace: Pace, closing: CancellationToken) -> bool {
+async fn pass(store: &Arc<Store>, work: &Work, pace: Pace, closing: CancellationToken) -> bool {
     let mut pass = store.begin_scrub();
     let mut ticks = Ticks::every(TURN, closing);
     // What a piece reads beyond its share, the next ones wait for.

@@ -151,7 +151,7 @@ impl Node {
                 let _ = task.await;
             }
             let _ = tokio::time::timeout(TICK, self.admin).await;
-            blocking(self.work, move || store.close()).await?.map_err(Error::Close)
+            blocking(&self.work, move || store.close()).await?.map_err(Error::Close)
         };
         // Without the flush nothing acknowledged is lost either: the next start replays the log.
         tokio::select! {

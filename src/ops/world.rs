@@ -20,6 +20,8 @@ pub struct World {
     /// Work that waits for the disk. [`Work::Inline`] also means an engine without threads: a task
     /// does its background work step by step.
     pub work: Work,
+    /// The same for what no client waits for.
+    pub background: Work,
     /// How hints are kept and delivered. Like `anti_entropy` no setting: a simulation hurries them,
     /// so that they happen while things go wrong.
     pub hints: HintOptions,
@@ -35,12 +37,13 @@ pub struct World {
 }
 
 impl World {
-    /// The machine's.
+    /// The machine's. Nothing has a priority.
     pub fn real() -> Self {
         Self {
             net: Arc::new(TokioNet),
             environment: Environment::system(),
             work: Work::Threads,
+            background: Work::Threads,
             hints: HintOptions::default(),
             anti_entropy: anti_entropy::Settings::default(),
             transfer: transfer::Settings::default(),

@@ -24,6 +24,7 @@ use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
+use crate::cluster::work::Work;
 use crate::engine::Position;
 use crate::proto;
 use crate::store::{self, Early, RowFilter, Store, Tenant, TenantId};
@@ -49,6 +50,8 @@ pub struct Replica {
     coordinator: Arc<Coordinator>,
     fence: Arc<dyn Fence>,
     layout: watch::Receiver<Arc<Layout>>,
+    /// Where pages are read, which no client waits for.
+    background: Work,
     to_failure: ToFailure,
 }
 
@@ -60,9 +63,10 @@ impl Replica {
         coordinator: Arc<Coordinator>,
         fence: Arc<dyn Fence>,
         layout: watch::Receiver<Arc<Layout>>,
+        background: Work,
         to_failure: ToFailure,
     ) -> Self {
-        Self { node, store, coordinator, fence, layout, to_failure }
+        Self { node, store, coordinator, fence, layout, background, to_failure }
     }
 
     /// Whether a request is one of those answered here.
@@ -403,7 +407,7 @@ impl PeerHandler for Replica {
                     page::answer(&store, &*fence, &mut merged, &request)
                 };
                 // It reads a good deal, perhaps from the disk.
-                let page = self.coordinator.work().run(page).await;
+                let page = self.background.run(page).await;
                 page.map_err(|_| refused("STOPPING", "the node is stopping".to_owned()))?
             }
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),

@@ -57,7 +57,7 @@ pub(super) fn stream(
         store: Arc::clone(&core.store),
         peers: Arc::clone(&cluster.peers),
         layout: cluster.layout.clone(),
-        work: core.work,
+        work: core.work.clone(),
         to,
         selection,
     };

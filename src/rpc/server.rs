@@ -287,8 +287,11 @@ impl Server {
             admission: Admission { delay_max: options.delay_max },
             pipelines: Gate::new("pipelines", options.pipelines_max, 0, wait),
             scans: Gate::new("scans", scans, options.queue_max, wait),
-            blocking: Blocking::new(rows, work),
-            upkeep: Blocking::new(Gate::new("upkeep", 1, 16, Duration::from_secs(3600)), work),
+            blocking: Blocking::new(rows, work.clone()),
+            upkeep: Blocking::new(
+                Gate::new("upkeep", 1, 16, Duration::from_secs(3600)),
+                work.clone(),
+            ),
             work,
             stopping: CancellationToken::new(),
             asked_to_stop,

@@ -205,6 +205,7 @@ impl Machine {
                 random: Arc::new(SeededRandom::new(seed)),
             },
             work: Work::Inline,
+            background: Work::Inline,
             hints: self.hints.clone(),
             anti_entropy: self.anti_entropy.clone(),
             // A few rows a page, so that there are several.

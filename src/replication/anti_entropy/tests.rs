@@ -319,8 +319,15 @@ impl Trio {
             message: error.to_string(),
             ..proto::Failure::default()
         };
-        let replica =
-            Replica::new(node.id, Arc::clone(&store), coordinator.clone(), fence, layout, failure);
+        let replica = Replica::new(
+            node.id,
+            Arc::clone(&store),
+            coordinator.clone(),
+            fence,
+            layout,
+            Work::Inline,
+            failure,
+        );
         let handler = Handler { replica, anti_entropy: Arc::clone(&anti_entropy) };
         self.net.handlers.lock().insert(node.id, Arc::new(handler));
         self.net.down.lock().remove(&node.id);

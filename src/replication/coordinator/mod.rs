@@ -233,11 +233,6 @@ impl Coordinator {
         self.flights.wait().await;
     }
 
-    /// Where work runs that waits for the disk.
-    pub(super) fn work(&self) -> Work {
-        self.work
-    }
-
     fn layout(&self) -> Arc<Layout> {
         Arc::clone(&self.layout.borrow())
     }

@@ -572,6 +572,7 @@ impl Node {
             Arc::clone(&coordinator),
             Arc::clone(&fence) as Arc<dyn Fence>,
             layout,
+            Work::Inline,
             failure,
         );
         let answering = Answering { replica, certificates: Arc::clone(&certificates) };
