@@ -188,6 +188,7 @@ fn a_node_that_runs_full_while_it_comes_in_waits_for_room_and_can_leave_when_ful
 
     restart(&mut nodes, fourth, &[]);
     nodes.wait_until_stable(0, 4);
+    nodes.wait_until_up(fourth, 4);
     check_rows(&nodes, fourth, &keys);
 
     restart(&mut nodes, fourth, &[reserve(100)]);
