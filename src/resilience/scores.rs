@@ -1,6 +1,7 @@
 //! How fast others answer: whom to ask first, and when to ask one more.
 //!
 //! What is known of somebody fades while nobody asks: one that was slow is asked again some time.
+//! Somebody unknown is asked at once, by one call, or all would go on asking those they know.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -15,9 +16,10 @@ const SAMPLES: usize = 64;
 const SAMPLES_BETWEEN: usize = 16;
 /// Weight of the newest answer in the moving average, as a power of two.
 const NEWEST_SHIFT: u32 = 3;
-/// What somebody unknown is taken for.
+/// What somebody unknown is taken for while the first call to it is out.
 const UNKNOWN_US: u64 = 1000;
-/// The average halves with each of these that passes without an answer.
+/// The average halves with each of these that passes without an answer; and one that has never
+/// answered is asked again.
 const FADES_WITHIN: Duration = Duration::from_secs(4);
 
 /// Of everybody asked so far, by name.
@@ -39,6 +41,7 @@ struct Score {
     p95_us: u64,
     samples: Vec<u32>,
     next: usize,
+    asked: Option<Instant>,
     answered: Option<Instant>,
 }
 
@@ -46,10 +49,11 @@ impl<K: Ord + Clone> Scores<K> {
     /// A call goes out.
     pub fn begin(&self, name: &K) {
         let mut known = self.known.lock();
+        let asked = Some(Instant::now());
         match known.get_mut(name) {
-            Some(score) => score.in_flight += 1,
+            Some(score) => (score.in_flight, score.asked) = (score.in_flight + 1, asked),
             None => {
-                known.insert(name.clone(), Score { in_flight: 1, ..Score::default() });
+                known.insert(name.clone(), Score { in_flight: 1, asked, ..Score::default() });
             }
         }
     }
@@ -91,7 +95,7 @@ impl<K: Ord + Clone> Scores<K> {
     where
         K: Borrow<Q>,
     {
-        self.known.lock().get(name).map_or(UNKNOWN_US, Score::cost)
+        self.known.lock().get(name).map_or(0, Score::cost)
     }
 
     /// What all but a twentieth of the answers take; zero before it is known.
@@ -107,8 +111,10 @@ impl<K: Ord + Clone> Scores<K> {
 
 impl Score {
     fn cost(&self) -> u64 {
-        // Asked and never answered yet: as good as unknown.
-        let Some(answered) = self.answered else { return UNKNOWN_US * (1 + self.in_flight) };
+        let Some(answered) = self.answered else {
+            let waits = self.asked.is_some_and(|asked| asked.elapsed() < FADES_WITHIN);
+            return if waits { UNKNOWN_US * (1 + self.in_flight) } else { 0 };
+        };
         let idle = answered.elapsed().as_micros() / FADES_WITHIN.as_micros();
         let average_us = self.average_us.checked_shr(u32::try_from(idle).unwrap_or(u32::MAX));
         average_us.unwrap_or(0).max(1).saturating_mul(1 + self.in_flight)
@@ -140,6 +146,23 @@ mod tests {
         assert!(scores.cost(&fast) > scores.cost(&slow), "forty calls wait for it");
         scores.keep(|name| *name == slow);
         assert_eq!(scores.p95(&fast), Duration::ZERO);
+    }
+
+    /// Where all others answer in less than is thought of somebody unknown, a new one would never be
+    /// asked. One call finds out, not all of them: it may not answer at all.
+    #[tokio::test(start_paused = true)]
+    async fn somebody_unknown_is_asked_first_by_one_call() {
+        let scores = Scores::default();
+        let [fast, new] = [1, 2];
+        scores.begin(&fast);
+        scores.end(&fast, Duration::from_micros(UNKNOWN_US / 2));
+        assert!(scores.cost(&new) < scores.cost(&fast));
+        scores.begin(&new);
+        assert!(scores.cost(&new) > scores.cost(&fast));
+        scores.refused(&new);
+        assert!(scores.cost(&new) > scores.cost(&fast), "who refuses is not asked by each call");
+        tokio::time::advance(FADES_WITHIN).await;
+        assert!(scores.cost(&new) < scores.cost(&fast));
     }
 
     /// Who was slow once and is not asked any more could never show that it has recovered.
