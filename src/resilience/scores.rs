@@ -148,8 +148,8 @@ mod tests {
         assert_eq!(scores.p95(&fast), Duration::ZERO);
     }
 
-    /// Where all others answer in less than is thought of somebody unknown, a new one would never be
-    /// asked. One call finds out, not all of them: it may not answer at all.
+    /// Where all others answer in less than is thought of somebody unknown, nobody would ask it.
+    /// One call finds out, not all of them: it may not answer at all.
     #[tokio::test(start_paused = true)]
     async fn somebody_unknown_is_asked_first_by_one_call() {
         let scores = Scores::default();
