@@ -20,7 +20,7 @@ use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::fence::Fence;
-use super::replica::{enter, refused};
+use super::replica::{enter, refused_by_store};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply};
@@ -79,20 +79,20 @@ pub(super) fn answer(
         0 => PAGE_BYTES,
         asked => asked.min(PAGE_BYTES_MAX),
     };
-    let failed = |error: store::Error| refused(error.reason(), error.to_string());
     // The words first: the rows that are read after them say no less.
     let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
     drop(enter(fence, layout.epoch())?);
-    let words = store.least_words(within.clone()).map_err(failed)?;
-    let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(failed)?;
+    let words = store.least_words(within.clone()).map_err(refused_by_store)?;
+    let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(refused_by_store)?;
     // It may have waited for the disk, so the epoch was free to rise.
     drop(enter(fence, layout.epoch())?);
     // A source that has lost data would be counted for what it does not know. Nothing is discarded
     // before the loss is marked.
-    store.check_all_undamaged(&[within]).map_err(failed)?;
+    store.check_all_undamaged(&[within]).map_err(refused_by_store)?;
     page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
     let cursor = page.cursor.clone().unwrap_or_default().into();
-    let sum = (!request.digests).then(|| sum_of(store, &page)).transpose().map_err(failed)?;
+    let sum =
+        (!request.digests).then(|| sum_of(store, &page)).transpose().map_err(refused_by_store)?;
     let reply = if request.sum {
         proto::PageReply { cursor, ..Default::default() }
     } else if request.digests {
@@ -100,7 +100,7 @@ pub(super) fn answer(
             let digest = store.digest(&RawRow { row: Some(row), floor: 0 })?;
             Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
         });
-        let keys = keys.collect::<store::Result<_>>().map_err(failed)?;
+        let keys = keys.collect::<store::Result<_>>().map_err(refused_by_store)?;
         proto::PageReply { keys, cursor, ..Default::default() }
     } else {
         let rows = page.rows.into_iter().map(|(engine_key, row)| {
@@ -108,7 +108,7 @@ pub(super) fn answer(
             let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
             Ok(proto::RowState { tenant_id, key, row: row.into() })
         });
-        let rows = rows.collect::<store::Result<_>>().map_err(failed)?;
+        let rows = rows.collect::<store::Result<_>>().map_err(refused_by_store)?;
         let reply = proto::PageReply { rows, cursor, ..Default::default() };
         if request.packed { pack(reply) } else { reply }
     };
@@ -146,8 +146,8 @@ fn pack(mut page: proto::PageReply) -> proto::PageReply {
         is_within
     });
     let sample = sample.count();
-    let packed = packed(rows[..sample].to_vec()).and_then(|_| packed(rows.clone()));
-    match packed {
+    let is_worth_it = sample == rows.len() || packed(rows[..sample].to_vec()).is_some();
+    match is_worth_it.then(|| packed(rows.clone())).flatten() {
         Some(packed) => proto::PageReply { packed: packed.into(), ..page },
         None => proto::PageReply { rows, ..page },
     }

@@ -218,7 +218,7 @@ impl Replica {
         } else {
             let told = tokio::time::timeout_at(deadline, settled(&self.store, early)).await;
             told.map_err(|_| refused("NOT_DURABLE", "the rows are not durable in time".to_owned()))?
-                .map_err(|error| refused(error.reason(), error.to_string()))?
+                .map_err(refused_by_store)?
         };
         Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
     }
@@ -293,7 +293,7 @@ impl Replica {
         let request = request.request.unwrap_or_default();
         let items = request.mutations.len();
         check_items(items)?;
-        let tenant = self.store.tenant(&request.tenant).map_err(no_tenant)?;
+        let tenant = self.store.tenant(&request.tenant).map_err(refused_by_store)?;
         let batch: Option<Vec<_>> = request.mutations.into_iter().map(convert::received).collect();
         let Some(batch) = batch else {
             return Err(refused("INVALID_ARGUMENT", "neither a value nor a delete".to_owned()));
@@ -326,7 +326,8 @@ impl Replica {
         request: proto::ScanRows,
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
-        let tenant = self.store.tenant_by_id(TenantId(request.tenant_id)).map_err(no_tenant)?;
+        let tenant =
+            self.store.tenant_by_id(TenantId(request.tenant_id)).map_err(refused_by_store)?;
         if !self.holds(layout, &tenant, &request.from, &request.to) {
             return Err(PeerError::NotAReplica);
         }
@@ -419,7 +420,8 @@ pub(super) fn refused(reason: &str, message: String) -> PeerError {
     PeerError::Refused { reason: reason.to_owned(), message }
 }
 
-fn no_tenant(error: store::Error) -> PeerError {
+/// What the store refused, as a peer is told.
+pub(super) fn refused_by_store(error: store::Error) -> PeerError {
     refused(error.reason(), error.to_string())
 }
 

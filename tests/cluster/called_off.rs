@@ -3,22 +3,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-
-use serde_json::Value;
+use std::time::Instant;
 
 use crate::node::Done;
 use crate::nodes::Nodes;
-use crate::operators::{api_server, follower, json, pod_settings, state_of};
+use crate::operators::{
+    PATIENCE, UNDER_WAY, api_server, follower, json, pod_settings, state_of, wait_for,
+};
 
-/// Begun, and not ended yet.
-const UNDER_WAY: i32 = 7;
 /// Begun, and did not come about.
 const ABORTED: i32 = 8;
 /// The node was to leave before it ended, and has not.
 const NOT_DRAINED: i32 = 79;
-/// Longest wait for what nothing is in the way of.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Four nodes with rows, which move so slowly that no change ends before it is let.
 fn slow() -> Nodes {
@@ -30,19 +26,6 @@ fn slow() -> Nodes {
         nodes.ok(at, &["layout", "rate", "1B"]);
     }
     nodes
-}
-
-/// Waits until a command's answer is as it should be, and gives it.
-fn wait_for(nodes: &Nodes, command: &[&str], is_so: impl Fn(&Value) -> bool) -> Value {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let told = json(nodes, 0, command);
-        if is_so(&told) {
-            return told;
-        }
-        assert!(Instant::now() < end, "{command:?}: {told:#}");
-        std::thread::park_timeout(Duration::from_millis(100));
-    }
 }
 
 /// Runs a command through one node, and something else when the layout is Joint by it.

@@ -9,15 +9,11 @@ use serde_json::Value;
 
 use crate::CONVERGED_WITHIN;
 use crate::nodes::{Nodes, values};
-use crate::operators::{follower, json, state_of};
+use crate::operators::{PATIENCE, UNDER_WAY, follower, json, state_of, wait_for};
 
-/// Longest wait for what nothing is in the way of.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// A refusal that waits for nothing takes no longer.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Begun, and not ended yet.
-const UNDER_WAY: i32 = 7;
 /// Nothing was changed.
 const REFUSED: i32 = 5;
 
@@ -78,18 +74,6 @@ fn wait_for_plan(nodes: &Nodes, reason: Option<&str>) {
             return;
         }
         assert!(Instant::now() < end, "not {reason:?}: {}", plan.stderr);
-        std::thread::park_timeout(Duration::from_millis(100));
-    }
-}
-
-fn wait_for(nodes: &Nodes, command: &[&str], is_so: impl Fn(&Value) -> bool) -> Value {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let told = json(nodes, 0, command);
-        if is_so(&told) {
-            return told;
-        }
-        assert!(Instant::now() < end, "{command:?}: {told:#}");
         std::thread::park_timeout(Duration::from_millis(100));
     }
 }

@@ -15,7 +15,9 @@ use crate::CONVERGED_WITHIN;
 use crate::nodes::{Nodes, values};
 
 /// Begun, and not ended yet.
-const UNDER_WAY: i32 = 7;
+pub const UNDER_WAY: i32 = 7;
+/// Longest wait for what nothing is in the way of.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the first three nodes, not the first and not the one that leads the layout's group: a
 /// change can be decided without it.
@@ -32,6 +34,23 @@ pub fn follower(nodes: &Nodes) -> usize {
 
 pub fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
     nodes.json(at, &[arguments, &["--output", "json"]].concat())
+}
+
+/// Waits until a command's answer is as it should be, and gives it.
+pub fn wait_for(
+    nodes: &Nodes,
+    command: &[&str],
+    is_so: impl Fn(&serde_json::Value) -> bool,
+) -> serde_json::Value {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let told = json(nodes, 0, command);
+        if is_so(&told) {
+            return told;
+        }
+        assert!(Instant::now() < end, "{command:?}: {told:#}");
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }
 
 /// Plan, drain, certificate, and what is left of the node: the whole of a departure.

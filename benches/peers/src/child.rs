@@ -99,7 +99,7 @@ fn measure(task: &Task, workload: &Workload) -> Result<Vec<Outcome>> {
     let values = Values::new(if large { RECORD_BYTES } else { SMALL_BYTES });
     let bench = Bench { task, store: &*store, values };
     let count = task.scale.count(workload);
-    let outcomes = match workload.kind {
+    let mut outcomes = match workload.kind {
         Kind::Merge => bench.merge(workload, count)?,
         Kind::Larger => bench.larger(workload, count)?,
         Kind::Ycsb(which) => vec![ycsb::run(&bench, workload, which, count)?],
@@ -111,7 +111,6 @@ fn measure(task: &Task, workload: &Workload) -> Result<Vec<Outcome>> {
         | Kind::HotKey => vec![bench.write(workload, count)?],
         _ => vec![bench.read(workload, count)?],
     };
-    let mut outcomes = outcomes;
     if let [.., last] = &mut outcomes[..] {
         bench.rest(last)?;
     }

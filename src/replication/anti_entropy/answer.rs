@@ -17,6 +17,7 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto::{self, RoundStep};
+use crate::replication::replica::refused_by_store;
 use crate::store::Participant;
 use crate::store::leaves::{LEAF_BITS, LEAVES};
 
@@ -37,7 +38,7 @@ fn refused(reason: &str, message: impl Into<String>) -> PeerError {
 fn failed(error: Error) -> PeerError {
     match error {
         Error::Peer(error) => error,
-        Error::Store(error) => refused(error.reason(), error.to_string()),
+        Error::Store(error) => refused_by_store(error),
         error => refused("FAILED", error.to_string()),
     }
 }

@@ -31,6 +31,7 @@ use crate::replication::fence::Closed;
 use crate::replication::lane::{Answers, Load, Parcel, messages_of};
 use crate::replication::level::Level;
 use crate::replication::reason::REPLY_TOO_LARGE;
+use crate::replication::replica::refused_by_store;
 use crate::store::{self, Early, RawRow, ReadRow, Tenant, TenantId};
 
 /// No replica is taken for slow before this.
@@ -406,11 +407,8 @@ impl Reading<'_> {
         let answers = words.into_iter().map(answer).collect();
         let told = told.clone();
         store.on_durable(upto, move |durable| {
-            let answers = durable.map(|()| Answers::Keys(answers)).map_err(|error| {
-                let error = store::Error::from(error);
-                let (reason, message) = (error.reason().to_owned(), error.to_string());
-                PeerError::Refused { reason, message }
-            });
+            let answers = durable.map(|()| Answers::Keys(answers));
+            let answers = answers.map_err(|error| refused_by_store(error.into()));
             // Gone: the read is over.
             let _ = told.send(Heard { node, items, answers });
         });

@@ -17,6 +17,7 @@ use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto::{self, ScanWhat};
 use crate::replication::fence::Closed;
+use crate::replication::replica::{refused, refused_by_store};
 use crate::store::{self, KeyRange, OnDamage, PageBounds, RowFilter, Tenant};
 
 /// What a replica is asked.
@@ -89,16 +90,12 @@ impl Coordinator {
         let bounds =
             PageBounds { rows: request.rows_max as usize, bytes: request.bytes_max as usize };
         let question = Question { filter: Arc::new(filter), range, bounds, epoch, deadline };
-        let refused = |reason: &str, message: String| PeerError::Refused {
-            reason: reason.to_owned(),
-            message,
-        };
         let tell = Tell::Word(request.what());
         let page = timeout_at(deadline, self.page_here(question, tell, OnDamage::Stop)).await;
         let page = page.map_err(|_| refused("TIMEOUT", "the page was not read in time".into()))?;
         let page = page.map_err(|error| match error {
             PageError::Stale(epoch) => PeerError::StaleLayout { epoch },
-            PageError::Store(error) => refused(error.reason(), error.to_string()),
+            PageError::Store(error) => refused_by_store(error),
             PageError::Peer(why) => refused("STOPPING", why),
         })?;
         let rows = page.rows.into_iter().map(|row| proto::ScannedRow {
