@@ -122,6 +122,7 @@ impl Shared {
         let view = self.super_version.load_full();
         let (state, unflushed) = (view.version.state(), view.oldest_unflushed_epoch());
         let picker = Picker::new(state, &running, &self.picker_options, unflushed, self.now_ms());
+        let picker = picker.short_of_space(self.is_short_of_space());
         #[cfg(test)]
         let picker = picker.without_named(&self.removed_rules.lock());
         let job = Arc::new(pick(&picker)?);
@@ -144,8 +145,9 @@ impl Shared {
                 oldest_unflushed_epoch: view.oldest_unflushed_epoch(),
             },
             table_options: self.options.table_options(job.output_level),
-            table_bytes: self.options.table_bytes,
-            now_ms: self.now_ms(),
+            // An epoch of level 0 has one table.
+            table_bytes: if job.output_level == 0 { u64::MAX } else { self.options.table_bytes },
+            now_ms: job.created_ms(self.now_ms()),
             stop: self.background.stop_flag(),
             pace: &|bytes| self.pace(bytes),
             on_bad_row: &|number, key| drop(bad_row.replace(Some((number, Box::from(key))))),

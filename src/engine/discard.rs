@@ -98,7 +98,7 @@ impl Shared {
         let mut records = 0_u64;
         let level = usize::from(meta.level);
         let written = self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
-            table.table().visit_sound(
+            table.visit_sound(
                 &mut |key, record| {
                     unpaced += (key.len() + record.row.len()) as u64;
                     if unpaced >= CHECK_BYTES {

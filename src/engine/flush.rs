@@ -171,7 +171,7 @@ impl Shared {
         })?;
         let epoch = match cache {
             CacheChange::None => None,
-            CacheChange::Flushed(_) | CacheChange::Ingested { .. } => {
+            CacheChange::Flushed(_) | CacheChange::Ingested { .. } | CacheChange::Removed(_) => {
                 let epoch = self.super_version.load().cache_epoch + 1;
                 self.cache.begin_epoch(epoch);
                 Some(epoch)
@@ -219,6 +219,10 @@ impl Shared {
             CacheChange::None => return Ok(()),
             CacheChange::Ingested { first, last } => {
                 self.cache.drop_range(&(Bound::Included(*first), Bound::Included(*last)));
+                return Ok(());
+            }
+            CacheChange::Removed(goes) => {
+                self.cache.drop_keys(goes);
                 return Ok(());
             }
             CacheChange::Flushed(memtable) => memtable,
@@ -291,6 +295,8 @@ pub(super) enum CacheChange<'a> {
         /// The last key.
         last: &'a [u8],
     },
+    /// The keys that this names are in no table any more.
+    Removed(&'a dyn Fn(&[u8]) -> bool),
 }
 
 /// Writes tables of level 0: for flush, recovery and ingest.

@@ -12,6 +12,8 @@ use std::time::Duration;
 use super::error::{Error, Result};
 use super::{Engine, Shared};
 
+/// From so many millionths of the disk in use on, space that can be had is taken back first.
+const SHORT_PPM: u32 = 800_000;
 /// The share of the reserve that no write gets, if some get the rest.
 const RESERVE_FLOOR: u64 = 4;
 
@@ -147,6 +149,12 @@ impl Shared {
         let used = space.total.saturating_sub(space.available);
         let used_ppm = used.saturating_mul(1_000_000) / space.total.max(1);
         self.disk_used_ppm.store(used_ppm as u32, Ordering::Relaxed);
+    }
+
+    /// Whether space that can be had is to be taken back before anything else is done.
+    pub(super) fn is_short_of_space(&self) -> bool {
+        let used_ppm = self.disk_used_ppm.load(Ordering::Relaxed);
+        used_ppm >= SHORT_PPM || self.disk_full.load(Ordering::Relaxed)
     }
 
     /// Whether there is no space for any write. Below the reserve each write that may have it asks

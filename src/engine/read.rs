@@ -274,10 +274,10 @@ impl Shared {
         let is_timed = self.cache.admission().is_timed(hash.hash());
         let began_ns = is_timed.then(|| self.clock.now_ns());
         for table in view.version.candidates(key) {
-            if !table.table().may_contain(hash) {
+            if !table.may_hold(key, hash) {
                 continue;
             }
-            let found = table.table().find(key, is_cold).inspect_err(|_| {
+            let found = table.find(key, is_cold).inspect_err(|_| {
                 self.counters.corruptions.add(1);
             })?;
             if let Some(record) = found {

@@ -1,15 +1,20 @@
 //! Taking keys out of the tables for good: rows that are no business of this store any more.
 //!
 //! A state never shrinks, so there is no record that says "nothing is here". Instead every table
-//! that holds such a key is written anew without it, at its level and in its age:
+//! that holds such a key is replaced, at its level and in its age:
 //!
 //! ```text
 //! flush all that was written so far
 //! for each piece of the keys, about as large as the tables that reach beyond it:
 //!   reserve all tables that hold such a key of the piece; wait while a compaction has one
-//!   write what stays of each to a new table
-//!   if it is still permitted: one manifest edit, cache dropped for the piece, new version
+//!   where all keys of a range go: excise it, that is, have the manifest say that the table is
+//!     without it; a table that is all within goes
+//!   where some go: write what stays of the table to a new one
+//!   if it is still permitted: one manifest edit, cache dropped for what goes, new version
 //! ```
+//!
+//! An excised range costs its bounds in the manifest. Its bytes come back when the table is
+//! compacted, at the latest when the store rests ([`super::compaction`]).
 //!
 //! What is said of a key lies in several tables, and no order of going is right for all of them: a
 //! delete in a newer table hides an older value, one in an older table a value that came late. So
@@ -21,12 +26,16 @@
 //!    nobody writes such a key.
 //! 3. After a crash or a refusal some keys have gone and others not: of each that goes there is all
 //!    that there was, or nothing. Calling again ends it.
+//! 4. A table is excised from while it is reserved: no compaction that began before knows it whole.
 
 use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::flush::{CacheChange, Unnamed};
 use super::iter::Cursor;
+use super::options::KEY_BYTES_MAX;
+use super::ranges::{KeyRanges, Range};
+use super::rules::rule;
 use super::version::{TableMeta, TableRef, Version, VersionEdit};
 use super::{Engine, Shared};
 
@@ -37,28 +46,32 @@ const PIECE_TABLES: u64 = 8;
 /// After this many bytes it is looked whether to wait or to stop.
 pub(super) const CHECK_BYTES: u64 = 256 << 10;
 
-/// A range of keys: the first, and the first behind it (`None`: to the last key).
-pub type Range = (Vec<u8>, Option<Vec<u8>>);
-
 /// Runs what it is given if that may still be done, and says whether it did.
 pub type Permit<'p> = dyn Fn(&mut dyn FnMut() -> Result<()>) -> Result<bool> + 'p;
 
 impl Engine {
-    /// Removes the keys of `ranges` that `goes` names, from everything written before the call.
-    /// Returns how many records went, or `None` if the permit was refused: then some may be left.
+    /// Removes all keys of the ranges `wholly`, and of the ranges `in_part` those that `goes`
+    /// names, from everything written before the call. The first costs nearly nothing, the second
+    /// the rewriting of each table that holds such a key.
+    ///
+    /// Returns about how many bytes of tables went out of sight, or `None` if the permit was
+    /// refused: then some of the keys may be left.
     ///
     /// Nobody may write such a key while the permit is given.
     ///
     /// # Errors
     /// A table could not be read or written; [`Error::Corruption`] too of a table that cannot be
-    /// written anew because of a block in it that nobody asked for; [`Error::Closed`].
+    /// replaced because of a block in it that nobody asked for; [`Error::OutOfBounds`] for a range
+    /// that begins or ends with what can be no key; [`Error::Closed`].
     pub fn remove(
         &self,
-        ranges: &[Range],
+        wholly: &[Range],
+        in_part: &[Range],
         goes: &dyn Fn(&[u8]) -> bool,
         permit: &Permit<'_>,
     ) -> Result<Option<u64>> {
         let shared = &self.shared;
+        let going = Going::new(wholly, in_part, goes)?;
         shared.flush_all()?;
         let mut removed = 0;
         let mut from = Vec::new();
@@ -70,8 +83,8 @@ impl Engine {
             let view = shared.super_version.load_full();
             let end = shared.end_of_piece(&view.version, &from);
             let piece = (from, end);
-            match shared.remove_piece(&view.version, &piece, ranges, goes, permit)? {
-                Piece::Gone(records) => removed += records,
+            match shared.remove_piece(&view.version, &going.within(&piece), permit)? {
+                Piece::Gone(bytes) => removed += bytes,
                 Piece::Refused => return Ok(None),
                 Piece::Busy => {
                     shared.background.wait_for_install(installs, BUSY_WAIT);
@@ -87,9 +100,84 @@ impl Engine {
     }
 }
 
+/// The keys that go.
+struct Going<'g> {
+    wholly: KeyRanges,
+    in_part: KeyRanges,
+    /// Asked of keys of `in_part` only.
+    goes: &'g dyn Fn(&[u8]) -> bool,
+}
+
+impl<'g> Going<'g> {
+    fn new(wholly: &[Range], in_part: &[Range], goes: &'g dyn Fn(&[u8]) -> bool) -> Result<Self> {
+        let ends = wholly.iter().flat_map(|(start, end)| [Some(start), end.as_ref()]);
+        let longest = ends.flatten().map(Vec::len).max().unwrap_or(0);
+        if longest > KEY_BYTES_MAX {
+            let (found, limit) = (longest as u64, KEY_BYTES_MAX as u64);
+            return Err(Error::OutOfBounds { what: "key bytes", found, limit });
+        }
+        let of = |ranges: &[Range]| KeyRanges::of(ranges.iter().cloned());
+        Ok(Self { wholly: of(wholly), in_part: of(in_part), goes })
+    }
+
+    fn within(&self, piece: &Range) -> Self {
+        let (wholly, in_part) = (self.wholly.within(piece), self.in_part.within(piece));
+        Self { wholly, in_part, goes: self.goes }
+    }
+
+    fn has(&self, key: &[u8]) -> bool {
+        self.wholly.contains(key) || self.in_part.contains(key) && (self.goes)(key)
+    }
+
+    /// What a table is to be without, if that is more than it is without now.
+    fn excised_from(&self, meta: &TableMeta) -> Option<KeyRanges> {
+        let more = self.wholly.touching(&meta.smallest, &meta.largest);
+        let all = meta.excised.union(&more);
+        (all != meta.excised).then_some(all)
+    }
+
+    /// What is to be done with a table.
+    fn change_of(&self, table: &TableRef) -> Result<Change> {
+        if self.holds_any_in_part(table)? {
+            return Ok(Change::Rewrite);
+        }
+        Ok(self.excised_from(&table.meta).map_or(Change::None, |_| Change::Excise))
+    }
+
+    /// Whether a table holds a key that goes of a range that goes in part.
+    fn holds_any_in_part(&self, table: &TableRef) -> Result<bool> {
+        let ranges = self.in_part.touching(&table.meta.smallest, &table.meta.largest);
+        if ranges.is_empty() {
+            return Ok(false);
+        }
+        let mut iter = table.iter();
+        for (start, end) in ranges.ranges() {
+            iter.seek(start)?;
+            while iter.valid() && end.as_ref().is_none_or(|end| iter.key() < &end[..]) {
+                if (self.goes)(iter.key()) {
+                    return Ok(true);
+                }
+                iter.next()?;
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// What is to be done with a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// No key goes that is not gone.
+    None,
+    /// Whole ranges go.
+    Excise,
+    /// Single keys go.
+    Rewrite,
+}
+
 /// What became of a piece of the keys.
 enum Piece {
-    /// It holds no such key any more; so many records went.
+    /// It holds no such key any more; about so many bytes went.
     Gone(u64),
     /// A compaction has a table that does.
     Busy,
@@ -99,7 +187,7 @@ enum Piece {
 
 impl Shared {
     /// Where the piece that begins at `from` ends; `None`: behind the last key. A table that
-    /// reaches beyond its end is written again for the next piece, so the tables within are to
+    /// reaches beyond its end is replaced again for the next piece, so the tables within are to
     /// weigh as much.
     fn end_of_piece(&self, version: &Version, from: &[u8]) -> Option<Vec<u8>> {
         let ahead = |table: &&TableRef| *table.meta.largest >= *from;
@@ -111,7 +199,11 @@ impl Shared {
             within += table.meta.bytes;
             let end = &table.meta.largest;
             let beyond = tables[at + 1..].iter().filter(|table| table.meta.smallest <= *end);
-            if within >= least && within >= beyond.map(|table| table.meta.bytes).sum::<u64>() {
+            if within >= least
+                && within >= beyond.map(|table| table.meta.bytes).sum::<u64>()
+                // The end may become that of an excised range, which is as long as a key at most.
+                && end.len() < KEY_BYTES_MAX
+            {
                 return Some([&**end, &[0]].concat());
             }
         }
@@ -121,46 +213,51 @@ impl Shared {
     fn remove_piece(
         &self,
         version: &Version,
-        piece: &Range,
-        ranges: &[Range],
-        goes: &dyn Fn(&[u8]) -> bool,
+        going: &Going<'_>,
         permit: &Permit<'_>,
     ) -> Result<Piece> {
-        let (first, end) = (&piece.0[..], piece.1.as_deref());
-        let goes = |key: &[u8]| key >= first && end.is_none_or(|end| key < end) && goes(key);
-        let ranges: Vec<Range> = ranges.iter().filter_map(|range| common(range, piece)).collect();
         let mut tables = Vec::new();
         for table in version.tables() {
-            if holds_any(table, &ranges, &goes)? {
-                tables.push(table);
+            let change = going.change_of(table)?;
+            if change != Change::None {
+                tables.push((table, change));
             }
         }
-        let (Some(smallest), Some(largest)) = (
-            tables.iter().map(|table| &table.meta.smallest).min(),
-            tables.iter().map(|table| &table.meta.largest).max(),
-        ) else {
+        if tables.is_empty() {
             return Ok(Piece::Gone(0));
-        };
-        let numbers: Vec<u64> = tables.iter().map(|table| table.meta.number).collect();
+        }
+        let numbers: Vec<u64> = tables.iter().map(|(table, _)| table.meta.number).collect();
         let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers)) else {
-            let unreadable = tables.iter().copied().find(|table| self.is_unreadable(table));
-            return unreadable.map_or(Ok(Piece::Busy), |table| Err(damage(table)));
+            let unreadable = tables.iter().find(|(table, _)| self.is_unreadable(table));
+            return unreadable.map_or(Ok(Piece::Busy), |(table, _)| Err(damage(table)));
         };
         let (mut edit, mut removed) = (VersionEdit::default(), 0);
         let mut unnamed = Unnamed::new(self);
         // As they are now: a compaction may have moved one since.
-        for table in reserved.tables() {
+        for (table, (_, change)) in reserved.tables().zip(&tables) {
             edit.removed.push((table.meta.level, table.meta.number));
-            let (kept, records) = self.without(table, &goes)?;
-            kept.iter().for_each(|table| unnamed.add(table));
-            edit.added.extend(kept);
-            removed += records;
+            let left = match change {
+                Change::Rewrite => {
+                    let left = self.without(table, &|key| going.has(key))?;
+                    left.iter().for_each(|table| unnamed.add(table));
+                    left
+                }
+                Change::Excise | Change::None => excised(table, going),
+            };
+            let left_bytes = left.as_ref().map_or(0, TableMeta::visible_bytes);
+            removed += table.meta.visible_bytes().saturating_sub(left_bytes);
+            edit.added.extend(left);
         }
+        let goes = |key: &[u8]| going.has(key);
+        let cache = || match rule!(self, removal_drops_cache) {
+            true => CacheChange::Removed(&goes),
+            false => CacheChange::None,
+        };
         let mut edit = Some(edit);
         let installed = permit(&mut || {
             let Some(edit) = edit.take() else { return Ok(()) };
             unnamed.keep();
-            self.install(edit, CacheChange::Ingested { first: smallest, last: largest }, |_| {})
+            self.install(edit, cache(), |_| {})
         })?;
         Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
     }
@@ -172,22 +269,15 @@ impl Shared {
     }
 
     /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.
-    /// And how many records go.
-    fn without(
-        &self,
-        table: &TableRef,
-        goes: &dyn Fn(&[u8]) -> bool,
-    ) -> Result<(Option<TableMeta>, u64)> {
+    fn without(&self, table: &TableRef, goes: &dyn Fn(&[u8]) -> bool) -> Result<Option<TableMeta>> {
         let meta = &table.meta;
-        let mut iter = table.table().iter_verified();
+        let mut iter = table.iter_verified();
         iter.seek_to_first()?;
-        let mut removed = 0;
         while iter.valid() && goes(iter.key()) {
-            removed += 1;
             iter.next()?;
         }
         if !iter.valid() {
-            return Ok((None, removed));
+            return Ok(None);
         }
         let mut unchecked = 0;
         let kept = self.table_output().write_at(
@@ -197,9 +287,7 @@ impl Shared {
             |add| {
                 while iter.valid() {
                     let (key, record) = (iter.key(), iter.record());
-                    if goes(key) {
-                        removed += 1;
-                    } else {
+                    if !goes(key) {
                         unchecked += (key.len() + record.row.len()) as u64;
                         add(key, record.kind, record.row)?;
                     }
@@ -214,46 +302,28 @@ impl Shared {
                 Ok(())
             },
         )?;
-        Ok((Some(TableMeta { created_ms: meta.created_ms, ..kept }), removed))
+        Ok(Some(TableMeta { created_ms: meta.created_ms, ..kept }))
     }
 }
 
-/// What two ranges have in common, if anything.
-fn common(one: &Range, other: &Range) -> Option<Range> {
-    let start = one.0.clone().max(other.0.clone());
-    let end = match (&one.1, &other.1) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.as_ref().or(other.as_ref()),
-    };
-    end.is_none_or(|end| start < *end).then(|| (start, end.cloned()))
+/// The same table without the ranges that go; `None` if nothing is left. No block is read.
+fn excised(table: &TableRef, going: &Going<'_>) -> Option<TableMeta> {
+    let meta = &table.meta;
+    let excised = going.excised_from(meta).unwrap_or_else(|| meta.excised.clone());
+    if excised.contains_all(&meta.smallest, &meta.largest) {
+        return None;
+    }
+    let excised_bytes = table.bytes_of(&excised);
+    Some(TableMeta { excised, excised_bytes, ..TableMeta::clone(meta) })
 }
 
 /// What is wrong with a table with an unreadable block.
 #[cold]
 fn damage(table: &TableRef) -> Error {
     let mut first = None;
-    table.table().verify_all(&mut |corruption, _| {
+    table.verify_all(&mut |corruption, _| {
         first.get_or_insert(corruption);
     });
-    let (path, what) = (table.table().path(), "a block could not be read");
+    let (path, what) = (table.path(), "a block could not be read");
     first.map_or_else(|| Error::corrupt(path, 0, what), Error::Corruption)
-}
-
-/// Whether a table holds a key that goes.
-fn holds_any(table: &TableRef, ranges: &[Range], goes: &dyn Fn(&[u8]) -> bool) -> Result<bool> {
-    let mut iter = table.table().iter();
-    for (start, end) in ranges {
-        let is_behind = end.as_ref().is_some_and(|end| *table.meta.smallest >= **end);
-        if is_behind || *table.meta.largest < **start {
-            continue;
-        }
-        iter.seek(start)?;
-        while iter.valid() && end.as_ref().is_none_or(|end| iter.key() < &end[..]) {
-            if goes(iter.key()) {
-                return Ok(true);
-            }
-            iter.next()?;
-        }
-    }
-    Ok(false)
 }

@@ -137,10 +137,11 @@ impl Shared {
             .memtables()
             .filter(|memtable| !memtable.is_empty())
             .map(|memtable| Source::Memtable(MemtableCursor::new(memtable.clone())));
-        let level0 = view.version.level(0).tables().iter().map(|table| Source::Table {
-            iter: table.table().iter(),
-            demote_full: table.meta.demote_full,
-        });
+        let level0 =
+            view.version.level(0).tables().iter().map(|table| Source::Table {
+                iter: table.iter(),
+                demote_full: table.meta.demote_full,
+            });
         let levels = (1..LEVELS)
             .flat_map(|level| [false, true].map(|demote_full| (level, demote_full)))
             .map(|(level, demote)| (view.version.level(level).shared_tables(demote), demote))

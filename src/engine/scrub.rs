@@ -73,7 +73,7 @@ impl Engine {
     pub fn scrub_file(&self, file: &Path) -> Result<ScrubReport> {
         let view = self.shared.super_version.load_full();
         let mut tables = view.version.tables();
-        let tables = tables.find(|table| table.table().path() == file).into_iter();
+        let tables = tables.find(|table| table.path() == file).into_iter();
         let tables = tables.map(|table| table.meta.number).collect();
         let mut pass = ScrubPass { tables, block: 0, report: ScrubReport::default() };
         while self.scrub_some(&mut pass, u64::MAX)?.is_some() {}
@@ -110,9 +110,9 @@ impl Shared {
             damaged.push(corruption);
         };
         if pass.block == 0 {
-            table.table().verify_sections(&mut on_bad);
+            table.verify_sections(&mut on_bad);
         }
-        let (read, next) = table.table().verify_blocks(pass.block, bytes_max, &mut on_bad);
+        let (read, next) = table.verify_blocks(pass.block, bytes_max, &mut on_bad);
         self.quarantine(table, ranges)?;
         pass.report.damaged.extend(damaged);
         pass.report.bytes += read;

@@ -47,8 +47,10 @@ pub struct LevelStats {
     pub tables: u64,
     /// Their size in bytes.
     pub bytes: u64,
-    /// Their records.
+    /// Their records, excised ones included.
     pub entries: u64,
+    /// About how many of the bytes are of keys that were excised: they come back as free space.
+    pub excised_bytes: u64,
 }
 
 /// The engine's figures at one moment. Counters count since the engine was opened.
@@ -117,9 +119,14 @@ impl Stats {
         self.levels.iter().map(|level| level.bytes).sum()
     }
 
-    /// Bytes of all tables, and of what is still to become one.
+    /// About how many bytes of tables are of excised keys.
+    pub fn excised_bytes(&self) -> u64 {
+        self.levels.iter().map(|level| level.excised_bytes).sum()
+    }
+
+    /// Bytes of all tables, and of what is still to become one, without those of excised keys.
     pub fn data_bytes(&self) -> u64 {
-        self.table_bytes() + self.memtable_record_bytes
+        self.table_bytes().saturating_sub(self.excised_bytes()) + self.memtable_record_bytes
     }
 }
 
@@ -139,6 +146,7 @@ impl Shared {
                 tables: tables.len() as u64,
                 bytes: tables.iter().map(|table| table.meta.bytes).sum(),
                 entries: tables.iter().map(|table| table.meta.entries).sum(),
+                excised_bytes: tables.iter().map(|table| table.meta.excised_bytes).sum(),
             }
         });
         let (pinned, oldest_pin_ms) = self.versions.pinned_versions(self.now_ms());

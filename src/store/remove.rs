@@ -16,9 +16,11 @@ pub type Permit<'p> =
     dyn Fn(&mut dyn FnMut() -> engine::Result<()>) -> Option<engine::Result<()>> + 'p;
 
 impl Store {
-    /// Removes the rows of `ranges` that `goes` names, for good: of all that was written before
-    /// the call nothing is left under their keys. Returns how many records went, or `None` if the
-    /// permit was refused: then some may be left.
+    /// Removes all rows of the ranges `wholly`, and of the ranges `in_part` those that `goes` names,
+    /// for good: of all that was written before the call nothing is left under their keys. The
+    /// first costs nearly nothing, whatever they hold; see [`engine::Engine::remove`]. Returns
+    /// about how many bytes of tables went out of sight, or `None` if the permit was refused: then
+    /// some of the rows may be left.
     ///
     /// `permit` runs what it is given if no such row can have been written since the caller knew
     /// of all of them, and while none can.
@@ -27,28 +29,24 @@ impl Store {
     /// A table could not be read or written.
     pub fn remove_rows(
         &self,
-        ranges: &[TokenRange],
+        wholly: &[TokenRange],
+        in_part: &[TokenRange],
         goes: &dyn Fn(&EngineKey<'_>) -> bool,
         permit: &Permit<'_>,
     ) -> Result<Option<u64>> {
         self.check_open()?;
-        let keys: Vec<engine::Range> = ranges
-            .iter()
-            .map(|range| {
-                let keys = KeyRange::of_tokens(range.start, range.end_inclusive);
-                (keys.start, keys.end)
-            })
-            .collect();
-        let within = |key: &[u8]| {
-            let at = keys.partition_point(|(start, _)| &start[..] <= key);
-            at > 0 && keys[at - 1].1.as_ref().is_none_or(|end| key < &end[..])
+        let keys_of = |range: &TokenRange| -> engine::Range {
+            let keys = KeyRange::of_tokens(range.start, range.end_inclusive);
+            (keys.start, keys.end)
         };
-        let goes = |key: &[u8]| within(key) && EngineKey::decode(key).is_ok_and(|key| goes(&key));
-        let removed = self.engine.remove(&keys, &goes, &|install| match permit(install) {
+        let keys_of = |ranges: &[TokenRange]| ranges.iter().map(keys_of).collect::<Vec<_>>();
+        let goes = |key: &[u8]| EngineKey::decode(key).is_ok_and(|key| goes(&key));
+        let permit = |install: &mut dyn FnMut() -> engine::Result<()>| match permit(install) {
             None => Ok(false),
             Some(installed) => installed.map(|()| true),
-        });
-        for range in ranges {
+        };
+        let removed = self.engine.remove(&keys_of(wholly), &keys_of(in_part), &goes, &permit);
+        for range in wholly.iter().chain(in_part) {
             let leaves = leaves::leaf_of(range.start)..=leaves::leaf_of(range.end_inclusive);
             leaves.for_each(|leaf| self.dirty.mark_leaf(leaf));
         }

@@ -193,8 +193,13 @@ impl RowCache {
     /// Forgets every key of `range`. Looks at every entry, shard by shard: for ingest, range drop
     /// and quarantine, not for single keys.
     pub fn drop_range(&self, range: &impl RangeBounds<[u8]>) {
+        self.drop_keys(&|key| range.contains(key));
+    }
+
+    /// [`RowCache::drop_range`] of the keys that `goes` names.
+    pub fn drop_keys(&self, goes: &dyn Fn(&[u8]) -> bool) {
         for shard in &self.shards {
-            shard.0.lock().discard_range(range);
+            shard.0.lock().discard_keys(goes);
         }
     }
 

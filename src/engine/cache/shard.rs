@@ -21,7 +21,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::ops::RangeBounds;
 
 use super::admission::RECENT_PART;
 use super::row_cache::Cached;
@@ -198,10 +197,10 @@ impl Shard {
         }
     }
 
-    /// Forgets every key of a range. Looks at each entry.
-    pub fn discard_range(&mut self, range: &impl RangeBounds<[u8]>) {
-        let inside = |slot: &u32| range.contains(&*self.slots[*slot as usize].key);
-        let slots: Vec<_> = self.map.values().copied().filter(inside).collect();
+    /// Forgets every key that `goes` names. Looks at each entry.
+    pub fn discard_keys(&mut self, goes: &dyn Fn(&[u8]) -> bool) {
+        let goes = |slot: &u32| goes(&self.slots[*slot as usize].key);
+        let slots: Vec<_> = self.map.values().copied().filter(goes).collect();
         slots.into_iter().for_each(|slot| self.remove(slot));
     }
 

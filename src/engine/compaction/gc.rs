@@ -101,7 +101,7 @@ impl<'a> Garbage<'a> {
             self.inputs.binary_search(&table.meta.number).is_err()
                 && among(&table.meta)
                 // Most keys have no such table: hash those that do.
-                && table.table().may_contain(hash.get_or_insert_with(|| KeyHash::new(key)))
+                && table.may_hold(key, hash.get_or_insert_with(|| KeyHash::new(key)))
         })
     }
 

@@ -13,7 +13,6 @@
 //! It chooses nothing, waits for nothing and reads no clock: see [`JobContext::pace`].
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::gc::{Garbage, PurgeView};
@@ -26,8 +25,8 @@ use crate::engine::error::{Error, Result};
 use crate::engine::iter::{Cursor, JoinBuffers, LevelCursor, MergingCursor, join_group};
 use crate::engine::merge::{MergeError, MergeOperator};
 use crate::engine::record::{Kind, Record};
-use crate::engine::sstable::{RowInfo, Table, TableOptions};
-use crate::engine::version::{TableMeta, VersionEdit, VersionSet};
+use crate::engine::sstable::{RowInfo, TableOptions};
+use crate::engine::version::{TableMeta, TableRef, VersionEdit, VersionSet};
 use crate::engine::vfs::Vfs;
 
 /// After this many bytes of input a job looks whether it is to stop, and for how long to wait.
@@ -172,7 +171,7 @@ impl<'a> Job<'a> {
     /// The inputs as sorted sources, newest first: a table of level 0 each; of a deeper level those
     /// whose Fulls are believed and those whose are not.
     fn sources(&self) -> Result<Vec<Source>> {
-        let mut groups: Vec<(u8, bool, Vec<Arc<Table>>)> = Vec::new();
+        let mut groups: Vec<(u8, bool, Vec<TableRef>)> = Vec::new();
         let mut inputs = self.compaction.inputs.clone();
         inputs.sort_by(|a, b| match (a.level, b.level) {
             (0, 0) => b.epoch.cmp(&a.epoch),
@@ -185,7 +184,7 @@ impl<'a> Job<'a> {
                 let level = Some(meta.level);
                 return Err(crate::engine::version::EditError::NoSuchTable { number, level }.into());
             };
-            let table = Arc::clone(table.table());
+            let table = table.clone();
             match groups.last_mut() {
                 Some((level, demote, tables))
                     if *level > 0 && (*level, *demote) == (meta.level, meta.demote_full) =>
@@ -196,7 +195,7 @@ impl<'a> Job<'a> {
             }
         }
         let demotes = self.rules.hold(super::rules::Rule::DemoteFull);
-        let source = |(_, demote_full, tables): (u8, bool, Vec<Arc<Table>>)| Source {
+        let source = |(_, demote_full, tables): (u8, bool, Vec<TableRef>)| Source {
             // What was copied wrongly would be wrong for good: every block is checked again.
             cursor: LevelCursor::new(tables.into(), true),
             demote_full: demote_full && demotes,

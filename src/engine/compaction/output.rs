@@ -116,6 +116,7 @@ impl Drop for Outputs<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ranges::KeyRanges;
 
     fn table(number: u64, smallest: &str, largest: &str, bytes: u64) -> Arc<TableMeta> {
         Arc::new(TableMeta {
@@ -132,6 +133,8 @@ mod tests {
             demote_full: false,
             smallest: smallest.as_bytes().into(),
             largest: largest.as_bytes().into(),
+            excised: KeyRanges::default(),
+            excised_bytes: 0,
         })
     }
 

@@ -14,6 +14,11 @@
 //! tables whose tombstones may be forgotten, then tables that are old, go down until everything is
 //! at the last level, so nothing is kept for ever. What writers have left at level 0 goes down when
 //! there has been no new table for a while, if it is enough to be worth the rewriting.
+//!
+//! Last of all comes the space of keys that were excised from tables: such a table is rewritten
+//! alone, where it is, one at a time. Under load only where that frees as much as it writes; in a
+//! tree at rest where it writes at most ten bytes for each that it frees; and where the disk is
+//! short of space the same, before everything else. What is less goes when the table is old.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,8 +33,11 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
-/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own.
+/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own;
+/// and excised bytes are taken back if there is one for so many of the table.
 const REST_REWRITE_MAX: u64 = 10;
+/// Under load excised bytes are taken back if there is one for so many of the table.
+const BUSY_REWRITE_MAX: u64 = 2;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What the picker goes by. From [`Options`]; the ages are settled here.
@@ -89,6 +97,8 @@ pub enum Reason {
     Age,
     /// Nothing has come for a while.
     Rest,
+    /// Keys were excised from the table.
+    Excised,
     /// Somebody asked for it.
     Manual,
     /// A table with an unreadable block is in the way.
@@ -126,6 +136,16 @@ impl Compaction {
         self.inputs.iter().map(|table| table.bytes).sum()
     }
 
+    /// When its outputs were made, for their age: now, but what is only rewritten without excised
+    /// keys is as old as it was.
+    pub fn created_ms(&self, now_ms: u64) -> u64 {
+        match self.reason {
+            Reason::Excised => self.inputs.iter().map(|table| table.created_ms).min(),
+            _ => None,
+        }
+        .unwrap_or(now_ms)
+    }
+
     /// Whether table `number` is an input.
     pub fn has_input(&self, number: u64) -> bool {
         self.inputs.iter().any(|table| table.number == number)
@@ -145,6 +165,8 @@ pub struct Picker<'a> {
     busy: HashSet<u64>,
     /// Tables with an unreadable block.
     quarantined: HashSet<u64>,
+    /// Whether the disk is short of space.
+    is_short: bool,
     rules: Rules,
 }
 
@@ -166,12 +188,20 @@ impl<'a> Picker<'a> {
             quarantined,
             targets: Targets::new(state, options),
             rules: Rules::default(),
+            is_short: false,
             state,
             running,
             options,
             now_ms,
             oldest_unflushed_epoch,
         }
+    }
+
+    /// The same picker where the disk is short of space, if it is.
+    #[must_use]
+    pub fn short_of_space(mut self, is_short: bool) -> Self {
+        self.is_short = is_short;
+        self
     }
 
     #[cfg(test)]
@@ -207,6 +237,11 @@ impl<'a> Picker<'a> {
     /// The next compaction; `None` if there is nothing to do, or what there is has to wait for a
     /// job that runs.
     pub fn pick(&self) -> Option<Compaction> {
+        if self.is_short
+            && let Some(job) = self.pick_excised(REST_REWRITE_MAX)
+        {
+            return Some(job);
+        }
         let mut levels: Vec<(f64, usize)> =
             (0..LAST).map(|level| (self.score(level), level)).filter(|it| it.0 >= 1.0).collect();
         levels.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -237,7 +272,8 @@ impl<'a> Picker<'a> {
     /// any more, or taken.
     pub fn pick_tables(&self, numbers: &[u64]) -> Option<Compaction> {
         let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
-        let idle = |table: &&Arc<TableMeta>| !self.is_busy(table);
+        let alone = self.rules.hold(Rule::RemovalAlone);
+        let idle = |table: &&Arc<TableMeta>| !self.is_busy(table) || !alone;
         let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
         // They stay at their levels: nothing that others write there can come between.
         Some(Self::in_place(inputs.collect::<Option<_>>()?, 0))
@@ -372,17 +408,47 @@ impl<'a> Picker<'a> {
         picked
     }
 
-    /// What an idle tree does: tables that can shrink, then old ones, then level 0.
+    /// What an idle tree does: tables that can shrink, then old ones, then level 0, then space of
+    /// excised keys.
     fn pick_idle(&self) -> Option<Compaction> {
         let purge = |table: &TableMeta| self.is_purge_due(table).then_some(Reason::Purge);
         let age = |table: &TableMeta| self.is_age_due(table).then_some(Reason::Age);
-        self.pick_due(purge).or_else(|| self.pick_due(age)).or_else(|| self.pick_rest())
+        let picked = self.pick_due(purge).or_else(|| self.pick_due(age));
+        picked.or_else(|| self.pick_rest()).or_else(|| {
+            let at_rest = self.is_at_rest(self.state.tables());
+            self.pick_excised(if at_rest { REST_REWRITE_MAX } else { BUSY_REWRITE_MAX })
+        })
+    }
+
+    /// Whether none of these tables has come lately.
+    fn is_at_rest<'t>(&self, tables: impl Iterator<Item = &'t Arc<TableMeta>>) -> bool {
+        let youngest_ms = tables.map(|table| table.created_ms).max();
+        let age_ms = youngest_ms.map(|youngest_ms| self.now_ms.saturating_sub(youngest_ms));
+        age_ms.is_none_or(|age_ms| age_ms >= self.options.rest_age_ms)
+    }
+
+    /// The table of which the most was excised, alone, if that is a byte for `rewrite_max` of it:
+    /// it frees the most for what it writes. One at a time, for nobody waits for it.
+    fn pick_excised(&self, rewrite_max: u64) -> Option<Compaction> {
+        if self.running.iter().any(|job| job.reason == Reason::Excised) {
+            return None;
+        }
+        let share = |table: &TableMeta| table.excised_bytes as f64 / table.bytes.max(1) as f64;
+        let is_due = |table: &&Arc<TableMeta>| {
+            table.excised_bytes > 0
+                && table.excised_bytes.saturating_mul(rewrite_max) >= table.bytes
+                && !self.is_busy(table)
+        };
+        let mut tables: Vec<&Arc<TableMeta>> = self.state.tables().filter(is_due).collect();
+        tables.sort_by(|a, b| share(b).total_cmp(&share(a)).then(a.number.cmp(&b.number)));
+        tables.into_iter().find_map(|table| {
+            self.complete(vec![Arc::clone(table)], usize::from(table.level), Reason::Excised)
+        })
     }
 
     /// Level 0, if there has been no new table for a while.
     fn pick_rest(&self) -> Option<Compaction> {
-        let youngest_ms = self.state.level(0).iter().map(|table| table.created_ms).max()?;
-        if self.now_ms.saturating_sub(youngest_ms) < self.options.rest_age_ms {
+        if !self.is_at_rest(self.state.level(0).iter()) {
             return None;
         }
         let job = self.pick_level0(Reason::Rest)?;
@@ -419,7 +485,11 @@ impl<'a> Picker<'a> {
         }
         let purge = table.purgeable > 0
             && self.floors(table).max().is_some_and(|floor| table.live_time_min <= floor);
-        usize::from(table.level) < LAST || table.deltas > 0 || table.demote_full || purge
+        usize::from(table.level) < LAST
+            || table.deltas > 0
+            || table.demote_full
+            || purge
+            || !table.excised.is_empty()
     }
 
     /// The floors that count in the partitions of a table, 0 where none does.

@@ -21,6 +21,8 @@ pub(crate) enum Rule {
     PurgeTombstonesOnly,
     /// Nothing is purged in a partition that lost data.
     PurgeUndamaged,
+    /// No key is taken out of a table that a compaction reads.
+    RemovalAlone,
 }
 
 /// Which rules hold: all, except in a test that removed one.
@@ -47,6 +49,7 @@ impl Rules {
             ("promote_b_oldest", Rule::PromoteOldest),
             ("purge_all_tables", Rule::PurgeAllTables),
             ("purge_floor_epoch", Rule::PurgeFloorEpoch),
+            ("removal_alone", Rule::RemovalAlone),
         ];
         let removed = named.iter().find(|(name, _)| names.contains(name));
         Self { removed: removed.map(|(_, rule)| *rule) }

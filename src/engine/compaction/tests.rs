@@ -208,7 +208,7 @@ impl Tree {
 fn read(version: &Version, key: &str) -> Option<u64> {
     let mut found: Option<(u64, bool)> = None;
     for table in version.candidates(key.as_bytes()) {
-        let Some(record) = table.table().find(key.as_bytes(), false).unwrap() else { continue };
+        let Some(record) = table.find(key.as_bytes(), false).unwrap() else { continue };
         found = found.max(Some(parse(&record.row).unwrap()));
         if record.kind == Kind::Full && !table.meta.demote_full {
             break;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use super::Cursor;
 use crate::engine::error::Result;
 use crate::engine::record::Record;
-use crate::engine::sstable::{Table, TableIter};
+use crate::engine::sstable::TableIter;
+use crate::engine::version::TableRef;
 
 /// A cursor over disjoint tables in ascending order.
 #[derive(Debug)]
 pub struct LevelCursor {
-    tables: Arc<[Arc<Table>]>,
+    tables: Arc<[TableRef]>,
     verify: bool,
     /// The table the cursor is in.
     at: usize,
@@ -26,15 +27,16 @@ impl LevelCursor {
     /// A cursor over `tables`. REQUIRES: each table's keys are above those of the table before.
     ///
     /// With `verify` the checksum of every block is checked again, as compaction wants it.
-    pub fn new(tables: Arc<[Arc<Table>]>, verify: bool) -> Self {
+    pub fn new(tables: Arc<[TableRef]>, verify: bool) -> Self {
         debug_assert!(
-            tables.is_sorted_by(|a, b| a.properties().largest < b.properties().smallest),
+            tables.is_sorted_by(|a, b| a.meta.largest < b.meta.smallest),
             "tables of a level overlap"
         );
         Self { tables, verify, at: 0, iter: None }
     }
 
-    /// Goes into table `at`, if there is one; `position` places the cursor in it.
+    /// Goes into table `at`, if there is one; `position` places the cursor in it. Where that finds
+    /// nothing it goes on to the first record of the tables behind.
     fn enter(
         &mut self,
         at: usize,
@@ -48,7 +50,23 @@ impl LevelCursor {
         let iter = self
             .iter
             .get_or_insert_with(|| if self.verify { table.iter_verified() } else { table.iter() });
-        position(iter)
+        position(iter)?;
+        self.pass_ended()
+    }
+
+    /// Goes on from a table that has no more records. One may have none at all: what it holds may
+    /// be excised.
+    #[inline]
+    fn pass_ended(&mut self) -> Result<()> {
+        while self.iter.as_ref().is_some_and(|iter| !iter.valid()) {
+            let Some(table) = self.tables.get(self.at + 1) else { return Ok(()) };
+            let mut iter = if self.verify { table.iter_verified() } else { table.iter() };
+            self.at += 1;
+            self.iter = None;
+            iter.seek_to_first()?;
+            self.iter = Some(iter);
+        }
+        Ok(())
     }
 
     /// The cursor of the current table. The callers' contract says that there is one.
@@ -64,8 +82,7 @@ impl Cursor for LevelCursor {
     }
 
     fn seek(&mut self, key: &[u8]) -> Result<()> {
-        // No table is empty, so the first one that ends at or above the key has the answer.
-        let at = self.tables.partition_point(|table| &*table.properties().largest < key);
+        let at = self.tables.partition_point(|table| &*table.meta.largest < key);
         self.enter(at, |iter| iter.seek(key))
     }
 
@@ -76,7 +93,7 @@ impl Cursor for LevelCursor {
         if iter.valid() {
             return Ok(());
         }
-        self.enter(self.at + 1, TableIter::seek_to_first)
+        self.pass_ended()
     }
 
     #[inline]

@@ -9,9 +9,10 @@ use super::*;
 use crate::engine::error::Error;
 use crate::engine::key::key_prefix;
 use crate::engine::merge::{MergeError, MergeOperator};
+use crate::engine::ranges::KeyRanges;
 use crate::engine::record::Kind;
-use crate::engine::sstable::Table;
 use crate::engine::sstable::test_table;
+use crate::engine::version::TableRef;
 
 type Row = (Kind, Vec<u8>);
 type Source = BTreeMap<Vec<u8>, Row>;
@@ -135,18 +136,21 @@ proptest! {
         prop_assert!(!merging.valid());
     }
 
-    /// A level of several tables reads as one sorted map, from any key.
+    /// A level of several tables reads as one sorted map, from any key, without what was excised.
     #[test]
     fn level_equals_its_model(
         source in source().prop_filter("tables are not empty", |source| !source.is_empty()),
         per_table in 1_usize..6,
         probes in proptest::collection::vec(key(), 10),
+        ranges in proptest::collection::vec((key(), proptest::option::of(key())), 0..3),
         verify: bool,
     ) {
+        let excised = KeyRanges::of(ranges);
         let all: Vec<_> = source.clone().into_iter().collect();
-        let tables: Arc<[Arc<Table>]> = all
+        let tables: Arc<[TableRef]> = all
             .chunks(per_table)
             .map(|part| test_table(part.iter().map(|(key, (kind, row))| (&**key, *kind, &**row))))
+            .map(|table| TableRef::of_table(table, excised.clone()))
             .collect();
         let mut level = LevelCursor::new(tables, verify);
         prop_assert!(!level.valid());
@@ -155,7 +159,8 @@ proptest! {
             if let Some(from) = from {
                 level.seek(from).unwrap();
             }
-            for (key, (kind, row)) in source.range(from.cloned().unwrap_or_default()..) {
+            let visible = source.range(from.cloned().unwrap_or_default()..);
+            for (key, (kind, row)) in visible.filter(|(key, _)| !excised.contains(key)) {
                 prop_assert!(level.valid());
                 prop_assert_eq!(level.key(), key);
                 prop_assert_eq!(level.prefix(), key_prefix(key));

@@ -2,7 +2,8 @@
 //!
 //! The cursor owns a reference to its table. The key is put together in a buffer (a block stores
 //! it in pieces); the row stays where it is. A cursor that verifies reads each block once, and
-//! gives the memory of what it has read back as it goes.
+//! gives the memory of what it has read back as it goes. Keys that were excised from the table are
+//! passed by with a seek to the end of their range; a block that can hold no other is not touched.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::reader::{BlockBytes, Table};
 use crate::engine::error::Result;
 use crate::engine::iter::Cursor;
 use crate::engine::key::key_prefix;
+use crate::engine::ranges::KeyRanges;
 use crate::engine::record::{Kind, Record};
 
 /// A verifying cursor gives back what it has read in pieces of this size.
@@ -25,6 +27,9 @@ pub struct TableIter {
     verify: bool,
     /// What lies before was read and given back.
     passed: usize,
+    /// Keys to leave out, and how many of their ranges are behind the cursor.
+    excised: KeyRanges,
+    ranges_passed: usize,
 
     /// The block the cursor is in.
     block: usize,
@@ -50,6 +55,8 @@ impl TableIter {
             table,
             verify,
             passed: 0,
+            excised: KeyRanges::default(),
+            ranges_passed: 0,
             block: 0,
             owned: None,
             frame: 0..0,
@@ -65,6 +72,13 @@ impl TableIter {
 }
 
 impl TableIter {
+    /// The same cursor, which stands nowhere, without these keys.
+    #[must_use]
+    pub fn without(mut self, excised: &KeyRanges) -> Self {
+        self.excised = excised.clone();
+        self
+    }
+
     /// Makes `block` the current one, checking it if need be.
     fn enter(&mut self, block: usize) -> Result<()> {
         let corrupt = |damage| self.table.block_corruption(block, damage);
@@ -96,15 +110,78 @@ impl TableIter {
     /// Goes to `entry` of the current block, or to the first of the next one if there is none.
     fn settle(&mut self, entry: usize) -> Result<()> {
         self.entry = entry;
-        if entry >= self.count {
+        while self.entry >= self.count {
             if self.block + 1 >= self.table.blocks() {
                 return Ok(());
             }
-            self.enter(self.block + 1)?;
+            if self.excised.is_empty() {
+                self.enter(self.block + 1)?;
+            } else if !self.enter_next()? {
+                return Ok(());
+            }
         }
         self.load().map_err(|damage| self.table.block_corruption(self.block, damage))?;
         self.valid = true;
         Ok(())
+    }
+
+    /// [`TableIter::enter`] of the next block that may hold a key that is not excised, at the first
+    /// such key. `false`: there is none.
+    fn enter_next(&mut self) -> Result<bool> {
+        let separator = self.table.index().and_then(|index| index.separator(self.block));
+        let separator = separator.map_err(|damage| self.table.index_corruption(damage))?;
+        match self.excised.holding(&separator).map(|(_, end)| end.clone()) {
+            None => self.enter(self.block + 1)?,
+            Some(None) => return Ok(false),
+            Some(Some(end)) => self.enter_at(&end)?,
+        }
+        Ok(true)
+    }
+
+    /// [`TableIter::enter`] of the block that may hold `key`, at the first key at or above it.
+    fn enter_at(&mut self, key: &[u8]) -> Result<()> {
+        if *self.table.properties().largest < *key {
+            (self.block, self.count, self.entry) = (self.table.blocks() - 1, 0, 0);
+            return Ok(());
+        }
+        let block = self.table.index().and_then(|index| index.find(key));
+        let block = block.map_err(|damage| self.table.index_corruption(damage))?;
+        self.enter(block)?;
+        let entry = Block::parse(self.bytes()).and_then(|block| block.lower_bound(key));
+        self.entry = entry.map_err(|damage| self.table.block_corruption(block, damage))?;
+        Ok(())
+    }
+
+    /// Goes on until the cursor stands on a key that is not excised, or at the end.
+    #[inline]
+    fn pass_excised(&mut self) -> Result<()> {
+        if self.excised.is_empty() { Ok(()) } else { self.pass_ranges() }
+    }
+
+    fn pass_ranges(&mut self) -> Result<()> {
+        while self.valid {
+            let ahead = self.excised.ranges().get(self.ranges_passed);
+            let Some((_, end)) = ahead.filter(|(start, _)| **start <= *self.key) else {
+                return Ok(());
+            };
+            match end.clone() {
+                None => self.valid = false,
+                Some(end) => {
+                    if *self.key < *end {
+                        self.find(&end)?;
+                    }
+                    self.ranges_passed += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes to the first record at or above `key`, excised or not.
+    fn find(&mut self, key: &[u8]) -> Result<()> {
+        self.valid = false;
+        self.enter_at(key)?;
+        self.settle(self.entry)
     }
 
     #[inline]
@@ -140,25 +217,35 @@ impl Drop for TableIter {
 
 impl Cursor for TableIter {
     fn seek_to_first(&mut self) -> Result<()> {
+        if !self.excised.is_empty() {
+            return self.seek(&[]);
+        }
         self.valid = false;
         self.enter(0)?;
         self.settle(0)
     }
 
     fn seek(&mut self, key: &[u8]) -> Result<()> {
+        if self.excised.is_empty() {
+            return self.find(key);
+        }
         self.valid = false;
-        let block = self.table.index().and_then(|index| index.find(key));
-        let block = block.map_err(|damage| self.table.index_corruption(damage))?;
-        self.enter(block)?;
-        let entry = Block::parse(self.bytes()).and_then(|block| block.lower_bound(key));
-        let entry = entry.map_err(|damage| self.table.block_corruption(block, damage))?;
-        self.settle(entry)
+        // Below it there is none: whether the first block is to be touched is asked of its keys.
+        let key = self.table.properties().smallest.clone().max(key.into());
+        self.ranges_passed = self.excised.before(&key);
+        match self.excised.holding(&key).map(|(_, end)| end.clone()) {
+            None => self.find(&key)?,
+            Some(None) => return Ok(()),
+            Some(Some(end)) => self.find(&end)?,
+        }
+        self.pass_excised()
     }
 
     fn next(&mut self) -> Result<()> {
         debug_assert!(self.valid);
         self.valid = false;
-        self.settle(self.entry + 1)
+        self.settle(self.entry + 1)?;
+        self.pass_excised()
     }
 
     #[inline]

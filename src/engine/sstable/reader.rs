@@ -236,6 +236,25 @@ impl Table {
         TableIter::new(Arc::clone(self), true)
     }
 
+    /// About how many bytes of the file are of keys from `start` to `end`, exclusive (`None`: to
+    /// the last): its share of the data blocks, as the index says. Reads no block.
+    pub fn bytes_between(&self, start: &[u8], end: Option<&[u8]>) -> u64 {
+        let offset = |key: &[u8]| -> Checked<u64> {
+            let index = self.index()?;
+            let last = self.blocks - 1;
+            if *self.properties.largest < *key {
+                return Ok(index.frame(last)?.end);
+            }
+            Ok(index.frame(index.find(key)?)?.start)
+        };
+        let data_end = self.index().and_then(|index| index.frame(self.blocks - 1));
+        let data_end = data_end.map_or(0, |frame| frame.end);
+        let end = end.map_or(Ok(data_end), offset);
+        let (start, end) = (offset(start).unwrap_or(0), end.unwrap_or(0));
+        let share = u128::from(end.saturating_sub(start)) * u128::from(self.file_bytes());
+        u64::try_from(share / u128::from(data_end.max(1))).unwrap_or(u64::MAX)
+    }
+
     /// What the table says about itself.
     pub fn properties(&self) -> &Properties {
         &self.properties

@@ -6,6 +6,7 @@ mod close;
 mod crash;
 mod damage;
 mod early;
+mod excise;
 mod interleaved;
 mod metamorphic;
 mod model;

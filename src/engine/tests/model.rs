@@ -30,6 +30,11 @@ pub enum Step {
         keys: Vec<u8>,
         value: Option<u32>,
     },
+    /// All keys of the first range go, and the odd ones of the second.
+    Remove {
+        wholly: (u8, u8),
+        in_part: (u8, u8),
+    },
     Flush,
     /// Background work, some pieces of it.
     Work(u8),
@@ -59,6 +64,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         8 => (keys(), any::<bool>(), value())
             .prop_map(|(keys, saw, value)| Step::Apply { keys, saw, value }),
         1 => (keys(), value()).prop_map(|(keys, value)| Step::Ingest { keys, value }),
+        1 => ((key(), key()), (key(), key()))
+            .prop_map(|(wholly, in_part)| Step::Remove { wholly, in_part }),
         2 => Just(Step::Flush),
         3 => (1..4u8).prop_map(Step::Work),
         1 => Just(Step::CompactAll),
@@ -116,6 +123,7 @@ impl Rig {
                 let taken = self.engine().ingest(&mut rows.into_iter().map(Ok));
                 assert_eq!(taken.expect("taken"), keys.len() as u64);
             }
+            Step::Remove { wholly, in_part } => self.remove(*wholly, *in_part),
             Step::Flush => self.engine().flush().expect("flushes"),
             Step::Work(pieces) => {
                 for _ in 0..*pieces {
@@ -138,6 +146,21 @@ impl Rig {
                 self.check(&key(*n), row.as_deref());
             }
             Step::Scan { start, end } => self.scan(&key(*start), &key(*end)),
+        }
+    }
+
+    fn remove(&mut self, wholly: (u8, u8), in_part: (u8, u8)) {
+        let range = |(start, end): (u8, u8)| [(key(start), Some(key(end)))];
+        let is_odd = |key: &[u8]| key.last().is_some_and(|digit| digit % 2 == 1);
+        let permit = |install: &mut dyn FnMut() -> Result<(), Error>| install().map(|()| true);
+        let removed = self.engine().remove(&range(wholly), &range(in_part), &is_odd, &permit);
+        removed.expect("removes").expect("permitted");
+        for n in 0..40 {
+            if (wholly.0..wholly.1).contains(&n)
+                || (in_part.0..in_part.1).contains(&n) && is_odd(&key(n))
+            {
+                self.rows.remove(&key(n));
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Keys that are taken out of the tables for good.
+//! Keys that are taken out of the tables for good: whole ranges, single keys, both at once.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::engine::version::TableMeta;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options, Result};
+use crate::engine::{Engine, Error, Options, Permit, Range, Result};
 
 const KEYS: u32 = 400;
 
@@ -47,77 +47,125 @@ fn filled(vfs: Arc<dyn Vfs>) -> Result<Engine> {
     Ok(engine)
 }
 
-/// Those from 100 to 299 that are odd.
-fn goes(key: &[u8]) -> bool {
-    let n = u32::from_be_bytes(key.try_into().expect("four bytes"));
-    (100..300).contains(&n) && n % 2 == 1
+/// Which keys go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All of some ranges.
+    Wholly,
+    /// The odd ones of a range.
+    InPart,
+    /// The first of the ranges, and the odd ones of another.
+    Both,
 }
 
-fn remove(engine: &Engine) -> Result<Option<u64>> {
-    let range = (key(100).to_vec(), Some(key(300).to_vec()));
-    engine.remove(&[range], &goes, &|install| install().map(|()| true))
+const WAYS: [Way; 3] = [Way::Wholly, Way::InPart, Way::Both];
+
+fn range(keys: &std::ops::Range<u32>) -> Range {
+    (key(keys.start).to_vec(), Some(key(keys.end).to_vec()))
 }
 
-fn check(engine: &Engine, gone: bool) {
-    for n in 0..KEYS {
-        let expected = if gone && goes(&key(n)) { vec![] } else { vec![2] };
-        assert_eq!(values(engine, n), expected, "key {n}");
+impl Way {
+    fn wholly(self) -> &'static [std::ops::Range<u32>] {
+        match self {
+            Self::Wholly => &[100..150, 155..160, 200..300],
+            Self::InPart => &[],
+            Self::Both => &[100..200],
+        }
     }
+
+    fn in_part(self) -> &'static [std::ops::Range<u32>] {
+        match self {
+            Self::Wholly => &[],
+            Self::InPart => &[100..300],
+            Self::Both => &[200..300],
+        }
+    }
+
+    fn goes(self, n: u32) -> bool {
+        let is_in = |ranges: &[std::ops::Range<u32>]| ranges.iter().any(|it| it.contains(&n));
+        is_in(self.wholly()) || is_in(self.in_part()) && n % 2 == 1
+    }
+
+    fn remove(self, engine: &Engine, permit: &Permit<'_>) -> Result<Option<u64>> {
+        let ranges = |ranges: &[_]| ranges.iter().map(range).collect::<Vec<_>>();
+        let is_odd = |key: &[u8]| key[3] % 2 == 1;
+        engine.remove(&ranges(self.wholly()), &ranges(self.in_part()), &is_odd, permit)
+    }
+
+    fn remove_all(self, engine: &Engine) -> Result<Option<u64>> {
+        self.remove(engine, &|install| install().map(|()| true))
+    }
+
+    fn check(self, engine: &Engine, gone: bool) {
+        for n in 0..KEYS {
+            let expected = if gone && self.goes(n) { vec![] } else { vec![2] };
+            assert_eq!(values(engine, n), expected, "{self:?}: key {n}");
+        }
+    }
+
+    /// After a stop in the middle: of no key that goes an older state is seen than there was.
+    fn check_whole(self, engine: &Engine, why: &str) {
+        for n in 0..KEYS {
+            match values(engine, n).as_slice() {
+                [2] => {}
+                [] if self.goes(n) => {}
+                other => panic!("{self:?}, {why}: key {n}: {other:?}"),
+            }
+        }
+    }
+}
+
+fn tables_in_dir(disk: &MemVfs) -> usize {
+    let files = disk.list(Path::new("/db")).expect("lists");
+    files.iter().filter(|file| TableMeta::number_of(file).is_some()).count()
 }
 
 /// A key that was removed starts from nothing: no table, memtable, log or cache remembers it.
 #[test]
 fn a_removed_key_is_as_if_it_had_never_been_and_others_are_as_before() {
-    let disk = MemVfs::new();
-    let engine = filled(Arc::new(disk.clone())).expect("fills");
-    // The cache knows them all.
-    (0..2).for_each(|_| check(&engine, false));
-    assert!(remove(&engine).expect("removes").expect("permitted") >= 100);
-    assert_eq!(remove(&engine).expect("removes"), Some(0), "nothing is left to remove");
-    check(&engine, true);
-    let crashed = open(Arc::new(disk.crash_clone(1)), tiny()).expect("opens");
-    check(&crashed, true);
-    put(&engine, 101, 1);
-    assert_eq!(values(&engine, 101), [1], "an older state, and no newer one hides it");
-    engine.compact_all().expect("compacts");
-    assert_eq!((values(&engine, 101), values(&engine, 103)), (vec![1], vec![]));
-    let mut scan = engine.scan(&[], None).expect("scans");
-    let mut found = 0;
-    while scan.next().expect("reads").is_some() {
-        found += 1;
+    for way in WAYS {
+        let disk = MemVfs::new();
+        let engine = filled(Arc::new(disk.clone())).expect("fills");
+        // The cache knows them all.
+        (0..2).for_each(|_| way.check(&engine, false));
+        assert!(way.remove_all(&engine).expect("removes").expect("permitted") > 0);
+        assert_eq!(way.remove_all(&engine).expect("removes"), Some(0), "nothing is left to remove");
+        way.check(&engine, true);
+        let crashed = open(Arc::new(disk.crash_clone(1)), tiny()).expect("opens");
+        way.check(&crashed, true);
+        put(&engine, 101, 1);
+        assert_eq!(values(&engine, 101), [1], "an older state, and no newer one hides it");
+        engine.flush().expect("flushes");
+        assert_eq!(values(&engine, 101), [1], "in a table above those that had another");
+        engine.compact_all().expect("compacts");
+        assert_eq!((values(&engine, 101), values(&engine, 103)), (vec![1], vec![]));
+        let mut scan = engine.scan(&[], None).expect("scans");
+        let mut found = Vec::new();
+        while let Some((key, _)) = scan.next().expect("reads") {
+            found.push(u32::from_be_bytes(key.try_into().expect("four bytes")));
+        }
+        let expected = (0..KEYS).filter(|n| *n == 101 || !way.goes(*n));
+        assert!(found.into_iter().eq(expected), "{way:?}");
     }
-    assert_eq!(found, KEYS - 100 + 1);
 }
 
 /// Who may not install any more changes nothing more, and leaves no file behind.
 #[test]
 fn without_a_permit_nothing_is_removed() {
-    let disk = MemVfs::new();
-    let engine = filled(Arc::new(disk.clone())).expect("fills");
-    let range = (vec![], None);
-    let refused = engine.remove(std::slice::from_ref(&range), &goes, &|_| Ok(false));
-    assert_eq!(refused.expect("tries"), None);
-    check(&engine, false);
-    let once = Cell::new(true);
-    let permit = |install: &mut dyn FnMut() -> Result<()>| {
-        if once.replace(false) { install().map(|()| true) } else { Ok(false) }
-    };
-    engine.remove(&[range], &goes, &permit).expect("tries");
-    remove(&engine).expect("ends it");
-    check(&engine, true);
-    let files = disk.list(Path::new("/db")).expect("lists");
-    let tables = files.iter().filter(|file| TableMeta::number_of(file).is_some()).count();
-    assert_eq!(tables, engine.shared.versions.current().tables().count());
-}
-
-/// After a stop in the middle: of no key that goes an older state is seen than there was.
-fn check_whole(engine: &Engine, why: &str) {
-    for n in 0..KEYS {
-        match values(engine, n).as_slice() {
-            [2] => {}
-            [] if goes(&key(n)) => {}
-            other => panic!("{why}: key {n}: {other:?}"),
-        }
+    for way in WAYS {
+        let disk = MemVfs::new();
+        let engine = filled(Arc::new(disk.clone())).expect("fills");
+        let refused = way.remove(&engine, &|_| Ok(false));
+        assert_eq!(refused.expect("tries"), None);
+        way.check(&engine, false);
+        let once = Cell::new(true);
+        let permit = |install: &mut dyn FnMut() -> Result<()>| {
+            if once.replace(false) { install().map(|()| true) } else { Ok(false) }
+        };
+        way.remove(&engine, &permit).expect("tries");
+        way.remove_all(&engine).expect("ends it");
+        way.check(&engine, true);
+        assert_eq!(tables_in_dir(&disk), engine.shared.versions.current().tables().count());
     }
 }
 
@@ -125,48 +173,52 @@ fn check_whole(engine: &Engine, why: &str) {
 /// message came late. Whichever install is the last that is permitted: no replaced value is back.
 #[test]
 fn a_stop_between_two_installs_uncovers_no_value_that_was_replaced() {
-    let mut installs = None;
-    let mut permitted = 0;
-    while installs.is_none_or(|all| permitted < all) {
-        let engine = filled(Arc::new(MemVfs::new())).expect("fills");
-        let given = Cell::new(0);
-        let permit = |install: &mut dyn FnMut() -> Result<()>| {
-            given.set(given.get() + 1);
-            if given.get() <= permitted { install().map(|()| true) } else { Ok(false) }
-        };
-        let range = (key(100).to_vec(), Some(key(300).to_vec()));
-        let ended = engine.remove(&[range], &goes, &permit).expect("tries").is_some();
-        check_whole(&engine, &format!("after {permitted} installs"));
-        if ended {
-            installs = Some(permitted);
+    for way in WAYS {
+        let mut installs = None;
+        let mut permitted = 0;
+        while installs.is_none_or(|all| permitted < all) {
+            let engine = filled(Arc::new(MemVfs::new())).expect("fills");
+            let given = Cell::new(0);
+            let permit = |install: &mut dyn FnMut() -> Result<()>| {
+                given.set(given.get() + 1);
+                if given.get() <= permitted { install().map(|()| true) } else { Ok(false) }
+            };
+            let ended = way.remove(&engine, &permit).expect("tries").is_some();
+            way.check_whole(&engine, &format!("after {permitted} installs"));
+            if ended {
+                installs = Some(permitted);
+            }
+            permitted += 1;
         }
-        permitted += 1;
+        assert!(permitted > 2, "{way:?}: in {permitted} pieces");
     }
-    assert!(permitted > 3, "in {permitted} pieces");
 }
 
 /// Whichever file call is the last: what stays is whole, and what goes can be removed to the end.
 #[test]
 fn a_crash_in_the_middle_leaves_what_stays_whole() {
-    let calls = {
-        let faults = FaultVfs::new(Arc::new(MemVfs::new()));
-        let engine = filled(Arc::new(faults.clone())).expect("fills");
-        let before = faults.calls();
-        remove(&engine).expect("removes");
-        before..faults.calls()
-    };
-    for last in calls.step_by(5) {
-        let disk = MemVfs::new();
-        let faults = FaultVfs::new(Arc::new(disk.clone()));
-        faults.fail_call(last, std::io::ErrorKind::Other);
-        let engine = filled(Arc::new(faults)).expect("fills");
-        let failed: Result<_, Error> = remove(&engine);
-        drop(engine);
-        let engine = open(Arc::new(disk.crash_clone(last)), tiny()).expect("opens");
-        check_whole(&engine, &format!("{failed:?}"));
-        remove(&engine).expect("ends it");
-        for n in (0..KEYS).filter(|n| goes(&key(*n))) {
-            assert!(values(&engine, n).is_empty());
+    for way in WAYS {
+        let calls = {
+            let faults = FaultVfs::new(Arc::new(MemVfs::new()));
+            let engine = filled(Arc::new(faults.clone())).expect("fills");
+            let before = faults.calls();
+            way.remove_all(&engine).expect("removes");
+            before..faults.calls()
+        };
+        // Whole ranges take few calls: each of them.
+        for last in calls.step_by(if way == Way::Wholly { 1 } else { 5 }) {
+            let disk = MemVfs::new();
+            let faults = FaultVfs::new(Arc::new(disk.clone()));
+            faults.fail_call(last, std::io::ErrorKind::Other);
+            let engine = filled(Arc::new(faults)).expect("fills");
+            let failed: Result<_, Error> = way.remove_all(&engine);
+            drop(engine);
+            let engine = open(Arc::new(disk.crash_clone(last)), tiny()).expect("opens");
+            way.check_whole(&engine, &format!("{failed:?}"));
+            way.remove_all(&engine).expect("ends it");
+            for n in (0..KEYS).filter(|n| way.goes(*n)) {
+                assert!(values(&engine, n).is_empty());
+            }
         }
     }
 }

@@ -159,6 +159,14 @@ impl Node {
         self.engine().ingest(&mut std::iter::once(Ok((KEY.to_vec(), row.encode()))))
     }
 
+    /// Removes the key, as one of a range that goes wholly.
+    fn remove(&self) {
+        let range = (KEY.to_vec(), Some([KEY, b"+"].concat()));
+        let removed =
+            self.engine().remove(&[range], &[], &|_| false, &|install| install().map(|()| true));
+        assert!(removed.expect("removes").is_some());
+    }
+
     fn seal(&self) {
         self.shared().seal(false);
     }

@@ -4,7 +4,8 @@
 //! [`EditError`], before it is written and again when it is replayed:
 //!
 //! 1. tables at a level >= 1 are ascending and share no key; epochs at level 0 are unique;
-//! 2. a table stands once, its key range is not inverted, its level exists;
+//! 2. a table stands once, its key range is not inverted, its level exists, the ranges that were
+//!    excised from it ascend and share no key;
 //! 3. a removed table is there at the level named; a quarantined one is there after the edit;
 //! 4. the flushed position, the next file number and the next epoch never go back;
 //! 5. `floor <= guard`; `guard` never goes back, and `floor` only if the partition is damaged.
@@ -64,6 +65,12 @@ pub enum EditError {
     /// The smallest key of a table or range is above the largest.
     #[error("the key range of table {number} is inverted")]
     RangeInverted {
+        /// The table's number.
+        number: u64,
+    },
+    /// The excised ranges of a table are empty, out of order or overlap.
+    #[error("the excised ranges of table {number} do not ascend")]
+    ExcisedDisorder {
         /// The table's number.
         number: u64,
     },
@@ -287,6 +294,9 @@ impl VersionState {
             }
             if table.smallest > table.largest {
                 return Err(EditError::RangeInverted { number });
+            }
+            if !table.excised.is_sound() {
+                return Err(EditError::ExcisedDisorder { number });
             }
             if !seen.insert(number) {
                 return Err(EditError::TableTaken { number });

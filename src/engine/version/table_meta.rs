@@ -5,17 +5,25 @@
 //! | number, epoch, bytes, entries, deltas, purgeable | 6 x u64 |
 //! | live_time_min, time_max, created_ms | 3 x u64 |
 //! | level | u8 |
-//! | flags: 1 = demote_full | u8 |
+//! | flags: 1 = demote_full, 2 = keys are excised from it | u8 |
 //! | smallest, largest | u16 length + bytes, each |
+//! | with flag 2: excised bytes | u64 |
+//! | with flag 2: number of excised ranges | u32 |
+//! | each: first key | u16 length + bytes |
+//! | each: 1 = it ends, 0 = it goes to the last key | u8 |
+//! | each, if it ends: first key behind it | u16 length + bytes |
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::wire::{Reader, WireError, put_key};
+use crate::engine::ranges::KeyRanges;
 
 const FLAG_DEMOTE_FULL: u8 = 1;
+const FLAG_EXCISED: u8 = 2;
 
-/// A table as the manifest describes it. Immutable; moving it to another level makes a new one.
+/// A table as the manifest describes it. Immutable; moving it to another level, or excising keys
+/// from it, makes a new one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TableMeta {
     /// File number, unique for the life of the store.
@@ -46,6 +54,11 @@ pub struct TableMeta {
     pub smallest: Box<[u8]>,
     /// The last key.
     pub largest: Box<[u8]>,
+    /// Keys that are not in it any more, whatever its file says. Beyond `smallest..=largest` they
+    /// say nothing.
+    pub excised: KeyRanges,
+    /// About how many of `bytes` are theirs.
+    pub excised_bytes: u64,
 }
 
 impl fmt::Debug for TableMeta {
@@ -60,7 +73,12 @@ impl fmt::Debug for TableMeta {
             self.smallest.escape_ascii(),
             self.largest.escape_ascii(),
             if self.demote_full { ", demote_full" } else { "" },
-        )
+        )?;
+        for (start, end) in self.excised.ranges() {
+            let end = end.as_deref().unwrap_or_default().escape_ascii();
+            write!(f, " without {}..{end}", start.escape_ascii())?;
+        }
+        Ok(())
     }
 }
 
@@ -87,6 +105,11 @@ impl TableMeta {
         *self.smallest <= *largest && *smallest <= *self.largest
     }
 
+    /// About how many bytes of it readers can find.
+    pub fn visible_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.excised_bytes)
+    }
+
     /// The partitions its key range touches, as indices.
     pub fn partitions(&self, bits: u32) -> std::ops::RangeInclusive<usize> {
         super::partition_of(&self.smallest, bits)..=super::partition_of(&self.largest, bits)
@@ -107,9 +130,28 @@ impl TableMeta {
             out.extend_from_slice(&word.to_le_bytes());
         }
         out.push(self.level);
-        out.push(if self.demote_full { FLAG_DEMOTE_FULL } else { 0 });
+        let demote_full = if self.demote_full { FLAG_DEMOTE_FULL } else { 0 };
+        let excised = if self.excised.is_empty() { 0 } else { FLAG_EXCISED };
+        out.push(demote_full | excised);
         put_key(out, &self.smallest);
         put_key(out, &self.largest);
+        if excised != 0 {
+            self.encode_excised(out);
+        }
+    }
+
+    fn encode_excised(&self, out: &mut Vec<u8>) {
+        let ranges = self.excised.ranges();
+        let count = u32::try_from(ranges.len()).expect("there are at most as many as partitions");
+        out.extend_from_slice(&self.excised_bytes.to_le_bytes());
+        out.extend_from_slice(&count.to_le_bytes());
+        for (start, end) in ranges {
+            put_key(out, start);
+            out.push(u8::from(end.is_some()));
+            if let Some(end) = end {
+                put_key(out, end);
+            }
+        }
     }
 
     pub(super) fn decode(from: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -120,9 +162,13 @@ impl TableMeta {
         let [number, epoch, bytes, entries, deltas, purgeable, live_min, time_max, created] = words;
         let level = from.u8("table level")?;
         let flags = from.u8("table flags")?;
-        if flags & !FLAG_DEMOTE_FULL != 0 {
+        if flags & !(FLAG_DEMOTE_FULL | FLAG_EXCISED) != 0 {
             return Err(WireError::Bad { what: "table flags", found: flags.into() });
         }
+        let (smallest, largest) = (from.key("smallest key")?, from.key("largest key")?);
+        let is_cut = flags & FLAG_EXCISED != 0;
+        let (excised_bytes, excised) =
+            if is_cut { decode_excised(from)? } else { (0, KeyRanges::default()) };
         Ok(Self {
             number,
             level,
@@ -135,8 +181,29 @@ impl TableMeta {
             time_max,
             created_ms: created,
             demote_full: flags & FLAG_DEMOTE_FULL != 0,
-            smallest: from.key("smallest key")?,
-            largest: from.key("largest key")?,
+            smallest,
+            largest,
+            excised,
+            excised_bytes,
         })
     }
+}
+
+/// The ranges are judged with the edit they come in.
+fn decode_excised(from: &mut Reader<'_>) -> Result<(u64, KeyRanges), WireError> {
+    let bytes = from.u64("excised bytes")?;
+    let mut ranges = Vec::new();
+    for _ in 0..from.u32("number of excised ranges")? {
+        let start = from.key("first excised key")?.into_vec();
+        let end = match from.u8("whether an excised range ends")? {
+            0 => None,
+            1 => Some(from.key("end of an excised range")?.into_vec()),
+            found => {
+                let (what, found) = ("whether an excised range ends", found.into());
+                return Err(WireError::Bad { what, found });
+            }
+        };
+        ranges.push((start, end));
+    }
+    Ok((bytes, KeyRanges::unchecked(ranges)))
 }

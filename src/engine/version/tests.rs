@@ -12,6 +12,7 @@ use super::*;
 use crate::engine::error::Result;
 use crate::engine::options::Options;
 use crate::engine::position::Position;
+use crate::engine::ranges::KeyRanges;
 use crate::engine::record::Kind;
 use crate::engine::sstable::{RowInfo, TableBuilder, TableOptions};
 use crate::engine::vfs::Vfs;
@@ -48,6 +49,8 @@ fn meta(number: u64, level: u8, smallest: &str, largest: &str) -> TableMeta {
         demote_full: false,
         smallest: smallest.as_bytes().into(),
         largest: largest.as_bytes().into(),
+        excised: KeyRanges::default(),
+        excised_bytes: 0,
     }
 }
 

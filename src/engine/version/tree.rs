@@ -14,7 +14,7 @@ use super::handle::TableRef;
 use super::state::VersionState;
 use crate::engine::key::key_prefix;
 use crate::engine::options::LEVELS;
-use crate::engine::sstable::{KeyHash, Table};
+use crate::engine::sstable::KeyHash;
 
 /// The tables of one level.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ pub struct Level {
     bytes: u64,
     /// Made once a version, so that a scan clones one or two `Arc`s a level: the tables whose Fulls
     /// are believed, then those of `demote_full`.
-    shared: [Arc<[Arc<Table>]>; 2],
+    shared: [Arc<[TableRef]>; 2],
 }
 
 impl Level {
@@ -39,7 +39,7 @@ impl Level {
             bytes: tables.iter().map(|table| table.meta.bytes).sum(),
             shared: [false, true].map(|demote_full| {
                 let alike = tables.iter().filter(|table| table.meta.demote_full == demote_full);
-                alike.map(|table| table.table().clone()).collect()
+                alike.cloned().collect()
             }),
             tables,
         }
@@ -51,7 +51,7 @@ impl Level {
     }
 
     /// The tables with this `demote_full` in the same order, shared with cursors over the level.
-    pub fn shared_tables(&self, demote_full: bool) -> &Arc<[Arc<Table>]> {
+    pub fn shared_tables(&self, demote_full: bool) -> &Arc<[TableRef]> {
         &self.shared[usize::from(demote_full)]
     }
 
@@ -210,7 +210,7 @@ impl Version {
         hash: &KeyHash,
         mut among: impl FnMut(&TableRef) -> bool,
     ) -> bool {
-        self.candidates(key).any(|table| among(table) && table.table().may_contain(hash))
+        self.candidates(key).any(|table| among(table) && table.may_hold(key, hash))
     }
 
     /// Whether any table but those numbered in `except`, ascending, may hold `key`.

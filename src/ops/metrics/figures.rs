@@ -209,6 +209,8 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
         all.push(by_level("pairdb_sstable_count", tables.tables, "Tables."));
         all.push(by_level("pairdb_sstable_size_bytes", tables.bytes, "Bytes of tables."));
         all.push(by_level("pairdb_sstable_entries", tables.entries, "Records of tables."));
+        let help = "Bytes of tables that are of keys which were removed, and are to be free.";
+        all.push(by_level("pairdb_sstable_excised_bytes", tables.excised_bytes, help));
     }
     if let Some(disk) = &e.disk {
         all.push(gauge("pairdb_disk_free_bytes", disk.available, "Free bytes of the disk."));

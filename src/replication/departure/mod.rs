@@ -25,7 +25,9 @@
 //!    are: what is removed is what was covered.
 //! 2. While the document is Joint nothing is removed.
 //! 3. `Cleared` is proposed when no row is left, and names the epoch it was so under.
-//! 4. Every step can be done again: a node that is stopped anywhere goes on at its next start.
+//! 4. What goes by whole ranges goes only while every tenant is one of the document's: one that was
+//!    made since, under the same epoch, may have more replicas and this node among them.
+//! 5. Every step can be done again: a node that is stopped anywhere goes on at its next start.
 
 pub mod certificate;
 pub mod cover;
@@ -318,13 +320,21 @@ impl Departure {
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
         let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
         let removing = self.work.run(move || {
-            store.remove_rows(&unowned.ranges(), &|key| unowned.has(key), &|install| {
+            let all_known =
+                || unowned.knows(&store.tenants()) || !store.keeps("only_known_tenants_go");
+            let (mut wholly, mut in_part) = unowned.ranges_by_extent();
+            if !all_known() {
+                (wholly, in_part) = (Vec::new(), unowned.ranges());
+            }
+            store.remove_rows(&wholly, &in_part, &|key| unowned.has(key), &|install| {
                 let _pass = fence.enter(epoch).ok()?;
-                Some(install())
+                // Asked after it was settled what goes: a row of a tenant that is known by now only
+                // cannot be in that.
+                (wholly.is_empty() || all_known()).then(install)
             })
         });
         let removed = removing.await.map_err(|_| Error::Stopping)??.ok_or(Error::Layout)?;
-        tracing::info!(epoch, records = removed, "removed rows of others");
+        tracing::info!(epoch, bytes = removed, "removed rows of others");
         Ok(())
     }
 

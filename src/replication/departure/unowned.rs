@@ -1,11 +1,12 @@
 //! Which rows a node may hold that it does not own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
+use crate::store::tenant::Tenant;
 use crate::store::{EngineKey, TenantId, TokenRange};
 
 /// What a node does not own under a Stable layout.
@@ -46,11 +47,31 @@ impl Unowned {
 
     /// Where such rows may be.
     pub fn ranges(&self) -> Vec<TokenRange> {
+        self.tokens_of(&self.some)
+    }
+
+    /// Of those, where there is nothing else as long as [`Unowned::knows`] says yes, and the rest.
+    pub fn ranges_by_extent(&self) -> (Vec<TokenRange>, Vec<TokenRange>) {
+        let is_all = |partition| self.all.iter().any(|run| run.contains(&partition));
+        let each = self.some.iter().flat_map(Clone::clone);
+        let some = each.filter(|partition| !is_all(*partition)).collect::<BTreeSet<u32>>();
+        let partitions = 0..self.ranks.len() as u32;
+        let in_part = runs(partitions.map(|partition| some.contains(&partition)));
+        (self.tokens_of(&self.all), self.tokens_of(&in_part))
+    }
+
+    /// Whether it was made with all of these tenants. One that was made since, under the same epoch,
+    /// may have more replicas than any before, and this node rows of it where it owned none.
+    pub fn knows(&self, tenants: &[Arc<Tenant>]) -> bool {
+        tenants.iter().all(|tenant| self.factors.contains_key(&tenant.id))
+    }
+
+    fn tokens_of(&self, runs: &[RangeInclusive<u32>]) -> Vec<TokenRange> {
         let range = |partitions| {
             let (start, end_inclusive) = self.layout.tokens_of(partitions);
             TokenRange { start, end_inclusive }
         };
-        self.some.iter().map(range).collect()
+        runs.iter().map(range).collect()
     }
 
     /// Partitions where such rows may be.

@@ -326,6 +326,28 @@ async fn of_a_partition_only_the_rows_of_the_tenants_that_others_own_go() {
     }
 }
 
+/// Whose rows the node owns is said by the document. A tenant that it does not name was made since,
+/// and may have more replicas than all others: its rows stay where no other tenant's do.
+#[tokio::test(start_paused = true)]
+async fn rows_of_a_tenant_that_the_document_does_not_name_stay() {
+    let stays = async |removed: &[&'static str]| {
+        let nodes = || Cluster::with_owners(4, &[0, 1, 2], 78);
+        let cluster = crate::engine::without_rules(removed, nodes);
+        cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+        cluster.write(2, "lww", Level::All, put("k", "v")).await.expect("three are up");
+        let named = drawn(&cluster).layout(2, &[0, 1, 3], None);
+        let mut document = Document::clone(named.document());
+        let unnamed = cluster.nodes[0].store.tenant("lww").expect("there").id;
+        document.tenants.remove(&unnamed).expect("was named");
+        cluster.commit(Arc::new(Layout::new(Arc::new(document))), &[0, 1, 2, 3]);
+        run_departures(&cluster, 10).await;
+        assert!(!holds(&cluster, 2, "k") && cleared(&cluster, 2) == Some(2));
+        cluster.digests("lww", "k")[2] != 0
+    };
+    assert!(stays(&[]).await);
+    assert!(!stays(&["only_known_tenants_go"]).await, "the rule is what keeps them");
+}
+
 /// Three owners of which the last one alone has a write in each tenant, and a time since.
 async fn with_an_old_write(seed: u64) -> (Cluster, u64) {
     let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);

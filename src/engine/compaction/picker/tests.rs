@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::ranges::KeyRanges;
 use crate::engine::version::{Quarantined, SafePoint, VersionEdit};
 
 const OPTIONS: PickerOptions = PickerOptions {
@@ -26,6 +27,7 @@ struct Scene {
     running: Vec<Arc<Compaction>>,
     oldest_unflushed_epoch: u64,
     now_ms: u64,
+    is_short: bool,
 }
 
 impl Scene {
@@ -36,12 +38,14 @@ impl Scene {
             running: Vec::new(),
             oldest_unflushed_epoch: 100,
             now_ms: 0,
+            is_short: false,
         }
     }
 
     fn picker(&self) -> Picker<'_> {
         let epoch = self.oldest_unflushed_epoch;
-        Picker::new(&self.state, &self.running, &self.options, epoch, self.now_ms)
+        let picker = Picker::new(&self.state, &self.running, &self.options, epoch, self.now_ms);
+        picker.short_of_space(self.is_short)
     }
 
     /// A line such as `L2 7 a-f bytes=10 deltas=1`; without bytes 10 of them, and 10 entries.
@@ -64,6 +68,12 @@ impl Scene {
                 "time_max" => meta.time_max = value,
                 "created" => meta.created_ms = value,
                 "demote_full" => meta.demote_full = true,
+                "excised" => {
+                    let start = smallest.as_bytes().to_vec();
+                    let end = [smallest.as_bytes(), b"+"].concat();
+                    meta.excised = KeyRanges::of([(start, Some(end))]);
+                    meta.excised_bytes = value;
+                }
                 "quarantined" => edit.quarantined.push(Quarantined {
                     table: number,
                     smallest: smallest.as_bytes().into(),
@@ -88,10 +98,10 @@ impl Scene {
             job.inputs.iter().map(moved).collect()
         } else {
             vec![TableMeta {
-                bytes: job.input_bytes(),
+                bytes: job.inputs.iter().map(|table| table.visible_bytes()).sum(),
                 smallest: job.smallest().into(),
                 largest: job.largest().into(),
-                created_ms: self.now_ms,
+                created_ms: job.created_ms(self.now_ms),
                 ..table(number, job.output_level as u8, "", "")
             }]
         };
@@ -118,6 +128,10 @@ impl Scene {
             }
             "rest_age" => {
                 self.options.rest_age_ms = number();
+                String::new()
+            }
+            "short_of_space" => {
+                self.is_short = true;
                 String::new()
             }
             "unflushed" => {
@@ -227,6 +241,8 @@ fn table(number: u64, level: u8, smallest: &str, largest: &str) -> TableMeta {
         demote_full: false,
         smallest: smallest.as_bytes().into(),
         largest: largest.as_bytes().into(),
+        excised: KeyRanges::default(),
+        excised_bytes: 0,
     }
 }
 

@@ -119,3 +119,19 @@ fn mended_floor_waits() {
     };
     judge("mended_floor_waits", history, &[], &[X]);
 }
+
+/// Without it a compaction that began before keys were excised from its inputs installs outputs
+/// that still hold them.
+#[test]
+fn removal_alone() {
+    let history = |node: &Node| {
+        node.engine().apply(&[(KEY, &x().encode()), (b"z", &y().encode())]).expect("taken");
+        node.flush();
+        node.engine().apply(&[(KEY, &y().encode()), (b"z", &x().encode())]).expect("taken");
+        node.flush();
+        node.at("compact:merged", |node| node.meanwhile(Node::remove));
+        node.compact();
+        node.values()
+    };
+    judge("removal_alone", history, &[], &[X, Y]);
+}

@@ -100,3 +100,16 @@ fn cache_negative_fix() {
     };
     judge_with(without_filters(), "cache_negative_fix", history, &[X], &[]);
 }
+
+/// Without it the row cache shows what is in no table any more.
+#[test]
+fn removal_drops_cache() {
+    let history = |node: &Node| {
+        node.engine().apply(&[(KEY, &x().encode()), (b"z", &y().encode())]).expect("taken");
+        node.flush();
+        (0..3).for_each(|_| assert_eq!(node.values(), [X]));
+        node.remove();
+        node.values()
+    };
+    judge("removal_drops_cache", history, &[], &[X]);
+}

@@ -23,7 +23,13 @@ fn read(vfs: &MemVfs, name: &str) -> Vec<u8> {
 
 /// Every field once.
 fn edits() -> Vec<VersionEdit> {
-    let mut moved = add([TableMeta { demote_full: true, ..meta(3, 2, "a", "m") }]);
+    let ranges = [(b"b".to_vec(), Some(b"c".to_vec())), (b"k".to_vec(), None)];
+    let mut moved = add([TableMeta {
+        demote_full: true,
+        excised: KeyRanges::of(ranges),
+        excised_bytes: 60,
+        ..meta(3, 2, "a", "m")
+    }]);
     moved.removed = vec![(0, 1), (1, 2)];
     let bad = Quarantined { table: 3, smallest: (*b"b").into(), largest: (*b"c").into() };
     moved.quarantined = vec![bad];
@@ -82,7 +88,7 @@ fn manifest_round_trip() {
 fn manifest_golden() {
     let vfs = mem();
     let (name, states, _) = manifest(&vfs);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/manifest-1.hex");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/manifest-v2.hex");
     let hex: String = read(&vfs, &name)
         .chunks(32)
         .map(|line| line.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n")
@@ -169,11 +175,11 @@ fn newer_format_is_refused() {
     let vfs = mem();
     let (name, _, _) = manifest(&vfs);
     let mut bytes = read(&vfs, &name);
-    bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
-    bytes[12..16].copy_from_slice(&(!2_u32).to_le_bytes());
+    bytes[8..12].copy_from_slice(&3_u32.to_le_bytes());
+    bytes[12..16].copy_from_slice(&(!3_u32).to_le_bytes());
     write(&vfs, &name, &bytes);
     let error = recover(&vfs).unwrap_err();
-    assert!(matches!(error, Error::FormatTooNew { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, Error::FormatTooNew { found: 3, supported: 2, .. }), "{error}");
 }
 
 /// Safe points are by partition: options with other partitions than the store's are refused.
@@ -191,8 +197,12 @@ fn any_key() -> impl Strategy<Value = Box<[u8]>> {
 }
 
 fn any_edit() -> impl Strategy<Value = VersionEdit> {
-    let table = (any::<[u64; 9]>(), any::<u8>(), any::<bool>(), any_key(), any_key()).prop_map(
-        |(w, level, demote_full, smallest, largest)| TableMeta {
+    let range = (any_key(), proptest::option::of(any_key()));
+    let range = range.prop_map(|(start, end)| (start.into_vec(), end.map(<[u8]>::into_vec)));
+    let excised = vec(range, 0..3).prop_map(KeyRanges::unchecked);
+    let (bools, words) = (any::<bool>(), any::<[u64; 10]>());
+    let table = (words, any::<u8>(), bools, any_key(), any_key(), excised).prop_map(
+        |(w, level, demote_full, smallest, largest, excised)| TableMeta {
             number: w[0],
             level,
             epoch: w[1],
@@ -206,6 +216,8 @@ fn any_edit() -> impl Strategy<Value = VersionEdit> {
             demote_full,
             smallest,
             largest,
+            excised_bytes: if excised.is_empty() { 0 } else { w[9] },
+            excised,
         },
     );
     let safe_point = (any::<[u32; 2]>(), any::<[u64; 3]>(), vec(any::<u128>(), 0..3)).prop_map(

@@ -34,6 +34,13 @@ fn added_tables_make_sense() {
     assert_eq!(refused(meta(1, 2, "x", "y")), EditError::TableTaken { number: 1 });
     assert_eq!(refused(meta(2, 7, "x", "y")), EditError::NoSuchLevel { number: 2, level: 7 });
     assert_eq!(refused(meta(2, 2, "y", "x")), EditError::RangeInverted { number: 2 });
+    let range = |start: &str, end: &str| (start.into(), Some(end.into()));
+    let one_after_the_other = [range("x", "y"), range("y", "z")];
+    for ranges in [vec![range("y", "x")], vec![range("x", "x")], one_after_the_other.to_vec()] {
+        let excised = KeyRanges::unchecked(ranges);
+        let table = TableMeta { excised, ..meta(2, 2, "x", "z") };
+        assert_eq!(refused(table), EditError::ExcisedDisorder { number: 2 });
+    }
 }
 
 /// What is removed must be at the level named; a move is a removal and an addition.
