@@ -16,9 +16,9 @@ pub type Permit<'p> =
     dyn Fn(&mut dyn FnMut() -> engine::Result<()>) -> Option<engine::Result<()>> + 'p;
 
 impl Store {
-    /// Removes all rows of the ranges `wholly`, and of the ranges `in_part` those that `goes` names,
-    /// for good: of all that was written before the call nothing is left under their keys. The
-    /// first costs nearly nothing, whatever they hold; see [`engine::Engine::remove`]. Returns
+    /// Removes all rows of the ranges `wholly`, and of the ranges `in_part` those that `goes`
+    /// names, for good: of all that was written before the call nothing is left under their keys.
+    /// The first costs nearly nothing, whatever they hold; see [`engine::Engine::remove`]. Returns
     /// about how many bytes of tables went out of sight, or `None` if the permit was refused: then
     /// some of the rows may be left.
     ///

@@ -57,7 +57,7 @@ fn filled(vfs: Arc<dyn Vfs>) -> Engine {
             let n = n * 7 % KEYS;
             let row = Row::default().write(1, round, true, Some(round as u32)).encode();
             let position = engine.apply(&[(&key(n), &row)]).expect("writes");
-            if n % 64 == 0 {
+            if n.is_multiple_of(64) {
                 engine.wait_durable(position).expect("durable");
                 while engine.step().expect("works") {}
             }

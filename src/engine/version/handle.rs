@@ -1,7 +1,7 @@
 //! An open table, and the removal of its file once nobody reads it any more.
 //!
 //! # Invariants
-//! 1. A file is reached through its [`TableRef`] alone, whose meta names the keys that were excised:
+//! 1. A file is reached through its [`TableRef`] alone, whose meta names the keys that are excised:
 //!    they are left out here, for every reader, and nowhere else.
 
 use std::ops::Bound;

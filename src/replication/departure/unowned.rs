@@ -60,7 +60,7 @@ impl Unowned {
         (self.tokens_of(&self.all), self.tokens_of(&in_part))
     }
 
-    /// Whether it was made with all of these tenants. One that was made since, under the same epoch,
+    /// Whether it was made with all of these tenants. One that came since, under the same epoch,
     /// may have more replicas than any before, and this node rows of it where it owned none.
     pub fn knows(&self, tenants: &[Arc<Tenant>]) -> bool {
         tenants.iter().all(|tenant| self.factors.contains_key(&tenant.id))
