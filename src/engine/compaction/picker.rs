@@ -33,11 +33,12 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
-/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own;
-/// and excised bytes are taken back if there is one for so many of the table.
+/// Level 0 of a tree at rest goes down if the tree has at most so many times its bytes: level by
+/// level that is what it rewrites, and of what is a small part of the tree little is there twice.
 const REST_REWRITE_MAX: u64 = 10;
-/// Under load excised bytes are taken back if there is one for so many of the table.
-const BUSY_REWRITE_MAX: u64 = 2;
+/// Excised bytes are taken back at rest if there is one for so many of the table, and under load.
+const RECLAIM_REST_MAX: u64 = 10;
+const RECLAIM_BUSY_MAX: u64 = 2;
 const HOUR_MS: u64 = 3_600_000;
 
 /// What the picker goes by. From [`Options`]; the ages are settled here.
@@ -238,7 +239,7 @@ impl<'a> Picker<'a> {
     /// job that runs.
     pub fn pick(&self) -> Option<Compaction> {
         if self.is_short
-            && let Some(job) = self.pick_excised(REST_REWRITE_MAX)
+            && let Some(job) = self.pick_excised(RECLAIM_REST_MAX)
         {
             return Some(job);
         }
@@ -416,7 +417,7 @@ impl<'a> Picker<'a> {
         let picked = self.pick_due(purge).or_else(|| self.pick_due(age));
         picked.or_else(|| self.pick_rest()).or_else(|| {
             let at_rest = self.is_at_rest(self.state.tables());
-            self.pick_excised(if at_rest { REST_REWRITE_MAX } else { BUSY_REWRITE_MAX })
+            self.pick_excised(if at_rest { RECLAIM_REST_MAX } else { RECLAIM_BUSY_MAX })
         })
     }
 
@@ -454,7 +455,8 @@ impl<'a> Picker<'a> {
         let job = self.pick_level0(Reason::Rest)?;
         let upper = job.inputs.iter().filter(|table| table.level == 0);
         let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
-        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
+        let below: u64 = (1..LEVELS).map(|level| self.state.level_bytes(level)).sum();
+        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= upper_bytes + below).then_some(job)
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {

@@ -12,6 +12,8 @@ mod metamorphic;
 mod model;
 mod newest;
 mod poison;
+mod pressure;
+mod reaper;
 mod remove;
 mod row;
 mod rules;

@@ -86,6 +86,12 @@ pub struct TableRef {
 }
 
 impl TableRef {
+    /// Whether its filter does not exclude a key at the first look: [`Table::looks_likely`].
+    #[inline]
+    pub fn looks_likely(&self, hash: &KeyHash) -> bool {
+        self.handle.table.looks_likely(hash)
+    }
+
     /// Whether it may hold `key`; `false` is certain.
     #[inline]
     pub fn may_hold(&self, key: &[u8], hash: &KeyHash) -> bool {
