@@ -10,7 +10,9 @@ use super::cluster::*;
 use super::departures::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::peer::{Reply, Request};
 use crate::engine::without_rules;
+use crate::proto::PageRequest;
 use crate::store::{Environment, Mutation, Store, TenantId};
 
 const KEYS: usize = 40;
@@ -275,4 +277,28 @@ async fn a_certificate_says_the_same_whether_sums_were_equal_or_not() {
         said.push(certificate.partitions);
     }
     assert_eq!(said[0], said[1]);
+}
+
+/// While nobody merges, rows are given to nobody who does not own them: only what says whether they
+/// are there, to who has them and is no owner.
+#[tokio::test(start_paused = true)]
+async fn under_a_stable_layout_pages_say_what_is_there_and_have_no_rows() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 98);
+    fill(&cluster, "default", &[0, 1]);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    let ask = async |from: usize, at: usize, sum: bool, digests: bool| {
+        let page = PageRequest { token_end: u64::MAX, sum, digests, ..Default::default() };
+        match cluster.ask_as(id(from), at, 2, Request::Page(page)).await {
+            Ok(Reply::Page(page)) => {
+                let sum = page.sum.unwrap_or_default().rows as usize;
+                (sum, page.keys.len(), page.rows.len())
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ask(2, 0, true, false).await, (KEYS, 0, 0));
+    assert_eq!(ask(2, 0, false, true).await, (0, KEYS, 0));
+    assert_eq!(ask(2, 0, false, false).await, (0, 0, 0), "no rows");
+    assert_eq!(ask(1, 0, true, false).await, (0, 0, 0), "they are its own");
+    assert_eq!(ask(0, 2, true, false).await, (0, 0, 0), "it owns none of them");
 }

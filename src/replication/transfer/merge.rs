@@ -277,13 +277,13 @@ fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
             _ => store.raw_row(*tenant, key)?,
         };
         let floor = own.floor;
-        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
         let row = match floor {
             0 => row.clone(),
-            _ => match store.join_raw(own, theirs)?.row {
-                Some(joined) => joined.into(),
-                None => continue,
-            },
+            _ => {
+                let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+                let Some(joined) = store.join_raw(own, theirs)?.row else { continue };
+                joined.into()
+            }
         };
         judged.push((*tenant, key.clone(), row));
         floors.push(floor);
