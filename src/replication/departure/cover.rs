@@ -96,8 +96,8 @@ pub struct Cover<'c> {
 }
 
 impl Cover<'_> {
-    /// Who holds each row; a quorum of its owners at least. Who was `seen` to hold a row, by its own
-    /// word under the same epoch, is not asked again.
+    /// Who holds each row; a quorum of its owners at least. Who was `seen` to hold a row, by its
+    /// own word under the same epoch, is not asked again.
     ///
     /// # Errors
     /// [`Uncovered`]. Some rows may have been pushed.

@@ -4,8 +4,8 @@
 //! add up     the rows here, by how many replicas they have: nothing is copied, nothing is kept
 //! ask        each owner for the sum of those that it owns and this node does not.
 //!            Equal: it holds all of them
-//! compare    an owner whose sum differs, page by page: digests of its rows in their order, and what
-//!            is not equal then by key, row by row: see `cover`
+//! compare    an owner whose sum differs, page by page: digests of its rows in their order, and
+//!            what is not equal then by key, row by row: see `cover`
 //! ```
 //!
 //! Owners are written to meanwhile, and forget what is dead: neither is a fault. Sums are under no
@@ -13,9 +13,9 @@
 //!
 //! # Invariants
 //! 1. Both sides add up the same rows: of the partition those of tenants that the layout names,
-//!    that the owner owns and this node does not. A sum, like a digest, is of rows that were durable
-//!    at the owner when it was told, under the epoch of the layout: an equal one says of each row
-//!    that the owner holds as much. Rows only grow, so it does not matter when.
+//!    that the owner owns and this node does not. A sum, like a digest, is of rows that were
+//!    durable at the owner when it was told, under the epoch of the layout: an equal one says of
+//!    each row that the owner holds as much. Rows only grow, so it does not matter when.
 //! 2. An owner that gave no equal sum, for whatever reason, counts only for rows that it was seen
 //!    to hold one by one. It is left out only where it does not answer and the others are enough.
 //! 3. Of a partition no more is in memory than a page of its rows.

@@ -68,8 +68,8 @@ async fn too_many_rows_and_keys_that_cannot_be_are_refused_by_name() {
     assert_eq!(reasons.collect::<Vec<_>>(), [Some("EMPTY_KEY"), Some("KEY_TOO_LONG")]);
 }
 
-/// What no client waits for is read behind those that one does. When that has stopped it is refused,
-/// and clients are served to the end.
+/// What no client waits for is read behind what one waits for. When the background has stopped it
+/// is refused, and clients are served to the end.
 #[tokio::test(start_paused = true)]
 async fn rows_that_no_client_waits_for_are_read_in_the_background() {
     let cluster = Cluster::new(1, 103);

@@ -244,8 +244,8 @@ async fn who_is_down_is_not_waited_for_where_the_others_are_enough() {
     assert_eq!(["page digests", "digest"].map(|kind| sent(&cluster, kind)), [0; 2]);
 }
 
-/// An owner that has lost data has no word on what it adds up to, even if that is equal: it is given
-/// the rows.
+/// An owner that has lost data has no word on what it adds up to, even if that is equal: it is
+/// given the rows.
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_has_lost_data_is_given_the_rows_again() {
     let cluster = Cluster::with_owners(3, &[0, 1, 2], 96);
