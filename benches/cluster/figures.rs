@@ -54,6 +54,12 @@ pub fn transferred(nodes: &Nodes, which: Range<usize>) -> f64 {
     which.map(|at| metric(nodes, at, "pairdb_transfer_bytes_total")).sum()
 }
 
+/// Bytes of tables that some nodes have written.
+pub fn tables_written(nodes: &Nodes, which: Range<usize>) -> f64 {
+    let names = ["pairdb_flush_written_bytes_total", "pairdb_compaction_written_bytes_total"];
+    which.flat_map(|at| names.map(|name| metric(nodes, at, name))).sum()
+}
+
 fn metric(nodes: &Nodes, at: usize, name: &str) -> f64 {
     let (_, page) = nodes.page(at, "/metrics");
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

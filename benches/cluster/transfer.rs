@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::figures::{cpu_s, transferred};
+use crate::figures::{cpu_s, tables_written, transferred};
 use crate::floor;
 use crate::keys::{self, Random};
 use crate::load::{self, latencies};
@@ -35,7 +35,14 @@ const CALLERS: u64 = 16;
 /// Keys of the steady load.
 const LOAD_KEYS: u64 = 10_000;
 /// How long the load is watched while nothing moves.
-const HEALTHY: Duration = Duration::from_secs(15);
+const HEALTHY: Duration = Duration::from_secs(30);
+/// A call is slow that takes longer.
+const SLOW: Duration = Duration::from_millis(10);
+/// Slow calls that ended no further apart than this are one moment.
+const MOMENT: Duration = Duration::from_millis(100);
+/// No flush and no compaction for so long, and there is none to come: tables of level 0 that are a
+/// minute old are compacted.
+const AT_REST: Duration = Duration::from_secs(70);
 /// How often it is looked how far a change is.
 const LOOK: Duration = Duration::from_millis(250);
 /// Longest wait for a change.
@@ -64,11 +71,11 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
         fill / began.elapsed().as_secs_f64()
     );
     let share = fill * 3.0 / 4.0;
+    until_at_rest(&nodes);
     let moving = Moving { runtime, share, floor };
     let steady = Steady::start(runtime, &nodes, value_bytes);
     std::thread::sleep(HEALTHY);
-    let healthy = steady.end(runtime);
-    println!("{{\"workload\":\"load alone\",{}}}", told(&healthy));
+    println!("{{\"workload\":\"load alone\",{}}}", steady.end(runtime));
     moving.there_and_back(&mut nodes, Some(value_bytes));
     moving.there_and_back(&mut nodes, None);
 }
@@ -129,7 +136,7 @@ impl Moving<'_> {
     ) {
         let rate = moved / MIB / done.as_secs_f64();
         let load = match load {
-            Some(load) => format!(",{}", told(&load.end(self.runtime))),
+            Some(load) => format!(",{}", load.end(self.runtime)),
             None => format!(",\"of_floor\":{:.2}", rate / self.floor),
         };
         println!(
@@ -140,6 +147,20 @@ impl Moving<'_> {
             done.as_secs_f64(),
             settled.as_secs_f64(),
         );
+    }
+}
+
+/// Waits until the engines have nothing left to do of what was filled.
+fn until_at_rest(nodes: &Nodes) {
+    let (began, mut since) = (Instant::now(), Instant::now());
+    let mut before = 0.0;
+    while since.elapsed() < AT_REST {
+        assert!(began.elapsed() < PATIENCE, "they do not come to rest");
+        std::thread::sleep(LOOK);
+        let written = tables_written(nodes, 0..nodes.len());
+        if written > before {
+            (before, since) = (written, Instant::now());
+        }
     }
 }
 
@@ -229,7 +250,15 @@ async fn write_all(client: &mut KeyValueClient<Channel>, batch: proto::BatchWrit
 /// A load that goes on until it is told to stop: so many operations a second, whatever they take.
 struct Steady {
     stop: Arc<AtomicBool>,
-    callers: Vec<JoinHandle<load::Outcome>>,
+    began: Instant,
+    callers: Vec<JoinHandle<Calls>>,
+}
+
+/// What became of calls.
+struct Calls {
+    outcome: load::Outcome,
+    /// When slow ones ended, and what they took.
+    slow: Vec<(Instant, Duration)>,
 }
 
 impl Steady {
@@ -245,19 +274,33 @@ impl Steady {
             runtime.spawn(call(client, caller, first, value.clone(), Arc::clone(&stop)))
         });
         let callers = callers.collect();
-        Self { stop, callers }
+        Self { stop, began: Instant::now(), callers }
     }
 
-    fn end(self, runtime: &Runtime) -> load::Outcome {
+    /// What there is to tell of it.
+    fn end(self, runtime: &Runtime) -> String {
         self.stop.store(true, Ordering::Relaxed);
         let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
+        let mut slow = Vec::new();
         for caller in self.callers {
             let of_one = runtime.block_on(caller).expect("no caller panics");
-            outcome.latency_ns.add(&of_one.latency_ns).expect("of the same bounds");
-            outcome.failed += of_one.failed;
+            outcome.latency_ns.add(&of_one.outcome.latency_ns).expect("of the same bounds");
+            outcome.failed += of_one.outcome.failed;
+            slow.extend(of_one.slow);
         }
-        outcome
+        format!("{},\"slow\":[{}]", told(&outcome), moments(slow, self.began))
     }
+}
+
+/// Moments with slow calls: the second in which one began, calls, the longest of them in ms.
+fn moments(mut slow: Vec<(Instant, Duration)>, began: Instant) -> String {
+    slow.sort_unstable();
+    let moments = slow.chunk_by(|one, next| next.0 - one.0 <= MOMENT).map(|moment| {
+        let longest = moment.iter().map(|call| call.1).max().unwrap_or_default();
+        let at = (moment[0].0 - moment[0].1).saturating_duration_since(began);
+        format!("[{:.1},{},{}]", at.as_secs_f64(), moment.len(), longest.as_millis())
+    });
+    moments.collect::<Vec<_>>().join(",")
 }
 
 /// Reads and writes in turn. Latencies count from when a call was due.
@@ -267,8 +310,9 @@ async fn call(
     first: tokio::time::Instant,
     value: Bytes,
     stop: Arc<AtomicBool>,
-) -> load::Outcome {
+) -> Calls {
     let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
+    let mut slow = Vec::new();
     let period = Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32;
     let mut due = tokio::time::interval_at(first, period);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -291,12 +335,15 @@ async fn call(
                 client.read(read).await.map(drop)
             }
         };
+        if began.elapsed() > SLOW {
+            slow.push((Instant::now(), began.elapsed()));
+        }
         match done {
             Ok(()) => outcome.latency_ns.saturating_record(began.elapsed().as_nanos() as u64),
             Err(_) => outcome.failed += 1,
         }
     }
-    outcome
+    Calls { outcome, slow }
 }
 
 fn told(outcome: &load::Outcome) -> String {

@@ -60,7 +60,8 @@ impl Shared {
         let state = &mut *log;
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
         let active = self.versions.allocate_epoch();
-        let active = Arc::new(Memtable::new(active, self.options.memtable_bytes));
+        let active =
+            Arc::new(Memtable::new(active, self.options.memtable_bytes, self.versions.reaper()));
         state.generation += 1;
         state.queued_ingests += u32::from(queue_ingest);
         state.active = active.clone();

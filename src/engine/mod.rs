@@ -61,6 +61,7 @@ pub mod position;
 mod pressure;
 pub mod priority;
 mod read;
+mod reaper;
 pub mod record;
 mod recovery;
 mod remove;
@@ -231,6 +232,8 @@ impl Engine {
         shared.look_at_disk();
         let engine = Self { shared };
         if engine.shared.options.compaction_threads > 0 {
+            let reaper = engine.shared.versions.reaper();
+            reaper.start().map_err(Error::io("start a thread for", dir))?;
             engine.shared.background.start(&engine.shared)?;
         }
         Ok(engine)
@@ -248,6 +251,7 @@ impl Engine {
         }
         let flushed = self.flush();
         self.shared.background.stop();
+        self.shared.versions.reaper().stop();
         // Whatever became of the flush: nobody else syncs the log any more.
         let ended = self.shared.end_log();
         flushed.and(ended)
@@ -276,6 +280,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.shared.background.stop();
+        self.shared.versions.reaper().stop();
         // Nobody is left to tell; what was acknowledged has been written out already.
         let _ = self.shared.log.write_out(self.shared.log.appended_upto());
         // Unless there was a close.

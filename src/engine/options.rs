@@ -113,7 +113,7 @@ impl Default for Options {
             compression_lower: Compression::None,
             level0_tables_trigger: 6,
             level0_tables_stop: 24,
-            base_level_bytes: 256 << 20,
+            base_level_bytes: 512 << 20,
             level_ratio: 10,
             partition_bits: 10,
             compaction_bytes_per_second: 0,

@@ -5,15 +5,28 @@
 //! pressure rises from a half to one; at one a write waits here for the next install, at most
 //! `stall_timeout_ms`, and then fails without having written anything. A write that must not wait
 //! ([`OnStall::Refuse`]) fails at once.
+//!
+//! Before it comes to that, writers that may wait are slowed: a millisecond for each write from
+//! then on when they have filled [`LEAD`] of a memtable before the one before it is a table, or when
+//! level 0 is halfway to where they would have to stop. Then flush and compaction have the processor
+//! and the disk, memory stays near what one memtable takes, and nobody waits long at once
+//! (docs/decisions/0067).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::error::{Error, Result};
+use super::options::Options;
+use super::super_version::SuperVersion;
 use super::{Engine, Shared};
 
 /// The share of the reserve that no write gets, if some get the rest.
 const RESERVE_FLOOR: u64 = 4;
+
+/// The part of a memtable, in eighths, that writers fill at full speed while one waits for its flush.
+const LEAD: usize = 3;
+/// What a write waits when writers are further ahead.
+const SLOWED: Duration = Duration::from_millis(1);
 
 /// What a write does when there is no room before a flush or a compaction has been.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,14 +92,36 @@ impl Shared {
     #[inline]
     pub(super) fn make_room(&self, on_stall: OnStall) -> Result<()> {
         let view = self.super_version.load();
-        let full = view.active.list_bytes() >= self.options.memtable_bytes;
+        let filled = view.active.list_bytes();
+        let full = filled >= self.options.memtable_bytes;
         let behind = view.version.level0_waiting() >= self.options.level0_tables_stop;
         let refused = self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some();
         if full || behind || refused || self.closed.load(Ordering::Relaxed) {
             drop(view);
             return self.make_room_slowly(on_stall);
         }
+        let is_ahead = filled >= self.options.memtable_bytes / 8 * LEAD && !view.queue.is_empty();
+        if on_stall == OnStall::Wait && (is_ahead || self.is_level0_high(&view)) {
+            drop(view);
+            self.slow_down();
+        }
         Ok(())
+    }
+
+    /// Whether level 0 is halfway from where it is compacted to where writers stop.
+    #[inline]
+    fn is_level0_high(&self, view: &SuperVersion) -> bool {
+        let Options { level0_tables_trigger: trigger, level0_tables_stop: stop, .. } = self.options;
+        view.version.level0_waiting() >= trigger.midpoint(stop)
+    }
+
+    /// Lets flush and compaction catch up a little. Without threads nothing would while it waits.
+    #[cold]
+    fn slow_down(&self) {
+        if self.options.compaction_threads > 0 {
+            self.counters.slowed.add(1);
+            self.background.pause(SLOWED);
+        }
     }
 
     #[cold]

@@ -273,7 +273,7 @@ impl Shared {
         let is_cold = self.cache.admission().is_dear();
         let is_timed = self.cache.admission().is_timed(hash.hash());
         let began_ns = is_timed.then(|| self.clock.now_ns());
-        for table in view.version.candidates(key) {
+        for table in view.version.likely(key, hash) {
             if !table.table().may_contain(hash) {
                 continue;
             }

@@ -77,7 +77,7 @@ pub fn open(
     let first_segment = replay(dir, &options, &vfs, &*operator, &versions, now_ms)?;
 
     let epoch = versions.allocate_epoch();
-    let active = Arc::new(Memtable::new(epoch, options.memtable_bytes));
+    let active = Arc::new(Memtable::new(epoch, options.memtable_bytes, versions.reaper()));
     let state = LogState { active: active.clone(), generation: 0, queued_ingests: 0 };
     let log_options = LogOptions::from(&options);
     let log = CommitLog::create(vfs.clone(), dir, log_options, first_segment, state)?;
@@ -208,15 +208,16 @@ fn replay(
     let flushed = versions.current().state().flushed();
     let output = TableOutput { dir, options, vfs: &**vfs, operator, versions, now_ms };
     let mut edit = VersionEdit::default();
-    let mut memtable = Arc::new(Memtable::new(versions.allocate_epoch(), options.memtable_bytes));
+    let fresh =
+        || Memtable::new(versions.allocate_epoch(), options.memtable_bytes, versions.reaper());
+    let mut memtable = Arc::new(fresh());
     let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
         let hash = KeyHash::new(key).hash();
         // It is a table before anybody reads, whatever of this log was synced.
         let logged = Logged { record: Record { kind: Kind::Delta, row }, end: Position::ZERO };
         memtable.insert(key, hash, logged, operator)?;
         if memtable.list_bytes() >= options.memtable_bytes {
-            let next = Memtable::new(versions.allocate_epoch(), options.memtable_bytes);
-            let full = std::mem::replace(&mut memtable, Arc::new(next));
+            let full = std::mem::replace(&mut memtable, Arc::new(fresh()));
             // Promotion is left to compaction: the tables before this one are not installed yet.
             edit.added.push(output.build(&full, &|_, _| true)?);
         }

@@ -34,6 +34,7 @@ pub(super) struct Counters {
     pub compacted_bytes_written: Counter,
     pub rows_purged: Counter,
     pub stalls: Counter,
+    pub slowed: Counter,
     pub stall_ms: Counter,
     pub corruptions: Counter,
     pub scrubbed_bytes: Counter,
@@ -87,6 +88,8 @@ pub struct Stats {
     pub compaction_debt_bytes: u64,
     /// Writes that had to wait for a memtable or for level 0.
     pub stalls: u64,
+    /// Writes that waited a millisecond because writers were ahead of flush or compaction.
+    pub slowed: u64,
     /// Time they waited, in milliseconds.
     pub stall_ms: u64,
     /// Damaged blocks met.
@@ -161,6 +164,7 @@ impl Shared {
             rows_purged: counters.rows_purged.get(),
             compaction_debt_bytes: self.compaction_debt(&view),
             stalls: counters.stalls.get(),
+            slowed: counters.slowed.get(),
             stall_ms: counters.stall_ms.get(),
             corruptions: counters.corruptions.get(),
             scrubbed_bytes: counters.scrubbed_bytes.get(),

@@ -252,7 +252,7 @@ impl Bench<'_> {
         operation: impl Fn(u64, u64) -> Result<u64> + Sync,
     ) -> Result<Outcome> {
         let before = self.used()?;
-        let timing = drive(threads, count, operation)?;
+        let timing = drive((threads, count), self.task.scale.pace, operation)?;
         let usage = self.used()?.since(before);
         let mut outcome = Outcome::new(self.task.engine, name, &timing, usage);
         let mut live_bytes = 0;
@@ -323,7 +323,8 @@ impl Bench<'_> {
 
     /// Gets random keys until caches hold what they will, unmeasured.
     fn warm(&self, threads: u64, keys: u64) -> Result<()> {
-        drive(threads, keys / threads, |thread, i| self.get(below(random(2, thread, i), keys)))?;
+        let get = |thread, i| self.get(below(random(2, thread, i), keys));
+        drive((threads, keys / threads), None, get)?;
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod store;
 mod workload;
 mod ycsb;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -53,6 +54,10 @@ struct Arguments {
     /// Memory that the workload `larger` is given, page cache included, in MiB.
     #[arg(long, default_value_t = 1024)]
     memory_mib: u64,
+    /// Operations a second at most: what memory, space and the longest call are under the same
+    /// load, and not each engine's own [default: as many as it does].
+    #[arg(long)]
+    pace: Option<NonZeroU32>,
     /// Directory of the results.
     #[arg(long, default_value = "target/bench-peers")]
     out: PathBuf,
@@ -92,6 +97,7 @@ impl Arguments {
                 keys: pick(self.keys, 1_000_000, 3_000_000),
                 records: pick(self.records, 100_000, 1_000_000),
                 memory_mib: self.memory_mib,
+                pace: self.pace.map(|pace| u64::from(pace.get())),
             },
             out: self.out.clone(),
             data: self.data.clone().unwrap_or_else(|| self.out.join("data")),

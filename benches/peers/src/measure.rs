@@ -19,6 +19,9 @@ use crate::store::Result;
 /// Longest latency that is told apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
+/// A paced thread that is early waits at least so long: waking costs more than an operation.
+const PACE_WAIT: Duration = Duration::from_micros(500);
+
 /// How often anonymous memory is looked at.
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 
@@ -119,7 +122,8 @@ pub struct Timing {
     pub ops: u64,
     /// From the first operation's start to the last one's end.
     pub seconds: f64,
-    /// Of each operation, in nanoseconds, from the end of the thread's operation before it.
+    /// Of each operation, in nanoseconds, from the end of the thread's operation before it, or of
+    /// the wait after that one.
     pub latency_ns: Histogram<u64>,
     /// Key and value bytes that the operations wrote.
     pub user_bytes: u64,
@@ -130,11 +134,12 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(LATENCY_NS_MAX, 3).expect("the bounds are constants")
 }
 
-/// Runs `operation(thread, i)` for `count` values of i on each of `threads` threads. Operations
-/// answer how many user bytes they wrote.
+/// Runs `operation(thread, i)` for `count` values of i on each of `threads` threads, with a pace no
+/// more of them a second than that, all threads together. Operations answer how many user bytes
+/// they wrote.
 pub fn drive(
-    threads: u64,
-    count: u64,
+    (threads, count): (u64, u64),
+    pace: Option<u64>,
     operation: impl Fn(u64, u64) -> Result<u64> + Sync,
 ) -> Result<Timing> {
     let start = Instant::now();
@@ -143,6 +148,14 @@ pub fn drive(
         let mut user_bytes = 0;
         let mut before = Instant::now();
         for i in 0..count {
+            if let Some(pace) = pace {
+                let due = Duration::from_secs_f64((i * threads) as f64 / pace as f64);
+                let early = due.saturating_sub(before - start);
+                if !early.is_zero() {
+                    std::thread::sleep(early.max(PACE_WAIT));
+                    before = Instant::now();
+                }
+            }
             user_bytes += operation(thread, i)?;
             let now = Instant::now();
             latency_ns.saturating_record((now - before).as_nanos() as u64);

@@ -157,6 +157,8 @@ pub struct Scale {
     pub records: u64,
     /// Memory of [`Kind::Larger`], page cache included, in MiB.
     pub memory_mib: u64,
+    /// Operations a second at most, of all threads of a workload.
+    pub pace: Option<u64>,
 }
 
 impl Scale {

@@ -18,7 +18,8 @@ pub fn run(bench: &Bench<'_>, workload: &Workload, which: Ycsb, count: u64) -> R
     let records = bench.task.scale.records;
     let zipf = Zipf::new(records);
     let threads = workload.threads;
-    drive(threads, records / threads, |thread, i| bench.get(zipf.scattered(random(2, thread, i))))?;
+    let get = |thread, i| bench.get(zipf.scattered(random(2, thread, i)));
+    drive((threads, records / threads), None, get)?;
     let inserts = Inserts::new(records, threads);
     let live = || inserts.numbered.load(Ordering::SeqCst);
     let writes = which != Ycsb::C;

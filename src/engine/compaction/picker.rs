@@ -28,7 +28,8 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
-/// Level 0 of a tree at rest goes down if that rewrites at most so many bytes for each of its own.
+/// Level 0 of a tree at rest goes down if the tree has at most so many times its bytes: level by
+/// level that is what it rewrites, and of what is a small part of the tree little is there twice.
 const REST_REWRITE_MAX: u64 = 10;
 const HOUR_MS: u64 = 3_600_000;
 
@@ -388,7 +389,8 @@ impl<'a> Picker<'a> {
         let job = self.pick_level0(Reason::Rest)?;
         let upper = job.inputs.iter().filter(|table| table.level == 0);
         let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
-        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
+        let below: u64 = (1..LEVELS).map(|level| self.state.level_bytes(level)).sum();
+        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= upper_bytes + below).then_some(job)
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {

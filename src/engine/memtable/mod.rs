@@ -11,7 +11,8 @@
 //! 1. The log mutex picks the memtable and takes the writer reference in one step, so a log record
 //!    before the seal position is in this memtable and one after it in a younger.
 //! 2. Once sealed and without writers it never changes.
-//! 3. A record says where the log ended behind the newest write that is joined in it: once the log
+//! 3. Whoever lets go of it last does not free its nodes, one by one: the [`Reaper`] does.
+//! 4. A record says where the log ended behind the newest write that is joined in it: once the log
 //!    is durable up to there all of the record is.
 
 mod arena;
@@ -27,6 +28,7 @@ use parking_lot::{Condvar, Mutex};
 use super::iter::Cursor;
 use super::merge::{MergeError, MergeOperator};
 use super::position::Position;
+use super::reaper::Reaper;
 use super::record::{Kind, Record};
 use filter::Filter;
 use list::{List, Walk};
@@ -45,6 +47,7 @@ pub struct Logged<'a> {
 pub struct Memtable {
     // Constant after creation.
     epoch: u64,
+    reaper: Arc<Reaper>,
 
     // Shared by writers and readers, each with its own discipline.
     list: List,
@@ -69,11 +72,18 @@ impl AsRef<List> for Memtable {
     }
 }
 
+impl Drop for Memtable {
+    fn drop(&mut self) {
+        self.reaper.free(std::mem::replace(&mut self.list, List::new()));
+    }
+}
+
 impl Memtable {
-    /// An empty memtable that will be sealed at about `bytes`.
-    pub fn new(epoch: u64, bytes: usize) -> Self {
+    /// An empty memtable that will be sealed at about `bytes`, and freed by `reaper`.
+    pub fn new(epoch: u64, bytes: usize, reaper: &Arc<Reaper>) -> Self {
         Self {
             epoch,
+            reaper: Arc::clone(reaper),
             list: List::new(),
             filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
             writers: Writers(AtomicUsize::new(0)),

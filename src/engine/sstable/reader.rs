@@ -217,6 +217,15 @@ impl Table {
         Ok(Some(TableRecord { kind, row: RowRef::Owned { block: bytes, range } }))
     }
 
+    /// Whether the table may hold the key, by two probes of its filter that no branch stands
+    /// between; `false` is certain.
+    #[inline]
+    pub fn looks_likely(&self, hash: &KeyHash) -> bool {
+        self.filter
+            .as_ref()
+            .is_none_or(|(filter, range)| filter.looks_likely(&self.map[range.clone()], hash))
+    }
+
     /// Whether the table may hold the key; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: &KeyHash) -> bool {

@@ -11,6 +11,8 @@ mod metamorphic;
 mod model;
 mod newest;
 mod poison;
+mod pressure;
+mod reaper;
 mod remove;
 mod row;
 mod rules;

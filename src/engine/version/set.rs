@@ -28,6 +28,7 @@ use super::table_meta::TableMeta;
 use super::tree::{Pins, Version};
 use crate::engine::error::{Error, Result};
 use crate::engine::options::{LEVELS, Options};
+use crate::engine::reaper::Reaper;
 use crate::engine::vfs::Vfs;
 
 /// See the module page.
@@ -144,6 +145,11 @@ impl VersionSet {
     /// What became of obsolete files.
     pub fn file_counters(&self) -> &FileCounters {
         &self.counters
+    }
+
+    /// Who frees tables that nobody needs any more, and what else is dear to free.
+    pub fn reaper(&self) -> &Arc<Reaper> {
+        &self.pins.reaper
     }
 
     /// Length of the manifest in bytes.

@@ -14,7 +14,11 @@ use super::handle::TableRef;
 use super::state::VersionState;
 use crate::engine::key::key_prefix;
 use crate::engine::options::LEVELS;
+use crate::engine::reaper::Reaper;
 use crate::engine::sstable::{KeyHash, Table};
+
+/// Tables whose filters are looked at together: about as many as the processor waits for at once.
+const AHEAD: usize = 8;
 
 /// The tables of one level.
 #[derive(Debug, Default)]
@@ -91,6 +95,8 @@ impl Level {
 pub(super) struct Pins {
     /// By version id. Locked for a moment at install and at the end of a version.
     superseded: Mutex<BTreeMap<u64, u64>>,
+    /// Who frees what a version held: whoever lets go of it last came to read.
+    pub(super) reaper: Arc<Reaper>,
 }
 
 impl Pins {
@@ -203,6 +209,14 @@ impl Version {
             .filter(move |table| table.meta.overlaps(smallest, largest))
     }
 
+    /// Those of [`Version::candidates`] that the first look at their filters does not exclude. The
+    /// filters of several tables are looked at together: each look waits for memory, and a key that
+    /// is not there would wait for one after the other.
+    #[inline]
+    pub fn likely<'v>(&'v self, key: &'v [u8], hash: &'v KeyHash) -> Likely<'v> {
+        Likely { candidates: self.candidates(key), hash, ahead: [None; AHEAD], at: 0, len: 0 }
+    }
+
     /// Whether a table that `among` picks may hold `key`; `false` is certain.
     pub fn may_hold(
         &self,
@@ -210,7 +224,7 @@ impl Version {
         hash: &KeyHash,
         mut among: impl FnMut(&TableRef) -> bool,
     ) -> bool {
-        self.candidates(key).any(|table| among(table) && table.table().may_contain(hash))
+        self.likely(key, hash).any(|table| among(table) && table.table().may_contain(hash))
     }
 
     /// Whether any table but those numbered in `except`, ascending, may hold `key`.
@@ -228,6 +242,8 @@ impl Version {
 impl Drop for Version {
     fn drop(&mut self) {
         self.pins.superseded.lock().remove(&self.id);
+        // The files of obsolete tables go with it.
+        self.pins.reaper.free(std::mem::take(&mut self.levels));
     }
 }
 
@@ -258,5 +274,47 @@ impl<'v> Iterator for Candidates<'v> {
         }
         let levels = &self.version.levels;
         self.sorted.find_map(|level| levels[*level].find(self.key, self.prefix))
+    }
+}
+
+/// See [`Version::likely`]. Does not allocate.
+#[derive(Debug)]
+pub struct Likely<'v> {
+    candidates: Candidates<'v>,
+    hash: &'v KeyHash,
+    /// The next ones, from `at` to `len`.
+    ahead: [Option<&'v TableRef>; AHEAD],
+    at: usize,
+    len: usize,
+}
+
+impl<'v> Likely<'v> {
+    /// Looks at the filters of the next tables. `false`: there are none.
+    #[inline]
+    fn look_ahead(&mut self) -> bool {
+        (self.at, self.len) = (0, 0);
+        let mut is_any = false;
+        for table in self.candidates.by_ref().take(AHEAD) {
+            is_any = true;
+            self.ahead[self.len] = Some(table);
+            // No branch: nothing here waits for what a filter says.
+            self.len += usize::from(table.table().looks_likely(self.hash));
+        }
+        is_any
+    }
+}
+
+impl<'v> Iterator for Likely<'v> {
+    type Item = &'v TableRef;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'v TableRef> {
+        while self.at == self.len {
+            if !self.look_ahead() {
+                return None;
+            }
+        }
+        self.at += 1;
+        self.ahead[self.at - 1]
     }
 }

@@ -287,7 +287,7 @@ settings! {
         /// Tables at level 0 at which writes wait.
         level0_tables_stop: u64 = "24",
         /// Size of the base level.
-        base_level_bytes: Size = "256MiB",
+        base_level_bytes: Size = "512MiB",
         /// Size ratio of a level to the one above.
         level_ratio: u64 = "10",
         /// Bytes a second that compaction may write while it is not behind; 0 for no limit.

@@ -1,0 +1,61 @@
+//! Writers that are ahead of the flush.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::row::Row;
+use super::{open, tiny};
+use crate::engine::pressure::OnStall;
+use crate::engine::vfs::fault::{FaultVfs, Operation};
+use crate::engine::vfs::mem::MemVfs;
+use crate::engine::{Engine, Options};
+
+fn put(engine: &Engine, i: u32, on_stall: OnStall) {
+    let row = Row::default().write(1, u64::from(i), true, Some(i)).encode();
+    let key = i.to_be_bytes();
+    engine.apply_with(&[(&key, &row)], on_stall).expect("taken");
+}
+
+/// A flush hangs. Writers go on at a slow pace long before memory is full; those that must not wait
+/// are not slowed; and with the flush that is over.
+#[test]
+fn writers_are_slowed_before_they_would_have_to_stop() {
+    let gate = Arc::new((Mutex::new(true), Condvar::new()));
+    let vfs = Arc::new(FaultVfs::new(Arc::new(MemVfs::new())));
+    vfs.hold_calls({
+        let gate = Arc::clone(&gate);
+        move |call| {
+            let is_table = call.path.extension().is_some_and(|end| end == "sst");
+            if is_table && call.operation == Operation::Create {
+                gate.1.wait_while(&mut gate.0.lock(), |closed| *closed);
+            }
+        }
+    });
+    let options = Options { compaction_threads: 1, memtable_bytes: 16 << 10, ..tiny() };
+    let engine = open(vfs, options).expect("opens");
+    let filled = || engine.shared.super_version.load().active.list_bytes();
+    let sealed = || engine.shared.super_version.load().sealed();
+    let mut i = 0;
+    while sealed() == 0 || filled() < (16 << 10) / 4 {
+        put(&engine, i, OnStall::Wait);
+        i += 1;
+    }
+    assert_eq!(engine.stats().slowed, 0, "the first quarter is free");
+    while filled() < (16 << 10) / 2 {
+        put(&engine, i, OnStall::Refuse);
+        i += 1;
+    }
+    assert_eq!(engine.stats().slowed, 0, "who must not wait does not");
+    for _ in 0..5 {
+        put(&engine, i, OnStall::Wait);
+        i += 1;
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.slowed, stats.stalls), (5, 0));
+    *gate.0.lock() = false;
+    gate.1.notify_all();
+    engine.flush().expect("flushes");
+    put(&engine, i, OnStall::Wait);
+    assert_eq!(engine.stats().slowed, 5);
+}
