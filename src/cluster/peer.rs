@@ -150,7 +150,8 @@ pub trait Peers: Send + Sync + 'static {
 #[async_trait]
 pub trait PeerHandler: Send + Sync + 'static {
     /// Answers one request of `from`, which acts under the layout of `epoch` and waits for
-    /// `timeout`. [`PeerError::Unreachable`] and [`PeerError::NoAnswer`] are not for it to give.
+    /// `timeout`; of its class it depends who waits behind it. [`PeerError::Unreachable`] and
+    /// [`PeerError::NoAnswer`] are not for it to give.
     ///
     /// The future is dropped when the time is over or the asker has gone: what must not stop half
     /// way runs elsewhere.
@@ -160,6 +161,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     async fn handle(
         &self,
         from: NodeId,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,

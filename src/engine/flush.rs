@@ -28,7 +28,7 @@ use super::Shared;
 use super::cache::Cached;
 use super::error::{Error, Result};
 use super::iter::Cursor;
-use super::memtable::{Memtable, MemtableCursor};
+use super::memtable::{Blank, Memtable, MemtableCursor};
 use super::merge::MergeOperator;
 use super::options::Options;
 use super::position::Position;
@@ -60,8 +60,9 @@ impl Shared {
         let state = &mut *log;
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
         let active = self.versions.allocate_epoch();
-        let active =
-            Arc::new(Memtable::new(active, self.options.memtable_bytes, self.versions.reaper()));
+        let blank = self.blank.lock().take();
+        let blank = blank.unwrap_or_else(|| Blank::new(self.options.memtable_bytes));
+        let active = Arc::new(Memtable::new(active, blank, self.versions.reaper()));
         state.generation += 1;
         state.queued_ingests += u32::from(queue_ingest);
         state.active = active.clone();
@@ -99,6 +100,7 @@ impl Shared {
     pub(super) fn flush_first(&self) -> Result<bool> {
         let _one = self.flush_lock.lock();
         self.check_unpoisoned()?;
+        self.blank.lock().get_or_insert_with(|| Blank::new(self.options.memtable_bytes));
         let view = self.super_version.load_full();
         let first =
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };

@@ -170,6 +170,8 @@ pub(crate) struct Shared {
 
     // Each with its own synchronisation.
     log: CommitLog<LogState>,
+    /// For the next memtable.
+    blank: Mutex<Option<memtable::Blank>>,
     stripes: Stripes,
     guards: Guards,
     observer: OnceLock<write::Observer>,

@@ -6,10 +6,10 @@
 //! `stall_timeout_ms`, and then fails without having written anything. A write that must not wait
 //! ([`OnStall::Refuse`]) fails at once.
 //!
-//! Before it comes to that, writers that may wait are slowed: a millisecond for each write from
-//! then on when they have filled [`LEAD`] of a memtable before the one before it is a table, or when
-//! level 0 is halfway to where they would have to stop. Then flush and compaction have the processor
-//! and the disk, memory stays near what one memtable takes, and nobody waits long at once
+//! Before it comes to that, writers that may wait are slowed: each write waits a millisecond when
+//! they have filled [`LEAD`] of a memtable before the one before it is a table, or when level 0 is
+//! halfway to where they would have to stop. Then flush and compaction have the processor and the
+//! disk, memory stays near what one memtable takes, and nobody waits long at once
 //! (docs/decisions/0067).
 
 use std::sync::atomic::Ordering;
@@ -25,7 +25,8 @@ const SHORT_PPM: u32 = 800_000;
 /// The share of the reserve that no write gets, if some get the rest.
 const RESERVE_FLOOR: u64 = 4;
 
-/// The part of a memtable, in eighths, that writers fill at full speed while one waits for its flush.
+/// The part of a memtable, in eighths, that writers fill at full speed while another one waits for
+/// its flush.
 const LEAD: usize = 3;
 /// What a write waits when writers are further ahead.
 const SLOWED: Duration = Duration::from_millis(1);

@@ -1,8 +1,8 @@
 //! Frees what is dear to free, on a thread that nobody waits for.
 //!
-//! A reader or writer looks at a view of memtables and tables for a moment. Whoever is taken off the
-//! processor in that moment, and that is most likely just when a flush or a compaction works, is
-//! then the last to let go of a memtable that was flushed, or of tables that were compacted. To
+//! A reader or writer looks at a view of memtables and tables for a moment. Whoever is taken off
+//! the processor in that moment, and that is most likely just when a flush or a compaction works,
+//! is then the last to let go of a memtable that was flushed, or of tables that were compacted. To
 //! free a memtable's nodes one by one takes tens of milliseconds, to remove a file of 32 MiB some
 //! more, which would be the time of one `get` or `put`. So whoever is last hands it over.
 //!

@@ -40,7 +40,7 @@ use super::compaction::{Pacer, PickerOptions};
 use super::error::{Error, Result};
 use super::flush::TableOutput;
 use super::guards::Guards;
-use super::memtable::{Logged, Memtable};
+use super::memtable::{Blank, Logged, Memtable};
 use super::merge::MergeOperator;
 use super::options::{LEVELS, Options};
 use super::position::Position;
@@ -77,7 +77,8 @@ pub fn open(
     let first_segment = replay(dir, &options, &vfs, &*operator, &versions, now_ms)?;
 
     let epoch = versions.allocate_epoch();
-    let active = Arc::new(Memtable::new(epoch, options.memtable_bytes, versions.reaper()));
+    let active =
+        Arc::new(Memtable::new(epoch, Blank::new(options.memtable_bytes), versions.reaper()));
     let state = LogState { active: active.clone(), generation: 0, queued_ingests: 0 };
     let log_options = LogOptions::from(&options);
     let log = CommitLog::create(vfs.clone(), dir, log_options, first_segment, state)?;
@@ -90,6 +91,7 @@ pub fn open(
     let free_debt = 4 * options.memtable_bytes as u64;
     let pacer = Pacer::new(options.compaction_bytes_per_second, free_debt);
     let view = SuperVersion { generation: 0, active, queue: Vec::new(), version, cache_epoch: 0 };
+    let blank = Mutex::new(Some(Blank::new(options.memtable_bytes)));
     Ok(Shared {
         dir: dir.to_path_buf(),
         options,
@@ -97,6 +99,7 @@ pub fn open(
         operator,
         _lock: lock,
         log,
+        blank,
         stripes: Stripes::new(),
         guards,
         observer: OnceLock::new(),
@@ -208,8 +211,10 @@ fn replay(
     let flushed = versions.current().state().flushed();
     let output = TableOutput { dir, options, vfs: &**vfs, operator, versions, now_ms };
     let mut edit = VersionEdit::default();
-    let fresh =
-        || Memtable::new(versions.allocate_epoch(), options.memtable_bytes, versions.reaper());
+    let fresh = || {
+        let blank = Blank::new(options.memtable_bytes);
+        Memtable::new(versions.allocate_epoch(), blank, versions.reaper())
+    };
     let mut memtable = Arc::new(fresh());
     let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
         let hash = KeyHash::new(key).hash();

@@ -12,7 +12,7 @@ use crate::cluster::fence::{Fence, StampError};
 use crate::cluster::formation::{Admission, Formation};
 use crate::cluster::gossip::Gossip;
 use crate::cluster::local::Local;
-use crate::cluster::peer::{PeerError, PeerHandler, Peers, Reply, Request};
+use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::proto;
 use crate::replication::Replica;
 use crate::replication::anti_entropy::AntiEntropy;
@@ -79,6 +79,7 @@ impl PeerHandler for Handler {
     async fn handle(
         &self,
         from: NodeId,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
@@ -103,7 +104,7 @@ impl PeerHandler for Handler {
             Request::Join(join) => Ok(Reply::Join(self.formation.handle_join(from, &join)?)),
             Request::Form(form) => Ok(Reply::Form(self.formation.handle_form(from, &form)?)),
             request if Replica::is_for(&request) => {
-                self.replica.handle(from, epoch, request, timeout).await
+                self.replica.handle(from, class, epoch, request, timeout).await
             }
             request => {
                 self.pass(from, epoch, timeout).await?;

@@ -333,7 +333,7 @@ fn gather(
             let mut range =
                 KeyRange::of_tokens(selection.tokens.start, selection.tokens.end_inclusive);
             range.start = range.start.max(from);
-            store.rows_within(range, PAGE_BYTES)?
+            store.rows_within(&range, PAGE_BYTES)?
         }
     };
     let mut gathered = Gathered { next: page.cursor, ..Gathered::default() };

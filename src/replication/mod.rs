@@ -18,6 +18,7 @@
 //! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //! | `page` | rows of a range of tokens, a page at a time |
+//! | `reading` | rows by their keys |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
 //! only spares waiting. Everything here runs on tokio's clock and in one thread if need be.
@@ -37,6 +38,7 @@ mod messages;
 pub mod migration;
 mod page;
 pub mod progress;
+mod reading;
 pub mod reason;
 pub mod replica;
 #[cfg(test)]

@@ -1,19 +1,21 @@
-//! Pages of rows of a range of tokens, for those who merge them: the rows, or their digests, or
-//! what they add up to.
+//! Pages of rows of a range of tokens, for another node that merges them, or gives away what it
+//! holds of them: the rows, or their digests, or what they add up to.
 //!
 //! 1. A page is of undamaged partitions. It was read under the epoch of the request: the fence was
 //!    durable before, and no later one after. It is not held meanwhile: others would stand behind
 //!    the disk.
-//! 2. A page has the rows that the asker is to merge from this node, and no others: what is left
+//! 2. A page has the rows that the two nodes compare, and no others ([`Compared`]): what is left
 //!    here of rows that this node does not own it gives to nobody but their owners, and what the
-//!    asker will not own nobody would wait for it to give back.
+//!    asker will not own nobody would wait for it to give back. So under a Stable layout no rows
+//!    are told, only what says whether they are there.
 //! 3. Sums do not depend on order or on where pages end: two nodes that hold the same rows of a
-//!    range get the same sum of it.
-//! 4. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
+//!    range get the same sum of it. To add rows up, or to take their digests, they are not copied.
+//! 4. Whatever is told of is durable here: it is counted as held.
+//! 5. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
 //!    known before anything is allocated.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -23,9 +25,9 @@ use super::fence::Fence;
 use super::replica::{enter, refused_by_store};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
-use crate::cluster::peer::{PeerError, Reply};
+use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
-use crate::store::{self, EngineKey, RawRow, RowPage, Store, TenantId, TokenRange};
+use crate::store::{self, EngineKey, Store, TenantId, TokenRange, Words};
 
 /// Bytes of a page where the request names none.
 const PAGE_BYTES: usize = 512 << 10;
@@ -36,8 +38,9 @@ const SAMPLE_BYTES: usize = 16 << 10;
 /// Unpacked no page is larger: its rows, the last of which may be one of the largest, their keys.
 const UNPACKED_BYTES_MAX: usize = 64 << 20;
 
-/// Which rows one node merges from another under a Joint layout.
-pub(super) struct Merged<'l> {
+/// Which rows of a source another node compares with its own: under a Joint layout those that it
+/// merges from it (T3), under a Stable one those that it is to give it (D1).
+pub(super) struct Compared<'l> {
     layout: &'l Layout,
     source: NodeId,
     node: NodeId,
@@ -45,8 +48,8 @@ pub(super) struct Merged<'l> {
     known: BTreeMap<(u32, TenantId), bool>,
 }
 
-impl<'l> Merged<'l> {
-    /// Those that `node` merges from `source`.
+impl<'l> Compared<'l> {
+    /// Those that `node` compares with `source`.
     pub(super) fn new(layout: &'l Layout, source: NodeId, node: NodeId) -> Self {
         Self { layout, source, node, known: BTreeMap::new() }
     }
@@ -55,8 +58,11 @@ impl<'l> Merged<'l> {
     pub(super) fn has(&mut self, tenant: TenantId, token: u64) -> bool {
         let Self { layout, source, node, known } = self;
         let partition = layout.partition_of(token);
-        let is_merged = || layout.is_merged(partition, tenant, *source, *node);
-        *known.entry((partition, tenant)).or_insert_with(is_merged)
+        let is_compared = || match layout.document().is_joint() {
+            true => layout.is_merged(partition, tenant, *source, *node),
+            false => layout.is_given(partition, tenant, *source, *node),
+        };
+        *known.entry((partition, tenant)).or_insert_with(is_compared)
     }
 
     /// Whether the row of an engine key is.
@@ -65,16 +71,16 @@ impl<'l> Merged<'l> {
     }
 }
 
-/// Answers a request for a page of what is merged.
+/// Answers a request for a page of what is compared.
 pub(super) fn answer(
-    store: &Arc<Store>,
+    store: &Store,
     fence: &dyn Fence,
-    merged: &mut Merged<'_>,
+    compared: &mut Compared<'_>,
     request: &proto::PageRequest,
 ) -> Result<Reply, PeerError> {
-    let layout = merged.layout;
+    let layout = compared.layout;
     let range = TokenRange { start: request.token_start, end_inclusive: request.token_end };
-    let cursor = (!request.cursor.is_empty()).then(|| request.cursor.to_vec());
+    let cursor = (!request.cursor.is_empty()).then_some(&request.cursor[..]);
     let bytes_max = match request.bytes_max as usize {
         0 => PAGE_BYTES,
         asked => asked.min(PAGE_BYTES_MAX),
@@ -83,56 +89,131 @@ pub(super) fn answer(
     let within = layout.partition_of(range.start)..=layout.partition_of(range.end_inclusive);
     drop(enter(fence, layout.epoch())?);
     let words = store.least_words(within.clone()).map_err(refused_by_store)?;
-    let mut page = store.rows_by_token(range, cursor, bytes_max).map_err(refused_by_store)?;
+    let mut reply = proto::PageReply::default();
+    let is_told = layout.document().is_joint() || request.sum || request.digests;
+    let cursor = store.visit_by_token(range, cursor, bytes_max, |engine_key, row| {
+        if is_told && compared.has_key(engine_key) {
+            tell(&mut reply, store, request, engine_key, row)?;
+        }
+        Ok(true)
+    });
+    reply.cursor = cursor.map_err(refused_by_store)?.unwrap_or_default().into();
     // It may have waited for the disk, so the epoch was free to rise.
     drop(enter(fence, layout.epoch())?);
     // A source that has lost data would be counted for what it does not know. Nothing is discarded
     // before the loss is marked.
     store.check_all_undamaged(&[within]).map_err(refused_by_store)?;
-    page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
-    let cursor = page.cursor.clone().unwrap_or_default().into();
-    let sum =
-        (!request.digests).then(|| sum_of(store, &page)).transpose().map_err(refused_by_store)?;
-    let reply = if request.sum {
-        proto::PageReply { cursor, ..Default::default() }
-    } else if request.digests {
-        let keys = page.rows.into_iter().map(|(engine_key, row)| {
-            let digest = store.digest(&RawRow { row: Some(row), floor: 0 })?;
-            Ok(proto::KeyDigest { engine_key: engine_key.into(), digest })
-        });
-        let keys = keys.collect::<store::Result<_>>().map_err(refused_by_store)?;
-        proto::PageReply { keys, cursor, ..Default::default() }
-    } else {
-        let rows = page.rows.into_iter().map(|(engine_key, row)| {
-            let at = EngineKey::decode(&engine_key)?;
-            let (tenant_id, key) = (at.tenant.0, Bytes::copy_from_slice(at.key));
-            Ok(proto::RowState { tenant_id, key, row: row.into() })
-        });
-        let rows = rows.collect::<store::Result<_>>().map_err(refused_by_store)?;
-        let reply = proto::PageReply { rows, cursor, ..Default::default() };
-        if request.packed { pack(reply) } else { reply }
-    };
-    let (guard, floor) = (words.guard, words.floor);
-    Ok(Reply::Page(proto::PageReply { sum, guard, floor, ..reply }))
+    if request.sum || !request.digests {
+        // Of no rows too.
+        reply.sum.get_or_insert_default();
+    }
+    let reply = if request.packed { pack(reply) } else { reply };
+    Ok(Reply::Page(proto::PageReply { guard: words.guard, floor: words.floor, ..reply }))
 }
 
-/// What the rows of a page add up to, under no floor.
-pub(super) fn sum_of(store: &Store, page: &RowPage) -> store::Result<proto::PageSum> {
-    let mut sum = proto::PageSum { rows: page.rows.len() as u64, digest: 0 };
-    for (engine_key, row) in &page.rows {
+/// Puts a row into a reply, as was asked for.
+fn tell(
+    reply: &mut proto::PageReply,
+    store: &Store,
+    request: &proto::PageRequest,
+    engine_key: &[u8],
+    row: &[u8],
+) -> store::Result<()> {
+    if request.digests && !request.sum {
         let digest = store.digest_under(row, 0)?;
-        let mut hash = Xxh3Default::new();
-        hash.update(engine_key);
-        hash.update(&digest.to_le_bytes());
-        sum.digest = sum.digest.wrapping_add(hash.digest());
+        let engine_key = Bytes::copy_from_slice(engine_key);
+        reply.keys.push(proto::KeyDigest { engine_key, digest });
+        return Ok(());
     }
-    Ok(sum)
+    add_row(reply.sum.get_or_insert_default(), store, engine_key, row)?;
+    if !request.sum {
+        let EngineKey { tenant, key, .. } = EngineKey::decode(engine_key)?;
+        let (key, row) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(row));
+        reply.rows.push(proto::RowState { tenant_id: tenant.0, key, row });
+    }
+    Ok(())
+}
+
+/// Adds a row to a sum, as it is under no floor.
+pub(super) fn add_row(
+    sum: &mut proto::PageSum,
+    store: &Store,
+    engine_key: &[u8],
+    row: &[u8],
+) -> store::Result<()> {
+    let digest = store.digest_under(row, 0)?;
+    let mut hash = Xxh3Default::new();
+    hash.update(engine_key);
+    hash.update(&digest.to_le_bytes());
+    add(sum, &proto::PageSum { rows: 1, digest: hash.digest() });
+    Ok(())
 }
 
 /// Both together.
 pub(super) fn add(sum: &mut proto::PageSum, more: &proto::PageSum) {
     sum.rows += more.rows;
     sum.digest = sum.digest.wrapping_add(more.digest);
+}
+
+/// What a source said of its rows.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    pub sum: proto::PageSum,
+    /// As of its last page.
+    pub words: Words,
+}
+
+impl Told {
+    /// Adds what a page of them says.
+    pub(super) fn add(&mut self, page: &proto::PageReply) -> Result<(), PeerError> {
+        add(&mut self.sum, &page.sum.ok_or_else(PeerError::unexpected)?);
+        self.words = Words { guard: page.guard, floor: page.floor };
+        Ok(())
+    }
+}
+
+/// Asks a source for pages.
+pub(super) struct Asking<'a> {
+    pub peers: &'a dyn Peers,
+    pub layout: &'a Layout,
+    pub source: NodeId,
+    pub range: TokenRange,
+    pub bytes_max: usize,
+    pub timeout: Duration,
+}
+
+impl Asking<'_> {
+    /// The page at a cursor, of the kind that `kind` names.
+    pub(super) async fn page(
+        &self,
+        kind: proto::PageRequest,
+        cursor: Bytes,
+    ) -> Result<proto::PageReply, PeerError> {
+        let TokenRange { start: token_start, end_inclusive: token_end } = self.range;
+        let bytes_max = u32::try_from(self.bytes_max).unwrap_or(u32::MAX);
+        let request = proto::PageRequest { token_start, token_end, cursor, bytes_max, ..kind };
+        let (epoch, request) = (self.layout.epoch(), Request::Page(request));
+        let call = self.peers.call(self.source, Class::Background, epoch, request, self.timeout);
+        match call.await? {
+            Reply::Page(page) => Ok(page),
+            _ => Err(PeerError::unexpected()),
+        }
+    }
+
+    /// What the rows add up to.
+    pub(super) async fn sum(&self) -> Result<Told, PeerError> {
+        let mut told = Told::default();
+        let mut cursor = Bytes::new();
+        loop {
+            let kind = proto::PageRequest { sum: true, ..Default::default() };
+            let page = self.page(kind, cursor).await?;
+            told.add(&page)?;
+            cursor = page.cursor;
+            if cursor.is_empty() {
+                return Ok(told);
+            }
+        }
+    }
 }
 
 /// The page with its rows packed, if that is shorter.

@@ -20,21 +20,14 @@ use super::convert;
 use super::coordinator::{Coordinator, Part, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
-use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
+use super::reading::{Reading, check_items};
 use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
-use crate::cluster::peer::{PeerError, PeerHandler, Reply, Request};
+use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
 use crate::cluster::work::Work;
 use crate::engine::Position;
 use crate::proto;
-use crate::store::{self, Early, RowFilter, Store, Tenant, TenantId};
-
-/// Rows or keys of a request at most.
-const ITEMS_MAX: usize = 10_000;
-/// Keys that are read in one go: their rows may be large, and more than the reply takes.
-const READ_CHUNK: usize = 16;
-/// Rows of a reply together, before its last one: in bytes.
-const REPLY_BYTES_MAX: usize = 8 << 20;
+use crate::store::{self, RowFilter, Store, Tenant, TenantId};
 
 /// An error as it is sent: the one table from errors to codes is the API's.
 pub type ToFailure = fn(&Error) -> proto::Failure;
@@ -50,9 +43,10 @@ pub struct Replica {
     coordinator: Arc<Coordinator>,
     fence: Arc<dyn Fence>,
     layout: watch::Receiver<Arc<Layout>>,
-    /// Where pages are read, which no client waits for.
+    /// Where all is read that no client waits for.
     background: Work,
     to_failure: ToFailure,
+    reading: Arc<Reading>,
 }
 
 impl Replica {
@@ -66,7 +60,10 @@ impl Replica {
         background: Work,
         to_failure: ToFailure,
     ) -> Self {
-        Self { node, store, coordinator, fence, layout, background, to_failure }
+        let reading =
+            Reading { node, store: Arc::clone(&store), fence: Arc::clone(&fence), to_failure };
+        let reading = Arc::new(reading);
+        Self { node, store, coordinator, fence, layout, background, to_failure, reading }
     }
 
     /// Whether a request is one of those answered here.
@@ -133,31 +130,6 @@ impl Replica {
         }
     }
 
-    fn is_member(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> store::Result<bool> {
-        let tenant = self.store.tenant_by_id(tenant)?;
-        let partition = layout.partition_of(tenant.token(key));
-        Ok(layout.sets_of(partition, &tenant).contains(self.node))
-    }
-
-    fn failure(&self, error: store::Error) -> proto::Failure {
-        (self.to_failure)(&Error::Store(error))
-    }
-
-    /// Why nothing is done with a row; `None` if it may be.
-    fn refusal(&self, layout: &Layout, tenant: TenantId, key: &[u8]) -> Option<proto::Failure> {
-        match self.is_member(layout, tenant, key) {
-            Ok(true) => None,
-            Ok(false) => Some(proto::Failure {
-                code: tonic::Code::FailedPrecondition as i32,
-                reason: NOT_A_REPLICA.to_owned(),
-                message: "the node is no replica of the row".to_owned(),
-                outcome: proto::Outcome::NotApplied.into(),
-                ..proto::Failure::default()
-            }),
-            Err(error) => Some(self.failure(error)),
-        }
-    }
-
     /// Joins rows; with floors, repairs that were judged under them.
     async fn write_rows(
         &self,
@@ -169,7 +141,7 @@ impl Replica {
         check_items(rows.len())?;
         let refusals: Vec<Option<proto::Failure>> = rows
             .iter()
-            .map(|row| self.refusal(layout, TenantId(row.tenant_id), &row.key))
+            .map(|row| self.reading.refusal(layout, TenantId(row.tenant_id), &row.key))
             .collect();
         let floors: Option<Vec<u64>> = floors.map(|floors| {
             let taken = floors.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
@@ -199,20 +171,29 @@ impl Replica {
         let results = refusals.into_iter().map(|refusal| {
             let failure = refusal.or_else(|| {
                 let result = joined.next().unwrap_or(Err(store::Error::Closed));
-                result.err().map(|error| self.failure(error))
+                result.err().map(|error| self.reading.failure(error))
             });
             proto::RowResult { failure }
         });
         Ok(Reply::WriteRows(proto::WriteRowsReply { results: results.collect() }))
     }
 
+    /// What a client waits for is read right here, cheaper than to hand it over; all else would
+    /// stand in its way.
     async fn read_rows(
         &self,
-        layout: &Layout,
-        request: &proto::ReadRows,
+        class: Class,
+        layout: Arc<Layout>,
+        request: proto::ReadRows,
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
-        let early = self.peek_rows(layout, request)?;
+        let early = if class == Class::Background {
+            let reading = Arc::clone(&self.reading);
+            let peeking = self.background.run(move || reading.peek(&layout, &request));
+            peeking.await.map_err(|_| stopping())??
+        } else {
+            self.reading.peek(&layout, &request)?
+        };
         let answers = if early.upto == Position::ZERO {
             early.found
         } else {
@@ -221,67 +202,6 @@ impl Replica {
                 .map_err(refused_by_store)?
         };
         Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))
-    }
-
-    fn peek_rows(
-        &self,
-        layout: &Layout,
-        request: &proto::ReadRows,
-    ) -> Result<Early<Vec<proto::RowAnswer>>, PeerError> {
-        check_items(request.keys.len())?;
-        let _pass = self.enter(layout.epoch())?;
-        let mut bytes = 0;
-        let mut answers = Early::durable(Vec::with_capacity(request.keys.len()));
-        for keys in request.keys.chunks(READ_CHUNK) {
-            let digest_only = request.digest_only;
-            let upto = self.peek_chunk(layout, keys, digest_only, &mut bytes, &mut answers.found);
-            answers.upto = answers.upto.max(upto);
-        }
-        Ok(answers)
-    }
-
-    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far. How far the
-    /// log must be durable before they are told.
-    fn peek_chunk(
-        &self,
-        layout: &Layout,
-        keys: &[proto::RowKey],
-        digest_only: bool,
-        bytes: &mut usize,
-        answers: &mut Vec<proto::RowAnswer>,
-    ) -> Position {
-        let is_full = *bytes >= REPLY_BYTES_MAX;
-        let places: Vec<(TenantId, &[u8])> =
-            keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
-        let Early { found, upto } = match is_full {
-            true => Early::durable(Vec::new()),
-            false => self.store.peek_raw_rows(&places),
-        };
-        let mut rows = found.into_iter();
-        answers.extend(places.iter().map(|(tenant, key)| {
-            let raw = rows.next().unwrap_or(Err(store::Error::Closed));
-            if let Some(failure) = self.refusal(layout, *tenant, key) {
-                return failed(failure);
-            }
-            if *bytes >= REPLY_BYTES_MAX {
-                return failed(proto::Failure {
-                    code: tonic::Code::ResourceExhausted as i32,
-                    reason: REPLY_TOO_LARGE.to_owned(),
-                    message: "the rows before it fill the reply".to_owned(),
-                    ..proto::Failure::default()
-                });
-            }
-            let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
-            match read {
-                Ok((digest, raw)) => {
-                    let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
-                    *bytes += row.as_ref().map_or(0, Bytes::len);
-                    proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
-                }
-                Err(error) => failed(self.failure(error)),
-            }
-        }));
-        upto
     }
 
     async fn forward_write(
@@ -378,6 +298,7 @@ impl PeerHandler for Replica {
     async fn handle(
         &self,
         from: NodeId,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
@@ -397,19 +318,19 @@ impl PeerHandler for Replica {
                 let states = request.rows.into_iter().map(|row| row.state.unwrap_or_default());
                 self.write_rows(&layout, states.collect(), Some(floors), deadline).await
             }
-            Request::ReadRows(request) => self.read_rows(&layout, &request, deadline).await,
+            Request::ReadRows(request) => self.read_rows(class, layout, request, deadline).await,
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
             Request::Page(request) => {
                 let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
                 let node = self.node;
                 let page = move || {
-                    let mut merged = page::Merged::new(&layout, node, from);
-                    page::answer(&store, &*fence, &mut merged, &request)
+                    let mut compared = page::Compared::new(&layout, node, from);
+                    page::answer(&store, &*fence, &mut compared, &request)
                 };
                 // It reads a good deal, perhaps from the disk.
                 let page = self.background.run(page).await;
-                page.map_err(|_| refused("STOPPING", "the node is stopping".to_owned()))?
+                page.map_err(|_| stopping())?
             }
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
         }
@@ -420,19 +341,11 @@ pub(super) fn refused(reason: &str, message: String) -> PeerError {
     PeerError::Refused { reason: reason.to_owned(), message }
 }
 
+fn stopping() -> PeerError {
+    refused("STOPPING", "the node is stopping".to_owned())
+}
+
 /// What the store refused, as a peer is told.
 pub(super) fn refused_by_store(error: store::Error) -> PeerError {
     refused(error.reason(), error.to_string())
-}
-
-fn check_items(items: usize) -> Result<(), PeerError> {
-    if items <= ITEMS_MAX {
-        return Ok(());
-    }
-    let message = format!("the request has {items} items, the limit is {ITEMS_MAX}");
-    Err(refused("BATCH_TOO_LARGE", message))
-}
-
-fn failed(failure: proto::Failure) -> proto::RowAnswer {
-    proto::RowAnswer { failure: Some(failure), ..proto::RowAnswer::default() }
 }

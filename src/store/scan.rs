@@ -160,17 +160,38 @@ impl Store {
         cursor: Option<Vec<u8>>,
         bytes_max: usize,
     ) -> Result<RowPage> {
+        let mut rows = Vec::new();
+        let cursor = self.visit_by_token(range, cursor.as_deref(), bytes_max, |key, row| {
+            rows.push((key.to_vec(), row.to_vec()));
+            Ok(true)
+        })?;
+        Ok(RowPage { rows, cursor })
+    }
+
+    /// Visits the rows of a page of [`Store::rows_by_token`] where they lie, with their engine
+    /// keys; returns its cursor. A page also ends behind the row of which `visit` says `false`.
+    /// What was visited is durable when this returns, not before: if it fails nobody may be told
+    /// of it.
+    ///
+    /// # Errors
+    /// What `visit` fails with; [`Error::InvalidCursor`], or a source that cannot be read.
+    pub fn visit_by_token(
+        &self,
+        range: TokenRange,
+        cursor: Option<&[u8]>,
+        bytes_max: usize,
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<Option<Vec<u8>>> {
         let mut scope = b"rows".to_vec();
         scope.extend_from_slice(&range.start.to_le_bytes());
         scope.extend_from_slice(&range.end_inclusive.to_le_bytes());
         let seed = self.cursor_seed(xxh3_64(&scope));
         let mut within = KeyRange::of_tokens(range.start, range.end_inclusive);
-        if let Some(cursor) = &cursor {
+        if let Some(cursor) = cursor {
             within.start = within.start.max(resume(cursor, seed)?.to_vec());
         }
-        let page = self.watch(self.row_page(within, self.limits.scan_bytes(bytes_max)))?;
-        let cursor = page.cursor.map(|next| cursor_of(&next, seed));
-        Ok(RowPage { cursor, ..page })
+        let next = self.visit_within(&within, bytes_max, visit)?;
+        Ok(next.map(|next| cursor_of(&next, seed)))
     }
 
     /// A page of stored rows between two engine keys. Its cursor is the engine key to go on from,
@@ -178,28 +199,48 @@ impl Store {
     ///
     /// # Errors
     /// A source that cannot be read.
-    pub fn rows_within(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
-        self.watch(self.row_page(range, self.limits.scan_bytes(bytes_max)))
+    pub fn rows_within(&self, range: &KeyRange, bytes_max: usize) -> Result<RowPage> {
+        let mut rows = Vec::new();
+        let cursor = self.visit_within(range, bytes_max, |key, row| {
+            rows.push((key.to_vec(), row.to_vec()));
+            Ok(true)
+        })?;
+        Ok(RowPage { rows, cursor })
     }
 
-    /// The cursor is still the plain key here.
-    fn row_page(&self, range: KeyRange, bytes_max: usize) -> Result<RowPage> {
-        let mut page = RowPage::default();
+    /// As [`Store::visit_by_token`], between two engine keys, as [`Store::rows_within`].
+    ///
+    /// # Errors
+    /// What `visit` fails with, or a source that cannot be read.
+    pub fn visit_within(
+        &self,
+        range: &KeyRange,
+        bytes_max: usize,
+        visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<Option<Vec<u8>>> {
         if range.is_empty() {
-            return Ok(page);
+            return Ok(None);
         }
+        self.watch(self.visit_page(range, self.limits.scan_bytes(bytes_max), visit))
+    }
+
+    fn visit_page(
+        &self,
+        range: &KeyRange,
+        bytes_max: usize,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<Option<Vec<u8>>> {
         let mut scan = self.engine.scan(&range.start, range.end.as_deref())?;
-        let mut bytes = 0;
+        let (mut bytes, mut next) = (0, None);
         while let Some((key, row)) = scan.next()? {
             bytes += key.len() + row.len();
-            page.rows.push((key.to_vec(), row.to_vec()));
-            if bytes >= bytes_max {
-                page.cursor = Some(after(key));
+            if !visit(key, row)? || bytes >= bytes_max {
+                next = Some(after(key));
                 break;
             }
         }
         self.engine.wait_scanned(&scan)?;
-        Ok(page)
+        Ok(next)
     }
 
     /// Keys the checksum of cursors of a request.

@@ -110,7 +110,8 @@ const LOSES: [Step; 6] = [
     Step::Write(File::Document),
     Step::Answer(Topic::Page),
     Step::Ask(Topic::Fenced),
-    Step::Ask(Topic::Rows),
+    // Whether those who own what it holds hold it too.
+    Step::Ask(Topic::Page),
     Step::Write(File::Tables),
     Step::Ask(Topic::Cleared),
 ];
@@ -141,6 +142,8 @@ pub fn all_strikes() -> Vec<Strike> {
         add(Role::Leader, &LEADS);
         if !matches!(kind, Kind::Remove | Kind::Replace) {
             add(Role::Loser, &LOSES);
+            // Who has merged is asked whether it holds it.
+            add(Role::Gainer, &[Step::Answer(Topic::Page)]);
         }
         match kind {
             Kind::Join => add(Role::Gainer, &FIRST),

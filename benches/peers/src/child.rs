@@ -20,6 +20,9 @@ pub const READY: &str = "ready";
 const SMALL_BYTES: usize = 100;
 /// Bytes of the values of [`Base::Records`].
 const RECORD_BYTES: usize = 1_000;
+/// Files that do not change for so long are at rest: longer than it takes an engine to look at the
+/// clock.
+const REST: Duration = Duration::from_secs(2);
 /// Keys walked by a seek.
 const NEXTS: usize = 100;
 
@@ -60,6 +63,9 @@ fn load(task: &Task, base: Base) -> Result<()> {
         store.put(&key(i), values.of(i))?;
     }
     store.settle()?;
+    if store.pass_a_minute() {
+        disk_bytes_at_rest(&task.dir, REST)?;
+    }
     store.close()
 }
 
@@ -234,8 +240,7 @@ impl Bench<'_> {
         if !self.store.pass_a_minute() {
             return Ok(());
         }
-        // Longer than it takes the engine to look at the clock.
-        let disk_bytes = disk_bytes_at_rest(&self.task.dir, Duration::from_secs(2))?;
+        let disk_bytes = disk_bytes_at_rest(&self.task.dir, REST)?;
         let written = outcome.bytes_written + self.used()?.since(before).bytes_written;
         outcome.rested_space_amplification =
             Some(space * disk_bytes as f64 / outcome.disk_bytes as f64);

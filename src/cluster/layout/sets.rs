@@ -229,6 +229,15 @@ impl Layout {
         current.contains(&source) && next.is_some_and(syncs)
     }
 
+    /// Whether a tenant's rows of a partition go from `node` to `owner` (D1): under a Stable layout
+    /// the one does not own them, the other does. Of the rows of a tenant that the document does
+    /// not name nothing can be said.
+    pub fn is_given(&self, partition: u32, tenant: TenantId, owner: NodeId, node: NodeId) -> bool {
+        let Some(tenant) = self.document.tenants.get(&tenant) else { return false };
+        let Sets { current, next } = self.sets_of(partition, tenant);
+        next.is_none() && current.contains(&owner) && !current.contains(&node)
+    }
+
     /// Whether safe points may move (D3): no transition is under way and nobody may still hold rows
     /// that it does not own, which would come back to where their deletes were forgotten.
     pub fn safe_points_may_move(&self) -> bool {

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 /// Everything is aligned to this, so that records may be addressed by words.
 const ALIGN: usize = 8;
-/// Chunks start small, because a test opens hundreds of memtables, and double up to the maximum.
+/// The first chunk of a small arena, which a test opens hundreds of; they double up to the maximum.
 const CHUNK_BYTES_MIN: usize = 16 << 10;
 const CHUNK_BYTES_MAX: usize = 2 << 20;
 
@@ -37,8 +37,13 @@ struct Chunk {
     used: AtomicUsize,
 }
 
+/// The first chunk is about such a part of what an arena will hold.
+const FIRST_CHUNK_PART: usize = 32;
+
 /// See the module page.
 pub struct Arena {
+    /// Bytes of the first chunk.
+    first: usize,
     /// The chunk that is being filled; null before the first allocation. Points into `chunks`.
     /// Acquire/Release: publishes the chunk's fields.
     current: AtomicPtr<Chunk>,
@@ -56,8 +61,11 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    pub fn new() -> Self {
+    /// For about so many bytes. One for many has only chunks that are mapped: who fills it asks the
+    /// allocator for nothing large (see [`Blank`](super::Blank)).
+    pub fn new(bytes: usize) -> Self {
         Self {
+            first: (bytes / FIRST_CHUNK_PART).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
             current: AtomicPtr::new(ptr::null_mut()),
             chunks: Mutex::new(Vec::new()),
             reserved: AtomicUsize::new(0),
@@ -120,7 +128,7 @@ impl Arena {
         if self.current.load(Ordering::Acquire) != full {
             return;
         }
-        let doubled = chunks.last().map_or(CHUNK_BYTES_MIN, |chunk| chunk.capacity * 2);
+        let doubled = chunks.last().map_or(self.first, |chunk| chunk.capacity * 2);
         let capacity = doubled.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(len);
         let mut chunk = Box::new(Chunk::new(capacity));
         self.reserved.fetch_add(capacity, Ordering::Relaxed);
@@ -175,7 +183,7 @@ mod tests {
 
     #[test]
     fn bytes_of_concurrent_writers_do_not_overlap() {
-        let arena = Arena::new();
+        let arena = Arena::new(0);
         std::thread::scope(|scope| {
             for thread in 0..4u8 {
                 let arena = &arena;
@@ -198,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_allocation_larger_than_a_chunk_gets_its_own() {
-        let arena = Arena::new();
+        let arena = Arena::new(0);
         let large = vec![7u8; 3 << 20];
         let at = arena.copy(&[&large]);
         // SAFETY: the arena is alive and wrote these bytes.

@@ -131,8 +131,9 @@ fn no_pin() -> &'static Guard {
 }
 
 impl List {
-    pub fn new() -> Self {
-        Self { arena: Arena::new(), nodes: SkipList::new(default_collector().clone()) }
+    /// For about so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { arena: Arena::new(bytes), nodes: SkipList::new(default_collector().clone()) }
     }
 
     /// The newest record of `key`.

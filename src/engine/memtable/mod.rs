@@ -74,18 +74,33 @@ impl AsRef<List> for Memtable {
 
 impl Drop for Memtable {
     fn drop(&mut self) {
-        self.reaper.free(std::mem::replace(&mut self.list, List::new()));
+        self.reaper.free(std::mem::replace(&mut self.list, List::new(0)));
+    }
+}
+
+/// What a memtable needs before it has its place in the order of age. Made ahead by a thread that
+/// is no writer's: a large allocation has glibc put together all the nodes that were freed of an
+/// earlier memtable, for tens of milliseconds (docs/decisions/0066).
+pub struct Blank {
+    list: List,
+    filter: Filter,
+}
+
+impl Blank {
+    /// For a memtable that will be sealed at about `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        Self { list: List::new(bytes), filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL) }
     }
 }
 
 impl Memtable {
-    /// An empty memtable that will be sealed at about `bytes`, and freed by `reaper`.
-    pub fn new(epoch: u64, bytes: usize, reaper: &Arc<Reaper>) -> Self {
+    /// An empty memtable, which `reaper` will free.
+    pub fn new(epoch: u64, blank: Blank, reaper: &Arc<Reaper>) -> Self {
         Self {
             epoch,
             reaper: Arc::clone(reaper),
-            list: List::new(),
-            filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
+            list: blank.list,
+            filter: blank.filter,
             writers: Writers(AtomicUsize::new(0)),
             sealed: AtomicBool::new(false),
             sealed_at: Mutex::new(None),

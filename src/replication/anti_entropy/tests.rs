@@ -65,7 +65,7 @@ impl Peers for Link {
     async fn call(
         &self,
         to: NodeId,
-        _class: Class,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
@@ -87,7 +87,7 @@ impl Peers for Link {
             return Err(unreachable());
         }
         let handler = self.net.handlers.lock().get(&to).cloned().ok_or_else(unreachable)?;
-        handler.handle(self.node, epoch, request, timeout).await
+        handler.handle(self.node, class, epoch, request, timeout).await
     }
 
     async fn call_address(
@@ -136,12 +136,13 @@ impl PeerHandler for Handler {
     async fn handle(
         &self,
         from: NodeId,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
     ) -> Result<Reply, PeerError> {
         if Replica::is_for(&request) {
-            return self.replica.handle(from, epoch, request, timeout).await;
+            return self.replica.handle(from, class, epoch, request, timeout).await;
         }
         self.anti_entropy.answer(epoch, &request).await.expect("about rows or rounds")
     }

@@ -391,16 +391,15 @@ impl Trees {
         floor: u64,
         mut each: impl FnMut(&[u8], FloorDigest) -> Result<bool>,
     ) -> Result<()> {
+        let mut goes_on = true;
         loop {
-            let page = self.store.rows_within(range.clone(), PAGE_BYTES)?;
-            for (key, row) in page.rows {
-                if !each(&key, self.store.floor_digest(&row, floor)?)? {
-                    return Ok(());
-                }
-            }
-            match page.cursor {
-                Some(next) => range.start = next,
-                None => return Ok(()),
+            let next = self.store.visit_within(&range, PAGE_BYTES, |key, row| {
+                goes_on = each(key, self.store.floor_digest(row, floor)?)?;
+                Ok(goes_on)
+            })?;
+            match next {
+                Some(next) if goes_on => range.start = next,
+                _ => return Ok(()),
             }
         }
     }

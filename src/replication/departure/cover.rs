@@ -1,7 +1,7 @@
 //! Rows are given to their owners, until of each a quorum of owners holds as much or more.
 //!
 //! ```text
-//! each owner    digests of the rows
+//! each owner    digests of the rows that it was not seen to hold
 //!   other       the row is pushed; durable there when it is answered
 //!   refused as below the safe point: its row is read, and joined with ours under both floors;
 //!               if that says more than its own, it gets the join as a repair
@@ -73,6 +73,12 @@ impl Uncovered {
     }
 }
 
+/// Whether enough owners of a row hold it.
+pub(super) fn is_quorum(owners: &[NodeId], holders: &BTreeSet<NodeId>) -> bool {
+    let count = owners.iter().filter(|owner| holders.contains(owner)).count();
+    !owners.is_empty() && count >= rules::quorum(owners.len())
+}
+
 /// Gives rows to owners.
 pub struct Cover<'c> {
     /// This node's rows.
@@ -90,14 +96,19 @@ pub struct Cover<'c> {
 }
 
 impl Cover<'_> {
-    /// Who holds each row; a quorum of its owners at least.
+    /// Who holds each row; a quorum of its owners at least. Who was `seen` to hold a row, by its
+    /// own word under the same epoch, is not asked again.
     ///
     /// # Errors
     /// [`Uncovered`]. Some rows may have been pushed.
-    pub async fn cover(&self, rows: &[Held]) -> Result<Vec<BTreeSet<NodeId>>, Uncovered> {
+    pub async fn cover(
+        &self,
+        rows: &[Held],
+        seen: &[BTreeSet<NodeId>],
+    ) -> Result<Vec<BTreeSet<NodeId>>, Uncovered> {
         let mut by_owner: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
-        for (index, row) in rows.iter().enumerate() {
-            for owner in &row.owners {
+        for (index, (row, seen)) in rows.iter().zip(seen).enumerate() {
+            for owner in row.owners.iter().filter(|owner| !seen.contains(owner)) {
                 by_owner.entry(*owner).or_default().push(index);
             }
         }
@@ -106,7 +117,7 @@ impl Cover<'_> {
             let result = self.give(*owner, rows, indexes, &mut held).await;
             (*owner, held, result)
         });
-        let mut holders = vec![BTreeSet::new(); rows.len()];
+        let mut holders = seen.to_vec();
         let mut by = BTreeMap::new();
         for (owner, held, result) in join_all(asked).await {
             for index in held {
@@ -124,9 +135,7 @@ impl Cover<'_> {
                 }
             }
         }
-        let is_covered = |(row, holders): (&Held, &BTreeSet<NodeId>)| {
-            !row.owners.is_empty() && holders.len() >= rules::quorum(row.owners.len())
-        };
+        let is_covered = |(row, holders): (&Held, &_)| is_quorum(&row.owners, holders);
         if rows.iter().zip(&holders).all(is_covered) { Ok(holders) } else { Err(Uncovered { by }) }
     }
 
@@ -177,9 +186,8 @@ impl Cover<'_> {
         let answers = self.read(owner, keys, true).await?;
         let is_equal = |row: &Held, answer: &proto::RowAnswer| {
             // Digests compare under equal floors.
-            let own = RawRow { row: Some(row.row.to_vec()), floor: answer.floor };
-            answer.failure.is_none()
-                && self.store.digest(&own).is_ok_and(|own| own == answer.digest)
+            let own = self.store.digest_under(&row.row, answer.floor);
+            answer.failure.is_none() && own.is_ok_and(|own| own == answer.digest)
         };
         let pairs = some.iter().zip(&answers);
         Ok(pairs

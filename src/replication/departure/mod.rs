@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | the order of things: clear, and for one that leaves: hints, certificate, farewell |
 //! | [`unowned`] | which rows are not the node's |
+//! | `partition` | those of a partition, compared with each owner by what they add up to |
 //! | [`cover`] | rows are on a quorum of their owners |
 //! | [`certificate`] | what a node says when it has left |
 //!
@@ -11,7 +12,7 @@
 //! with every document, so also after an abort, after a start, and on a node that wakes up late.
 //!
 //! ```text
-//! Stable adopted    pages of rows that are not ours: each row on Q(owners)?   else pushed
+//! Stable adopted    each partition: rows that are not ours, each on Q(owners)?   else pushed
 //!                   all are: remove them, if our epoch is still the same
 //!                   nothing is left: safe points of these partitions reset; propose Cleared
 //! leaving           hints of ours on Q(owners), or delivered
@@ -31,6 +32,7 @@
 
 pub mod certificate;
 pub mod cover;
+mod partition;
 pub mod unowned;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +40,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use tokio::sync::watch;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Fence;
 use super::duties::{RETRY, Report, propose};
@@ -51,14 +54,17 @@ use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::proto;
-use crate::store::{self, EngineKey, RowPage, Store, TokenRange};
+use crate::store::{self, Store};
 
 use certificate::{CERTIFICATE_FORMAT, Certificate, Certificates, PartitionProof, digest_of};
 use cover::{Cover, Held, Uncovered};
+use partition::Own;
 use unowned::Unowned;
 
 /// Other nodes that keep a certificate, where there are so many.
 const KEEPERS: usize = 2;
+/// Partitions that are compared at once: while owners add one up this node adds up another one.
+const AT_ONCE: usize = 4;
 
 /// Why something could not be given away yet.
 #[derive(Debug, thiserror::Error)]
@@ -116,13 +122,13 @@ pub struct Departure {
     pub progress: Arc<Progress>,
 }
 
-/// What was found of a partition.
+/// How far the partitions were looked through.
 #[derive(Default)]
-struct Found {
-    keys: u64,
-    bytes: u64,
-    digest: u64,
-    owners: Option<BTreeSet<NodeId>>,
+struct Seen {
+    /// With what was found in them, and who holds all of it.
+    found: BTreeMap<u32, (Own, BTreeSet<NodeId>)>,
+    partitions: u64,
+    has_begun: bool,
 }
 
 impl Departure {
@@ -178,15 +184,16 @@ impl Departure {
         unowned: &Arc<Unowned>,
         leaves: bool,
     ) -> Result<bool, Error> {
-        let mut found = BTreeMap::new();
-        for range in unowned.ranges() {
-            self.cover_range(layout, unowned, range, &mut found).await?;
-        }
+        let seen = Mutex::new(Seen::default());
+        let each = futures_util::stream::iter(unowned.each()).map(Ok);
+        let look = |partition| self.look_through(layout, unowned, partition, &seen);
+        each.try_for_each_concurrent(AT_ONCE, look).await?;
+        let found = seen.into_inner().found;
         if found.is_empty() {
             self.reset(layout, unowned).await?;
             return Ok(true);
         }
-        let keys: u64 = found.values().map(|one: &Found| one.keys).sum();
+        let keys: u64 = found.values().map(|(own, _)| own.keys).sum();
         tracing::info!(epoch = layout.epoch(), keys, "rows of others are all with their owners");
         if leaves {
             let draft = self.certificate_of(layout, found);
@@ -196,88 +203,58 @@ impl Departure {
         Ok(false)
     }
 
-    /// Sees to it that all rows of a range that are not the node's are with their owners.
-    async fn cover_range(
-        &self,
-        layout: &Arc<Layout>,
-        unowned: &Arc<Unowned>,
-        range: TokenRange,
-        found: &mut BTreeMap<u32, Found>,
-    ) -> Result<(), Error> {
-        let mut cursor = None;
-        loop {
-            let page = self.page(range, cursor.take()).await?;
-            let last = page.rows.last().and_then(|(key, _)| EngineKey::decode(key).ok());
-            let seen = last.map_or(range.end_inclusive, |last| last.token);
-            let rows = page
-                .rows
-                .into_iter()
-                .filter(|(key, _)| EngineKey::decode(key).is_ok_and(|key| unowned.has(&key)));
-            let rows: Vec<_> = rows.collect();
-            if !rows.is_empty() {
-                if found.is_empty() {
-                    self.progress.begin(Task::HandingOver, unowned.partitions());
-                }
-                self.cover_page(layout, rows, found).await?;
-            }
-            let is_last = page.cursor.is_none();
-            if !found.is_empty() {
-                let seen = if is_last { range.end_inclusive } else { seen };
-                self.progress.reached(unowned.partitions_before(seen) + u64::from(is_last));
-            }
-            match page.cursor {
-                Some(next) => cursor = Some(next),
-                None => return Ok(()),
-            }
-        }
-    }
-
-    async fn cover_page(
+    /// Sees to it that all rows of a partition that are not the node's are with their owners.
+    async fn look_through(
         &self,
         layout: &Layout,
-        rows: Vec<(Vec<u8>, Vec<u8>)>,
-        found: &mut BTreeMap<u32, Found>,
+        unowned: &Arc<Unowned>,
+        partition: u32,
+        seen: &Mutex<Seen>,
     ) -> Result<(), Error> {
-        let mut held = Vec::with_capacity(rows.len());
-        for (key, row) in rows {
-            let at = EngineKey::decode(&key)?;
-            let tenant = self.store.tenant_by_id(at.tenant)?;
-            let partition = layout.partition_of(at.token);
-            let row = Held {
-                tenant: at.tenant,
-                key: Bytes::copy_from_slice(at.key),
-                row: row.into(),
-                owners: layout.sets_of(partition, &tenant).current,
-            };
-            held.push((partition, key, row));
+        let own = self.add_up(layout, unowned, partition).await?;
+        if own.keys > 0 {
+            self.begin(unowned, &mut seen.lock());
+            let owners = self.cover_partition(layout, unowned, partition, &own).await?;
+            seen.lock().found.insert(partition, (own, owners));
         }
-        let rows: Vec<Held> = held.iter().map(|(_, _, row)| row.clone()).collect();
-        let holders = self.cover_all(layout, &rows).await;
-        for ((partition, key, row), holders) in held.into_iter().zip(holders) {
-            let one = found.entry(partition).or_default();
-            one.keys += 1;
-            one.bytes += row.bytes();
-            one.digest = xxh3_64_with_seed(&row.row, xxh3_64_with_seed(&key, one.digest));
-            match &mut one.owners {
-                Some(owners) => owners.retain(|owner| holders.contains(owner)),
-                none => *none = Some(holders),
-            }
+        let mut seen = seen.lock();
+        seen.partitions += 1;
+        if seen.has_begun {
+            self.progress.reached(seen.partitions);
         }
         Ok(())
     }
 
+    /// Something was found that must be handed over.
+    fn begin(&self, unowned: &Unowned, seen: &mut Seen) {
+        if !std::mem::replace(&mut seen.has_begun, true) {
+            self.progress.begin(Task::HandingOver, unowned.partitions());
+            self.progress.reached(seen.partitions);
+        }
+    }
+
     /// Tries until all of the rows are with a quorum of their owners.
-    async fn cover_all(&self, layout: &Layout, rows: &[Held]) -> Vec<BTreeSet<NodeId>> {
+    async fn cover_all(
+        &self,
+        layout: &Layout,
+        rows: &[Held],
+        seen: &[BTreeSet<NodeId>],
+    ) -> Vec<BTreeSet<NodeId>> {
         loop {
-            match self.try_cover(layout, rows).await {
+            match self.try_cover(layout, rows, seen).await {
                 Some(holders) => return holders,
                 None => tokio::time::sleep(RETRY).await,
             }
         }
     }
 
-    /// Who holds each of the rows, if it is a quorum of its owners.
-    async fn try_cover(&self, layout: &Layout, rows: &[Held]) -> Option<Vec<BTreeSet<NodeId>>> {
+    /// Who holds each of the rows, if it is a quorum of its owners; some were `seen` to.
+    async fn try_cover(
+        &self,
+        layout: &Layout,
+        rows: &[Held],
+        seen: &[BTreeSet<NodeId>],
+    ) -> Option<Vec<BTreeSet<NodeId>>> {
         let cover = Cover {
             store: &self.store,
             peers: &self.peers,
@@ -286,7 +263,7 @@ impl Departure {
             rate: &self.rate,
             timeout: self.settings.timeout,
         };
-        match cover.cover(rows).await {
+        match cover.cover(rows, seen).await {
             Ok(holders) => {
                 let bytes = rows.iter().map(Held::bytes).sum();
                 self.progress.moved(rows.len() as u64, bytes);
@@ -307,12 +284,6 @@ impl Departure {
             .iter()
             .map(|(node, why)| format!("{} to take rows: {why}", layout.document().name_of(*node)));
         each.collect::<Vec<_>>().join("; ")
-    }
-
-    async fn page(&self, range: TokenRange, cursor: Option<Vec<u8>>) -> Result<RowPage, Error> {
-        let (store, bytes) = (Arc::clone(&self.store), self.settings.page_bytes);
-        let page = self.work.run(move || store.rows_by_token(range, cursor, bytes));
-        Ok(page.await.map_err(|_| Error::Stopping)??)
     }
 
     /// Removes the rows that are not the node's: all of them were covered under this epoch.
@@ -349,14 +320,18 @@ impl Departure {
         work.await.map_err(|_| Error::Stopping)?
     }
 
-    fn certificate_of(&self, layout: &Layout, found: BTreeMap<u32, Found>) -> Certificate {
+    fn certificate_of(
+        &self,
+        layout: &Layout,
+        found: BTreeMap<u32, (Own, BTreeSet<NodeId>)>,
+    ) -> Certificate {
         let document = layout.document();
-        let proof = |(partition, found): (u32, Found)| PartitionProof {
+        let proof = |(partition, (own, owners)): (u32, (Own, BTreeSet<NodeId>))| PartitionProof {
             partition,
-            keys: found.keys,
-            bytes: found.bytes,
-            digest: format!("{:016x}", found.digest),
-            owners: found.owners.unwrap_or_default().into_iter().collect(),
+            keys: own.keys,
+            bytes: own.bytes,
+            digest: format!("{:016x}", own.digest),
+            owners: owners.into_iter().collect(),
         };
         let member = document.members.get(&self.node);
         Certificate {
@@ -436,7 +411,8 @@ impl Departure {
                         Some(Held { tenant, key, row, owners })
                     })
                     .collect();
-                if !rows.is_empty() && self.try_cover(layout, &rows).await.is_none() {
+                let seen = vec![BTreeSet::new(); rows.len()];
+                if !rows.is_empty() && self.try_cover(layout, &rows, &seen).await.is_none() {
                     tokio::time::sleep(RETRY).await;
                     continue;
                 }

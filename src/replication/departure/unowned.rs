@@ -40,9 +40,14 @@ impl Unowned {
 
     /// Whether a row is not the node's. Of a tenant that is not known nothing can be said.
     pub fn has(&self, key: &EngineKey<'_>) -> bool {
+        self.factor_of(key).is_some()
+    }
+
+    /// How many replicas a row has that is not the node's.
+    pub fn factor_of(&self, key: &EngineKey<'_>) -> Option<u8> {
         let rank = self.ranks[self.layout.partition_of(key.token) as usize];
-        let factor = self.factors.get(&key.tenant);
-        factor.is_some_and(|factor| rank.is_none_or(|rank| rank >= *factor))
+        let factor = self.factors.get(&key.tenant).copied();
+        factor.filter(|factor| rank.is_none_or(|rank| rank >= *factor))
     }
 
     /// Where such rows may be.
@@ -74,16 +79,14 @@ impl Unowned {
         runs.iter().map(range).collect()
     }
 
-    /// Partitions where such rows may be.
+    /// How many partitions there are where such rows may be.
     pub fn partitions(&self) -> u64 {
         self.some.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
     }
 
-    /// Of those, how many come before the one of this token.
-    pub fn partitions_before(&self, token: u64) -> u64 {
-        let at = self.layout.partition_of(token);
-        let before = self.some.iter().take_while(|range| *range.start() < at);
-        before.map(|range| u64::from(at.min(range.end() + 1) - range.start())).sum()
+    /// Each of them.
+    pub fn each(&self) -> impl Iterator<Item = u32> {
+        self.some.iter().cloned().flatten()
     }
 
     /// Partitions in which the node owns no row of any tenant.

@@ -165,7 +165,7 @@ impl Peers for Links {
     async fn call(
         &self,
         to: NodeId,
-        _class: Class,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
@@ -194,12 +194,14 @@ impl Peers for Links {
                 tokio::spawn(async move {
                     tokio::time::sleep(late).await;
                     // Nobody hears the answer to a copy.
-                    let _ = handler.handle(from, epoch, request, timeout).await;
+                    let _ = handler.handle(from, class, epoch, request, timeout).await;
                 });
             }
             // What was sent is done even if the sender stops waiting.
             let handled =
-                tokio::spawn(async move { handler.handle(from, epoch, request, timeout).await });
+                tokio::spawn(
+                    async move { handler.handle(from, class, epoch, request, timeout).await },
+                );
             let mut reply = handled.await.expect("the handler does not panic");
             let is_damaged = is_page
                 && world.damaged_pages.load(Ordering::Relaxed) > 0
@@ -324,12 +326,13 @@ impl PeerHandler for Answering {
     async fn handle(
         &self,
         from: NodeId,
+        class: Class,
         epoch: u64,
         request: Request,
         timeout: Duration,
     ) -> Result<Reply, PeerError> {
         let Request::Certificate(request) = request else {
-            return self.replica.handle(from, epoch, request, timeout).await;
+            return self.replica.handle(from, class, epoch, request, timeout).await;
         };
         let node = NodeId::from_bytes(&request.node_id).expect("sixteen bytes");
         self.certificates.keep(node, &request.certificate).expect("kept");
@@ -462,7 +465,8 @@ impl Cluster {
         request: Request,
     ) -> Result<Reply, PeerError> {
         let handler = self.world.handlers.lock().get(&id(at)).cloned();
-        handler.expect("started").handle(from, epoch, request, SECOND).await
+        let handler = handler.expect("started");
+        handler.handle(from, Class::Foreground, epoch, request, SECOND).await
     }
 
     /// The digests of a key on all nodes.
@@ -481,19 +485,24 @@ impl Cluster {
     }
 }
 
+/// Those of all nodes.
+pub fn options() -> StoreOptions {
+    let mut options = StoreOptions::default();
+    options.engine.compaction_threads = 0;
+    options.engine.partition_bits = 2;
+    options.engine.log_segment_bytes = 256 << 10;
+    options.engine.memtable_bytes = 256 << 10;
+    options.engine.row_cache_bytes = 64 << 10;
+    options.identity.cluster_id = Some(7);
+    options
+}
+
 impl Node {
     fn start(world: &Arc<World>, index: usize, seed: u64) -> Self {
         let vfs = MemVfs::new();
-        let mut options = StoreOptions::default();
-        options.engine.compaction_threads = 0;
-        options.engine.partition_bits = 2;
-        options.engine.log_segment_bytes = 256 << 10;
-        options.engine.memtable_bytes = 256 << 10;
-        options.engine.row_cache_bytes = 64 << 10;
-        options.identity.cluster_id = Some(7);
         let seed = seed.wrapping_mul(1000) + index as u64;
         let environment = Environment::simulated(Arc::new(vfs.clone()), &world.clock, seed);
-        let store = Store::open_in(Path::new("/node"), options, environment).expect("opens");
+        let store = Store::open_in(Path::new("/node"), options(), environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
         let two = TenantSpec {

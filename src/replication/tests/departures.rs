@@ -60,12 +60,12 @@ pub fn drawn(cluster: &Cluster) -> Drawn<'_> {
 }
 
 /// What the node of this place holds, by itself.
-fn holds(cluster: &Cluster, at: usize, key: &str) -> bool {
+pub fn holds(cluster: &Cluster, at: usize, key: &str) -> bool {
     cluster.digests("default", key)[at] != 0
 }
 
 /// Lets the departures of all nodes run for a while.
-async fn run_departures(cluster: &Cluster, seconds: u32) {
+pub async fn run_departures(cluster: &Cluster, seconds: u32) {
     let closing = CancellationToken::new();
     let running: Vec<_> = cluster
         .nodes
@@ -86,7 +86,7 @@ async fn run_departures(cluster: &Cluster, seconds: u32) {
     }
 }
 
-fn cleared(cluster: &Cluster, at: usize) -> Option<u64> {
+pub fn cleared(cluster: &Cluster, at: usize) -> Option<u64> {
     let reports = cluster.nodes[at].reports.lock();
     reports.iter().rev().find_map(|command| match command {
         Command::Cleared { node, epoch } if *node == id(at) => Some(*epoch),

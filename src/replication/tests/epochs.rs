@@ -236,8 +236,8 @@ async fn a_page_is_refused_if_the_epoch_rose_while_it_was_read() {
     let cluster = Cluster::with_owners(4, &[0, 1, 2], 41);
     let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
     let rising = Rising { epoch: RwLock::new(2), looks: AtomicU64::new(0) };
-    let mut merged = page::Merged::new(&joint, id(0), id(3));
+    let mut compared = page::Compared::new(&joint, id(0), id(3));
     let request = proto::PageRequest { token_end: u64::MAX, ..Default::default() };
-    let answer = page::answer(&cluster.nodes[0].store, &rising, &mut merged, &request);
+    let answer = page::answer(&cluster.nodes[0].store, &rising, &mut compared, &request);
     assert_eq!(answer, Err(PeerError::StaleLayout { epoch: 3 }));
 }

@@ -11,4 +11,5 @@ pub mod gate;
 mod histories;
 mod refusals;
 mod scans;
+mod sums;
 mod transfers;

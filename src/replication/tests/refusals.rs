@@ -1,8 +1,11 @@
 //! What a replica does not take from a peer, and the name it gives for that.
 
+use std::sync::Arc;
+
 use super::super::*;
 use super::cluster::*;
-use crate::cluster::peer::{PeerError, Reply, Request};
+use crate::cluster::peer::{Class, PeerError, PeerHandler as _, Reply, Request};
+use crate::cluster::work::Background;
 use crate::proto;
 use crate::store::limits::KEY_BYTES_CEILING;
 
@@ -63,4 +66,30 @@ async fn too_many_rows_and_keys_that_cannot_be_are_refused_by_name() {
     };
     let reasons = reply.results.iter().map(|one| one.failure.as_ref().map(|no| &no.reason[..]));
     assert_eq!(reasons.collect::<Vec<_>>(), [Some("EMPTY_KEY"), Some("KEY_TOO_LONG")]);
+}
+
+/// What no client waits for is read behind what one waits for. When the background has stopped it
+/// is refused, and clients are served to the end.
+#[tokio::test(start_paused = true)]
+async fn rows_that_no_client_waits_for_are_read_in_the_background() {
+    let cluster = Cluster::new(1, 103);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("itself");
+    let node = &cluster.nodes[0];
+    let background = Background::start().expect("threads");
+    let replica = Replica::new(
+        node.id,
+        Arc::clone(&node.store),
+        Arc::clone(&node.coordinator),
+        Arc::clone(&node.fence) as Arc<dyn Fence>,
+        node.departure.layout.clone(),
+        background.work(),
+        failure,
+    );
+    background.stop();
+    let tenant_id = node.store.tenant("default").expect("there").id.0;
+    let keys = vec![proto::RowKey { tenant_id, key: "k".into() }];
+    let request = Request::ReadRows(proto::ReadRows { keys, digest_only: true });
+    let ask = async |class| replica.handle(node.id, class, 1, request.clone(), SECOND).await;
+    assert_eq!(reason(ask(Class::Background).await), "STOPPING");
+    assert!(matches!(ask(Class::Foreground).await, Ok(Reply::ReadRows(_))));
 }

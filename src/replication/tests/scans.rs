@@ -84,7 +84,7 @@ async fn every_row_of_the_cluster_is_shown_once_through_any_node_and_across_node
     let keys = fill(&cluster, TWO, 100).await;
     let whole = KeyRange::of_tokens(0, u64::MAX);
     for node in &cluster.nodes {
-        let held = node.store.rows_within(whole.clone(), usize::MAX).expect("readable");
+        let held = node.store.rows_within(&whole, usize::MAX).expect("readable");
         assert!(held.rows.len() < 100, "nobody holds everything");
     }
     for level in [Level::One, Level::Quorum, Level::All] {

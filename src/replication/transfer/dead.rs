@@ -102,13 +102,13 @@ fn old_rows(
     bytes: usize,
     floor: u64,
 ) -> store::Result<(Vec<Own>, Option<Vec<u8>>)> {
-    let page = store.rows_by_token(range, cursor, bytes)?;
     let mut rows = Vec::new();
-    for (engine_key, row) in page.rows {
-        if store.has_version_below(&row, floor)? {
-            let at = EngineKey::decode(&engine_key)?;
-            rows.push((at.tenant, Bytes::copy_from_slice(at.key), row));
+    let next = store.visit_by_token(range, cursor.as_deref(), bytes, |engine_key, row| {
+        if store.has_version_below(row, floor)? {
+            let at = EngineKey::decode(engine_key)?;
+            rows.push((at.tenant, Bytes::copy_from_slice(at.key), row.to_vec()));
         }
-    }
-    Ok((rows, page.cursor))
+        Ok(true)
+    })?;
+    Ok((rows, next))
 }

@@ -37,9 +37,9 @@ use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
-use crate::replication::page;
+use crate::replication::page::{self, Asking, Compared, Told};
 use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
-use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange, Words};
+use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 
 /// Rows as the store joins them.
 type Rows = Vec<(TenantId, Bytes, Bytes)>;
@@ -55,22 +55,6 @@ impl From<'_> {
     pub(super) fn tokens(&self) -> TokenRange {
         let (start, end_inclusive) = self.layout.tokens_of(&(self.partition..=self.partition));
         TokenRange { start, end_inclusive }
-    }
-}
-
-/// What a source said of its rows of a partition.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Told {
-    sum: proto::PageSum,
-    /// As of its last page.
-    words: Words,
-}
-
-impl Told {
-    fn add(&mut self, page: &proto::PageReply) -> Result<(), PeerError> {
-        page::add(&mut self.sum, &page.sum.ok_or_else(PeerError::unexpected)?);
-        self.words = Words { guard: page.guard, floor: page.floor };
-        Ok(())
     }
 }
 
@@ -101,8 +85,8 @@ impl Transfer {
     ) -> Result<(), Error> {
         while let Place::Behind(cursor, told) = place {
             self.check_store()?;
-            let request = proto::PageRequest { packed: true, ..self.page_of(from, cursor.clone()) };
-            let mut page = self.ask_page(from, request).await?;
+            let kind = proto::PageRequest { packed: true, ..Default::default() };
+            let mut page = self.asking(from).page(kind, cursor.clone()).await?;
             let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
             let mut merged = self.merged(from);
             rows.retain(|row| {
@@ -119,7 +103,7 @@ impl Transfer {
         }
         let told = match place {
             Place::Copied(told) => *told,
-            Place::Behind(..) | Place::Skipped => self.ask_sum(from).await?,
+            Place::Behind(..) | Place::Skipped => self.asking(from).sum().await?,
         };
         self.fence(from, told.words.guard).await?;
         let was_equal = *own == Some(told.sum);
@@ -129,21 +113,6 @@ impl Transfer {
         self.compare(from).await?;
         let floor = told.words.floor;
         if self.store.keeps("newcomer_forgets") { self.forget(from, floor).await } else { Ok(()) }
-    }
-
-    /// What the rows of a source add up to.
-    async fn ask_sum(&self, from: &From<'_>) -> Result<Told, Error> {
-        let mut told = Told::default();
-        let mut cursor = Bytes::new();
-        loop {
-            let request = proto::PageRequest { sum: true, ..self.page_of(from, cursor) };
-            let page = self.ask_page(from, request).await?;
-            told.add(&page)?;
-            cursor = page.cursor;
-            if cursor.is_empty() {
-                return Ok(told);
-            }
-        }
     }
 
     /// Fences this node where the source is.
@@ -162,9 +131,9 @@ impl Transfer {
         let (store, range) = (Arc::clone(&self.store), from.tokens());
         let bytes = self.settings.page_bytes as usize;
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
-        let adding = self.work.run(move || {
-            own_sum(&store, range, bytes, &mut page::Merged::new(&layout, source, node))
-        });
+        let adding = self
+            .work
+            .run(move || own_sum(&store, range, bytes, &mut Compared::new(&layout, source, node)));
         adding.await.map_err(|_| Error::Stopping)?.map_err(Error::from)
     }
 
@@ -172,8 +141,8 @@ impl Transfer {
     async fn compare(&self, from: &From<'_>) -> Result<(), Error> {
         let mut cursor = Bytes::new();
         loop {
-            let request = proto::PageRequest { digests: true, ..self.page_of(from, cursor) };
-            let mut page = self.ask_page(from, request).await?;
+            let kind = proto::PageRequest { digests: true, ..Default::default() };
+            let mut page = self.asking(from).page(kind, cursor).await?;
             let mut merged = self.merged(from);
             page.keys.retain(|one| merged.has_key(&one.engine_key));
             let lacking = self.lacking(page.keys).await?;
@@ -191,24 +160,18 @@ impl Transfer {
         self.store.refusal().map_or(Ok(()), Err)
     }
 
-    fn merged<'l>(&self, from: &From<'l>) -> page::Merged<'l> {
-        page::Merged::new(from.layout, from.source, self.node)
+    fn merged<'l>(&self, from: &From<'l>) -> Compared<'l> {
+        Compared::new(from.layout, from.source, self.node)
     }
 
-    fn page_of(&self, from: &From<'_>, cursor: Bytes) -> proto::PageRequest {
-        let TokenRange { start: token_start, end_inclusive: token_end } = from.tokens();
-        let bytes_max = self.settings.page_bytes;
-        proto::PageRequest { token_start, token_end, cursor, bytes_max, ..Default::default() }
-    }
-
-    async fn ask_page(
-        &self,
-        from: &From<'_>,
-        request: proto::PageRequest,
-    ) -> Result<proto::PageReply, Error> {
-        match self.ask(from, Request::Page(request)).await? {
-            Reply::Page(page) => Ok(page),
-            _ => Err(PeerError::unexpected().into()),
+    fn asking<'a>(&'a self, from: &From<'a>) -> Asking<'a> {
+        Asking {
+            peers: &*self.peers,
+            layout: from.layout,
+            source: from.source,
+            range: from.tokens(),
+            bytes_max: self.settings.page_bytes as usize,
+            timeout: self.settings.timeout,
         }
     }
 
@@ -314,13 +277,13 @@ fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
             _ => store.raw_row(*tenant, key)?,
         };
         let floor = own.floor;
-        let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
         let row = match floor {
             0 => row.clone(),
-            _ => match store.join_raw(own, theirs)?.row {
-                Some(joined) => joined.into(),
-                None => continue,
-            },
+            _ => {
+                let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
+                let Some(joined) = store.join_raw(own, theirs)?.row else { continue };
+                joined.into()
+            }
         };
         judged.push((*tenant, key.clone(), row));
         floors.push(floor);
@@ -333,17 +296,19 @@ fn own_sum(
     store: &Store,
     range: TokenRange,
     bytes: usize,
-    merged: &mut page::Merged<'_>,
+    merged: &mut Compared<'_>,
 ) -> store::Result<proto::PageSum> {
     let mut sum = proto::PageSum::default();
-    let mut cursor = None;
+    let mut cursor: Option<Vec<u8>> = None;
     loop {
-        let mut page = store.rows_by_token(range, cursor, bytes)?;
-        page.rows.retain(|(engine_key, _)| merged.has_key(engine_key));
-        page::add(&mut sum, &page::sum_of(store, &page)?);
-        match page.cursor {
-            Some(next) => cursor = Some(next),
-            None => return Ok(sum),
+        cursor = store.visit_by_token(range, cursor.as_deref(), bytes, |engine_key, row| {
+            if merged.has_key(engine_key) {
+                page::add_row(&mut sum, store, engine_key, row)?;
+            }
+            Ok(true)
+        })?;
+        if cursor.is_none() {
+            return Ok(sum);
         }
     }
 }

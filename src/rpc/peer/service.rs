@@ -168,7 +168,7 @@ impl Served {
     /// Runs one handler. The place in the class is free again when the future is gone.
     async fn answer(
         self: Arc<Self>,
-        from: NodeId,
+        (from, class): (NodeId, Class),
         request: PeerRequest,
         body: Request,
         _place: Place,
@@ -176,7 +176,8 @@ impl Served {
         let PeerRequest { id, epoch, timeout_ms, .. } = request;
         let asked = Duration::from_millis(u64::from(timeout_ms));
         let limit = asked.min(self.options.deadline_max);
-        let handled = timeout(limit, self.handler.handle(from, epoch, body, limit)).await;
+        let handled = self.handler.handle(from, class, epoch, body, limit);
+        let handled = timeout(limit, handled).await;
         let late = || PeerError::NoAnswer { why: "its time is over at the peer".to_owned() };
         self.reply(id, handled.unwrap_or_else(|_| Err(late())))
     }
@@ -286,7 +287,8 @@ impl Serving<'_> {
             self.ready.push(served.reply(id, Err(PeerError::Overloaded { node, why })));
             return true;
         };
-        let answer = Arc::clone(served).answer(self.partner.node, request, body, place);
+        let asker = (self.partner.node, self.partner.class);
+        let answer = Arc::clone(served).answer(asker, request, body, place);
         let mut answering: Answering = Box::pin(async move { (answer.await, bytes) });
         match answering.as_mut().poll(cx) {
             Poll::Ready((reply, _)) => self.ready.push(reply),

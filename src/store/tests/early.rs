@@ -38,7 +38,7 @@ fn lost(node: &Node, tenant: &str, key: &str) -> bool {
 type Read = fn(&Store, &str);
 
 /// Every way to read the key "k" that waits by itself.
-const WAYS: [(&str, Read); 6] = [
+const WAYS: [(&str, Read); 7] = [
     ("read", |store, tenant| assert!(store.read(tenant, b"k").unwrap().found())),
     ("scan", |store, tenant| {
         let page = store.scan(tenant, &ScanRequest::default()).unwrap();
@@ -50,7 +50,16 @@ const WAYS: [(&str, Read); 6] = [
     }),
     ("rows_within", |store, _| {
         let all = KeyRange::of_tokens(0, u64::MAX);
-        assert_eq!(store.rows_within(all, 1).unwrap().rows.len(), 1);
+        assert_eq!(store.rows_within(&all, 1).unwrap().rows.len(), 1);
+    }),
+    ("visit_by_token", |store, _| {
+        let (all, mut rows) = (TokenRange { start: 0, end_inclusive: u64::MAX }, 0);
+        let count = |_: &[u8], _: &[u8]| {
+            rows += 1;
+            Ok(true)
+        };
+        assert!(store.visit_by_token(all, None, 1, count).unwrap().is_some());
+        assert_eq!(rows, 1);
     }),
     ("raw_row", |store, tenant| {
         let tenant = store.tenant(tenant).unwrap().id;

@@ -214,6 +214,34 @@ fn rows_stream_from_one_replica_to_another() {
     );
 }
 
+/// A visit meets what a page of rows has, ends behind the row that says so, and goes on there.
+#[test]
+fn rows_are_visited_where_a_page_would_have_them() {
+    let node = Node::new();
+    fill(&node);
+    let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+    let mut pages = Vec::new();
+    let mut cursor: Option<Vec<u8>> = None;
+    loop {
+        let mut visited = Vec::new();
+        let visit = |key: &[u8], row: &[u8]| {
+            visited.push((key.to_vec(), row.to_vec()));
+            Ok(visited.len() < 3)
+        };
+        cursor = node.store().visit_by_token(whole, cursor.as_deref(), 1_000, visit).unwrap();
+        assert!(visited.len() <= 3);
+        pages.push(visited);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let all = node.store().rows_by_token(whole, None, usize::MAX).unwrap().rows;
+    assert_eq!(pages.concat(), all);
+    let refuses = |_: &[u8], _: &[u8]| Err(Error::Closed);
+    let refused = node.store().visit_by_token(whole, None, 1_000, refuses);
+    assert!(matches!(refused, Err(Error::Closed)));
+}
+
 /// Rows of a peer are not clients' writes, but bytes from a network all the same.
 #[test]
 fn a_bad_row_of_a_peer_is_refused_alone() {

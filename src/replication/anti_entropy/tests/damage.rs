@@ -18,7 +18,8 @@ async fn a_damaged_partition_answers_nothing_and_blocks_the_round() {
     assert_eq!((summary.rows, summary.left), (0, 4));
     let ask = |request| {
         let handler = trio.net.handlers.lock()[&id(2)].clone();
-        async move { handler.handle(id(0), 1, request, Duration::from_secs(1)).await }
+        let limit = Duration::from_secs(1);
+        async move { handler.handle(id(0), Class::Background, 1, request, limit).await }
     };
     let leaves = proto::LeafRequest { replicas: 3, ..Default::default() };
     let refused = ask(Request::Leaves(leaves)).await.expect_err("it has no word");

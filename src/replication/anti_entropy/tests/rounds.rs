@@ -103,7 +103,8 @@ async fn a_repair_that_comes_after_the_floor_it_was_judged_under_is_refused() {
         assert_eq!(trio.forget(), [0, 0, 0]);
         let late = late.lock().take().expect("it was sent");
         let handler = trio.net.handlers.lock()[&id(2)].clone();
-        handler.handle(id(0), 1, late, Duration::from_secs(1)).await.expect("answered");
+        let limit = Duration::from_secs(1);
+        handler.handle(id(0), Class::Background, 1, late, limit).await.expect("answered");
         trio.values(2, "default", "k")
     };
     assert_eq!(history(&[]).await, [""; 0]);

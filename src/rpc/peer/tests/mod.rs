@@ -57,6 +57,7 @@ impl PeerHandler for Echo {
     async fn handle(
         &self,
         _from: NodeId,
+        _class: Class,
         epoch: u64,
         request: Request,
         _timeout: Duration,

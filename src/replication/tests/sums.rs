@@ -1,0 +1,304 @@
+//! Rule D1 by sums: what an owner holds is seen from what it adds up to, row by row only where that
+//! differs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::*;
+use super::cluster::*;
+use super::departures::*;
+use crate::cluster::NodeId;
+use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::peer::{Reply, Request};
+use crate::engine::without_rules;
+use crate::proto::PageRequest;
+use crate::store::{Environment, Mutation, Store, TenantId};
+
+const KEYS: usize = 40;
+
+fn tenant_of(cluster: &Cluster, name: &str) -> TenantId {
+    cluster.nodes[0].store.tenant(name).expect("there").id
+}
+
+/// Gives some nodes, by themselves, the row that one of them holds.
+fn copy(cluster: &Cluster, tenant: &str, key: &str, from: usize, to: &[usize]) {
+    let id = tenant_of(cluster, tenant);
+    let row = cluster.nodes[from].store.raw_row(id, key.as_bytes()).expect("readable").row;
+    let rows = [(id, key.as_bytes().to_vec(), row.expect("written"))];
+    for at in to {
+        cluster.nodes[*at].store.replicate(&rows).remove(0).expect("joined");
+    }
+}
+
+/// A node writes by itself, without any other.
+fn write_alone(cluster: &Cluster, at: usize, tenant: &str, mutation: Mutation) -> Vec<u8> {
+    cluster.nodes[at].store.write(tenant, mutation).expect("itself").context
+}
+
+/// Rows that the first three nodes hold all of.
+fn fill(cluster: &Cluster, tenant: &str, others: &[usize]) {
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        write_alone(cluster, 2, tenant, put(&key, "v"));
+        copy(cluster, tenant, &key, 2, others);
+    }
+}
+
+/// Requests of a kind to all nodes.
+fn sent(cluster: &Cluster, kind: &'static str) -> u64 {
+    (0..cluster.nodes.len()).map(|at| cluster.world.sent_to(id(at), kind)).sum()
+}
+
+/// What is asked of owners that hold all that the node does does not grow with its rows.
+#[tokio::test(start_paused = true)]
+async fn owners_that_hold_all_are_asked_for_sums_and_for_no_digest_of_a_row() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 90);
+    fill(&cluster, "default", &[0, 1]);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    assert!((0..KEYS).all(|n| !holds(&cluster, 2, &format!("key-{n}"))));
+    assert_eq!(sent(&cluster, "sum"), 4 * 2, "of each partition, to each owner");
+    let kinds = ["page", "page digests", "digest", "read", "write"];
+    assert_eq!(kinds.map(|kind| sent(&cluster, kind)), [0; 5]);
+    assert_eq!(cluster.nodes[2].departure.rate.total(), 0, "nothing had to go");
+}
+
+/// How the row of an owner may be another one than that of the node that goes.
+#[derive(Clone, Copy, Debug)]
+enum Differs {
+    Missing,
+    Older,
+    Newer,
+    Concurrent,
+}
+
+const DIFFERS: [Differs; 4] =
+    [Differs::Missing, Differs::Older, Differs::Newer, Differs::Concurrent];
+
+/// All rows are with both owners, but for one that differs at the second of them.
+fn differing(removed: &[&'static str], differs: Differs) -> Cluster {
+    let cluster = without_rules(removed, || Cluster::with_owners(3, &[0, 1, 2], 91));
+    fill(&cluster, "default", &[0, 1]);
+    if matches!(differs, Differs::Concurrent) {
+        write_alone(&cluster, 1, "default", put("k", "w"));
+    }
+    let context = write_alone(&cluster, 2, "default", put("k", "v"));
+    if matches!(differs, Differs::Older | Differs::Newer) {
+        copy(&cluster, "default", "k", 2, &[1]);
+    }
+    match differs {
+        Differs::Older => drop(write_alone(&cluster, 2, "default", over("k", "w", &context))),
+        Differs::Newer => drop(write_alone(&cluster, 1, "default", over("k", "w", &context))),
+        Differs::Missing | Differs::Concurrent => {}
+    }
+    copy(&cluster, "default", "k", 2, &[0]);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    cluster
+}
+
+/// `no_dominance_check`: a sum that differs says of no row that it is there. The one that differs
+/// is found among its neighbours, and it alone is sent.
+#[tokio::test(start_paused = true)]
+async fn the_one_row_that_differs_at_an_owner_is_found_and_brought_there() {
+    for differs in DIFFERS {
+        let cluster = differing(&[], differs);
+        let own = cluster.nodes[2].store.raw_row(tenant_of(&cluster, "default"), b"k");
+        let bytes = 1 + own.expect("readable").row.expect("written").len() as u64;
+        run_departures(&cluster, 10).await;
+        assert_eq!(cleared(&cluster, 2), Some(2), "{differs:?}");
+        let expected: &[&str] = match differs {
+            Differs::Missing => &["v"],
+            Differs::Older | Differs::Newer => &["w"],
+            Differs::Concurrent => &["v", "w"],
+        };
+        assert_eq!(cluster.local(1, "k"), expected, "{differs:?}");
+        let moved = cluster.nodes[2].departure.rate.total();
+        assert_eq!(moved, bytes, "{differs:?}: one row, to one owner");
+        let to = |at, kind| cluster.world.sent_to(id(at), kind);
+        assert_eq!([to(0, "page digests"), to(0, "digest"), to(0, "write")], [0; 3]);
+        assert_eq!([to(1, "page digests"), to(1, "digest"), to(1, "write")], [1; 3]);
+    }
+}
+
+/// The reason for the rule: an owner that is believed whatever it adds up to lacks what it lacked.
+#[tokio::test(start_paused = true)]
+async fn an_owner_whose_sum_is_not_looked_at_lacks_what_it_lacked() {
+    let cluster = differing(&["owners_sum_is_equal"], Differs::Missing);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    assert!(!holds(&cluster, 1, "k"), "the rule does nothing");
+}
+
+/// Tenants have their own numbers of replicas, so of one partition a node gives away some rows and
+/// keeps others, to other owners each: asker and owner add up the same ones all the same.
+#[tokio::test(start_paused = true)]
+async fn sums_agree_where_tenants_have_other_numbers_of_replicas() {
+    const FACTORS: [(&str, u8); 3] = [("default", 3), ("two", 2), ("lww", 1)];
+    let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 92);
+    let drawn = drawn(&cluster).layout(2, &[0, 1, 2], None);
+    let mut document = Document::clone(drawn.document());
+    for (tenant, factor) in FACTORS {
+        // All four hold everything.
+        fill(&cluster, tenant, &[0, 1, 3]);
+        let tenant = tenant_of(&cluster, tenant);
+        document.tenants.get_mut(&tenant).expect("there").replication_factor = factor;
+    }
+    let layout = Arc::new(Layout::new(Arc::new(document)));
+    cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
+    run_departures(&cluster, 10).await;
+    for at in 0..4 {
+        assert_eq!(cleared(&cluster, at), Some(2), "n{at}");
+    }
+    assert!(sent(&cluster, "sum") > 0);
+    let kinds = ["page", "page digests", "digest", "read", "write"];
+    assert_eq!(kinds.map(|kind| sent(&cluster, kind)), [0; 5]);
+    for (name, factor) in FACTORS {
+        let tenant = cluster.nodes[0].store.tenant(name).expect("there");
+        for n in 0..KEYS {
+            let key = format!("key-{n}");
+            let partition = layout.partition_of(tenant.token(key.as_bytes()));
+            let mut owners = layout.sets_of(partition, &tenant).current;
+            owners.sort_unstable();
+            assert_eq!(owners.len(), usize::from(factor));
+            let digests = cluster.digests(name, &key);
+            let held: Vec<NodeId> = (0..4).filter(|at| digests[*at] != 0).map(id).collect();
+            assert_eq!(held, owners, "{name}, {key}");
+        }
+    }
+}
+
+/// Owners take writes while they are compared: what is newer there counts, and nothing gets lost.
+#[tokio::test(start_paused = true)]
+async fn writes_that_come_in_between_do_not_keep_rows_from_going() {
+    let mut cluster = Cluster::with_owners(3, &[0, 1, 2], 93);
+    // So many pages that writes come between them.
+    let departure = Arc::get_mut(&mut cluster.nodes[2].departure).expect("it has not begun");
+    departure.settings.page_bytes = 1;
+    fill(&cluster, "default", &[0, 1]);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    cluster.world.mood.lock().delay_ms = 40;
+    let writing = async {
+        for n in 0..KEYS {
+            let key = format!("key-{n}");
+            let context = cluster.get(0, Level::Quorum, &key).await.expect("both are up").context;
+            let written = cluster.put(n % 2, Level::Quorum, over(&key, "w", &context)).await;
+            written.expect("both are up");
+            cluster.put(n % 2, Level::Quorum, put(&format!("new-{n}"), "w")).await.expect("both");
+        }
+    };
+    tokio::join!(run_departures(&cluster, 60), writing);
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    for n in 0..KEYS {
+        let key = format!("key-{n}");
+        assert!(!holds(&cluster, 2, &key), "{key} went");
+        for key in [key, format!("new-{n}")] {
+            let row = cluster.get(0, Level::Quorum, &key).await.expect("both are up");
+            assert_eq!(values(&row), ["w"], "{key}");
+        }
+    }
+}
+
+/// Whether a row is on the disks of both owners when the node that had it has let it go. One of
+/// them had it in memory only.
+async fn is_on_disks(removed: &[&'static str]) -> bool {
+    let cluster = without_rules(removed, || Cluster::with_owners(3, &[0, 1, 2], 94));
+    let tenant = tenant_of(&cluster, "default");
+    let prepared = cluster.nodes[1].store.prepare("default", &[put("k", "v")]);
+    assert!(prepared.results[0].is_ok());
+    let found = cluster.nodes[1].store.peek_raw_rows(&[(tenant, b"k")]).found.remove(0);
+    let rows = [(tenant, b"k".to_vec(), found.expect("readable").row.expect("in memory"))];
+    for at in [0, 2] {
+        cluster.nodes[at].store.replicate(&rows).remove(0).expect("joined");
+    }
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    assert_eq!(sent(&cluster, "digest"), 0, "sums are equal");
+    let holds_after_power_loss = |at: usize, seed: u64| {
+        let disk = Arc::new(cluster.nodes[at].vfs.crash_clone(seed));
+        let environment = Environment::simulated(disk, &cluster.world.clock, seed);
+        let store = Store::open_in(Path::new("/node"), options(), environment).expect("opens");
+        store.raw_row(tenant, b"k").expect("readable").row.is_some()
+    };
+    (0..10).all(|seed| holds_after_power_loss(0, seed) && holds_after_power_loss(1, seed))
+}
+
+/// An owner counts for what it holds durably: what it adds up is on its disk when it tells the sum.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_an_owner_has_in_memory_only_does_not_count() {
+    assert!(is_on_disks(&[]).await);
+    assert!(!is_on_disks(&["reads_of_what_is_synced"]).await, "the rule does nothing");
+}
+
+/// A quorum of the owners is enough, as it is row by row: who is down gets them from the others.
+#[tokio::test(start_paused = true)]
+async fn who_is_down_is_not_waited_for_where_the_others_are_enough() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 95);
+    fill(&cluster, "default", &[0, 1, 3]);
+    cluster.world.take_down(id(3));
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1, 3], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    assert_eq!(["page digests", "digest"].map(|kind| sent(&cluster, kind)), [0; 2]);
+}
+
+/// An owner that has lost data has no word on what it adds up to, even if that is equal: it is
+/// given the rows.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_has_lost_data_is_given_the_rows_again() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 96);
+    fill(&cluster, "default", &[0, 1]);
+    cluster.nodes[1].store.mark_damaged(0..=3, &[1, 3]).expect("marked");
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    let to = |at| (cluster.world.sent_to(id(at), "write"), cluster.world.sent_to(id(at), "digest"));
+    assert_eq!((to(0), to(1)), ((0, 0), (4, 4)), "each partition, to the one owner");
+}
+
+/// The figures of a certificate do not depend on how the rows were seen to be there.
+#[tokio::test(start_paused = true)]
+async fn a_certificate_says_the_same_whether_sums_were_equal_or_not() {
+    let mut said = Vec::new();
+    for lacks in [false, true] {
+        let cluster = Cluster::with_owners(3, &[0, 1, 2], 97);
+        fill(&cluster, "default", if lacks { &[0] } else { &[0, 1] });
+        let mut leaving = drawn(&cluster);
+        leaving.states = BTreeMap::from([(2, MemberState::Leaving)]);
+        cluster.commit(leaving.layout(2, &[0, 1], None), &[0, 1, 2]);
+        run_departures(&cluster, 30).await;
+        assert_eq!(sent(&cluster, "write") > 0, lacks);
+        let json = cluster.nodes[2].certificates.read(id(2)).expect("reads").expect("kept");
+        let certificate = departure::certificate::Certificate::parse(&json).expect("its own");
+        assert_eq!(certificate.totals().0, KEYS as u64);
+        assert!(certificate.partitions.iter().all(|one| one.owners == [id(0), id(1)]));
+        said.push(certificate.partitions);
+    }
+    assert_eq!(said[0], said[1]);
+}
+
+/// While nobody merges, rows are given to nobody who does not own them: only what says whether they
+/// are there, to who has them and is no owner.
+#[tokio::test(start_paused = true)]
+async fn under_a_stable_layout_pages_say_what_is_there_and_have_no_rows() {
+    let cluster = Cluster::with_owners(3, &[0, 1, 2], 98);
+    fill(&cluster, "default", &[0, 1]);
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    let ask = async |from: usize, at: usize, sum: bool, digests: bool| {
+        let page = PageRequest { token_end: u64::MAX, sum, digests, ..Default::default() };
+        match cluster.ask_as(id(from), at, 2, Request::Page(page)).await {
+            Ok(Reply::Page(page)) => {
+                let sum = page.sum.unwrap_or_default().rows as usize;
+                (sum, page.keys.len(), page.rows.len())
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ask(2, 0, true, false).await, (KEYS, 0, 0));
+    assert_eq!(ask(2, 0, false, true).await, (0, KEYS, 0));
+    assert_eq!(ask(2, 0, false, false).await, (0, 0, 0), "no rows");
+    assert_eq!(ask(1, 0, true, false).await, (0, 0, 0), "they are its own");
+    assert_eq!(ask(0, 2, true, false).await, (0, 0, 0), "it owns none of them");
+}
