@@ -36,16 +36,16 @@ impl Shared {
         }
         self.flush_all()?;
         // Pins the tables: none of them is deleted before it is linked.
-        let view = self.super_version.load_full();
-        for table in view.version.tables() {
+        let version = self.version();
+        for table in version.tables() {
             let number = table.meta.number;
             let to = TableMeta::path(dir, number);
             let from = self.versions.table_path(number);
             self.vfs.hard_link(&from, &to).map_err(Error::io("link", &to))?;
         }
         self.vfs.sync_dir(dir).map_err(Error::io("sync", dir))?;
-        let state = view.version.state();
+        let state = version.state();
         Manifest::create(self.vfs.clone(), dir, 1, state)?.install()?;
-        Ok(view.version.bytes())
+        Ok(version.bytes())
     }
 }

@@ -14,8 +14,7 @@ use std::time::Duration;
 use super::compaction::{Compaction, Job, JobContext, JobDone, Picker, PurgeView, Targets};
 use super::error::{Error, Result};
 use super::flush::CacheChange;
-use super::super_version::SuperVersion;
-use super::version::{Quarantined, TableMeta, TableRef, VersionEdit};
+use super::version::{Quarantined, TableMeta, TableRef, Version, VersionEdit};
 use super::{Engine, Shared};
 
 /// How long `compact_all` waits for a job of another thread before it looks again.
@@ -51,16 +50,19 @@ impl Engine {
 pub(super) struct Reserved<'a> {
     shared: &'a Shared,
     job: Arc<Compaction>,
-    /// The view the job was picked in; keeps its tables.
-    view: Arc<SuperVersion>,
+    /// The tree the job was picked in; keeps its tables. Not the whole view: memtables that were
+    /// flushed meanwhile would stay in memory as long as the job takes.
+    version: Arc<Version>,
+    /// Of that moment.
+    oldest_unflushed_epoch: u64,
 }
 
 impl Reserved<'_> {
     /// The inputs as they are now: while this lives nobody else changes them.
     pub(super) fn tables(&self) -> impl Iterator<Item = &TableRef> {
-        let table = |input: &Arc<TableMeta>| self.view.version.table(input.number);
+        let table = |input: &Arc<TableMeta>| self.version.table(input.number);
         let inputs = self.job.inputs.iter();
-        inputs.map(move |it| table(it).expect("a job is picked among the tables of its view"))
+        inputs.map(move |it| table(it).expect("a job is picked among the tables of its version"))
     }
 
     /// The only input.
@@ -98,7 +100,7 @@ impl Shared {
         }
         let Some(reserved) = self.reserve(|picker| picker.pick_aside()) else { return Ok(false) };
         let meta = &reserved.table().meta;
-        let level0 = reserved.view.version.state().level(0).iter();
+        let level0 = reserved.version.state().level(0).iter();
         let taken: HashSet<u64> =
             level0.filter(|table| table.number != meta.number).map(|table| table.epoch).collect();
         let free = (0..=meta.epoch).rev().find(|epoch| !taken.contains(epoch));
@@ -119,31 +121,32 @@ impl Shared {
     ) -> Option<Reserved<'_>> {
         let mut running = self.compacting.lock();
         // Loaded under the lock: a job leaves `running` only after its result is in view.
-        let view = self.super_version.load_full();
-        let (state, unflushed) = (view.version.state(), view.oldest_unflushed_epoch());
-        let picker = Picker::new(state, &running, &self.picker_options, unflushed, self.now_ms());
+        let (oldest_unflushed_epoch, version) = {
+            let view = self.super_version.load();
+            (view.oldest_unflushed_epoch(), Arc::clone(&view.version))
+        };
+        let (options, now_ms) = (&self.picker_options, self.now_ms());
+        let state = version.state();
+        let picker = Picker::new(state, &running, options, oldest_unflushed_epoch, now_ms);
         let picker = picker.short_of_space(self.is_short_of_space());
         #[cfg(test)]
         let picker = picker.without_named(&self.removed_rules.lock());
         let job = Arc::new(pick(&picker)?);
         running.push(job.clone());
         drop(running);
-        Some(Reserved { shared: self, job, view })
+        Some(Reserved { shared: self, job, version, oldest_unflushed_epoch })
     }
 
     fn run_compaction(&self, reserved: &Reserved<'_>) -> Result<()> {
-        let Reserved { job, view, .. } = reserved;
-        self.pacer.set_debt(self.compaction_debt(view));
+        let Reserved { job, version, oldest_unflushed_epoch, .. } = reserved;
+        self.pacer.set_debt(self.compaction_debt(version));
         let bad_row = RefCell::new(None);
         let context = JobContext {
             vfs: &*self.vfs,
             dir: &self.dir,
             versions: &self.versions,
             operator: &*self.operator,
-            view: PurgeView {
-                version: &view.version,
-                oldest_unflushed_epoch: view.oldest_unflushed_epoch(),
-            },
+            view: PurgeView { version, oldest_unflushed_epoch: *oldest_unflushed_epoch },
             table_options: self.options.table_options(job.output_level),
             // An epoch of level 0 has one table.
             table_bytes: if job.output_level == 0 { u64::MAX } else { self.options.table_bytes },
@@ -188,7 +191,7 @@ impl Shared {
     /// Records a row that is no row although its block is sound. Its table is left alone like any
     /// other that holds what cannot be read, or the same job would be picked again for ever.
     fn quarantine_row(&self, reserved: &Reserved<'_>, number: u64, key: Box<[u8]>) -> Result<()> {
-        match reserved.view.version.table(number) {
+        match reserved.version.table(number) {
             Some(table) => {
                 let (smallest, largest) = (key.clone(), key);
                 self.quarantine(table, vec![Quarantined { table: number, smallest, largest }])
@@ -206,8 +209,8 @@ impl Shared {
     }
 
     /// Bytes that compaction is behind.
-    pub(super) fn compaction_debt(&self, view: &SuperVersion) -> u64 {
-        let state = view.version.state();
+    pub(super) fn compaction_debt(&self, version: &Version) -> u64 {
+        let state = version.state();
         Targets::new(state, &self.picker_options).debt_bytes(state, &self.picker_options)
     }
 }

@@ -32,10 +32,10 @@ impl Engine {
         may_go: &dyn Fn(&Quarantined) -> bool,
         permit: &Permit<'_>,
     ) -> Result<u64> {
-        let view = self.shared.super_version.load_full();
-        let all = view.version.state().quarantined();
+        let version = self.shared.version();
+        let all = version.state().quarantined();
         let mut discarded = 0;
-        for table in view.version.tables() {
+        for table in version.tables() {
             let number = table.meta.number;
             let ranges: Vec<&Quarantined> = all.iter().filter(|it| it.table == number).collect();
             if !ranges.is_empty() && ranges.iter().all(|range| may_go(range)) {

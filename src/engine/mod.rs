@@ -305,6 +305,12 @@ impl Shared {
     }
 
     /// Whether writes are refused because the engine is closing.
+    /// The tree now, for those who need tables for long: with a whole view they would keep
+    /// memtables that are flushed meanwhile.
+    fn version(&self) -> Arc<version::Version> {
+        Arc::clone(&self.super_version.load().version)
+    }
+
     fn closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }

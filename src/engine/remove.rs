@@ -80,10 +80,10 @@ impl Engine {
             if shared.closed() {
                 return Err(Error::Closed);
             }
-            let view = shared.super_version.load_full();
-            let end = shared.end_of_piece(&view.version, &from);
+            let version = shared.version();
+            let end = shared.end_of_piece(&version, &from);
             let piece = (from, end);
-            match shared.remove_piece(&view.version, &going.within(&piece), permit)? {
+            match shared.remove_piece(&version, &going.within(&piece), permit)? {
                 Piece::Gone(bytes) => removed += bytes,
                 Piece::Refused => return Ok(None),
                 Piece::Busy => {

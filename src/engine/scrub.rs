@@ -71,8 +71,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::scrub`].
     pub fn scrub_file(&self, file: &Path) -> Result<ScrubReport> {
-        let view = self.shared.super_version.load_full();
-        let mut tables = view.version.tables();
+        let version = self.shared.version();
+        let mut tables = version.tables();
         let tables = tables.find(|table| table.path() == file).into_iter();
         let tables = tables.map(|table| table.meta.number).collect();
         let mut pass = ScrubPass { tables, block: 0, report: ScrubReport::default() };
@@ -95,10 +95,10 @@ impl Shared {
     }
 
     fn scrub_some(&self, pass: &mut ScrubPass, bytes_max: u64) -> Result<Option<u64>> {
-        let view = self.super_version.load_full();
+        let version = self.version();
         let table = loop {
             let Some(number) = pass.tables.last() else { return Ok(None) };
-            match view.version.table(*number) {
+            match version.table(*number) {
                 Some(table) => break table,
                 None => drop(pass.tables.pop()),
             }

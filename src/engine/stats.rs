@@ -170,7 +170,7 @@ impl Shared {
             compacted_bytes_read: counters.compacted_bytes_read.get(),
             compacted_bytes_written: counters.compacted_bytes_written.get(),
             rows_purged: counters.rows_purged.get(),
-            compaction_debt_bytes: self.compaction_debt(&view),
+            compaction_debt_bytes: self.compaction_debt(&view.version),
             stalls: counters.stalls.get(),
             slowed: counters.slowed.get(),
             stall_ms: counters.stall_ms.get(),

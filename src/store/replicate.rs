@@ -16,6 +16,11 @@ use crate::causality::codec;
 use crate::engine::options::ROW_BYTES_MAX;
 use crate::engine::{self, OnStall, Position};
 
+/// Rows that are joined in one go. The locks of all their keys are held meanwhile, and of a page of
+/// a thousand rows those are most locks there are: on a thread that others go before, every write
+/// of a client would wait for it (docs/decisions/0069).
+const AT_ONCE: usize = 16;
+
 /// How rows are let in.
 #[derive(Clone, Copy)]
 enum Judge<'f> {
@@ -152,6 +157,9 @@ impl Store {
         if records.is_empty() {
             return (Vec::new(), Position::ZERO);
         }
+        if records.len() > AT_ONCE {
+            return self.join_apart(records, AT_ONCE, judge, on_stall);
+        }
         let applied = match judge {
             Judge::Guard => self.engine.apply_with(records, on_stall),
             Judge::Floors(floors) => self.engine.apply_judged(records, floors, on_stall),
@@ -159,21 +167,32 @@ impl Store {
         match applied {
             Ok(position) => (vec![Ok(()); records.len()], position),
             Err(engine::Error::BelowSafePoint) if records.len() > 1 => {
-                let mut results = Vec::with_capacity(records.len());
-                let mut end = Position::ZERO;
-                for (index, record) in records.iter().enumerate() {
-                    let judge = match judge {
-                        Judge::Guard => Judge::Guard,
-                        Judge::Floors(floors) => Judge::Floors(&floors[index..=index]),
-                    };
-                    let (result, position) = self.join_records(&[*record], judge, on_stall);
-                    results.extend(result);
-                    end = end.max(position);
-                }
-                (results, end)
+                self.join_apart(records, 1, judge, on_stall)
             }
             Err(error) => (vec![Err(self.failed(error)); records.len()], Position::ZERO),
         }
+    }
+
+    /// [`Store::join_records`] of so many at a time.
+    fn join_apart(
+        &self,
+        records: &[(&[u8], &[u8])],
+        at_once: usize,
+        judge: Judge<'_>,
+        on_stall: OnStall,
+    ) -> (Vec<Result<()>>, Position) {
+        let mut results = Vec::with_capacity(records.len());
+        let mut end = Position::ZERO;
+        for (at, some) in (0..).step_by(at_once).zip(records.chunks(at_once)) {
+            let judge = match judge {
+                Judge::Guard => Judge::Guard,
+                Judge::Floors(floors) => Judge::Floors(&floors[at..at + some.len()]),
+            };
+            let (result, position) = self.join_records(some, judge, on_stall);
+            results.extend(result);
+            end = end.max(position);
+        }
+        (results, end)
     }
 }
 

@@ -6,10 +6,37 @@ use std::thread;
 
 use super::row::Row;
 use super::{open, tiny};
-use crate::engine::Options;
 use crate::engine::reaper::THREAD;
 use crate::engine::vfs::fault::{FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
+use crate::engine::{Engine, Options, Shared};
+
+fn put(engine: &Engine, value: u32) {
+    let row = Row::default().write(1, u64::from(value), true, Some(value)).encode();
+    engine.apply(&[(b"key", &row)]).expect("taken");
+}
+
+/// A job takes seconds, and writers go on: what it keeps are tables.
+#[test]
+fn no_compaction_keeps_memtables_that_are_flushed_meanwhile() {
+    let engine = Arc::new(open(Arc::new(MemVfs::new()), tiny()).expect("opens"));
+    for value in 1..=2 {
+        put(&engine, value);
+        engine.flush().expect("flushes");
+    }
+    let (tell, told) = channel();
+    let within = Arc::downgrade(&engine);
+    let in_the_middle = Box::new(move |shared: &Shared| {
+        let engine = within.upgrade().expect("it compacts");
+        put(&engine, 3);
+        let memtable = Arc::downgrade(&shared.super_version.load().active);
+        engine.flush().expect("flushes");
+        tell.send(memtable.upgrade().is_none()).expect("the test waits");
+    });
+    engine.shared.hooks.lock().insert("compact:merged", in_the_middle);
+    engine.compact_all().expect("compacts");
+    assert_eq!(told.recv(), Ok(true), "the job keeps it");
+}
 
 /// A reader that was put off the processor wakes up, the last one to hold tables that have been
 /// compacted meanwhile.
@@ -26,8 +53,7 @@ fn no_reader_removes_the_files_of_tables_that_it_held_last() {
     });
     let engine = open(vfs, Options { compaction_threads: 1, ..tiny() }).expect("opens");
     for value in 1..=2 {
-        let row = Row::default().write(1, u64::from(value), true, Some(value)).encode();
-        engine.apply(&[(b"key", &row)]).expect("taken");
+        put(&engine, value);
         engine.flush().expect("flushes");
     }
     let view = engine.shared.super_version.load_full();

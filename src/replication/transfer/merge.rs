@@ -41,8 +41,14 @@ use crate::replication::page::{self, Asking, Compared, Told};
 use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 
-/// Rows as the store joins them.
-type Rows = Vec<(TenantId, Bytes, Bytes)>;
+/// Rows that are joined under one pass of the fence: who raises the epoch waits for it, and all
+/// that clients ask for waits behind that.
+const UNDER_ONE_PASS: usize = 64;
+
+/// A row as the store joins it.
+type Row = (TenantId, Bytes, Bytes);
+/// Such rows.
+type Rows = Vec<Row>;
 
 /// What is merged, from whom.
 pub(super) struct From<'l> {
@@ -249,26 +255,32 @@ impl Transfer {
         let rows: Rows =
             rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-        let (done, joined) = oneshot::channel();
         let epoch = from.layout.epoch();
-        // Of a page that was asked for under another epoch the rows may not be this node's.
         let begun = self.work.run(move || {
-            let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            let (judged, floors) = judge(&store, &rows)?;
-            let told = Box::new(move |results| drop(done.send(results)));
-            store.submit_repairs(&judged, &floors, told);
-            Ok::<_, Error>(rows)
+            let mut told = Vec::new();
+            for some in rows.chunks(UNDER_ONE_PASS) {
+                let (done, joined) = oneshot::channel();
+                // Of a page that was asked for under another epoch the rows may not be this node's.
+                let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+                let (judged, floors) = judge(&store, some)?;
+                let tell = Box::new(move |results| drop(done.send(results)));
+                store.submit_repairs(&judged, &floors, tell);
+                told.push(joined);
+            }
+            Ok::<_, Error>((rows, told))
         });
-        let rows = begun.await.map_err(|_| Error::Stopping)??;
-        let results = joined.await.map_err(|_| Error::Stopping)?;
-        results.into_iter().try_for_each(|result| result)?;
+        let (rows, told) = begun.await.map_err(|_| Error::Stopping)??;
+        for joined in told {
+            let results = joined.await.map_err(|_| Error::Stopping)?;
+            results.into_iter().try_for_each(|result| result)?;
+        }
         self.progress.moved(count, bytes as u64);
         Ok(rows)
     }
 }
 
 /// Rows as they may be joined here under the floors of their partitions, with these.
-fn judge(store: &Store, rows: &Rows) -> store::Result<(Rows, Vec<u64>)> {
+fn judge(store: &Store, rows: &[Row]) -> store::Result<(Rows, Vec<u64>)> {
     let (mut judged, mut floors) = (Rows::with_capacity(rows.len()), Vec::new());
     for (tenant, key, row) in rows {
         let own = match store.floor_at(store.tenant_by_id(*tenant)?.token(key)) {

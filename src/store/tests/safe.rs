@@ -93,6 +93,16 @@ fn a_late_copy_of_a_forgotten_version_is_refused() {
     assert_eq!(results[0].as_ref().unwrap_err().reason(), "BELOW_SAFE_POINT");
     assert!(results[1].is_ok(), "the others of the message are taken");
     assert!(node.values("lww", "k").is_empty());
+    // A page is joined a few rows at a time, and each row keeps its own outcome.
+    let is_late = |n: usize| n % 7 == 3 || n == 99;
+    let time_of = |n: usize| if is_late(n) { time } else { now };
+    let page: Vec<_> = (0..100).map(|n| fresh(&format!("page{n}"), time_of(n))).collect();
+    let results = node.store().replicate(&page);
+    assert_eq!(results.len(), page.len());
+    for (n, result) in results.iter().enumerate() {
+        assert_eq!(result.is_err(), is_late(n), "row {n}: {result:?}");
+        assert_eq!(node.values("lww", &format!("page{n}")).is_empty(), is_late(n));
+    }
 }
 
 /// The safe point never goes back, and writes go on above it whatever the wall clock says.
