@@ -1,6 +1,6 @@
 //! What a cluster costs and how it bears a loss:
 //! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]
-//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB`.
+//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB [--beside 0]`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
 //! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
@@ -47,6 +47,8 @@ struct Arguments {
     direct: bool,
     /// Bytes of rows that move; 0: what else there is to measure.
     transfer_bytes: u64,
+    /// Whether they also move beside a load.
+    beside: bool,
 }
 
 impl Arguments {
@@ -59,6 +61,7 @@ impl Arguments {
             value_bytes: 1024,
             direct: false,
             transfer_bytes: 0,
+            beside: true,
         };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {
@@ -72,6 +75,7 @@ impl Arguments {
                 "--concurrency" => parsed.concurrency = figure(&given).max(1) as u64,
                 "--value" => parsed.value_bytes = figure(&given),
                 "--transfer" => parsed.transfer_bytes = (figure(&given) as u64) << 20,
+                "--beside" => parsed.beside = figure(&given) > 0,
                 "--direct" => parsed.direct = figure(&given) > 0,
                 _ => panic!("{argument} is not known"),
             }
@@ -176,7 +180,8 @@ fn main() {
     let runtime = runtime.expect("threads");
     let concurrency = arguments.concurrency;
     if arguments.transfer_bytes > 0 {
-        transfer::run(&runtime, arguments.transfer_bytes, arguments.value_bytes);
+        let Arguments { transfer_bytes, value_bytes, beside, .. } = arguments;
+        transfer::run(&runtime, transfer_bytes, value_bytes, beside);
         return;
     }
     for &count in &arguments.nodes {

@@ -45,6 +45,8 @@ const MOMENT: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(70);
 /// How often it is looked how far a change is.
 const LOOK: Duration = Duration::from_millis(250);
+/// The same beside a load: to ask is to start a program, which takes a core for a while.
+const LOOK_BESIDE: Duration = Duration::from_secs(2);
 /// Longest wait for a change.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// The rate limit of a node that joins, as a setting.
@@ -52,8 +54,8 @@ const RATE: &str = "PAIRDB__CLUSTER__TRANSFER_RATE_BYTES";
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// All of it, with so many rows.
-pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
+/// All of it, with so many rows; beside a load too, if that is wanted.
+pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: bool) {
     let floor = (floor::disk_mib_per_s(), floor::stream_mib_per_s(runtime, value_bytes));
     println!(
         "{{\"workload\":\"floor\",\"disk_mib_per_s\":{:.0},\"stream_mib_per_s\":{:.0}}}",
@@ -72,11 +74,24 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize) {
     );
     let share = fill * 3.0 / 4.0;
     until_at_rest(&nodes);
+    // The second one, so that clients of the first are served meanwhile.
+    let began = Instant::now();
+    assert_eq!(nodes.stop(1), 0, "a clean stop");
+    let stopped = began.elapsed();
+    nodes.restart(1);
+    println!(
+        "{{\"workload\":\"restart\",\"mib\":{fill:.0},\"stopped_ms\":{},\"ready_ms\":{}}}",
+        stopped.as_millis(),
+        (began.elapsed() - stopped).as_millis()
+    );
+    nodes.wait_until_up(0, 3);
     let moving = Moving { runtime, share, floor };
-    let steady = Steady::start(runtime, &nodes, value_bytes);
-    std::thread::sleep(HEALTHY);
-    println!("{{\"workload\":\"load alone\",{}}}", steady.end(runtime));
-    moving.there_and_back(&mut nodes, Some(value_bytes));
+    if beside {
+        let steady = Steady::start(runtime, &nodes, value_bytes);
+        std::thread::sleep(HEALTHY);
+        println!("{{\"workload\":\"load alone\",{}}}", steady.end(runtime));
+        moving.there_and_back(&mut nodes, Some(value_bytes));
+    }
     moving.there_and_back(&mut nodes, None);
 }
 
@@ -102,10 +117,11 @@ impl Moving<'_> {
         let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
         let joined = nodes.join_with(limit);
         let name = format!("n{joined}");
-        let owned = until(nodes, began, |phase, states| {
+        let look = if running.is_some() { LOOK_BESIDE } else { LOOK };
+        let owned = until(nodes, (began, look), |phase, states| {
             phase != "joint" && states.iter().any(|(one, state)| *one == name && *state == "normal")
         });
-        let settled = until(nodes, began, |phase, _| phase == "stable");
+        let settled = until(nodes, (began, look), |phase, _| phase == "stable");
         let newcomer = joined..joined + 1;
         let moved = transferred(nodes, 0..3) + transferred(nodes, newcomer.clone()) - before.1;
         let cpu = cpu_s(nodes, 0..3) + cpu_s(nodes, newcomer) - before.0;
@@ -121,7 +137,7 @@ impl Moving<'_> {
         let left = began.elapsed();
         assert_eq!(nodes.wait(joined), 0, "it has left");
         let moved = transferred(nodes, 0..3) - before.1;
-        let settled = until(nodes, began, |phase, _| phase == "stable");
+        let settled = until(nodes, (began, look), |phase, _| phase == "stable");
         let cpu = cpu_s(nodes, 0..3) - before.0;
         self.tell("drain", running, moved, (left, settled), cpu);
     }
@@ -167,7 +183,7 @@ fn until_at_rest(nodes: &Nodes) {
 /// Waits until the layout is so: its phase, and the states of nodes by name. When it was.
 fn until(
     nodes: &Nodes,
-    began: Instant,
+    (began, look): (Instant, Duration),
     is_so: impl Fn(&str, &[(String, String)]) -> bool,
 ) -> Duration {
     loop {
@@ -180,7 +196,7 @@ fn until(
             return began.elapsed();
         }
         assert!(began.elapsed() < PATIENCE, "it does not end: {shown:#}");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(look);
     }
 }
 
