@@ -84,7 +84,7 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: bool) {
         stopped.as_millis(),
         (began.elapsed() - stopped).as_millis()
     );
-    nodes.wait_until_up(0, 3);
+    (0..3).for_each(|at| nodes.wait_until_up(at, 3));
     let moving = Moving { runtime, share, floor };
     if beside {
         let steady = Steady::start(runtime, &nodes, value_bytes);
