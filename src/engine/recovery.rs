@@ -91,7 +91,6 @@ pub fn open(
     let free_debt = 4 * options.memtable_bytes as u64;
     let pacer = Pacer::new(options.compaction_bytes_per_second, free_debt);
     let view = SuperVersion { generation: 0, active, queue: Vec::new(), version, cache_epoch: 0 };
-    let blank = Mutex::new(Some(Blank::new(options.memtable_bytes)));
     Ok(Shared {
         dir: dir.to_path_buf(),
         options,
@@ -99,7 +98,7 @@ pub fn open(
         operator,
         _lock: lock,
         log,
-        blank,
+        blank: Mutex::default(),
         stripes: Stripes::new(),
         guards,
         observer: OnceLock::new(),

@@ -160,12 +160,7 @@ impl Store {
         cursor: Option<Vec<u8>>,
         bytes_max: usize,
     ) -> Result<RowPage> {
-        let mut rows = Vec::new();
-        let cursor = self.visit_by_token(range, cursor.as_deref(), bytes_max, |key, row| {
-            rows.push((key.to_vec(), row.to_vec()));
-            Ok(true)
-        })?;
-        Ok(RowPage { rows, cursor })
+        RowPage::of(|copy| self.visit_by_token(range, cursor.as_deref(), bytes_max, copy))
     }
 
     /// Visits the rows of a page of [`Store::rows_by_token`] where they lie, with their engine
@@ -200,12 +195,7 @@ impl Store {
     /// # Errors
     /// A source that cannot be read.
     pub fn rows_within(&self, range: &KeyRange, bytes_max: usize) -> Result<RowPage> {
-        let mut rows = Vec::new();
-        let cursor = self.visit_within(range, bytes_max, |key, row| {
-            rows.push((key.to_vec(), row.to_vec()));
-            Ok(true)
-        })?;
-        Ok(RowPage { rows, cursor })
+        RowPage::of(|copy| self.visit_within(range, bytes_max, copy))
     }
 
     /// As [`Store::visit_by_token`], between two engine keys, as [`Store::rows_within`].
@@ -246,6 +236,21 @@ impl Store {
     /// Keys the checksum of cursors of a request.
     fn cursor_seed(&self, scope: u64) -> u64 {
         xxh3_64_with_seed(&scope.to_le_bytes(), self.cluster_hash.load(Ordering::Acquire))
+    }
+}
+
+/// See [`Store::visit_by_token`].
+type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> Result<bool> + 'v;
+
+impl RowPage {
+    /// Copies of the rows that are visited.
+    fn of(visit: impl FnOnce(&mut Visit<'_>) -> Result<Option<Vec<u8>>>) -> Result<Self> {
+        let mut rows = Vec::new();
+        let cursor = visit(&mut |key, row| {
+            rows.push((key.to_vec(), row.to_vec()));
+            Ok(true)
+        })?;
+        Ok(Self { rows, cursor })
     }
 }
 

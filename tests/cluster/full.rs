@@ -78,9 +78,12 @@ fn wait_for_plan(nodes: &Nodes, reason: Option<&str>) {
     }
 }
 
-fn says_room(waits_for: &Value) -> bool {
+/// Whether it is this node that is waited for, and for room. Of a node that was just restarted the
+/// others may say for a moment that it is down, and what it said before that.
+fn says_room(waits_for: &Value, name: &str) -> bool {
+    let said = format!("{name} to merge its partitions (room on its disk: ");
     let texts = waits_for.as_array().expect("texts").iter();
-    texts.filter_map(Value::as_str).any(|text| text.contains("room on its disk"))
+    texts.filter_map(Value::as_str).any(|text| text.starts_with(&said))
 }
 
 /// A drain that has no room is not begun: the refusal comes at once, names the node, what it would
@@ -123,8 +126,7 @@ fn a_drain_without_room_is_refused_at_once_and_one_that_runs_out_of_it_waits() {
     wait_for(&nodes, &["drain", "n3", "--status"], |told| told["phase"] == "merging");
     restart(&mut nodes, receiver, &[reserve(100)]);
     let status = ["drain", "n3", "--status"];
-    let told = wait_for(&nodes, &status, |told| says_room(&told["waits_for"]));
-    assert!(told["waits_for"].to_string().contains(&format!("{name} to merge")), "{told:#}");
+    let told = wait_for(&nodes, &status, |told| says_room(&told["waits_for"], &name));
     assert_eq!(told["phase"], "merging");
     let shown = nodes.ok(0, &["layout", "show"]);
     assert!(shown.contains("room on its disk: "), "{shown}");
@@ -159,9 +161,9 @@ fn a_node_that_runs_full_while_it_comes_in_waits_for_room_and_can_leave_when_ful
         parts.iter().any(|one| one["keys"].as_u64() > Some(0))
     });
     restart(&mut nodes, fourth, &[slow, reserve(100)]);
-    let shown = wait_for(&nodes, &["layout", "show"], |shown| says_room(&shown["waits_for"]));
+    let says_so = |shown: &Value| says_room(&shown["waits_for"], "n3");
+    let shown = wait_for(&nodes, &["layout", "show"], says_so);
     assert_eq!((state_of(&shown, "n3"), &shown["phase"]), ("joining", &"joint".into()));
-    assert!(shown["waits_for"].to_string().contains("n3 to merge its partitions"), "{shown:#}");
     // Each is on a quorum of the owners and on one of the next ones; the full one is not needed.
     let late: Vec<String> = (0..10).map(|n| format!("late-{n}")).collect();
     for key in &late {

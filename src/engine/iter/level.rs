@@ -47,10 +47,7 @@ impl LevelCursor {
             self.at = at;
         }
         let Some(table) = self.tables.get(at) else { return Ok(()) };
-        let iter = self
-            .iter
-            .get_or_insert_with(|| if self.verify { table.iter_verified() } else { table.iter() });
-        position(iter)?;
+        position(self.iter.get_or_insert_with(|| cursor_of(table, self.verify)))?;
         self.pass_ended()
     }
 
@@ -60,7 +57,7 @@ impl LevelCursor {
     fn pass_ended(&mut self) -> Result<()> {
         while self.iter.as_ref().is_some_and(|iter| !iter.valid()) {
             let Some(table) = self.tables.get(self.at + 1) else { return Ok(()) };
-            let mut iter = if self.verify { table.iter_verified() } else { table.iter() };
+            let mut iter = cursor_of(table, self.verify);
             self.at += 1;
             self.iter = None;
             iter.seek_to_first()?;
@@ -74,6 +71,10 @@ impl LevelCursor {
     fn current(&self) -> &TableIter {
         self.iter.as_ref().expect("REQUIRES valid(), and a valid cursor stands in a table")
     }
+}
+
+fn cursor_of(table: &TableRef, verify: bool) -> TableIter {
+    if verify { table.iter_verified() } else { table.iter() }
 }
 
 impl Cursor for LevelCursor {

@@ -112,38 +112,37 @@ impl Filter {
         Ok(Self { probes, bits: len * 8 })
     }
 
+    /// Whether the bit of a probe is set.
+    #[inline]
+    fn is_set(&self, bitmap: &[u8], hash: u64) -> bool {
+        let bit = hash % self.bits;
+        // A bit outside cannot be: then the filter says nothing, which is "maybe".
+        let byte = bitmap.get((bit / 8) as usize).copied().unwrap_or(u8::MAX);
+        byte & (1 << (bit % 8)) != 0
+    }
+
     /// The first two probes of [`Filter::may_contain`] without a branch between them, so that the
     /// processor fetches both at once, and those of other filters with them; `false` is certain.
     #[inline]
     pub fn looks_likely(&self, bytes: &[u8], key: &KeyHash) -> bool {
         let Some(bitmap) = bytes.get(HEADER_BYTES..) else { return true };
-        let is_set = |hash: u64| {
-            let bit = hash % self.bits;
-            let byte = bitmap.get((bit / 8) as usize).copied().unwrap_or(u8::MAX);
-            byte & (1 << (bit % 8)) != 0
-        };
         let [first, second] = key.sips();
-        is_set(first) & (is_set(second) | (self.probes < 2))
+        self.is_set(bitmap, first) & (self.is_set(bitmap, second) | (self.probes < 2))
     }
 
     /// Whether the filter `bytes` may hold the key; `false` is certain.
     #[inline]
     pub fn may_contain(&self, bytes: &[u8], key: &KeyHash) -> bool {
         let Some(bitmap) = bytes.get(HEADER_BYTES..) else { return true };
-        let [first, second] = key.sips();
-        let is_set = |hash: u64| {
-            let bit = hash % self.bits;
-            // A bit outside cannot be: then the filter says nothing, which is "maybe".
-            bitmap.get((bit / 8) as usize).is_none_or(|byte| byte & (1 << (bit % 8)) != 0)
-        };
-        if !is_set(first) || (self.probes > 1 && !is_set(second)) {
+        if !self.looks_likely(bytes, key) {
             return false;
         }
+        let [first, second] = key.sips();
         let mut hash = first.wrapping_add(second);
         for _ in 2..self.probes {
             hash = hash.wrapping_add(second);
             let folded = if hash >= PRIME { hash - PRIME } else { hash };
-            if !is_set(folded) {
+            if !self.is_set(bitmap, folded) {
                 return false;
             }
         }

@@ -165,11 +165,7 @@ impl TableRef {
 
     /// [`Table::verify_all`] of the file, but for blocks of which all keys are excised.
     pub fn verify_all(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
-        self.handle.table.verify_all(&mut |corruption, range| {
-            if !self.is_excised(range) {
-                on_bad(corruption, range);
-            }
-        });
+        self.handle.table.verify_all(&mut self.of_visible(on_bad));
     }
 
     /// [`Table::verify_sections`] of the file.
@@ -184,11 +180,19 @@ impl TableRef {
         bytes_max: u64,
         on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>),
     ) -> (u64, Option<usize>) {
-        self.handle.table.verify_blocks(first, bytes_max, &mut |corruption, range| {
+        self.handle.table.verify_blocks(first, bytes_max, &mut self.of_visible(on_bad))
+    }
+
+    /// Passes on what is wrong with blocks of which not all keys are excised.
+    fn of_visible<'f>(
+        &'f self,
+        on_bad: &'f mut dyn FnMut(Corruption, KeyRange<'_>),
+    ) -> impl FnMut(Corruption, KeyRange<'_>) + 'f {
+        move |corruption, range| {
             if !self.is_excised(range) {
                 on_bad(corruption, range);
             }
-        })
+        }
     }
 
     /// [`Table::trust_all`] of the file.

@@ -1,6 +1,6 @@
 //! Which rows a node may hold that it does not own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub struct Unowned {
     some: Vec<RangeInclusive<u32>>,
     /// Where it owns nothing.
     all: Vec<RangeInclusive<u32>>,
+    /// Where there may be both.
+    in_part: Vec<RangeInclusive<u32>>,
 }
 
 impl Unowned {
@@ -29,13 +31,14 @@ impl Unowned {
         let tenants = layout.document().tenants.values();
         let factors: BTreeMap<TenantId, u8> =
             tenants.map(|tenant| (tenant.id, tenant.replication_factor)).collect();
-        let beyond = |factor: Option<&u8>| {
-            let factor = factor.copied().unwrap_or(u8::MAX);
-            let is_beyond = |rank: &Option<u8>| rank.is_none_or(|rank| rank >= factor);
-            runs(ranks.iter().map(is_beyond))
-        };
-        let (some, all) = (beyond(factors.values().min()), beyond(factors.values().max()));
-        Self { layout: Arc::clone(layout), some, all, ranks, factors }
+        let least = factors.values().min().copied().unwrap_or(u8::MAX);
+        let most = factors.values().max().copied().unwrap_or(u8::MAX);
+        let is_beyond = |rank: &Option<u8>, factor| rank.is_none_or(|rank| rank >= factor);
+        let some = runs(ranks.iter().map(|rank| is_beyond(rank, least)));
+        let all = runs(ranks.iter().map(|rank| is_beyond(rank, most)));
+        let is_in_part = |rank| is_beyond(rank, least) && !is_beyond(rank, most);
+        let in_part = runs(ranks.iter().map(is_in_part));
+        Self { layout: Arc::clone(layout), some, all, in_part, ranks, factors }
     }
 
     /// Whether a row is not the node's. Of a tenant that is not known nothing can be said.
@@ -57,12 +60,7 @@ impl Unowned {
 
     /// Of those, where there is nothing else as long as [`Unowned::knows`] says yes, and the rest.
     pub fn ranges_by_extent(&self) -> (Vec<TokenRange>, Vec<TokenRange>) {
-        let is_all = |partition| self.all.iter().any(|run| run.contains(&partition));
-        let each = self.some.iter().flat_map(Clone::clone);
-        let some = each.filter(|partition| !is_all(*partition)).collect::<BTreeSet<u32>>();
-        let partitions = 0..self.ranks.len() as u32;
-        let in_part = runs(partitions.map(|partition| some.contains(&partition)));
-        (self.tokens_of(&self.all), self.tokens_of(&in_part))
+        (self.tokens_of(&self.all), self.tokens_of(&self.in_part))
     }
 
     /// Whether it was made with all of these tenants. One that came since, under the same epoch,
