@@ -72,11 +72,11 @@ impl<K: Ord + Clone> Scores<K> {
         // Forgotten meanwhile.
         let Some(score) = known.get_mut(name) else { return };
         score.in_flight = score.in_flight.saturating_sub(1);
-        score.answered = Some(Instant::now());
-        score.average_us = match score.average_us {
-            0 => took_us.max(1),
-            old => old - (old >> NEWEST_SHIFT) + (took_us >> NEWEST_SHIFT),
+        score.average_us = match score.faded_us() {
+            None => took_us.max(1),
+            Some(old) => old - (old >> NEWEST_SHIFT) + (took_us >> NEWEST_SHIFT),
         };
+        score.answered = Some(Instant::now());
         if score.samples.len() < SAMPLES {
             score.samples.push(took_us as u32);
         } else {
@@ -111,13 +111,18 @@ impl<K: Ord + Clone> Scores<K> {
 
 impl Score {
     fn cost(&self) -> u64 {
-        let Some(answered) = self.answered else {
+        let Some(average_us) = self.faded_us() else {
             let waits = self.asked.is_some_and(|asked| asked.elapsed() < FADES_WITHIN);
             return if waits { UNKNOWN_US * (1 + self.in_flight) } else { 0 };
         };
-        let idle = answered.elapsed().as_micros() / FADES_WITHIN.as_micros();
-        let average_us = self.average_us.checked_shr(u32::try_from(idle).unwrap_or(u32::MAX));
-        average_us.unwrap_or(0).max(1).saturating_mul(1 + self.in_flight)
+        average_us.saturating_mul(1 + self.in_flight)
+    }
+
+    /// The average as it counts by now, never 0; `None` before the first answer.
+    fn faded_us(&self) -> Option<u64> {
+        let idle = self.answered?.elapsed().as_micros() / FADES_WITHIN.as_micros();
+        let faded = self.average_us.checked_shr(u32::try_from(idle).unwrap_or(u32::MAX));
+        Some(faded.unwrap_or(0).max(1))
     }
 }
 
@@ -176,5 +181,19 @@ mod tests {
         assert_eq!(scores.cost(&1), cost >> 3);
         tokio::time::advance(FADES_WITHIN * 1000).await;
         assert_eq!(scores.cost(&1), 1);
+    }
+
+    /// What has faded is not brought back by the next answer, or one slow answer would keep others
+    /// away for minutes: each of those that found out would count for an eighth.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_after_a_while_counts_beside_what_has_faded() {
+        let scores = Scores::default();
+        scores.begin(&1);
+        scores.end(&1, Duration::from_secs(2));
+        tokio::time::advance(FADES_WITHIN * 12).await;
+        let faded = scores.cost(&1);
+        scores.begin(&1);
+        scores.end(&1, Duration::from_micros(500));
+        assert!(scores.cost(&1) <= faded + 500, "{}", scores.cost(&1));
     }
 }

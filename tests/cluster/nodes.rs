@@ -1,5 +1,6 @@
 //! A cluster of processes on free ports of loopback.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Nodes {
     nodes: Vec<CliNode>,
     ports: Vec<Ports>,
+    /// The start that each that came back is in: what others say of an earlier one is not of it.
+    /// They may take a while to see that the earlier one is gone.
+    starts: HashMap<String, u64>,
 }
 
 /// Where a node listens, at every start.
@@ -92,11 +96,11 @@ impl Nodes {
                 .collect();
             starting.into_iter().map(|node| node.join().expect("it starts")).collect()
         });
-        let nodes = Self { nodes, ports };
+        let nodes = Self { nodes, ports, starts: HashMap::new() };
         // Who serves has heard of all: what is written now makes no hints, and nothing is refused.
         for at in 0..count {
             let status = nodes.json(at, &["status", "--output", "json"]);
-            assert_eq!(Self::up(&status), count, "{status:#}");
+            assert_eq!(nodes.up(&status), count, "{status:#}");
         }
         nodes
     }
@@ -164,6 +168,11 @@ impl Nodes {
         let mut settings = settings(&self.ports, at, self.ports.len());
         settings.extend_from_slice(more);
         self.nodes[at].restart_with(&borrowed(&settings));
+        let name = format!("n{at}");
+        let status = self.json(at, &["status", "--output", "json"]);
+        let mut nodes = status["nodes"].as_array().expect("nodes").iter();
+        let own = nodes.find(|node| node["name"] == *name).expect("it knows itself");
+        self.starts.insert(name, own["generation"].as_u64().expect("a number"));
     }
 
     /// The exit code of a node that ends by itself.
@@ -258,19 +267,24 @@ impl Nodes {
         }
     }
 
-    fn up(status: &Value) -> usize {
+    /// How many are up, in the start that they are in.
+    fn up(&self, status: &Value) -> usize {
         let nodes = status["nodes"].as_array().expect("nodes");
-        nodes.iter().filter(|node| node["up"] == true).count()
+        let is_now = |node: &&Value| {
+            let start = self.starts.get(node["name"].as_str().expect("text"));
+            start.is_none_or(|start| node["generation"].as_u64() >= Some(*start))
+        };
+        nodes.iter().filter(|node| node["up"] == true).filter(is_now).count()
     }
 
     pub fn wait_until_up(&self, at: usize, count: usize) {
-        self.wait_for(at, "not all are up", |status| Self::up(status) >= count);
+        self.wait_for(at, "not all are up", |status| self.up(status) >= count);
     }
 
     /// Waits until only one node is up in the eyes of `at`, with `gone` others down.
     pub fn wait_until_down(&self, at: usize, gone: usize) {
         let left = self.nodes.len() - gone;
-        self.wait_for(at, "too many are up", |status| Self::up(status) <= left);
+        self.wait_for(at, "too many are up", |status| self.up(status) <= left);
     }
 
     /// Waits until the layout is stable with so many owners, and the newest of them is heard of: a
