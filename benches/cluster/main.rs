@@ -1,6 +1,6 @@
 //! What a cluster costs and how it bears a loss:
 //! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]
-//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB [--beside 0]`.
+//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB [--beside MIB/S,...]`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
 //! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
@@ -47,8 +47,8 @@ struct Arguments {
     direct: bool,
     /// Bytes of rows that move; 0: what else there is to measure.
     transfer_bytes: u64,
-    /// Whether they also move beside a load.
-    beside: bool,
+    /// MiB a second, for each node, at which they also move beside a load.
+    beside: Vec<u64>,
 }
 
 impl Arguments {
@@ -61,7 +61,7 @@ impl Arguments {
             value_bytes: 1024,
             direct: false,
             transfer_bytes: 0,
-            beside: true,
+            beside: vec![32],
         };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {
@@ -75,7 +75,10 @@ impl Arguments {
                 "--concurrency" => parsed.concurrency = figure(&given).max(1) as u64,
                 "--value" => parsed.value_bytes = figure(&given),
                 "--transfer" => parsed.transfer_bytes = (figure(&given) as u64) << 20,
-                "--beside" => parsed.beside = figure(&given) > 0,
+                "--beside" => {
+                    let rates = given.split(',').map(|rate| figure(rate) as u64);
+                    parsed.beside = rates.filter(|rate| *rate > 0).collect();
+                }
                 "--direct" => parsed.direct = figure(&given) > 0,
                 _ => panic!("{argument} is not known"),
             }
@@ -181,7 +184,7 @@ fn main() {
     let concurrency = arguments.concurrency;
     if arguments.transfer_bytes > 0 {
         let Arguments { transfer_bytes, value_bytes, beside, .. } = arguments;
-        transfer::run(&runtime, transfer_bytes, value_bytes, beside);
+        transfer::run(&runtime, transfer_bytes, value_bytes, &beside);
         return;
     }
     for &count in &arguments.nodes {

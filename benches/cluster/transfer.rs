@@ -1,8 +1,8 @@
 //! How fast rows move when nodes come and go, and what clients notice of it.
 //!
 //! Three nodes hold the rows three times. A fourth joins and is drained again, at the default rate
-//! under a steady load, and once more with no limit and no load. What moves is counted by the
-//! nodes: bytes of rows that were fetched or given away.
+//! (or at others) under a steady load, and once more with no limit and no load. What moves is
+//! counted by the nodes: bytes of rows that were fetched or given away.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,8 +54,8 @@ const RATE: &str = "PAIRDB__CLUSTER__TRANSFER_RATE_BYTES";
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// All of it, with so many rows; beside a load too, if that is wanted.
-pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: bool) {
+/// All of it, with so many rows; beside a load too, at each of these rates in MiB a second.
+pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
     let floor = (floor::disk_mib_per_s(), floor::stream_mib_per_s(runtime, value_bytes));
     println!(
         "{{\"workload\":\"floor\",\"disk_mib_per_s\":{:.0},\"stream_mib_per_s\":{:.0}}}",
@@ -86,13 +86,15 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: bool) {
     );
     (0..3).for_each(|at| nodes.wait_until_up(at, 3));
     let moving = Moving { runtime, share, floor };
-    if beside {
+    if !beside.is_empty() {
         let steady = Steady::start(runtime, &nodes, value_bytes);
         std::thread::sleep(HEALTHY);
         println!("{{\"workload\":\"load alone\",{}}}", steady.end(runtime));
-        moving.there_and_back(&mut nodes, Some(value_bytes));
     }
-    moving.there_and_back(&mut nodes, None);
+    for rate in beside {
+        moving.there_and_back(&mut nodes, Some(value_bytes), *rate);
+    }
+    moving.there_and_back(&mut nodes, None, 0);
 }
 
 struct Moving<'r> {
@@ -104,18 +106,16 @@ struct Moving<'r> {
 }
 
 impl Moving<'_> {
-    /// A node joins and is drained: under the default limit beside a load of so large values, or
-    /// alone and without a limit.
-    fn there_and_back(&self, nodes: &mut Nodes, load: Option<usize>) {
+    /// A node joins and is drained, at so many MiB a second for each node (0: as fast as it goes),
+    /// alone or beside a load of so large values.
+    fn there_and_back(&self, nodes: &mut Nodes, load: Option<usize>, rate: u64) {
         let load = |nodes: &Nodes| load.map(|bytes| Steady::start(self.runtime, nodes, bytes));
+        let rate = format!("{rate}MiB");
+        (0..3).for_each(|at| drop(nodes.ok(at, &["layout", "rate", &rate])));
         let running = load(nodes);
-        let limit: &[(String, String)] = match running {
-            Some(_) => &[],
-            None => &[(RATE.to_owned(), "0".to_owned())],
-        };
         let began = Instant::now();
         let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
-        let joined = nodes.join_with(limit);
+        let joined = nodes.join_with(&[(RATE.to_owned(), rate.clone())]);
         let name = format!("n{joined}");
         let look = if running.is_some() { LOOK_BESIDE } else { LOOK };
         let owned = until(nodes, (began, look), |phase, states| {
@@ -125,11 +125,8 @@ impl Moving<'_> {
         let newcomer = joined..joined + 1;
         let moved = transferred(nodes, 0..3) + transferred(nodes, newcomer.clone()) - before.1;
         let cpu = cpu_s(nodes, 0..3) + cpu_s(nodes, newcomer) - before.0;
-        self.tell("join", running, moved, (owned, settled), cpu);
+        self.tell(("join", &rate), running, moved, (owned, settled), cpu);
 
-        if !limit.is_empty() {
-            (0..3).for_each(|at| drop(nodes.ok(at, &["layout", "rate", "0"])));
-        }
         let running = load(nodes);
         let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
         let began = Instant::now();
@@ -139,12 +136,12 @@ impl Moving<'_> {
         let moved = transferred(nodes, 0..3) - before.1;
         let settled = until(nodes, (began, look), |phase, _| phase == "stable");
         let cpu = cpu_s(nodes, 0..3) - before.0;
-        self.tell("drain", running, moved, (left, settled), cpu);
+        self.tell(("drain", &rate), running, moved, (left, settled), cpu);
     }
 
     fn tell(
         &self,
-        what: &str,
+        (what, limit): (&str, &str),
         load: Option<Steady>,
         moved: f64,
         (done, settled): (Duration, Duration),
@@ -156,7 +153,7 @@ impl Moving<'_> {
             None => format!(",\"of_floor\":{:.2}", rate / self.floor),
         };
         println!(
-            "{{\"workload\":\"{what}\",\"moved_mib\":{:.0},\"of_ideal\":{:.3},\"seconds\":{:.1},\
+            "{{\"workload\":\"{what}\",\"limit\":\"{limit}\",\"moved_mib\":{:.0},\"of_ideal\":{:.3},\"seconds\":{:.1},\
              \"settled_after_s\":{:.1},\"mib_per_s\":{rate:.1},\"cpu_s\":{cpu_s:.1}{load}}}",
             moved / MIB,
             moved / MIB / self.share,

@@ -26,6 +26,11 @@ use parent::{CHILD, Plan};
 use store::{Compression, EngineName, Result};
 use workload::{Scale, WORKLOADS, Workload};
 
+/// The same for all engines: the crate replaces `malloc` and `free` of the process as well.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// PairDB's engine beside RocksDB and fjall, same settings, by turns.
 #[derive(Parser)]
 struct Arguments {

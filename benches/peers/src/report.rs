@@ -238,8 +238,12 @@ fn versions() -> String {
     };
     let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let commit = git.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let allocator = match cfg!(feature = "mimalloc") {
+        true => format!("mimalloc {}", version("mimalloc")),
+        false => "the system's allocator".to_owned(),
+    };
     format!(
-        "pairdb {} at {}; librocksdb-sys {}; fjall {}, lsm-tree {}.",
+        "pairdb {} at {}; librocksdb-sys {}; fjall {}, lsm-tree {}; all on {allocator}.",
         version("pairdb"),
         commit.unwrap_or_else(|_| "an unknown commit".into()),
         version("librocksdb-sys"),

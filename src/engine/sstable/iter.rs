@@ -2,7 +2,8 @@
 //!
 //! The cursor owns a reference to its table. The key is put together in a buffer (a block stores
 //! it in pieces); the row stays where it is. A cursor that verifies reads each block once, and
-//! gives the memory of what it has read back as it goes. Keys that were excised from the table are
+//! gives the memory of what it has read back as it goes. One that has gone through some blocks has
+//! the next ones brought in ahead of it ([`ReadAhead`]). Keys that were excised from the table are
 //! passed by with a seek to the end of their range; a block that can hold no other is not touched.
 
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::format::Checked;
+use super::read_ahead::ReadAhead;
 use super::reader::{BlockBytes, Table};
 use crate::engine::error::Result;
 use crate::engine::iter::Cursor;
@@ -27,6 +29,7 @@ pub struct TableIter {
     verify: bool,
     /// What lies before was read and given back.
     passed: usize,
+    ahead: ReadAhead,
     /// Keys to leave out, and how many of their ranges are behind the cursor.
     excised: KeyRanges,
     ranges_passed: usize,
@@ -55,6 +58,7 @@ impl TableIter {
             table,
             verify,
             passed: 0,
+            ahead: ReadAhead::default(),
             excised: KeyRanges::default(),
             ranges_passed: 0,
             block: 0,
@@ -83,7 +87,11 @@ impl TableIter {
     fn enter(&mut self, block: usize) -> Result<()> {
         let corrupt = |damage| self.table.block_corruption(block, damage);
         let frame = self.table.index().and_then(|index| index.frame(block)).map_err(corrupt)?;
-        let bytes = self.table.block(block, self.verify)?;
+        let frame = frame.start as usize..frame.end as usize;
+        let is_loaded = self.ahead.reach(&frame, self.table.file_bytes() as usize, |now, next| {
+            self.table.load_ahead(now, next)
+        });
+        let bytes = self.table.block(block, self.verify, is_loaded)?;
         let parsed = Block::parse(&bytes).map_err(corrupt)?;
         self.count = parsed.len();
         self.shared_len = parsed.shared().len();
@@ -93,7 +101,7 @@ impl TableIter {
             BlockBytes::Owned(bytes) => Some(bytes),
             BlockBytes::Mapped(_) => None,
         };
-        self.frame = frame.start as usize..frame.end as usize;
+        self.frame = frame;
         self.block = block;
         self.entry = 0;
         if self.verify && self.frame.start >= self.passed + MOVE_ON_BYTES {

@@ -13,6 +13,7 @@
 //! | `properties` | counts, bounds, times |
 //! | `column` | the search that blocks and index share |
 //! | `builder`, `reader`, `iter` | write a table; look up a key; walk all of it |
+//! | `read_ahead` | what a walk has in memory before it comes there |
 //!
 //! Tables have no names, levels or ages here; see `version` for those. Nothing is cached: the
 //! page cache holds the bytes, and the row cache above holds hot rows.
@@ -32,6 +33,7 @@ mod format;
 mod index;
 mod iter;
 mod properties;
+mod read_ahead;
 mod reader;
 
 #[cfg(test)]

@@ -191,7 +191,7 @@ impl Table {
         if is_cold {
             self.fetch(block);
         }
-        match self.block(block, self.verify_every_read)? {
+        match self.block(block, self.verify_every_read, false)? {
             BlockBytes::Mapped(bytes) => {
                 load_columns(bytes);
                 let found = Block::parse(bytes).and_then(|block| block.find(key));
@@ -336,7 +336,7 @@ impl Table {
                 start = start.or(Some(frame.start));
                 end = end.max(frame.end);
             }
-            if let Err(Error::Corruption(corruption)) = self.block(block, true) {
+            if let Err(Error::Corruption(corruption)) = self.block(block, true, false) {
                 self.with_keys_of(block, |range| on_bad(corruption, range));
             }
             block += 1;
@@ -360,7 +360,7 @@ impl Table {
     ) -> Result<()> {
         let mut key = Vec::new();
         for block in 0..self.blocks {
-            let bytes = match self.block(block, true) {
+            let bytes = match self.block(block, true, false) {
                 Ok(bytes) => bytes,
                 Err(Error::Corruption(_)) => {
                     self.with_keys_of(block, &mut *on_bad)?;
@@ -416,18 +416,26 @@ impl Table {
         Index::parse(&self.map[self.index.clone()])
     }
 
-    /// The bytes of a block; checked if this is the first touch, or if `verify`.
+    /// The bytes of a block; checked if this is the first touch, or if `verify`. One that
+    /// `is_loaded` is not brought into memory first.
     #[inline]
-    pub(super) fn block(&self, block: usize, verify: bool) -> Result<BlockBytes<'_>> {
+    pub(super) fn block(
+        &self,
+        block: usize,
+        verify: bool,
+        is_loaded: bool,
+    ) -> Result<BlockBytes<'_>> {
         let frame = self.frame(block).map_err(|damage| self.block_corruption(block, damage))?;
         let seen = |word: &AtomicU64| word.load(Ordering::Relaxed) & (1 << (block % 64)) != 0;
         if verify {
-            return self.check_block(block, frame);
+            return self.check_block(block, frame, is_loaded);
         }
         if !self.touched.get(block / 64).is_some_and(seen) {
-            // All of it is read, and it was not read before.
-            self.fetch(block);
-            return self.check_block(block, frame);
+            if !is_loaded {
+                // All of it is read, and it was not read before.
+                self.fetch(block);
+            }
+            return self.check_block(block, frame, is_loaded);
         }
         match self.properties.compression {
             Compression::None => Ok(BlockBytes::Mapped(frame)),
@@ -444,6 +452,14 @@ impl Table {
         if start / PAGE_BYTES < end.saturating_sub(1) / PAGE_BYTES && end <= self.file_bytes() {
             self.map.fetch(start as usize..end as usize);
         }
+    }
+
+    /// Brings a range into memory ([`Mapping::load`]) and has the `next` one fetched meanwhile.
+    /// Whether that could be done.
+    #[cold]
+    pub(super) fn load_ahead(&self, range: Range<usize>, next: Range<usize>) -> bool {
+        self.map.fetch(range.start..next.end);
+        self.map.load(range).is_ok()
     }
 
     /// A hint: see [`Mapping::move_on`].
@@ -465,10 +481,17 @@ impl Table {
     }
 
     #[cold]
-    fn check_block<'a>(&'a self, block: usize, bytes: &'a [u8]) -> Result<BlockBytes<'a>> {
+    fn check_block<'a>(
+        &'a self,
+        block: usize,
+        bytes: &'a [u8],
+        is_loaded: bool,
+    ) -> Result<BlockBytes<'a>> {
         let checked = || -> Checked<BlockBytes<'a>> {
             let Range { start: offset, end } = self.index()?.frame(block)?;
-            load(&self.map, offset as usize..end as usize)?;
+            if !is_loaded {
+                load(&self.map, offset as usize..end as usize)?;
+            }
             let frame = Frame::verify(bytes, self.number, offset)?;
             let bytes = match (frame.encoding, self.properties.compression) {
                 (Encoding::Lz4, Compression::None) => {
