@@ -163,15 +163,23 @@ impl Engine {
     }
 
     /// [`Engine::reset_safe_points`] for partitions of whose rows none is left: nothing of them is
-    /// damaged any more.
+    /// damaged any more. Which these are is asked while no safe point can change, so one that is
+    /// set because of what is not known then is not forgotten. Returns them.
     ///
     /// # Errors
     /// As [`Engine::fence`].
-    pub fn forget_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
-        self.shared.change_safe_points(partitions, |point| {
+    pub fn forget_safe_points(
+        &self,
+        partitions: impl FnOnce() -> Vec<RangeInclusive<u32>>,
+    ) -> Result<Vec<RangeInclusive<u32>>> {
+        let _one = self.shared.ingest_lock.lock();
+        let partitions = partitions();
+        self.shared.check_ranges(&partitions)?;
+        self.shared.change_safe_points_locked(&partitions, |point| {
             *point = SafePoint::default();
             Ok(())
-        })
+        })?;
+        Ok(partitions)
     }
 
     /// The words of a partition.

@@ -31,7 +31,8 @@ pub struct Scan {
     end_of_log: Position,
     buffers: JoinBuffers,
     operator: Arc<dyn MergeOperator>,
-    /// Keeps the files of the tables; dropped after the cursor.
+    /// Keeps memtables and tables. Dropped after the cursor, which so is never the last to let go
+    /// of one: what ends with the view goes to the reaper.
     _view: Arc<SuperVersion>,
 }
 

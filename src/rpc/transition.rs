@@ -390,6 +390,11 @@ impl Cluster {
                 let (name, why) = who(node);
                 waits.push(format!("{name} to leave{why}"));
             }
+            let due = self.consensus.votes_due(document);
+            for (nodes, what) in [(due.to_begin, ""), (due.to_end, " no more")] {
+                let each = nodes.iter().map(|node| who(node).0);
+                waits.extend(each.map(|name| format!("{name} to vote on the layout{what}")));
+            }
         }
         waits
     }

@@ -66,13 +66,16 @@ impl Store {
     }
 
     /// [`Store::reset_safe_points`] for partitions of whose rows none is left: no data of them is
-    /// missed any more.
+    /// missed any more. Which these are is asked while no safe point can change.
     ///
     /// # Errors
     /// As [`Store::reset_safe_points`].
-    pub fn forget_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
-        self.engine.forget_safe_points(partitions)?;
-        partitions.iter().for_each(|range| self.mark_leaves(range));
+    pub fn forget_safe_points(
+        &self,
+        partitions: impl FnOnce() -> Vec<RangeInclusive<u32>>,
+    ) -> Result<()> {
+        let forgotten = self.engine.forget_safe_points(partitions)?;
+        forgotten.iter().for_each(|range| self.mark_leaves(range));
         Ok(())
     }
 }

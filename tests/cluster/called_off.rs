@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::node::Done;
 use crate::nodes::Nodes;
 use crate::operators::{
-    PATIENCE, UNDER_WAY, api_server, follower, json, pod_settings, state_of, wait_for,
+    PATIENCE, UNDER_WAY, api_server, follower, json, pod_settings, state_of, voters, wait_for,
 };
 
 /// Begun, and did not come about.
@@ -69,6 +71,34 @@ fn who_waits_for_a_change_that_is_aborted_is_not_told_that_it_is_done() {
     });
     assert_eq!(left.code, 0, "{}", left.stderr);
     assert_eq!(state_of(&json(&nodes, 0, &["layout", "show"]), "n3"), "left", "not only cleared");
+}
+
+/// A node that was to leave, and so voted no more, dies, and is to stay after all. It should vote
+/// again and cannot: the layout says what it waits for, until the node is back.
+#[test]
+fn a_change_is_not_over_while_a_node_that_should_vote_cannot() {
+    let mut nodes = Nodes::start(2);
+    nodes.ok(0, &["tenant", "set", "default", "--replication-factor", "1"]);
+    nodes.wait_until_stable(0, 2);
+    nodes.write_keys("key", 40, 0);
+    for at in 0..2 {
+        nodes.ok(at, &["layout", "rate", "1B"]);
+    }
+    nodes.ok(0, &["layout", "commit", "--leave", "n1"]);
+    wait_for(&nodes, &["status"], |status| voters(status) == ["n0"]);
+    nodes.kill(1);
+    nodes.wait_until_down(0, 1);
+    nodes.ok(0, &["layout", "abort"]);
+    let shown = json(&nodes, 0, &["layout", "show"]);
+    assert_eq!(state_of(&shown, "n1"), "normal");
+    let waits = shown["waits_for"].as_array().expect("texts");
+    assert!(waits.contains(&"n1, which is down to vote on the layout".into()), "{shown:#}");
+    nodes.restart(1);
+    let is_over = |shown: &Value| {
+        shown["phase"] == "stable" && shown["waits_for"] == Value::Array(Vec::new())
+    };
+    wait_for(&nodes, &["layout", "show"], is_over);
+    assert_eq!(voters(&json(&nodes, 0, &["status"])), ["n0", "n1"]);
 }
 
 /// The connection to the node that tells breaks, and meanwhile an operator cancels the drain: who

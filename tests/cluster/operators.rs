@@ -22,6 +22,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// One of the first three nodes, not the first and not the one that leads the layout's group: a
 /// change can be decided without it.
 pub fn follower(nodes: &Nodes) -> usize {
+    follower_among(nodes, [1, 2])
+}
+
+fn follower_among<const N: usize>(nodes: &Nodes, places: [usize; N]) -> usize {
     let status = json(nodes, 0, &["status"]);
     let all = status["nodes"].as_array().expect("nodes");
     let leads = |at: &usize| {
@@ -29,7 +33,7 @@ pub fn follower(nodes: &Nodes) -> usize {
         let node = all.iter().find(|node| node["name"] == name.as_str());
         node.expect("it is a member")["node_id"] == status["layout"]["leader"]
     };
-    [1, 2].into_iter().find(|at| !leads(at)).expect("one of two")
+    places.into_iter().find(|at| !leads(at)).expect("one leads")
 }
 
 pub fn json(nodes: &Nodes, at: usize, arguments: &[&str]) -> serde_json::Value {
@@ -130,6 +134,36 @@ fn a_dead_node_is_replaced_by_one_change_and_its_loss_must_be_accepted() {
     assert_eq!(nodes.run(0, &["replace", "n9", "n5", "--accept-loss"]).code, 5);
     let (code, said) = nodes.restart_refused(dead);
     assert_eq!(code, 77, "{said}");
+}
+
+/// Who votes on the layout, as a status says, by name.
+pub fn voters(status: &serde_json::Value) -> Vec<String> {
+    let all = status["nodes"].as_array().expect("nodes").iter();
+    let votes = all.filter(|node| node["voter"] == true);
+    votes.map(|node| node["name"].as_str().expect("text").to_owned()).collect()
+}
+
+/// A command that waits returns when those vote on the layout who should: of those that are left
+/// the next one may be lost at once.
+#[test]
+fn who_waits_until_a_dead_node_is_taken_out_has_others_vote_and_may_lose_the_next() {
+    let mut nodes = Nodes::start(3);
+    nodes.join();
+    nodes.wait_until_stable(0, 4);
+    let mut left: Vec<String> = (0..4).map(|at| format!("n{at}")).collect();
+    let mut take_out = |nodes: &mut Nodes, dead: usize, command: &[&str]| {
+        left.retain(|name| *name != format!("n{dead}"));
+        nodes.kill(dead);
+        nodes.wait_until_down(0, 4 - left.len());
+        nodes.ok(0, &[command, &["--accept-loss", "--wait"]].concat());
+        assert_eq!(voters(&json(nodes, 0, &["status"])), left);
+        let shown = json(nodes, 0, &["layout", "show"]);
+        assert!(shown["phase"] == "stable" && shown["waits_for"] == serde_json::json!([]));
+    };
+    let first = follower(&nodes);
+    take_out(&mut nodes, first, &["replace", &format!("n{first}"), "n3"]);
+    let second = follower_among(&nodes, [3 - first, 3]);
+    take_out(&mut nodes, second, &["remove", &format!("n{second}")]);
 }
 
 pub fn state_of<'s>(shown: &'s serde_json::Value, name: &str) -> &'s str {

@@ -19,10 +19,11 @@ pub(super) fn phase_name(phase: proto::TransitionPhase) -> &'static str {
     }
 }
 
-fn phase_meaning(phase: proto::TransitionPhase) -> &'static str {
-    match phase {
+fn phase_meaning(state: &proto::TransitionState) -> &'static str {
+    match state.phase() {
         proto::TransitionPhase::Unspecified => "no cluster was formed",
-        proto::TransitionPhase::Stable => "nothing is under way",
+        proto::TransitionPhase::Stable if state.waits_for.is_empty() => "nothing is under way",
+        proto::TransitionPhase::Stable => "no rows are under way",
         proto::TransitionPhase::Joint => "the next owners merge what they will own",
         proto::TransitionPhase::Clearing => {
             "who owns what is settled; nodes hand over rows that they do not own"
@@ -44,7 +45,7 @@ pub(super) fn text(status: &proto::ClusterStatusResponse) -> String {
         layout.version,
         state.epoch,
         phase_name(phase),
-        phase_meaning(phase)
+        phase_meaning(&state)
     );
     // Writing to a string does not fail.
     for node in &status.nodes {

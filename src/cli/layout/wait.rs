@@ -91,8 +91,9 @@ impl Goal {
     }
 }
 
-/// Waits until the change that began in `epoch` has ended: all is as was asked for, and nobody
-/// holds rows of others any more. A node that does not answer is asked again.
+/// Waits until the change that began in `epoch` has ended: all is as was asked for, nobody holds
+/// rows of others any more, and those vote on the layout who should. A node that does not answer is
+/// asked again.
 pub(crate) async fn wait_until_done(
     client: &Client,
     connect: &Connect,
@@ -221,6 +222,16 @@ mod tests {
         assert_eq!(standing("left", Stable, "leaving"), leaves, "cleared is not left");
         let given_up = Standing::Missed("n is removed, not left".to_owned());
         assert_eq!(standing("left", Stable, "removed"), given_up);
+    }
+
+    /// The owners may be what they should be before those are who vote on the layout.
+    #[test]
+    fn what_a_settled_layout_waits_for_is_waited_for() {
+        let mut told = told(6, TransitionPhase::Stable, &[]);
+        let waits = vec!["n to vote on the layout".to_owned()];
+        let state = told.layout.as_mut().and_then(|layout| layout.state.as_mut());
+        state.expect("told").waits_for.clone_from(&waits);
+        assert_eq!(Goal::default().standing(&told, 5), Standing::UnderWay(waits));
     }
 
     #[test]

@@ -56,7 +56,7 @@ use crate::engine;
 use crate::store::environment::Environment;
 use crate::store::{self, Outcome};
 
-pub use self::voters::voters;
+pub use self::voters::{VotesDue, voters};
 
 const DIR_NAME: &str = "raft";
 /// A command has at most so many bytes as JSON: several fit into one message.
@@ -410,6 +410,14 @@ impl Consensus {
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
         }
+    }
+
+    /// How the votes in the group, as this node sees it, differ from what a document asks for.
+    pub fn votes_due(&self, document: &Document) -> VotesDue {
+        let receiver = self.raft.metrics();
+        let metrics = receiver.borrow();
+        let membership = metrics.membership_config.membership();
+        VotesDue::of(&document.members, membership.get_joint_config())
     }
 
     /// Waits until the group has ended on this node by itself, and says why: a file could not be

@@ -35,6 +35,31 @@ pub fn voters(members: &BTreeMap<NodeId, Member>, current: &BTreeSet<NodeId>) ->
     ranked.into_iter().take(wanted).map(|(_, _, _, id)| id).collect()
 }
 
+/// How those who vote differ from those who should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VotesDue {
+    /// Who should vote, and does not yet.
+    pub to_begin: BTreeSet<NodeId>,
+    /// Who votes, and should not any more.
+    pub to_end: BTreeSet<NodeId>,
+}
+
+impl VotesDue {
+    /// Of a group whose voters are `configs`: two while they change, and each must agree.
+    pub(super) fn of(members: &BTreeMap<NodeId, Member>, configs: &[BTreeSet<NodeId>]) -> Self {
+        let current = configs.last().cloned().unwrap_or_default();
+        let named = voters(members, &current);
+        if named.is_empty() {
+            // Nobody could vote instead.
+            return Self::default();
+        }
+        let votes = |id: &NodeId| configs.iter().all(|config| config.contains(id));
+        let to_end = configs.iter().flatten().filter(|id| !named.contains(id)).copied().collect();
+        let to_begin = named.iter().filter(|id| configs.is_empty() || !votes(id)).copied();
+        Self { to_begin: to_begin.collect(), to_end }
+    }
+}
+
 fn voters_wanted(normal: usize) -> usize {
     match normal.min(VOTERS_MAX) {
         few @ 0..=2 => few,
@@ -91,6 +116,25 @@ mod tests {
             member.state = state;
         }
         assert_eq!(voters(&all, &set(&[1, 2])), set(&[6]));
+    }
+
+    /// A change of voters is over when all of its halves are what is named.
+    #[test]
+    fn votes_are_due_until_those_who_should_vote_do_and_no_others() {
+        let all = members(&[(1, "a"), (2, "b"), (3, "c")]);
+        let due = |configs: &[&[u128]]| {
+            let configs: Vec<_> = configs.iter().map(|config| set(config)).collect();
+            VotesDue::of(&all, &configs)
+        };
+        let differ =
+            |begin: &[u128], end: &[u128]| VotesDue { to_begin: set(begin), to_end: set(end) };
+        assert_eq!(due(&[&[1, 2, 4]]), differ(&[3], &[4]));
+        assert_eq!(due(&[&[1, 2, 4], &[1, 2, 3]]), differ(&[3], &[4]), "half of it");
+        assert_eq!(due(&[&[1, 2], &[1, 2, 3]]), differ(&[3], &[]));
+        assert_eq!(due(&[&[1, 2, 3]]), VotesDue::default());
+        assert_eq!(due(&[]), differ(&[1, 2, 3], &[]), "nothing is heard of the group");
+        let nobody = VotesDue::of(&BTreeMap::new(), &[set(&[1])]);
+        assert_eq!(nobody, VotesDue::default());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod interleaved;
 mod metamorphic;
 mod model;
 mod newest;
+mod older;
 mod poison;
 mod pressure;
 mod reaper;

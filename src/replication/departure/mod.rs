@@ -27,7 +27,8 @@
 //! 2. While the document is Joint nothing is removed.
 //! 3. `Cleared` is proposed when no row is left, and names the epoch it was so under.
 //! 4. What goes by whole ranges goes only while every tenant is one of the document's: one that was
-//!    made since, under the same epoch, may have more replicas and this node among them.
+//!    made since, under the same epoch, may have more replicas and this node among them. Safe
+//!    points that it has by such a tenant stay.
 //! 5. Every step can be done again: a node that is stopped anywhere goes on at its next start.
 
 pub mod certificate;
@@ -315,7 +316,12 @@ impl Departure {
         let (unowned, epoch) = (Arc::clone(unowned), layout.epoch());
         let work = self.work.run(move || {
             let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-            Ok(store.forget_safe_points(unowned.wholly())?)
+            Ok(store.forget_safe_points(|| match store.keeps("only_known_tenants_go") {
+                // A tenant that is known later has no row here yet, and no round of its owners can
+                // have fenced this node.
+                true => unowned.wholly(&store.tenants()),
+                false => unowned.wholly(&[]),
+            })?)
         });
         work.await.map_err(|_| Error::Stopping)?
     }

@@ -33,7 +33,6 @@ impl Unowned {
             tenants.map(|tenant| (tenant.id, tenant.replication_factor)).collect();
         let least = factors.values().min().copied().unwrap_or(u8::MAX);
         let most = factors.values().max().copied().unwrap_or(u8::MAX);
-        let is_beyond = |rank: &Option<u8>, factor| rank.is_none_or(|rank| rank >= factor);
         let some = runs(ranks.iter().map(|rank| is_beyond(rank, least)));
         let all = runs(ranks.iter().map(|rank| is_beyond(rank, most)));
         let is_in_part = |rank| is_beyond(rank, least) && !is_beyond(rank, most);
@@ -50,7 +49,7 @@ impl Unowned {
     pub fn factor_of(&self, key: &EngineKey<'_>) -> Option<u8> {
         let rank = self.ranks[self.layout.partition_of(key.token) as usize];
         let factor = self.factors.get(&key.tenant).copied();
-        factor.filter(|factor| rank.is_none_or(|rank| rank >= *factor))
+        factor.filter(|factor| is_beyond(&rank, *factor))
     }
 
     /// Where such rows may be.
@@ -87,10 +86,19 @@ impl Unowned {
         self.some.iter().cloned().flatten()
     }
 
-    /// Partitions in which the node owns no row of any tenant.
-    pub fn wholly(&self) -> &[RangeInclusive<u32>] {
-        &self.all
+    /// Partitions in which the node owns no row of any tenant, those among `tenants` included that
+    /// came since.
+    pub fn wholly(&self, tenants: &[Arc<Tenant>]) -> Vec<RangeInclusive<u32>> {
+        let came = tenants.iter().filter(|tenant| !self.factors.contains_key(&tenant.id));
+        let factors = came.map(|tenant| tenant.replication_factor);
+        let most = factors.chain(self.factors.values().copied()).max().unwrap_or(u8::MAX);
+        runs(self.ranks.iter().map(|rank| is_beyond(rank, most)))
     }
+}
+
+/// Whether one of this place is not among so many replicas.
+fn is_beyond(rank: &Option<u8>, factor: u8) -> bool {
+    rank.is_none_or(|rank| rank >= factor)
 }
 
 /// The places of the true ones, neighbours together.

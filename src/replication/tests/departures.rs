@@ -348,6 +348,40 @@ async fn rows_of_a_tenant_that_the_document_does_not_name_stay() {
     assert!(!stays(&["only_known_tenants_go"]).await, "the rule is what keeps them");
 }
 
+/// The same of safe points: a partition that a node owns for such a tenant is vouched for, and what
+/// rounds have agreed with it is not its own to forget.
+#[tokio::test(start_paused = true)]
+async fn safe_points_of_partitions_that_an_unnamed_tenant_owns_stay() {
+    let time = crate::causality::clock::time_of_ms(T0_MS - 1000);
+    let kept = async |removed: &[&'static str]| {
+        let nodes = || Cluster::with_owners(4, &[0, 1, 2, 3], 79);
+        let cluster = crate::engine::without_rules(removed, nodes);
+        for node in &cluster.nodes {
+            node.store.fence(&[0..=3], time).expect("fenced");
+        }
+        let named = Drawn { factor: 2, ..drawn(&cluster) }.layout(2, &[0, 1, 2, 3], None);
+        let mut document = Document::clone(named.document());
+        let unnamed = cluster.nodes[0].store.tenant("lww").expect("there");
+        assert_eq!(unnamed.replication_factor, 3, "the others have two");
+        document.tenants.remove(&unnamed.id).expect("was named");
+        let layout = Arc::new(Layout::new(Arc::new(document)));
+        cluster.commit(Arc::clone(&layout), &[0, 1, 2, 3]);
+        run_departures(&cluster, 10).await;
+        // By the place of a node among the four that a partition has.
+        let mut kept = [0; 4];
+        for (at, node) in cluster.nodes.iter().enumerate() {
+            assert_eq!(cleared(&cluster, at), Some(2));
+            for (partition, rank) in (0..4).zip(layout.ranks(id(at))) {
+                let guard = node.store.guard_of_partition(partition).expect("there");
+                kept[usize::from(rank.expect("four own"))] += usize::from(guard == time);
+            }
+        }
+        kept
+    };
+    assert_eq!(kept(&[]).await, [4, 4, 4, 0]);
+    assert_eq!(kept(&["only_known_tenants_go"]).await, [4, 4, 0, 0], "the rule keeps them");
+}
+
 /// Three owners of which the last one alone has a write in each tenant, and a time since.
 async fn with_an_old_write(seed: u64) -> (Cluster, u64) {
     let cluster = Cluster::with_owners(3, &[0, 1, 2], seed);

@@ -1,6 +1,13 @@
 //! Checkpoints, and tables that were damaged.
 
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
 use super::*;
+
+/// Longer than a fence takes that waits for nothing.
+const A_WHILE: Duration = Duration::from_millis(200);
 
 fn all_rows(store: &Store) -> Vec<(Vec<u8>, Vec<u8>)> {
     let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
@@ -141,6 +148,25 @@ fn taking_safe_points_back_mends_no_damage() {
     let points = store.engine.safe_points();
     assert_eq!((points[0].guard, points[1].guard), (0, 0));
     assert_eq!(store.damaged(), [(1, vec![7])]);
-    store.forget_safe_points(&[0..=1]).unwrap();
+    store.forget_safe_points(|| vec![0..=1]).unwrap();
     assert_eq!(store.damaged(), []);
+}
+
+/// A node finds that it owns nothing of a partition and takes its words back. If it becomes an
+/// owner in that moment, a round may fence it: what that has agreed with it stays.
+#[test]
+fn a_fence_that_comes_while_safe_points_are_forgotten_is_not_forgotten() {
+    let node = Node::new();
+    let store = node.store();
+    let (tell, told) = channel();
+    thread::scope(|scope| {
+        let fence = || tell.send(store.fence(&[0..=0], 5).unwrap()).unwrap();
+        let owns_nothing = || {
+            scope.spawn(fence);
+            assert!(told.recv_timeout(A_WHILE).is_err(), "it does not wait");
+            vec![0..=0]
+        };
+        store.forget_safe_points(owns_nothing).unwrap();
+    });
+    assert_eq!(store.guard_of_partition(0).unwrap(), 5);
 }

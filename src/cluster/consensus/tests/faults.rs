@@ -149,10 +149,17 @@ async fn a_change_of_voters_is_finished_however_long_it_could_not_be() {
         metrics.membership_config.membership().get_joint_config().clone()
     };
     assert_eq!(configs(&cluster).len(), 2, "it is half done");
+    let due = |cluster: &Cluster| {
+        let group = &cluster.nodes[&leader];
+        group.consensus.votes_due(&group.fence.document())
+    };
+    let fourth = (1..=4).map(id).find(|n| !before.voters.contains(n)).unwrap();
+    let (to_begin, to_end) = ([fourth].into(), [id(dead)].into());
+    assert_eq!(due(&cluster), VotesDue { to_begin, to_end }, "and says so");
     cluster.start(away, disk, ConsensusOptions::default()).await;
     tokio::time::sleep(Duration::from_secs(40)).await;
     let after = configs(&cluster);
     let voters: BTreeSet<NodeId> = (1..=4).filter(|n| *n != dead).map(id).collect();
-    assert_eq!(after, [voters]);
+    assert_eq!((after, due(&cluster)), (vec![voters], VotesDue::default()));
     assert_eq!(cluster.leader(leader).await, leader, "no election has helped");
 }
