@@ -154,7 +154,8 @@ impl Moving<'_> {
         };
         println!(
             "{{\"workload\":\"{what}\",\"limit\":\"{limit}\",\"moved_mib\":{:.0},\
-             \"of_ideal\":{:.3},\"seconds\":{:.1},\"settled_after_s\":{:.1},\"mib_per_s\":{rate:.1},\"cpu_s\":{cpu_s:.1}{load}}}",
+             \"of_ideal\":{:.3},\"seconds\":{:.1},\"settled_after_s\":{:.1},\
+             \"mib_per_s\":{rate:.1},\"cpu_s\":{cpu_s:.1}{load}}}",
             moved / MIB,
             moved / MIB / self.share,
             done.as_secs_f64(),

@@ -360,7 +360,7 @@ impl Cluster {
         let document = layout.document();
         let who = |node: &NodeId| {
             let name = document.name_of(*node);
-            let down = if self.is_up(*node) { "" } else { ", which is down" };
+            let down = if self.is_up(*node) { "" } else { ", which is down," };
             let why = self.figures_of(*node).waits_for;
             let why = if why.is_empty() { why } else { format!(" ({why})") };
             (format!("{name}{down}"), why)

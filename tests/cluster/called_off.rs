@@ -92,7 +92,7 @@ fn a_change_is_not_over_while_a_node_that_should_vote_cannot() {
     let shown = json(&nodes, 0, &["layout", "show"]);
     assert_eq!(state_of(&shown, "n1"), "normal");
     let waits = shown["waits_for"].as_array().expect("texts");
-    assert!(waits.contains(&"n1, which is down to vote on the layout".into()), "{shown:#}");
+    assert!(waits.contains(&"n1, which is down, to vote on the layout".into()), "{shown:#}");
     nodes.restart(1);
     let is_over = |shown: &Value| {
         shown["phase"] == "stable" && shown["waits_for"] == Value::Array(Vec::new())
