@@ -269,12 +269,17 @@ impl Nodes {
 
     /// How many are up, in the start that they are in.
     fn up(&self, status: &Value) -> usize {
-        let nodes = status["nodes"].as_array().expect("nodes");
         let is_now = |node: &&Value| {
             let start = self.starts.get(node["name"].as_str().expect("text"));
             start.is_none_or(|start| node["generation"].as_u64() >= Some(*start))
         };
-        nodes.iter().filter(|node| node["up"] == true).filter(is_now).count()
+        Self::told_up(status).filter(is_now).count()
+    }
+
+    /// Those that are said to be up, in whichever start.
+    fn told_up(status: &Value) -> impl Iterator<Item = &Value> {
+        let nodes = status["nodes"].as_array().expect("nodes");
+        nodes.iter().filter(|node| node["up"] == true)
     }
 
     pub fn wait_until_up(&self, at: usize, count: usize) {
@@ -284,7 +289,7 @@ impl Nodes {
     /// Waits until only one node is up in the eyes of `at`, with `gone` others down.
     pub fn wait_until_down(&self, at: usize, gone: usize) {
         let left = self.nodes.len() - gone;
-        self.wait_for(at, "too many are up", |status| self.up(status) <= left);
+        self.wait_for(at, "too many are up", |status| Self::told_up(status).count() <= left);
     }
 
     /// Waits until the layout is stable with so many owners, and the newest of them is heard of: a

@@ -2,7 +2,7 @@
 //!
 //! 1. Every live member of the document is in the group, at least as a learner; those who left or
 //!    were removed are not.
-//! 2. Voters are those [`voters`] names; they change by joint consensus.
+//! 2. Voters are those [`voters()`](super::voters::voters) names; they change by joint consensus.
 //! 3. One step at a time, each bounded in time. One that failed is tried again, in pauses that grow
 //!    to [`PAUSE_MAX`], for ever: a change of members that is left half done needs more nodes than
 //!    a whole one, and nothing tells when the group could finish it.
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::types::Raft;
-use super::voters::voters;
+use super::voters::successors;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Document, Layout};
 
@@ -103,13 +103,12 @@ fn next_step(
     if !missing.is_empty() {
         return Some(ChangeMembers::AddNodes(missing));
     }
-    let current = configs.last().cloned().unwrap_or_default();
-    let named = voters(&document.members, &current);
-    if !named.is_empty() && (configs.len() > 1 || named != current) {
+    if let Some(named) = successors(&document.members, configs) {
         return Some(ChangeMembers::ReplaceAllVoters(named));
     }
+    let votes = |id: &NodeId| configs.last().is_some_and(|current| current.contains(id));
     let gone: BTreeSet<NodeId> =
-        nodes.difference(&wanted).filter(|id| !current.contains(id)).copied().collect();
+        nodes.difference(&wanted).filter(|id| !votes(id)).copied().collect();
     if gone.is_empty() { None } else { Some(ChangeMembers::RemoveNodes(gone)) }
 }
 

@@ -35,6 +35,17 @@ pub fn voters(members: &BTreeMap<NodeId, Member>, current: &BTreeSet<NodeId>) ->
     ranked.into_iter().take(wanted).map(|(_, _, _, id)| id).collect()
 }
 
+/// Who should vote in a group whose voters are `configs`, two while they change; `None` if they are
+/// those who do, or if nobody could vote instead.
+pub(super) fn successors(
+    members: &BTreeMap<NodeId, Member>,
+    configs: &[BTreeSet<NodeId>],
+) -> Option<BTreeSet<NodeId>> {
+    let current = configs.last().cloned().unwrap_or_default();
+    let named = voters(members, &current);
+    (!named.is_empty() && (configs.len() > 1 || named != current)).then_some(named)
+}
+
 /// How those who vote differ from those who should.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VotesDue {
@@ -47,12 +58,7 @@ pub struct VotesDue {
 impl VotesDue {
     /// Of a group whose voters are `configs`: two while they change, and each must agree.
     pub(super) fn of(members: &BTreeMap<NodeId, Member>, configs: &[BTreeSet<NodeId>]) -> Self {
-        let current = configs.last().cloned().unwrap_or_default();
-        let named = voters(members, &current);
-        if named.is_empty() {
-            // Nobody could vote instead.
-            return Self::default();
-        }
+        let Some(named) = successors(members, configs) else { return Self::default() };
         let votes = |id: &NodeId| configs.iter().all(|config| config.contains(id));
         let to_end = configs.iter().flatten().filter(|id| !named.contains(id)).copied().collect();
         let to_begin = named.iter().filter(|id| configs.is_empty() || !votes(id)).copied();

@@ -33,8 +33,7 @@ impl Unowned {
             tenants.map(|tenant| (tenant.id, tenant.replication_factor)).collect();
         let least = factors.values().min().copied().unwrap_or(u8::MAX);
         let most = factors.values().max().copied().unwrap_or(u8::MAX);
-        let some = runs(ranks.iter().map(|rank| is_beyond(rank, least)));
-        let all = runs(ranks.iter().map(|rank| is_beyond(rank, most)));
+        let (some, all) = (runs_beyond(&ranks, least), runs_beyond(&ranks, most));
         let is_in_part = |rank| is_beyond(rank, least) && !is_beyond(rank, most);
         let in_part = runs(ranks.iter().map(is_in_part));
         Self { layout: Arc::clone(layout), some, all, in_part, ranks, factors }
@@ -92,13 +91,18 @@ impl Unowned {
         let came = tenants.iter().filter(|tenant| !self.factors.contains_key(&tenant.id));
         let factors = came.map(|tenant| tenant.replication_factor);
         let most = factors.chain(self.factors.values().copied()).max().unwrap_or(u8::MAX);
-        runs(self.ranks.iter().map(|rank| is_beyond(rank, most)))
+        runs_beyond(&self.ranks, most)
     }
 }
 
 /// Whether one of this place is not among so many replicas.
 fn is_beyond(rank: &Option<u8>, factor: u8) -> bool {
     rank.is_none_or(|rank| rank >= factor)
+}
+
+/// The partitions in which one of these places is not among so many replicas.
+fn runs_beyond(ranks: &[Option<u8>], factor: u8) -> Vec<RangeInclusive<u32>> {
+    runs(ranks.iter().map(|rank| is_beyond(rank, factor)))
 }
 
 /// The places of the true ones, neighbours together.
