@@ -20,7 +20,7 @@ use crate::engine::ranges::KeyRanges;
 use crate::engine::record::{Kind, Record};
 
 /// A verifying cursor gives back what it has read in pieces of this size.
-const MOVE_ON_BYTES: usize = 1 << 20;
+const GIVE_BACK_BYTES: usize = 1 << 20;
 
 /// A cursor over one table.
 #[derive(Debug)]
@@ -86,12 +86,7 @@ impl TableIter {
     /// Makes `block` the current one, checking it if need be.
     fn enter(&mut self, block: usize) -> Result<()> {
         let corrupt = |damage| self.table.block_corruption(block, damage);
-        let frame = self.table.index().and_then(|index| index.frame(block)).map_err(corrupt)?;
-        let frame = frame.start as usize..frame.end as usize;
-        let is_loaded = self.ahead.reach(&frame, self.table.file_bytes() as usize, |now, next| {
-            self.table.load_ahead(now, next)
-        });
-        let bytes = self.table.block(block, self.verify, is_loaded)?;
+        let (frame, bytes) = self.table.next_block(block, self.verify, &mut self.ahead)?;
         let parsed = Block::parse(&bytes).map_err(corrupt)?;
         self.count = parsed.len();
         self.shared_len = parsed.shared().len();
@@ -104,14 +99,14 @@ impl TableIter {
         self.frame = frame;
         self.block = block;
         self.entry = 0;
-        if self.verify && self.frame.start >= self.passed + MOVE_ON_BYTES {
-            self.move_on(self.frame.start);
+        if self.verify && self.frame.start >= self.passed + GIVE_BACK_BYTES {
+            self.give_back(self.frame.start);
         }
         Ok(())
     }
 
-    fn move_on(&mut self, to: usize) {
-        self.table.move_on(self.passed..to);
+    fn give_back(&mut self, to: usize) {
+        self.table.give_back(self.passed..to);
         self.passed = to;
     }
 
@@ -218,7 +213,7 @@ impl TableIter {
 impl Drop for TableIter {
     fn drop(&mut self) {
         if self.verify && self.frame.end > self.passed {
-            self.move_on(self.frame.end);
+            self.give_back(self.frame.end);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | `column` | the search that blocks and index share |
 //! | `builder`, `reader`, `iter` | write a table; look up a key; walk all of it |
 //! | `read_ahead` | what a walk has in memory before it comes there |
+//! | `verify` | reads all of a table again, to find damage |
 //!
 //! Tables have no names, levels or ages here; see `version` for those. Nothing is cached: the
 //! page cache holds the bytes, and the row cache above holds hot rows.
@@ -35,6 +36,7 @@ mod iter;
 mod properties;
 mod read_ahead;
 mod reader;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -46,4 +48,5 @@ pub use properties::Properties;
 #[cfg(test)]
 pub(crate) use tests::test_table;
 
-pub use reader::{KeyRange, RowRef, Table, TableRecord};
+pub use reader::{RowRef, Table, TableRecord};
+pub use verify::KeyRange;

@@ -14,7 +14,7 @@
 //!    is checked at every read.
 
 use std::hint::black_box;
-use std::ops::{Bound, Deref, Range};
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,8 @@ use super::format::{
 use super::index::Index;
 use super::iter::TableIter;
 use super::properties::Properties;
-use crate::engine::error::{Corruption, Error, Result};
+use super::read_ahead::ReadAhead;
+use crate::engine::error::{Error, Result};
 use crate::engine::options::Compression;
 use crate::engine::record::{Kind, Record};
 use crate::engine::vfs::{Mapping, Vfs};
@@ -36,14 +37,11 @@ use crate::engine::vfs::{Mapping, Vfs};
 /// What a fault of a mapping fetches.
 const PAGE_BYTES: u64 = 4 << 10;
 
-/// Bounds of keys, as `RangeBounds<[u8]>`.
-pub type KeyRange<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
-
 /// An open table.
 #[derive(Debug)]
 pub struct Table {
     // Constant after open.
-    map: Mapping,
+    pub(super) map: Mapping,
     path: PathBuf,
     number: u64,
     verify_every_read: bool,
@@ -284,121 +282,6 @@ impl Table {
         self.map.len() as u64
     }
 
-    /// Checks everything, whether or not it was checked before, and reports each damaged block with
-    /// the keys it may have held; a damaged section with all keys of the table.
-    pub fn verify_all(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
-        self.verify_sections(on_bad);
-        self.verify_blocks(0, u64::MAX, on_bad);
-    }
-
-    /// [`Table::verify_all`] without the blocks.
-    pub fn verify_sections(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
-        let range = (
-            Bound::Included(&*self.properties.smallest),
-            Bound::Included(&*self.properties.largest),
-        );
-        let mut report = |offset, Damage(what): Damage| {
-            let (file, what) = (self.path.clone(), what.into());
-            on_bad(Corruption { file, offset, what }, range);
-        };
-        let end = self.map.len();
-        if let Err(damage) = load(&self.map, end.saturating_sub(FOOTER_BYTES)..end) {
-            return report(self.file_bytes(), damage);
-        }
-        let footer = match Footer::decode(&self.map, self.number) {
-            Ok(footer) => footer,
-            Err(FooterError::Damage(damage)) => return report(self.file_bytes(), damage),
-            Err(FooterError::TooNew(_)) => {
-                return report(self.file_bytes(), "format version".into());
-            }
-        };
-        for section in [footer.filter, footer.index, footer.properties] {
-            if section.len > 0
-                && let Err(damage) = payload(&self.map, self.number, section)
-            {
-                report(section.offset, damage);
-            }
-        }
-    }
-
-    /// [`Table::verify_all`] of the blocks from `first` on, until there were `bytes_max` bytes of
-    /// them; and the bytes read, with the block to go on with. The memory of what was read is given
-    /// back.
-    pub fn verify_blocks(
-        &self,
-        first: usize,
-        bytes_max: u64,
-        on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>),
-    ) -> (u64, Option<usize>) {
-        let (mut start, mut end, mut block) = (None, 0, first);
-        while block < self.blocks && end - start.unwrap_or(end) < bytes_max {
-            if let Ok(frame) = self.index().and_then(|index| index.frame(block)) {
-                start = start.or(Some(frame.start));
-                end = end.max(frame.end);
-            }
-            if let Err(Error::Corruption(corruption)) = self.block(block, true, false) {
-                self.with_keys_of(block, |range| on_bad(corruption, range));
-            }
-            block += 1;
-        }
-        let range = start.unwrap_or(end)..end.min(self.file_bytes());
-        if range.start < range.end {
-            self.map.move_on(range.start as usize..range.end as usize);
-        }
-        (range.end.saturating_sub(range.start), (block < self.blocks).then_some(block))
-    }
-
-    /// Visits every record whose block is sound, in key order; of each damaged block it tells the
-    /// keys that it may have held. Every checksum is checked again.
-    ///
-    /// # Errors
-    /// Those of the two that are called.
-    pub fn visit_sound(
-        &self,
-        on_record: &mut dyn FnMut(&[u8], Record<'_>) -> Result<()>,
-        on_bad: &mut dyn FnMut(KeyRange<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let mut key = Vec::new();
-        for block in 0..self.blocks {
-            let bytes = match self.block(block, true, false) {
-                Ok(bytes) => bytes,
-                Err(Error::Corruption(_)) => {
-                    self.with_keys_of(block, &mut *on_bad)?;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let damaged = |damage| self.block_corruption(block, damage);
-            let parsed = Block::parse(&bytes).map_err(damaged)?;
-            let shared_len = parsed.shared().len();
-            key.clear();
-            key.extend_from_slice(parsed.shared());
-            for index in 0..parsed.len() {
-                let entry = parsed.entry(index).map_err(damaged)?;
-                entry.write_key(shared_len, &mut key);
-                on_record(&key, Record { kind: entry.kind, row: entry.row })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Calls `told` with the keys that a block may hold.
-    fn with_keys_of<R>(&self, block: usize, told: impl FnOnce(KeyRange<'_>) -> R) -> R {
-        let (start, end) = self.block_keys(block);
-        let start = start.as_deref().unwrap_or(&self.properties.smallest);
-        let end = match &end {
-            Some(end) => Bound::Excluded(end.as_slice()),
-            None => Bound::Included(&*self.properties.largest),
-        };
-        told((Bound::Included(start), end))
-    }
-
-    /// The separators around a block; `None` at the ends of the table.
-    fn block_keys(&self, block: usize) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
-        let separator = |at: Option<usize>| self.index().ok()?.separator(at?).ok();
-        (separator(block.checked_sub(1)), separator(Some(block)))
-    }
-
     /// Makes all blocks pass for checked ones, as if their bytes had rotted after the first touch.
     #[cfg(test)]
     pub(in crate::engine) fn trust_all(&self) {
@@ -454,17 +337,33 @@ impl Table {
         }
     }
 
+    /// [`Table::block`] of a walk over blocks, which is read `ahead` for; and its frame.
+    #[inline]
+    pub(super) fn next_block(
+        &self,
+        block: usize,
+        verify: bool,
+        ahead: &mut ReadAhead,
+    ) -> Result<(Range<usize>, BlockBytes<'_>)> {
+        let frame = self.index().and_then(|index| index.frame(block));
+        let frame = frame.map_err(|damage| self.block_corruption(block, damage))?;
+        let frame = frame.start as usize..frame.end as usize;
+        let load = |now, next| self.load_ahead(now, next);
+        let is_loaded = ahead.reach(&frame, self.map.len(), load);
+        Ok((frame, self.block(block, verify, is_loaded)?))
+    }
+
     /// Brings a range into memory ([`Mapping::load`]) and has the `next` one fetched meanwhile.
     /// Whether that could be done.
     #[cold]
-    pub(super) fn load_ahead(&self, range: Range<usize>, next: Range<usize>) -> bool {
+    fn load_ahead(&self, range: Range<usize>, next: Range<usize>) -> bool {
         self.map.fetch(range.start..next.end);
         self.map.load(range).is_ok()
     }
 
-    /// A hint: see [`Mapping::move_on`].
-    pub(super) fn move_on(&self, range: Range<usize>) {
-        self.map.move_on(range);
+    /// A hint: see [`Mapping::give_back`].
+    pub(super) fn give_back(&self, range: Range<usize>) {
+        self.map.give_back(range);
     }
 
     /// Bytes of the mapping; `range` was found in it before.
@@ -564,12 +463,12 @@ fn load_columns(block: &[u8]) {
 }
 
 /// Brings a part of the file into memory that is about to be checked: [`Mapping::load`].
-fn load(map: &Mapping, range: Range<usize>) -> Checked<()> {
+pub(super) fn load(map: &Mapping, range: Range<usize>) -> Checked<()> {
     map.load(range).map_err(|error| Damage(format!("it cannot be read: {error}").into()))
 }
 
 /// Where the payload of a section is in the file, after checking its frame.
-fn payload(map: &Mapping, number: u64, section: Section) -> Checked<Range<usize>> {
+pub(super) fn payload(map: &Mapping, number: u64, section: Section) -> Checked<Range<usize>> {
     let start = usize::try_from(section.offset).ok();
     let len = usize::try_from(section.len).ok();
     let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));

@@ -168,12 +168,12 @@ impl Mapping {
         }
     }
 
-    /// A hint for whoever reads a whole file once: `range` was read, and as much behind it comes
-    /// next. What was read then no longer counts as memory of the process. The bytes stay readable.
-    pub fn move_on(&self, range: Range<usize>) {
+    /// A hint for whoever reads a whole file once: `range` was read. It then no longer counts as
+    /// memory of the process. The bytes stay readable.
+    pub fn give_back(&self, range: Range<usize>) {
         debug_assert!(range.end <= self.len());
         match self {
-            Self::Os(map) => os::move_on(map, range),
+            Self::Os(map) => os::give_back(map, range),
             Self::Memory(_) | Self::Unreadable { .. } => {}
         }
     }

@@ -301,14 +301,9 @@ pub(super) fn load(_: &memmap2::Mmap, _: Range<usize>) -> io::Result<()> {
     Ok(())
 }
 
-/// See [`Mapping::move_on`]. Mappings are advised as random, so nothing is read ahead unasked. An
-/// error would only mean that the hint was not taken.
+/// See [`Mapping::give_back`]. An error would only mean that the hint was not taken.
 #[expect(unsafe_code, reason = "advice that some mappings do not survive; these do")]
-pub(super) fn move_on(map: &memmap2::Mmap, range: Range<usize>) {
-    let ahead = range.len().min(map.len() - range.end);
-    if ahead > 0 {
-        let _ = map.advise_range(memmap2::Advice::WillNeed, range.end, ahead);
-    }
+pub(super) fn give_back(map: &memmap2::Mmap, range: Range<usize>) {
     if !range.is_empty() {
         // SAFETY: the mapping is of a file, shared and never written through; by the contract of
         // `Vfs::map` the file does not change. Pages given back are read from it again when they

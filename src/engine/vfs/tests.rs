@@ -412,7 +412,7 @@ fn bytes_that_were_given_back_stay_readable() {
     let held: &[u8] = &map;
     assert_eq!(held, bytes);
     for range in [0..0, 0..1, 5..700_001, 700_001..1_200_000, 0..1_200_000, 1_200_000..1_200_000] {
-        map.move_on(range);
+        map.give_back(range);
         assert!(held == bytes);
     }
 }
