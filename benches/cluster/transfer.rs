@@ -270,9 +270,34 @@ struct Steady {
 
 /// What became of calls.
 struct Calls {
-    outcome: load::Outcome,
+    /// Of writes, and of reads.
+    latency_ns: [Histogram<u64>; 2],
+    failed: u64,
     /// When slow ones ended, and what they took.
     slow: Vec<(Instant, Duration)>,
+}
+
+impl Calls {
+    fn new() -> Self {
+        Self { latency_ns: [latencies(), latencies()], failed: 0, slow: Vec::new() }
+    }
+
+    fn told(&self) -> String {
+        let [writes, reads] = &self.latency_ns;
+        let mut all = writes.clone();
+        all.add(reads).expect("of the same bounds");
+        format!(
+            "\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0},\"write_p99_us\":{:.0},\
+             \"read_p99_us\":{:.0},\"max_us\":{:.0},\"failed\":{}",
+            all.len(),
+            us(&all, 0.5),
+            us(&all, 0.99),
+            us(writes, 0.99),
+            us(reads, 0.99),
+            us(&all, 1.0),
+            self.failed
+        )
+    }
 }
 
 impl Steady {
@@ -294,15 +319,16 @@ impl Steady {
     /// What there is to tell of it.
     fn end(self, runtime: &Runtime) -> String {
         self.stop.store(true, Ordering::Relaxed);
-        let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
-        let mut slow = Vec::new();
+        let mut all = Calls::new();
         for caller in self.callers {
             let of_one = runtime.block_on(caller).expect("no caller panics");
-            outcome.latency_ns.add(&of_one.outcome.latency_ns).expect("of the same bounds");
-            outcome.failed += of_one.outcome.failed;
-            slow.extend(of_one.slow);
+            for (all, of_one) in all.latency_ns.iter_mut().zip(&of_one.latency_ns) {
+                all.add(of_one).expect("of the same bounds");
+            }
+            all.failed += of_one.failed;
+            all.slow.extend(of_one.slow);
         }
-        format!("{},\"slow\":[{}]", told(&outcome), moments(slow, self.began))
+        format!("{},\"slow\":[{}]", all.told(), moments(all.slow, self.began))
     }
 }
 
@@ -325,8 +351,7 @@ async fn call(
     value: Bytes,
     stop: Arc<AtomicBool>,
 ) -> Calls {
-    let mut outcome = load::Outcome { latency_ns: latencies(), failed: 0 };
-    let mut slow = Vec::new();
+    let mut calls = Calls::new();
     let period = Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32;
     let mut due = tokio::time::interval_at(first, period);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -338,7 +363,8 @@ async fn call(
         }
         let key = format!("load-{}", random.below(LOAD_KEYS));
         let (tenant, key) = (load::LWW.to_owned(), Bytes::from(key));
-        let done = match n % 2 {
+        let kind = (n % 2) as usize;
+        let done = match kind {
             0 => {
                 let value = value.clone();
                 let write = proto::WriteRequest { tenant, key, value, ..Default::default() };
@@ -350,24 +376,12 @@ async fn call(
             }
         };
         if began.elapsed() > SLOW {
-            slow.push((Instant::now(), began.elapsed()));
+            calls.slow.push((Instant::now(), began.elapsed()));
         }
         match done {
-            Ok(()) => outcome.latency_ns.saturating_record(began.elapsed().as_nanos() as u64),
-            Err(_) => outcome.failed += 1,
+            Ok(()) => calls.latency_ns[kind].saturating_record(began.elapsed().as_nanos() as u64),
+            Err(_) => calls.failed += 1,
         }
     }
-    Calls { outcome, slow }
-}
-
-fn told(outcome: &load::Outcome) -> String {
-    let latency: &Histogram<u64> = &outcome.latency_ns;
-    format!(
-        "\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0},\"max_us\":{:.0},\"failed\":{}",
-        latency.len(),
-        us(latency, 0.5),
-        us(latency, 0.99),
-        us(latency, 1.0),
-        outcome.failed
-    )
+    calls
 }

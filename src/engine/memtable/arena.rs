@@ -9,6 +9,10 @@
 //! system at once; an allocator would keep it, beside a page cache that has better use for it. They
 //! are huge pages where the system has them: a search in a memtable goes all over its nodes.
 //!
+//! A chunk is made before the lock is taken, and gets its pages as they are touched. Both take long
+//! enough for a thread that others go before to be put off its core; nobody is to wait for it then
+//! (docs/decisions/0071).
+//!
 //! # Invariants
 //! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
 //! 2. A byte is handed out once; it is written only through the slice of [`Arena::copy`], before
@@ -124,13 +128,15 @@ impl Arena {
     /// Adds a chunk that holds at least `len` bytes, unless another thread has replaced `full`.
     #[cold]
     fn grow(&self, full: *mut Chunk, len: usize) {
+        // SAFETY: null, or a boxed chunk that lives as long as the arena.
+        let doubled = unsafe { full.as_ref() }.map_or(self.first, |chunk| chunk.capacity * 2);
+        let capacity = doubled.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(len);
+        // In vain if another thread is first, but it costs little: no page of it is there yet.
+        let mut chunk = Box::new(Chunk::new(capacity));
         let mut chunks = self.chunks.lock();
         if self.current.load(Ordering::Acquire) != full {
             return;
         }
-        let doubled = chunks.last().map_or(self.first, |chunk| chunk.capacity * 2);
-        let capacity = doubled.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(len);
-        let mut chunk = Box::new(Chunk::new(capacity));
         self.reserved.fetch_add(capacity, Ordering::Relaxed);
         self.current.store(&raw mut *chunk, Ordering::Release);
         chunks.push(chunk);
@@ -146,9 +152,8 @@ impl Chunk {
         if capacity >= CHUNK_BYTES_MAX {
             // If it cannot be had, the allocator is asked, which knows what to do then.
             if let Ok(mut map) = MmapOptions::new().len(capacity).map_anon() {
-                // Hints both. Populated at once, which is cheaper than page by page.
+                // A hint. Not populated here: who touches a page first waits for it alone.
                 let _ = map.advise(Advice::HugePage);
-                let _ = map.advise(Advice::PopulateWrite);
                 let base = NonNull::from(&mut map[..]).cast();
                 return Self { base, capacity, map: Some(map), used: AtomicUsize::new(0) };
             }
