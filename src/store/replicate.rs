@@ -16,11 +16,6 @@ use crate::causality::codec;
 use crate::engine::options::ROW_BYTES_MAX;
 use crate::engine::{self, OnStall, Position};
 
-/// Rows that are joined in one go. The locks of all their keys are held meanwhile, and of a page of
-/// a thousand rows those are most locks there are: on a thread that others go before, every write
-/// of a client would wait for it (docs/decisions/0069).
-const AT_ONCE: usize = 16;
-
 /// How rows are let in.
 #[derive(Clone, Copy)]
 enum Judge<'f> {
@@ -84,39 +79,45 @@ impl Store {
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
-    /// Puts rows into the log and the memtable.
+    /// Puts rows into the log and the memtable: an outcome for each, and what to wait for.
+    ///
+    /// Each is joined by itself. The locks of all keys of a batch are held until the last of them
+    /// is in memory, and on a thread that others go before that may take long
+    /// (docs/decisions/0069).
     fn join_rows<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
         judge: Judge<'_>,
         on_stall: OnStall,
     ) -> (Vec<Result<()>>, Position) {
-        let placed: Vec<Result<Vec<u8>>> = rows
-            .iter()
-            .map(|(tenant, key, row)| self.place(*tenant, key.as_ref(), row.as_ref()))
-            .collect();
-        let records: Vec<(&[u8], &[u8])> = placed
-            .iter()
-            .zip(rows)
-            .filter_map(|(place, row)| Some((place.as_deref().ok()?, row.2.as_ref())))
-            .collect();
-        let floors: Vec<u64> = match judge {
-            Judge::Guard => Vec::new(),
-            Judge::Floors(floors) => {
-                let placed = placed.iter().zip(floors);
-                placed.filter(|(place, _)| place.is_ok()).map(|(_, floor)| *floor).collect()
+        let mut end = Position::ZERO;
+        // Of this store, not of a row: the others need not try, and wait, too.
+        let mut refused = None;
+        let join = |(at, (tenant, key, row)): (usize, &ForeignRow<B>)| {
+            if let Some(why) = &refused {
+                return Err(Error::clone(why));
             }
+            let row = row.as_ref();
+            let key = self.place(*tenant, key.as_ref(), row)?;
+            let record = [(&key[..], row)];
+            let joined = match judge {
+                Judge::Guard => self.engine.apply_with(&record, on_stall),
+                Judge::Floors(floors) => {
+                    self.engine.apply_judged(&record, &floors[at..=at], on_stall)
+                }
+            };
+            match joined {
+                Ok(position) => end = end.max(position),
+                Err(error) => {
+                    let is_of_store = is_of_store(&error);
+                    let error = self.failed(error);
+                    refused = is_of_store.then(|| error.clone());
+                    return Err(error);
+                }
+            }
+            Ok(())
         };
-        let judge = match judge {
-            Judge::Guard => Judge::Guard,
-            Judge::Floors(_) => Judge::Floors(&floors),
-        };
-        let (joined, position) = self.join_records(&records, judge, on_stall);
-        let mut joined = joined.into_iter();
-        let results = placed
-            .into_iter()
-            .map(|place| place.and_then(|_| joined.next().unwrap_or(Err(Error::Closed))));
-        (results.collect(), position)
+        (rows.iter().enumerate().map(join).collect(), end)
     }
 
     /// The engine key of a row that may be joined here.
@@ -145,55 +146,19 @@ impl Store {
         self.minter.observe(time);
         Ok(tenant.engine_key(key))
     }
+}
 
-    /// One outcome for each record, and what to wait for. One that is too old for its partition
-    /// does not keep the others out.
-    fn join_records(
-        &self,
-        records: &[(&[u8], &[u8])],
-        judge: Judge<'_>,
-        on_stall: OnStall,
-    ) -> (Vec<Result<()>>, Position) {
-        if records.is_empty() {
-            return (Vec::new(), Position::ZERO);
-        }
-        if records.len() > AT_ONCE {
-            return self.join_apart(records, AT_ONCE, judge, on_stall);
-        }
-        let applied = match judge {
-            Judge::Guard => self.engine.apply_with(records, on_stall),
-            Judge::Floors(floors) => self.engine.apply_judged(records, floors, on_stall),
-        };
-        match applied {
-            Ok(position) => (vec![Ok(()); records.len()], position),
-            Err(engine::Error::BelowSafePoint) if records.len() > 1 => {
-                self.join_apart(records, 1, judge, on_stall)
-            }
-            Err(error) => (vec![Err(self.failed(error)); records.len()], Position::ZERO),
-        }
-    }
-
-    /// [`Store::join_records`] of so many at a time.
-    fn join_apart(
-        &self,
-        records: &[(&[u8], &[u8])],
-        at_once: usize,
-        judge: Judge<'_>,
-        on_stall: OnStall,
-    ) -> (Vec<Result<()>>, Position) {
-        let mut results = Vec::with_capacity(records.len());
-        let mut end = Position::ZERO;
-        for (at, some) in (0..).step_by(at_once).zip(records.chunks(at_once)) {
-            let judge = match judge {
-                Judge::Guard => Judge::Guard,
-                Judge::Floors(floors) => Judge::Floors(&floors[at..at + some.len()]),
-            };
-            let (result, position) = self.join_records(some, judge, on_stall);
-            results.extend(result);
-            end = end.max(position);
-        }
-        (results, end)
-    }
+/// Whether any other row would fail for the same reason.
+fn is_of_store(error: &engine::Error) -> bool {
+    use engine::Error;
+    matches!(
+        error,
+        Error::Io { .. }
+            | Error::Poisoned { .. }
+            | Error::Stalled { .. }
+            | Error::DiskFull { .. }
+            | Error::Closed
+    )
 }
 
 /// The outcomes of rows once the log has answered.

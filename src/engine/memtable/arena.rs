@@ -149,6 +149,8 @@ impl Chunk {
     }
 
     fn new(capacity: usize) -> Self {
+        #[cfg(test)]
+        tests::put_off();
         if capacity >= CHUNK_BYTES_MAX {
             // If it cannot be had, the allocator is asked, which knows what to do then.
             if let Ok(mut map) = MmapOptions::new().len(capacity).map_anon() {
@@ -184,7 +186,52 @@ impl Drop for Chunk {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use super::*;
+
+    thread_local! {
+        /// Called by this thread when it makes its next chunk.
+        static PUT_OFF: RefCell<Option<Box<dyn FnOnce()>>> = RefCell::default();
+    }
+
+    pub(super) fn put_off() {
+        if let Some(wait) = PUT_OFF.take() {
+            wait();
+        }
+    }
+
+    /// A thread with a low priority makes a chunk and does not get its core back: all writers of a
+    /// node stood still behind it.
+    #[test]
+    fn nobody_waits_for_a_thread_that_makes_a_chunk() {
+        const SOME: usize = 1 << 10;
+        let arena = Arena::new(0);
+        let (reached, is_reached) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                PUT_OFF.set(Some(Box::new(move || {
+                    reached.send(()).expect("the test waits");
+                    may_go_on.recv().expect("the test goes on");
+                })));
+                arena.copy(&[&[1; SOME]]);
+            });
+            is_reached.recv().expect("it comes there");
+            let arena = &arena;
+            scope.spawn(move || {
+                (0..100).for_each(|_| drop(arena.copy(&[&[2; SOME]])));
+                done.send(()).expect("the test waits");
+            });
+            let others = is_done.recv_timeout(Duration::from_secs(10));
+            go_on.send(()).expect("it waits");
+            others.expect("others allocate meanwhile");
+        });
+        assert!(arena.used_bytes() >= 101 * SOME);
+    }
 
     #[test]
     fn bytes_of_concurrent_writers_do_not_overlap() {
