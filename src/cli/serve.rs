@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::config::{environment, load_or_fail};
 use super::failure::Failure;
 use crate::cluster::work::{Background, Work};
+use crate::engine::priority;
 use crate::ops::config::{Config, Source};
 use crate::ops::node::{Error, Node};
 use crate::ops::shutdown::Shutdown;
@@ -77,7 +78,8 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     if config.node.worker_threads > 0 {
         runtime.worker_threads(usize::try_from(config.node.worker_threads).unwrap_or(usize::MAX));
     }
-    let runtime = runtime.enable_all().thread_name("pairdb-async").build();
+    runtime.enable_all().thread_name("pairdb-async").on_thread_start(priority::take_short_turns);
+    let runtime = runtime.build();
     let runtime = runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
     let background = Background::start();
     let background =

@@ -223,7 +223,9 @@ mod tests {
             is_reached.recv().expect("it comes there");
             let arena = &arena;
             scope.spawn(move || {
-                (0..100).for_each(|_| drop(arena.copy(&[&[2; SOME]])));
+                for _ in 0..100 {
+                    arena.copy(&[&[2; SOME]]);
+                }
                 done.send(()).expect("the test waits");
             });
             let others = is_done.recv_timeout(Duration::from_secs(10));
