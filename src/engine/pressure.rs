@@ -7,7 +7,7 @@
 //! ([`OnStall::Refuse`]) fails at once.
 //!
 //! Before it comes to that, writers that may wait are slowed: each write waits a millisecond when
-//! they have filled [`LEAD`] of a memtable before the one before it is a table, or when level 0 is
+//! they have filled a part of a memtable before the one before it is a table, or when level 0 is
 //! halfway to where they would have to stop. Then flush and compaction have the processor and the
 //! disk, memory stays near what one memtable takes, and nobody waits long at once
 //! (docs/decisions/0067).
@@ -25,9 +25,9 @@ const SHORT_PPM: u32 = 800_000;
 /// The share of the reserve that no write gets, if some get the rest.
 const RESERVE_FLOOR: u64 = 4;
 
-/// The part of a memtable, in eighths, that writers fill at full speed while another one waits for
-/// its flush.
-const LEAD: usize = 3;
+/// Writers fill one part of so many of a memtable at full speed while another one waits for its
+/// flush.
+const LEAD_PARTS: usize = 8;
 /// What a write waits when writers are further ahead.
 const SLOWED: Duration = Duration::from_millis(1);
 
@@ -103,7 +103,7 @@ impl Shared {
             drop(view);
             return self.make_room_slowly(on_stall);
         }
-        let is_ahead = filled >= self.options.memtable_bytes / 8 * LEAD && !view.queue.is_empty();
+        let is_ahead = filled >= self.options.memtable_bytes / LEAD_PARTS && !view.queue.is_empty();
         if on_stall == OnStall::Wait && (is_ahead || self.is_level0_high(&view)) {
             drop(view);
             self.slow_down();

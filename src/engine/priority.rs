@@ -5,10 +5,10 @@
 //! its turn among the burst's. With a lower priority the burst has what is left, which is nearly
 //! all on most days, and never nothing: the scheduler gives every thread a share by its weight.
 //!
-//! A share says nothing of when. A thread that wakes up waits until the turn of the one that runs is
-//! over, some milliseconds, whatever their priorities, unless its own turns are shorter: then it
-//! goes before at once (Linux 6.12; sched_setattr(2), `sched_runtime`). Threads that serve clients
-//! ask for that.
+//! A share says nothing of when. A thread that wakes up waits until the turn of the one that runs
+//! is over, some milliseconds, whatever their priorities, unless its own turns are shorter: then
+//! it goes before at once (Linux 6.12; sched_setattr(2), `sched_runtime`). Threads that serve
+//! clients ask for that.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "two calls to the system that rustix does not have")
@@ -36,8 +36,8 @@ pub fn lower(nice: i32) {
     }
 }
 
-/// Gives the calling thread, and those that it starts from now on, short turns. Where the system has
-/// none it stays as it is.
+/// Gives the calling thread, and those that it starts from now on, short turns. Where the system
+/// has none it stays as it is.
 pub fn take_short_turns() {
     #[cfg(target_os = "linux")]
     set_turn(SHORT_TURN_NS);
@@ -61,7 +61,7 @@ fn scheduling() -> Option<libc::sched_attr> {
 fn set_turn(ns: u64) {
     if let Some(found) = scheduling() {
         let wanted = libc::sched_attr { sched_runtime: ns, ..found };
-        // SAFETY: the system reads `wanted.size` bytes, which it has told to be those of the struct.
+        // SAFETY: the system reads `wanted.size` bytes, by its own word at most the struct's.
         let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) };
     }
 }

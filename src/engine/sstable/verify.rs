@@ -1,4 +1,5 @@
-//! Reads a whole table again, whatever was checked of it before, and tells which keys damage touches.
+//! Reads a whole table again, whatever was checked of it before, and tells which keys damage
+//! touches.
 //!
 //! It changes nothing, and does not decide what becomes of damaged blocks
 //! ([`scrub`](crate::engine::scrub), [`discard`](crate::engine::discard)).
