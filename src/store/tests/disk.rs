@@ -132,8 +132,14 @@ fn deletes_and_repair_may_have_the_reserve() {
         assert_eq!(refusal.reason(), "DISK_FULL", "{refusal}");
         let refused = node.store().write(tenant, delete("second")).unwrap_err();
         assert_eq!((refused.reason(), refused.outcome()), ("DISK_FULL", Outcome::NotApplied));
+        let garbage = (tenant_id, b"garbage".to_vec(), b"garbage".to_vec());
+        let copies: Vec<_> = copies.into_iter().chain([garbage]).collect();
         for copy in node.store().replicate(&copies) {
-            assert_eq!(copy.unwrap_err().reason(), "DISK_FULL");
+            assert_eq!(
+                copy.unwrap_err().reason(),
+                "DISK_FULL",
+                "the others are not even looked at"
+            );
         }
         assert_eq!(node.values(tenant, "second"), ["v"], "refused means not there");
 
