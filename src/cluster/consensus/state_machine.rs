@@ -7,6 +7,8 @@
 //! 2. A snapshot is durable before openraft is told of it, so before the log loses an entry.
 //! 3. Every change is handed to the fence, which makes it durable and then shows it: an answer is
 //!    given only for what is durable and visible on this node.
+//! 4. A node has not left while it votes (`STILL_VOTES`): whoever deletes it when it has must not
+//!    find that the others cannot agree on anything without it.
 
 #![expect(clippy::result_large_err, reason = "the error is openraft's, and so is its size")]
 
@@ -28,7 +30,7 @@ use super::types::{
 };
 use crate::cluster::NodeId;
 use crate::cluster::fence::Fence;
-use crate::cluster::layout::{Answer, Document};
+use crate::cluster::layout::{Answer, Command, Document, reason};
 use crate::engine::vfs::Vfs;
 use crate::store::document::Document as File;
 use crate::store::error::Result;
@@ -138,12 +140,28 @@ impl State {
         self.applied = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Blank => {}
-            EntryPayload::Normal(proposal) => return self.document.apply(&proposal.command),
+            EntryPayload::Normal(proposal) => return self.apply_command(&proposal.command),
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership);
             }
         }
         Answer::Done { epoch: self.document.epoch }
+    }
+
+    fn apply_command(&mut self, command: &Command) -> Answer {
+        match command {
+            Command::Left { node, .. } if self.votes(*node) => Answer::Refused {
+                reason: reason::STILL_VOTES.to_owned(),
+                message: format!("{node} votes on the layout still"),
+            },
+            _ => self.document.apply(command),
+        }
+    }
+
+    /// Whether a node's vote may be needed. It is the same on all nodes: changes of voters are
+    /// entries of the log.
+    fn votes(&self, node: NodeId) -> bool {
+        self.membership.membership().voter_ids().any(|voter| voter == node)
     }
 }
 
@@ -220,5 +238,62 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
         self.state.lock().snapshot.as_ref().map(Stored::to_snapshot).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::types::Proposal;
+    use super::*;
+    use crate::cluster::layout::{Member, MemberState};
+
+    fn state() -> State {
+        let member = |state| Member {
+            name: String::new(),
+            zone: String::new(),
+            weight: 1,
+            state,
+            address: String::new(),
+        };
+        let states = [(NodeId(1), MemberState::Normal), (NodeId(2), MemberState::Leaving)];
+        let members = states.map(|(id, state)| (id, member(state))).into();
+        let document = Document { epoch: 1, members, ..Document::empty() };
+        State { applied: None, membership: StoredMembership::default(), document, snapshot: None }
+    }
+
+    fn apply(state: &mut State, payload: EntryPayload<TypeConfig>) -> Answer {
+        let index = state.applied.map_or(1, |at| at.index + 1);
+        let log_id = LogId::new(CommittedLeaderId::new(1, NodeId(1)), index);
+        state.apply(Entry { log_id, payload })
+    }
+
+    /// Of two nodes one is drained. Were it gone before its vote is, the other one could never
+    /// change anything any more.
+    #[test]
+    fn a_node_that_votes_has_not_left() {
+        let mut state = state();
+        let voters = |sets: &[&[u128]]| {
+            let set = |ids: &&[u128]| ids.iter().map(|id| NodeId(*id)).collect::<BTreeSet<_>>();
+            EntryPayload::Membership(Membership::new(sets.iter().map(set).collect(), ()))
+        };
+        let left = || {
+            let digest = "digest".to_owned();
+            EntryPayload::Normal(Proposal::new(Command::Left { node: NodeId(2), digest }))
+        };
+        for voters in [voters(&[&[1, 2]]), voters(&[&[1, 2], &[1]])] {
+            apply(&mut state, voters);
+            let before = state.document.clone();
+            let answer = apply(&mut state, left());
+            assert!(
+                matches!(&answer, Answer::Refused { reason, .. } if reason == "STILL_VOTES"),
+                "{answer:?}"
+            );
+            assert_eq!(state.document, before);
+        }
+        apply(&mut state, voters(&[&[1]]));
+        assert_eq!(apply(&mut state, left()), Answer::Done { epoch: 1 });
+        assert_eq!(state.document.members[&NodeId(2)].state, MemberState::Left);
     }
 }

@@ -45,11 +45,13 @@ pub mod reason {
     pub const MIXED_CHANGE: &str = "MIXED_CHANGE";
     /// The tenant is not known.
     pub const UNKNOWN_TENANT: &str = "UNKNOWN_TENANT";
+    /// The node votes on the layout still: without it the others might not be enough to.
+    pub const STILL_VOTES: &str = "STILL_VOTES";
     /// The replication factor of a cluster of several owners is changed by a change of the layout.
     pub const REPLICATION_FACTOR_FIXED: &str = "REPLICATION_FACTOR_FIXED";
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         NOT_FORMED,
         ALREADY_FORMED,
         INVALID_CLUSTER,
@@ -69,6 +71,7 @@ pub mod reason {
         LOSS_DIFFERS,
         MIXED_CHANGE,
         UNKNOWN_TENANT,
+        STILL_VOTES,
         REPLICATION_FACTOR_FIXED,
     ];
 }

@@ -373,6 +373,7 @@ impl Departure {
         // The group forgets a node that left, perhaps before it hears that it did.
         loop {
             self.report(Command::Left { node, digest: digest.clone() }).await;
+            self.progress.wait_for("its vote on the layout to end, or to hear that it has left");
             for owner in self.owners_up(layout) {
                 let _ = self.fence.refresh(owner, self.settings.timeout).await;
                 if self.has_left() {
