@@ -25,7 +25,8 @@ pub fn follower(nodes: &Nodes) -> usize {
     follower_among(nodes, [1, 2])
 }
 
-fn follower_among<const N: usize>(nodes: &Nodes, places: [usize; N]) -> usize {
+/// One of these that does not lead.
+pub fn follower_among<const N: usize>(nodes: &Nodes, places: [usize; N]) -> usize {
     let status = json(nodes, 0, &["status"]);
     let all = status["nodes"].as_array().expect("nodes");
     let leads = |at: &usize| {

@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::nodes::Nodes;
+use crate::operators::follower_among;
 
 /// Longest wait for a change that nothing is in the way of.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -145,6 +146,25 @@ async fn a_drained_node_can_be_deleted_while_writes_go_on() {
     let verify = VerifyCertificateRequest { certificate: forged, ..Default::default() };
     let verified = admin(&nodes, 1).await.verify_certificate(verify).await.expect("it can be read");
     assert!(!verified.into_inner().valid);
+}
+
+/// Of two nodes both vote on the layout. The one that leads is drained, and deleted as soon as that
+/// has ended: the other one can be changed still.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_two_nodes_needs_nobodys_vote() {
+    let mut nodes = Nodes::start(2);
+    nodes.ok(0, &["tenant", "set", "default", "--replication-factor", "1"]);
+    let written = nodes.write_keys("key", 10, 0);
+    nodes.wait_until_stable(0, 2);
+    let other = follower_among(&nodes, [0, 1]);
+    let leaver = 1 - other;
+    let told = drained(admin(&nodes, other).await, &format!("n{leaver}")).await;
+    assert_eq!(told.last().map(DrainProgress::phase), Some(DrainPhase::Left), "{told:#?}");
+    // It may have ended by itself.
+    nodes.kill(leaver);
+    nodes.delete(leaver);
+    nodes.ok(other, &["tenant", "create", "late"]);
+    assert_eq!(nodes.ok(other, &["get", &written[0]]), written[0]);
 }
 
 /// A drain that cannot be safe refuses at once, and says why; one that was begun can be called off.
