@@ -81,6 +81,7 @@ mod tests {
         assert_eq!(lowered.join().expect("it does not panic"), before + 3);
         assert_eq!(own(), before);
     }
+
     /// Read back from the system; one that has no turns of their own for threads says so.
     #[cfg(target_os = "linux")]
     #[test]

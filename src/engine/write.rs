@@ -85,19 +85,20 @@ impl Engine {
         self.shared.apply(batch, on_stall)
     }
 
-    /// [`Engine::apply`] of repairs: states that were judged by the floors of this replica and
-    /// another, so the guard does not concern them. Each names the floor of this replica that it
-    /// was judged under.
+    /// [`Engine::apply`] of a repair: a state that was judged by the floors of this replica and
+    /// another, so the guard does not concern it. `floor` is that of this replica that it was
+    /// judged under.
     ///
     /// # Errors
     /// As [`Engine::apply`]; [`Error::BelowSafePoint`] if a floor has been set since.
     pub fn apply_judged(
         &self,
-        batch: &[(&[u8], &[u8])],
-        floors: &[u64],
+        key: &[u8],
+        row: &[u8],
+        floor: u64,
         on_stall: OnStall,
     ) -> Result<Position> {
-        self.shared.apply_judged(batch, floors, on_stall)
+        self.shared.apply_judged(key, row, floor, on_stall)
     }
 
     /// Has `observer` called with the key of every record once it can be read, before a fence that
@@ -205,24 +206,15 @@ impl Shared {
 
     fn apply_judged(
         &self,
-        batch: &[(&[u8], &[u8])],
-        floors: &[u64],
+        key: &[u8],
+        row: &[u8],
+        floor: u64,
         on_stall: OnStall,
     ) -> Result<Position> {
-        debug_assert_eq!(batch.len(), floors.len());
-        for (key, row) in batch {
-            check_bounds(key, row)?;
-        }
+        check_bounds(key, row)?;
         self.make_room(on_stall)?;
-        if batch.is_empty() {
-            return Ok(Position::ZERO);
-        }
-        let records = batch.iter().zip(floors);
-        let mut writes: Vec<_> = records
-            .map(|((key, _), floor)| Write { judged_under: Some(*floor), ..Write::new(self, key) })
-            .collect();
-        let rows: Vec<&[u8]> = batch.iter().map(|(_, row)| *row).collect();
-        self.apply_writes(&mut writes, &rows, batch)
+        let write = Write { judged_under: Some(floor), ..Write::new(self, key) };
+        self.apply_writes(&mut [write], &[row], &[(key, row)])
     }
 
     fn apply_writes(

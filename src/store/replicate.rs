@@ -83,7 +83,7 @@ impl Store {
     ///
     /// Each is joined by itself. The locks of all keys of a batch are held until the last of them
     /// is in memory, and on a thread that others go before that may take long
-    /// (docs/decisions/0069).
+    /// (docs/decisions/0071).
     fn join_rows<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
@@ -99,12 +99,9 @@ impl Store {
             }
             let row = row.as_ref();
             let key = self.place(*tenant, key.as_ref(), row)?;
-            let record = [(&key[..], row)];
             let joined = match judge {
-                Judge::Guard => self.engine.apply_with(&record, on_stall),
-                Judge::Floors(floors) => {
-                    self.engine.apply_judged(&record, &floors[at..=at], on_stall)
-                }
+                Judge::Guard => self.engine.apply_with(&[(&key, row)], on_stall),
+                Judge::Floors(floors) => self.engine.apply_judged(&key, row, floors[at], on_stall),
             };
             match joined {
                 Ok(position) => end = end.max(position),

@@ -10,13 +10,14 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::options::SyncMode;
 use crate::engine::rules::open_without;
 use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
+use crate::engine::vfs::hold::Hold;
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options, Position, Result};
 
@@ -26,48 +27,13 @@ const OLD: &[u8] = b"old";
 /// Longer than a read takes that waits for nothing.
 const A_WHILE: Duration = Duration::from_millis(200);
 
-/// Syncs of the log wait while it is closed.
-#[derive(Default)]
-struct Gate {
-    /// Whether it is closed, and how many syncs came to it.
-    state: Mutex<(bool, u64)>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.state.lock();
-        state.1 += 1;
-        self.changed.notify_all();
-        self.changed.wait_while(&mut state, |(closed, _)| *closed);
-    }
-
-    fn set(&self, closed: bool) {
-        self.state.lock().0 = closed;
-        self.changed.notify_all();
-    }
-
-    fn arrived(&self) -> u64 {
-        self.state.lock().1
-    }
-
-    fn wait_for_more_than(&self, before: u64) {
-        self.changed.wait_while(&mut self.state.lock(), |(_, arrived)| *arrived <= before);
-    }
-}
-
 /// An engine on a disk that hangs.
 struct Slow {
+    /// The first to be dropped: the engine waits for its syncs.
+    syncs: Hold,
     engine: Arc<Engine>,
-    gate: Arc<Gate>,
     disk: MemVfs,
     vfs: Arc<FaultVfs>,
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        self.gate.set(false);
-    }
 }
 
 impl Slow {
@@ -75,19 +41,10 @@ impl Slow {
     fn new(options: Options, removed: &[&'static str]) -> Self {
         let disk = MemVfs::new();
         let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
-        let gate = Arc::new(Gate::default());
-        vfs.hold_calls({
-            let gate = Arc::clone(&gate);
-            move |call| {
-                let is_log = call.path.extension().is_some_and(|end| end == "log");
-                if is_log && call.operation == Operation::SyncData {
-                    gate.pass();
-                }
-            }
-        });
+        let syncs = Hold::of(&vfs, Operation::SyncData, "log");
         let opened = || open(vfs.clone(), options.clone()).expect("opens");
         let engine = Arc::new(open_without(removed, opened));
-        let slow = Self { engine, gate, disk, vfs };
+        let slow = Self { syncs, engine, disk, vfs };
         let position = slow.put(OLD, 1);
         slow.engine.wait_durable(position).expect("durable");
         slow
@@ -101,11 +58,11 @@ impl Slow {
     /// The new key is in memory, and its sync hangs.
     fn hang(&self) -> Position {
         let position = self.put(NEW, 2);
-        self.gate.set(true);
-        let before = self.gate.arrived();
+        self.syncs.close();
+        let before = self.syncs.arrived();
         let engine = Arc::clone(&self.engine);
         thread::spawn(move || engine.wait_durable(position));
-        self.gate.wait_for_more_than(before);
+        self.syncs.wait_for_more_than(before);
         position
     }
 
@@ -156,7 +113,7 @@ fn a_read_of_a_row_that_is_being_synced_waits_for_the_sync() {
         let told = slow.begin(read);
         assert!(told.recv_timeout(A_WHILE).is_err(), "{name} does not wait");
         assert!(!slow.survives(NEW), "the sync hangs");
-        slow.gate.set(false);
+        slow.syncs.open();
         assert!(told.recv().expect("answers").expect("reads"), "{name}");
         assert!(slow.survives(NEW), "{name}");
 
@@ -196,7 +153,7 @@ fn a_peek_says_what_to_wait_for() {
     let (tell, told) = channel();
     slow.engine.on_durable(upto, Box::new(move |outcome| tell.send(outcome).expect("awaited")));
     assert!(told.try_recv().is_err());
-    slow.gate.set(false);
+    slow.syncs.open();
     told.recv().expect("called").expect("durable");
     assert_eq!(peek(&slow).expect("reads"), (true, Position::ZERO));
 }
@@ -209,7 +166,7 @@ fn an_update_that_changes_nothing_says_how_far_what_it_saw_is_durable() {
     let look = |key: &[u8]| slow.engine.update(&[key], |_, _, _| Ok::<_, Error>(None));
     assert_eq!(look(NEW).expect("looks"), position);
     assert_eq!(look(OLD).expect("looks"), Position::ZERO);
-    slow.gate.set(false);
+    slow.syncs.open();
     slow.engine.wait_durable(position).expect("durable");
     assert_eq!(look(NEW).expect("looks"), Position::ZERO);
 }
@@ -248,7 +205,7 @@ fn who_waits_for_a_sync_that_fails_is_not_shown_the_row() {
     let told = slow.begin(|engine| engine.get(NEW));
     let fault = Fault { operation: Some(Operation::SyncData), ..Fault::default() };
     slow.vfs.inject(fault);
-    slow.gate.set(false);
+    slow.syncs.open();
     let read = told.recv().expect("answers");
     assert!(matches!(read, Err(Error::Poisoned { .. })), "{read:?}");
 }
@@ -258,14 +215,14 @@ fn who_waits_for_a_sync_that_fails_is_not_shown_the_row() {
 fn where_writes_do_not_wait_for_syncs_reads_do_not() {
     for sync_mode in [SyncMode::Os, SyncMode::Interval] {
         let slow = Slow::new(Options { sync_mode, ..tiny() }, &[]);
-        slow.gate.set(true);
+        slow.syncs.close();
         slow.put(NEW, 2);
         for (name, read) in WAYS {
             assert!(read(&slow.engine).expect("reads"), "{name}");
         }
         let peeked = slow.engine.peek_newest_with(NEW, |row| row.is_some()).expect("reads");
         assert_eq!(peeked, (true, Position::ZERO));
-        assert_eq!(slow.gate.arrived(), 0, "nothing was synced");
+        assert_eq!(slow.syncs.arrived(), 0, "nothing was synced");
     }
 }
 

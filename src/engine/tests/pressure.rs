@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::pressure::OnStall;
 use crate::engine::vfs::fault::{FaultVfs, Operation};
+use crate::engine::vfs::hold::Hold;
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Options};
 
@@ -17,36 +16,15 @@ fn put(engine: &Engine, i: u32, on_stall: OnStall) {
     engine.apply_with(&[(&key, &row)], on_stall).expect("taken");
 }
 
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        self.0();
-    }
-}
-
 /// A flush hangs. Writers go on at a slow pace long before memory is full; those that must not wait
 /// are not slowed; and with the flush that is over.
 #[test]
 fn writers_are_slowed_before_they_would_have_to_stop() {
-    let gate = Arc::new((Mutex::new(true), Condvar::new()));
-    let vfs = Arc::new(FaultVfs::new(Arc::new(MemVfs::new())));
-    vfs.hold_calls({
-        let gate = Arc::clone(&gate);
-        move |call| {
-            let is_table = call.path.extension().is_some_and(|end| end == "sst");
-            if is_table && call.operation == Operation::Create {
-                gate.1.wait_while(&mut gate.0.lock(), |closed| *closed);
-            }
-        }
-    });
+    let vfs = FaultVfs::new(Arc::new(MemVfs::new()));
     let options = Options { compaction_threads: 1, memtable_bytes: 16 << 10, ..tiny() };
-    let engine = open(vfs, options).expect("opens");
-    // Else a failure would be hidden by an engine that waits for its flush for ever.
-    let _opens = OnDrop(|| {
-        *gate.0.lock() = false;
-        gate.1.notify_all();
-    });
+    let engine = open(Arc::new(vfs.clone()), options).expect("opens");
+    let flushes = Hold::of(&vfs, Operation::Create, "sst");
+    flushes.close();
     let filled = || engine.shared.super_version.load().active.list_bytes();
     let sealed = || engine.shared.super_version.load().sealed();
     let mut i = 0;
@@ -55,7 +33,7 @@ fn writers_are_slowed_before_they_would_have_to_stop() {
         i += 1;
     }
     assert_eq!(engine.stats().slowed, 0, "the first sixteenth is free");
-    while filled() < (16 << 10) / 2 {
+    while filled() < (16 << 10) / 4 {
         put(&engine, i, OnStall::Refuse);
         i += 1;
     }
@@ -66,8 +44,7 @@ fn writers_are_slowed_before_they_would_have_to_stop() {
     }
     let stats = engine.stats();
     assert_eq!((stats.slowed, stats.stalls), (5, 0));
-    *gate.0.lock() = false;
-    gate.1.notify_all();
+    flushes.open();
     engine.flush().expect("flushes");
     put(&engine, i, OnStall::Wait);
     assert_eq!(engine.stats().slowed, 5);

@@ -14,6 +14,7 @@
 //! parent of a bare relative name is the empty path, which means the current directory.
 
 pub mod fault;
+pub mod hold;
 pub mod mem;
 pub mod os;
 
