@@ -61,7 +61,7 @@ impl Shared {
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
         let active = self.versions.allocate_epoch();
         let blank = self.blank.lock().take();
-        let blank = blank.unwrap_or_else(|| Blank::new(self.options.memtable_bytes));
+        let blank = blank.unwrap_or_else(|| self.new_blank());
         let active = Arc::new(Memtable::new(active, blank, self.versions.reaper()));
         state.generation += 1;
         state.queued_ingests += u32::from(queue_ingest);
@@ -78,6 +78,10 @@ impl Shared {
         drop(log);
         self.background.wake_flush();
         ingest.unwrap_or_else(|| sealed.epoch())
+    }
+
+    fn new_blank(&self) -> Blank {
+        Blank::new(self.options.memtable_bytes, &self.spare)
     }
 
     /// Seals the active memtable if it is full and there is room in the queue.
@@ -100,7 +104,7 @@ impl Shared {
     pub(super) fn flush_first(&self) -> Result<bool> {
         let _one = self.flush_lock.lock();
         self.check_unpoisoned()?;
-        self.blank.lock().get_or_insert_with(|| Blank::new(self.options.memtable_bytes));
+        self.blank.lock().get_or_insert_with(|| self.new_blank());
         let view = self.super_version.load_full();
         let first =
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };

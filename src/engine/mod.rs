@@ -172,6 +172,8 @@ pub(crate) struct Shared {
     log: CommitLog<LogState>,
     /// For the next memtable.
     blank: Mutex<Option<memtable::Blank>>,
+    /// What memtables that are gone have left.
+    spare: Arc<memtable::Spare>,
     stripes: Stripes,
     guards: Guards,
     observer: OnceLock<write::Observer>,

@@ -40,7 +40,7 @@ use super::compaction::{Pacer, PickerOptions};
 use super::error::{Error, Result};
 use super::flush::TableOutput;
 use super::guards::Guards;
-use super::memtable::{Blank, Logged, Memtable};
+use super::memtable::{Blank, Logged, Memtable, Spare};
 use super::merge::MergeOperator;
 use super::options::{LEVELS, Options};
 use super::position::Position;
@@ -74,11 +74,12 @@ pub fn open(
     let versions = VersionSet::recover(vfs.clone(), dir, &options)?;
     let ages_from_ms = ages_from(versions.current().state(), clock.now_ms());
     let now_ms = clock.now_ms().saturating_add(ages_from_ms);
-    let first_segment = replay(dir, &options, &vfs, &*operator, &versions, now_ms)?;
+    let spare = Arc::new(Spare::new(options.memtable_bytes));
+    let blank = || Blank::new(options.memtable_bytes, &spare);
+    let first_segment = replay(dir, &options, &vfs, &*operator, &versions, &blank, now_ms)?;
 
     let epoch = versions.allocate_epoch();
-    let active =
-        Arc::new(Memtable::new(epoch, Blank::new(options.memtable_bytes), versions.reaper()));
+    let active = Arc::new(Memtable::new(epoch, blank(), versions.reaper()));
     let state = LogState { active: active.clone(), generation: 0, queued_ingests: 0 };
     let log_options = LogOptions::from(&options);
     let log = CommitLog::create(vfs.clone(), dir, log_options, first_segment, state)?;
@@ -99,6 +100,7 @@ pub fn open(
         _lock: lock,
         log,
         blank: Mutex::default(),
+        spare,
         stripes: Stripes::new(),
         guards,
         observer: OnceLock::new(),
@@ -205,15 +207,13 @@ fn replay(
     vfs: &Arc<dyn Vfs>,
     operator: &dyn MergeOperator,
     versions: &VersionSet,
+    blank: &dyn Fn() -> Blank,
     now_ms: u64,
 ) -> Result<u32> {
     let flushed = versions.current().state().flushed();
     let output = TableOutput { dir, options, vfs: &**vfs, operator, versions, now_ms };
     let mut edit = VersionEdit::default();
-    let fresh = || {
-        let blank = Blank::new(options.memtable_bytes);
-        Memtable::new(versions.allocate_epoch(), blank, versions.reaper())
-    };
+    let fresh = || Memtable::new(versions.allocate_epoch(), blank(), versions.reaper());
     let mut memtable = Arc::new(fresh());
     let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
         let hash = KeyHash::new(key).hash();

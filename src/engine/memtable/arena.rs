@@ -5,22 +5,25 @@
 //! reader needs no reference count, and memory is accounted exactly.
 //!
 //! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
-//! a lock. Chunks of full size are mapped, so that what a flushed memtable took goes back to the
-//! system at once; an allocator would keep it, beside a page cache that has better use for it. They
-//! are huge pages where the system has them: a search in a memtable goes all over its nodes.
+//! a lock. Chunks of full size are mapped, as huge pages where the system has them: a search in a
+//! memtable goes all over its nodes. When the arena goes they are [`Spare`] for the next one, which
+//! has written to them before: the system has to make no page of zeros, for milliseconds where a
+//! hypervisor must find the memory first (docs/decisions/0072). What is more than a memtable needs
+//! goes back to the system at once; an allocator would keep it.
 //!
 //! A chunk is made before the lock is taken, and gets its pages as they are touched. Both take long
 //! enough for a thread that others go before to be put off its core; nobody is to wait for it then
 //! (docs/decisions/0071).
 //!
 //! # Invariants
-//! 1. A chunk's memory never moves and is freed only by `Drop` of the arena.
+//! 1. A chunk's memory never moves, and is freed or made spare only when its arena is dropped.
 //! 2. A byte is handed out once; it is written only through the slice of [`Arena::copy`], before
 //!    the pointer is published, and is read-only from then on.
 #![expect(unsafe_code, reason = "raw chunks: handing out bytes that outlive the borrow")]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions};
@@ -32,6 +35,42 @@ const ALIGN: usize = 8;
 const CHUNK_BYTES_MIN: usize = 16 << 10;
 const CHUNK_BYTES_MAX: usize = 2 << 20;
 
+/// Chunks of arenas that are gone, for those that come.
+#[derive(Default)]
+pub struct Spare {
+    /// Kept at most.
+    chunks_max: usize,
+    /// Mapped ones of [`CHUNK_BYTES_MAX`]. Held for a push or a pop.
+    #[expect(clippy::vec_box, reason = "an arena has them boxed")]
+    chunks: Mutex<Vec<Box<Chunk>>>,
+}
+
+impl Spare {
+    /// Keeps no more than arenas of about so many bytes need.
+    pub fn new(bytes: usize) -> Self {
+        Self { chunks_max: bytes / CHUNK_BYTES_MAX, chunks: Mutex::default() }
+    }
+
+    fn take(&self) -> Option<Box<Chunk>> {
+        self.chunks.lock().pop()
+    }
+
+    /// Keeps a chunk that nobody uses, or gives it back to the system.
+    fn give(&self, mut chunk: Box<Chunk>) {
+        if chunk.map.is_none() || chunk.capacity != CHUNK_BYTES_MAX {
+            return;
+        }
+        *chunk.used.get_mut() = 0;
+        let mut chunks = self.chunks.lock();
+        if chunks.len() < self.chunks_max {
+            chunks.push(chunk);
+        } else {
+            // Not under the lock: to unmap it takes long.
+            drop(chunks);
+        }
+    }
+}
+
 struct Chunk {
     base: NonNull<u8>,
     capacity: usize,
@@ -41,11 +80,18 @@ struct Chunk {
     used: AtomicUsize,
 }
 
+// SAFETY: it owns its bytes, and nothing in it is tied to a thread.
+unsafe impl Send for Chunk {}
+// SAFETY: its bytes are only reached through what `take` hands out, once each: who may write which
+// of them is settled by the `fetch_add` there.
+unsafe impl Sync for Chunk {}
+
 /// The first chunk is about such a part of what an arena will hold.
 const FIRST_CHUNK_PART: usize = 32;
 
 /// See the module page.
 pub struct Arena {
+    spare: Arc<Spare>,
     /// Bytes of the first chunk.
     first: usize,
     /// The chunk that is being filled; null before the first allocation. Points into `chunks`.
@@ -58,17 +104,12 @@ pub struct Arena {
     reserved: AtomicUsize,
 }
 
-// SAFETY: chunks are shared bytes; who may write which of them is settled by the `fetch_add` in
-// `allocate`, and nothing in the arena is tied to a thread.
-unsafe impl Send for Arena {}
-// SAFETY: as above.
-unsafe impl Sync for Arena {}
-
 impl Arena {
     /// For about so many bytes. One for many has only chunks that are mapped: who fills it asks the
     /// allocator for nothing large (see [`Blank`](super::Blank)).
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize, spare: &Arc<Spare>) -> Self {
         Self {
+            spare: Arc::clone(spare),
             first: (bytes / FIRST_CHUNK_PART).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
             current: AtomicPtr::new(ptr::null_mut()),
             chunks: Mutex::new(Vec::new()),
@@ -125,21 +166,36 @@ impl Arena {
         }
     }
 
+    /// A chunk that nobody else has.
+    fn chunk(&self, capacity: usize) -> Box<Chunk> {
+        let spare = (capacity == CHUNK_BYTES_MAX).then(|| self.spare.take()).flatten();
+        spare.unwrap_or_else(|| Box::new(Chunk::new(capacity)))
+    }
+
     /// Adds a chunk that holds at least `len` bytes, unless another thread has replaced `full`.
     #[cold]
     fn grow(&self, full: *mut Chunk, len: usize) {
         // SAFETY: null, or a boxed chunk that lives as long as the arena.
         let doubled = unsafe { full.as_ref() }.map_or(self.first, |chunk| chunk.capacity * 2);
         let capacity = doubled.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(len);
-        // In vain if another thread is first, but it costs little: no page of it is there yet.
-        let mut chunk = Box::new(Chunk::new(capacity));
+        // In vain if another thread is first, but it costs little: it is spare, or no page of it
+        // is there yet.
+        let mut chunk = self.chunk(capacity);
         let mut chunks = self.chunks.lock();
         if self.current.load(Ordering::Acquire) != full {
+            drop(chunks);
+            self.spare.give(chunk);
             return;
         }
         self.reserved.fetch_add(capacity, Ordering::Relaxed);
         self.current.store(&raw mut *chunk, Ordering::Release);
         chunks.push(chunk);
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.chunks.get_mut().drain(..).for_each(|chunk| self.spare.give(chunk));
     }
 }
 
@@ -208,7 +264,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_thread_that_makes_a_chunk() {
         const SOME: usize = 1 << 10;
-        let arena = Arena::new(0);
+        let arena = Arena::new(0, &Arc::default());
         let (reached, is_reached) = mpsc::channel();
         let (go_on, may_go_on) = mpsc::channel::<()>();
         let (done, is_done) = mpsc::channel();
@@ -235,9 +291,36 @@ mod tests {
         assert!(arena.used_bytes() >= 101 * SOME);
     }
 
+    /// The next arena writes where one was that is gone; more than is to be kept is not, nor what
+    /// has another size.
+    #[test]
+    fn chunks_of_an_arena_that_is_gone_are_used_again() {
+        const CHUNKS: usize = 4;
+        let spare = Arc::new(Spare::new(CHUNKS * CHUNK_BYTES_MAX));
+        let fill = |chunks: usize| {
+            let arena = Arena::new(usize::MAX, &spare);
+            let half = [7; CHUNK_BYTES_MAX / 2];
+            let at = (0..chunks).map(|_| (arena.copy(&[&half]), arena.copy(&[&half])).0);
+            let at: Vec<_> = at.collect();
+            (arena, at)
+        };
+        let kept = || spare.chunks.lock().len();
+        let (arena, first) = fill(CHUNKS - 1);
+        assert_eq!(kept(), 0, "they are in use");
+        drop(arena);
+        assert_eq!(kept(), CHUNKS - 1);
+        let (arena, second) = fill(CHUNKS + 2);
+        assert_eq!(kept(), 0);
+        assert!(first.iter().all(|at| second.contains(at)), "{first:?} {second:?}");
+        arena.copy(&[&vec![7; CHUNK_BYTES_MAX + 1]]);
+        drop(arena);
+        assert_eq!(kept(), CHUNKS);
+        drop(Arena::new(0, &Arc::default()));
+    }
+
     #[test]
     fn bytes_of_concurrent_writers_do_not_overlap() {
-        let arena = Arena::new(0);
+        let arena = Arena::new(0, &Arc::default());
         std::thread::scope(|scope| {
             for thread in 0..4u8 {
                 let arena = &arena;
@@ -260,7 +343,7 @@ mod tests {
 
     #[test]
     fn an_allocation_larger_than_a_chunk_gets_its_own() {
-        let arena = Arena::new(0);
+        let arena = Arena::new(0, &Arc::default());
         let large = vec![7u8; 3 << 20];
         let at = arena.copy(&[&large]);
         // SAFETY: the arena is alive and wrote these bytes.

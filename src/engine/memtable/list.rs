@@ -34,7 +34,7 @@ use crossbeam_epoch::{Guard, default_collector, unprotected};
 use crossbeam_skiplist::base::{Entry, SkipList};
 
 use super::Logged;
-use super::arena::Arena;
+use super::arena::{Arena, Spare};
 use crate::engine::key::key_prefix;
 use crate::engine::position::Position;
 use crate::engine::record::{Kind, Record};
@@ -113,9 +113,9 @@ impl Cell {
 
 /// See the module page.
 pub struct List {
-    /// Most of the memory, and given back in no time: dropped before the nodes, which are freed one
-    /// by one while the next memtable fills. Their keys and cells point into it and are not looked
-    /// at by then: neither has anything to drop.
+    /// Most of the memory, and free again in no time: dropped before the nodes, which are freed one
+    /// by one while the next memtable fills, perhaps with the arena's chunks. Their keys and cells
+    /// point into it and are not looked at by then: neither has anything to drop.
     arena: Arena,
     nodes: SkipList<ListKey, Cell>,
 }
@@ -132,8 +132,8 @@ fn no_pin() -> &'static Guard {
 
 impl List {
     /// For about so many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self { arena: Arena::new(bytes), nodes: SkipList::new(default_collector().clone()) }
+    pub fn new(bytes: usize, spare: &Arc<Spare>) -> Self {
+        Self { arena: Arena::new(bytes, spare), nodes: SkipList::new(default_collector().clone()) }
     }
 
     /// The newest record of `key`.

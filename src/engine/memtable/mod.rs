@@ -30,6 +30,7 @@ use super::merge::{MergeError, MergeOperator};
 use super::position::Position;
 use super::reaper::Reaper;
 use super::record::{Kind, Record};
+pub use arena::Spare;
 use filter::Filter;
 use list::{List, Walk};
 
@@ -74,7 +75,7 @@ impl AsRef<List> for Memtable {
 
 impl Drop for Memtable {
     fn drop(&mut self) {
-        self.reaper.free(std::mem::replace(&mut self.list, List::new(0)));
+        self.reaper.free(std::mem::replace(&mut self.list, List::new(0, &Arc::default())));
     }
 }
 
@@ -88,8 +89,11 @@ pub struct Blank {
 
 impl Blank {
     /// For a memtable that will be sealed at about `bytes`.
-    pub fn new(bytes: usize) -> Self {
-        Self { list: List::new(bytes), filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL) }
+    pub fn new(bytes: usize, spare: &Arc<Spare>) -> Self {
+        Self {
+            list: List::new(bytes, spare),
+            filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
+        }
     }
 }
 
