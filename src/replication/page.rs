@@ -13,11 +13,13 @@
 //! 4. Whatever is told of is durable here: it is counted as held.
 //! 5. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
 //!    known before anything is allocated.
+//! 6. Rows travel as one field of bytes. They are encoded, packed, unpacked and decoded on threads
+//!    that all others go before: those that serve clients pass on what may be a mebibyte.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -33,7 +35,7 @@ use crate::store::{self, EngineKey, Store, TenantId, TokenRange, Words};
 const PAGE_BYTES: usize = 512 << 10;
 /// Bytes of a page at most, before its last row.
 const PAGE_BYTES_MAX: usize = 4 << 20;
-/// Rows by which it is judged whether a page can be packed.
+/// Bytes of rows by which it is judged whether a page can be packed.
 const SAMPLE_BYTES: usize = 16 << 10;
 /// Unpacked no page is larger: its rows, the last of which may be one of the largest, their keys.
 const UNPACKED_BYTES_MAX: usize = 64 << 20;
@@ -90,10 +92,12 @@ pub(super) fn answer(
     drop(enter(fence, layout.epoch())?);
     let words = store.least_words(within.clone()).map_err(refused_by_store)?;
     let mut reply = proto::PageReply::default();
+    // The row that reaches the bound goes beyond it.
+    let mut rows = Rows { bytes: bytes_max + bytes_max / 16, ..Rows::default() };
     let is_told = layout.document().is_joint() || request.sum || request.digests;
     let cursor = store.visit_by_token(range, cursor, bytes_max, |engine_key, row| {
         if is_told && compared.has_key(engine_key) {
-            tell(&mut reply, store, request, engine_key, row)?;
+            tell(&mut reply, &mut rows, store, request, engine_key, row)?;
         }
         Ok(true)
     });
@@ -107,13 +111,14 @@ pub(super) fn answer(
         // Of no rows too.
         reply.sum.get_or_insert_default();
     }
-    let reply = if request.packed { pack(reply) } else { reply };
+    set_rows(&mut reply, rows.taken());
     Ok(Reply::Page(proto::PageReply { guard: words.guard, floor: words.floor, ..reply }))
 }
 
 /// Puts a row into a reply, as was asked for.
 fn tell(
     reply: &mut proto::PageReply,
+    rows: &mut Rows,
     store: &Store,
     request: &proto::PageRequest,
     engine_key: &[u8],
@@ -128,10 +133,40 @@ fn tell(
     add_row(reply.sum.get_or_insert_default(), store, engine_key, row)?;
     if !request.sum {
         let EngineKey { tenant, key, .. } = EngineKey::decode(engine_key)?;
-        let (key, row) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(row));
-        reply.rows.push(proto::RowState { tenant_id: tenant.0, key, row });
+        rows.add(tenant, key, row);
     }
     Ok(())
+}
+
+/// Rows that are gathered, in one buffer: a page has a thousand of them.
+#[derive(Default)]
+struct Rows {
+    /// Bytes that they will be, or little more.
+    bytes: usize,
+    buffer: BytesMut,
+    /// Tenant, bytes of the key, bytes of the row.
+    rows: Vec<(TenantId, usize, usize)>,
+}
+
+impl Rows {
+    fn add(&mut self, tenant: TenantId, key: &[u8], row: &[u8]) {
+        if self.rows.is_empty() {
+            self.buffer.reserve(self.bytes);
+        }
+        self.buffer.extend_from_slice(key);
+        self.buffer.extend_from_slice(row);
+        self.rows.push((tenant, key.len(), row.len()));
+    }
+
+    fn taken(self) -> Vec<proto::RowState> {
+        let mut rest = self.buffer.freeze();
+        let row = |(tenant, key, row): (TenantId, usize, usize)| proto::RowState {
+            tenant_id: tenant.0,
+            key: rest.split_to(key),
+            row: rest.split_to(row),
+        };
+        self.rows.into_iter().map(row).collect()
+    }
 }
 
 /// Adds a row to a sum, as it is under no floor.
@@ -216,51 +251,52 @@ impl Asking<'_> {
     }
 }
 
-/// The page with its rows packed, if that is shorter.
-fn pack(mut page: proto::PageReply) -> proto::PageReply {
-    let rows = std::mem::take(&mut page.rows);
-    // Most pages are as their first rows are: rows that nothing shortens are not copied for it.
-    let mut bytes = 0;
-    let sample = rows.iter().take_while(|row| {
-        let is_within = bytes < SAMPLE_BYTES;
-        bytes += row.row.len();
-        is_within
-    });
-    let sample = sample.count();
-    let is_worth_it = sample == rows.len() || packed(rows[..sample].to_vec()).is_some();
-    match is_worth_it.then(|| packed(rows.clone())).flatten() {
-        Some(packed) => proto::PageReply { packed: packed.into(), ..page },
-        None => proto::PageReply { rows, ..page },
-    }
+/// Puts rows into a page, packed if that is shorter.
+pub(super) fn set_rows(page: &mut proto::PageReply, rows: Vec<proto::RowState>) {
+    let raw = proto::PageRows { rows }.encode_to_vec();
+    // Most pages are as their first rows are: what nothing shortens is not packed to find out.
+    let is_worth_it = raw.get(..SAMPLE_BYTES).is_none_or(|sample| packed(sample).is_some());
+    (page.rows, page.unpacked_bytes) = match is_worth_it.then(|| packed(&raw)).flatten() {
+        // A page has its bound, and one row beyond it.
+        Some(packed) => (packed.into(), raw.len() as u32),
+        None => (raw.into(), 0),
+    };
 }
 
-/// Rows as a block, if it is shorter.
-fn packed(rows: Vec<proto::RowState>) -> Option<Vec<u8>> {
-    let raw = proto::PageReply { rows, ..Default::default() }.encode_to_vec();
-    let packed = lz4_flex::block::compress_prepend_size(&raw);
+/// Bytes as a block, if it is shorter.
+fn packed(raw: &[u8]) -> Option<Vec<u8>> {
+    let packed = lz4_flex::block::compress(raw);
     (packed.len() + packed.len() / 8 < raw.len()).then_some(packed)
 }
 
-/// The rows of a page, packed or not.
+/// How many bytes the rows of a page have, as they are encoded.
+pub(super) fn bytes_of(page: &proto::PageReply) -> u64 {
+    match page.unpacked_bytes {
+        0 => page.rows.len() as u64,
+        unpacked => unpacked.into(),
+    }
+}
+
+/// The rows of a page.
 ///
 /// # Errors
-/// They cannot be unpacked.
-pub(super) fn rows_of(page: &mut proto::PageReply) -> Result<Vec<proto::RowState>, String> {
-    if page.packed.is_empty() {
-        return Ok(std::mem::take(&mut page.rows));
-    }
-    let (size, block) = page.packed.split_first_chunk().ok_or("a page without its size")?;
-    let size = u32::from_le_bytes(*size) as usize;
-    if size > UNPACKED_BYTES_MAX {
-        return Err(format!("a page of {size} bytes: the limit is {UNPACKED_BYTES_MAX}"));
-    }
-    let mut raw = vec![0; size];
-    let found = lz4_flex::block::decompress_into(block, &mut raw);
-    let found = found.map_err(|error| error.to_string())?;
-    raw.truncate(found);
+/// They cannot be read.
+pub(super) fn rows_of(page: &proto::PageReply) -> Result<Vec<proto::RowState>, String> {
+    let raw = match page.unpacked_bytes as usize {
+        0 => page.rows.clone(),
+        size if size > UNPACKED_BYTES_MAX => {
+            return Err(format!("a page of {size} bytes: the limit is {UNPACKED_BYTES_MAX}"));
+        }
+        size => {
+            let mut raw = vec![0; size];
+            let found = lz4_flex::block::decompress_into(&page.rows, &mut raw);
+            raw.truncate(found.map_err(|error| error.to_string())?);
+            raw.into()
+        }
+    };
     // Rows share the one buffer.
-    let page = proto::PageReply::decode(Bytes::from(raw)).map_err(|error| error.to_string())?;
-    Ok(page.rows)
+    let rows = proto::PageRows::decode(raw).map_err(|error| error.to_string())?;
+    Ok(rows.rows)
 }
 
 #[cfg(test)]
@@ -270,13 +306,11 @@ mod tests {
     use super::*;
 
     fn page(rows: &[&[u8]]) -> proto::PageReply {
-        let row = |row: &&[u8]| proto::RowState {
-            tenant_id: 1,
-            key: Bytes::from_static(b"k"),
-            row: Bytes::copy_from_slice(row),
-        };
-        let cursor = Bytes::from_static(b"on");
-        proto::PageReply { rows: rows.iter().map(row).collect(), cursor, ..Default::default() }
+        let mut gathered = Rows::default();
+        rows.iter().for_each(|row| gathered.add(TenantId(1), b"k", row));
+        let mut page = proto::PageReply::default();
+        set_rows(&mut page, gathered.taken());
+        page
     }
 
     #[test]
@@ -289,42 +323,42 @@ mod tests {
             *byte = (state >> 56) as u8;
         }
         for (rows, is_packed) in [(&same, true), (&mixed, false)] {
-            let page = page(&[rows, rows.split_at(9).0]);
-            let mut sent = pack(page.clone());
-            assert_eq!((!sent.packed.is_empty(), sent.rows.is_empty()), (is_packed, is_packed));
-            assert_eq!(sent.cursor, page.cursor);
-            assert_eq!(rows_of(&mut sent), Ok(page.rows));
+            let rows = [rows, rows.split_at(9).0];
+            let sent = page(&rows);
+            assert_eq!((sent.unpacked_bytes > 0, sent.rows.len() < 4000), (is_packed, is_packed));
+            assert!(bytes_of(&sent) > 4000);
+            let read = rows_of(&sent).expect("readable");
+            assert!(read.iter().all(|row| (row.tenant_id, &row.key[..]) == (1, b"k")));
+            assert_eq!(read.iter().map(|row| &row.row[..]).collect::<Vec<_>>(), rows);
         }
+        assert_eq!(rows_of(&page(&[])), Ok(Vec::new()));
     }
 
     /// It comes from another node: a length that is a lie must not take the memory.
     #[test]
     fn a_packed_page_that_claims_too_much_is_refused() {
-        let mut packed = u32::MAX.to_le_bytes().to_vec();
-        packed.extend_from_slice(&[0; 20]);
-        let mut page = proto::PageReply { packed: packed.into(), ..Default::default() };
-        assert!(rows_of(&mut page).expect_err("too large").contains("limit"));
+        let rows = Bytes::from_static(&[0; 20]);
+        let page = proto::PageReply { rows, unpacked_bytes: u32::MAX, ..Default::default() };
+        assert!(rows_of(&page).expect_err("too large").contains("limit"));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
         #[test]
-        fn packed_garbage_is_refused_or_harmless(
+        fn garbage_is_refused_or_harmless(
             bytes in prop::collection::vec(any::<u8>(), 0..200),
+            unpacked_bytes in 0..10_000_u32,
             at in any::<usize>(),
             to in 0..255_u8,
         ) {
-            let garbage = Bytes::from(bytes);
-            let _ = rows_of(&mut proto::PageReply { packed: garbage, ..Default::default() });
-            let mut packed = pack(page(&[&[7; 4000]])).packed.to_vec();
+            let rows = Bytes::from(bytes);
+            let _ = rows_of(&proto::PageReply { rows, unpacked_bytes, ..Default::default() });
+            let sent = page(&[&[7; 4000]]);
+            let mut packed = sent.rows.to_vec();
             let at = at % packed.len();
             packed[at] = to;
-            // The first bytes are a length; of a large one the test is above.
-            if at > 3 {
-                let packed = packed.into();
-                let _ = rows_of(&mut proto::PageReply { packed, ..Default::default() });
-            }
+            let _ = rows_of(&proto::PageReply { rows: packed.into(), ..sent });
         }
     }
 }

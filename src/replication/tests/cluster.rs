@@ -149,8 +149,7 @@ fn leave_one_out(reply: &mut Reply) {
     if let Reply::Page(reply) = reply {
         let mut rows = page::rows_of(reply).expect("a page of this node");
         rows.drain(..rows.len().min(1));
-        reply.packed = Default::default();
-        reply.rows = rows;
+        page::set_rows(reply, rows);
     }
 }
 

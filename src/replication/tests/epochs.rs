@@ -13,6 +13,7 @@ use super::departures::drawn;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto;
+use crate::replication::page;
 use crate::store::Outcome;
 
 /// R1: who acts under an earlier epoch learns the later one, and starts over under it.
@@ -196,7 +197,7 @@ async fn pages_are_answered_to_who_will_own_the_rows() {
         let Ok(Reply::Page(page)) = cluster.ask_as(id(3), 1, 2, Request::Page(page)).await else {
             panic!("a page")
         };
-        rows += page.rows.len();
+        rows += page::rows_of(&page).expect("readable").len();
         cursor = page.cursor;
         if cursor.is_empty() {
             break;

@@ -91,16 +91,10 @@ impl Transfer {
     ) -> Result<(), Error> {
         while let Place::Behind(cursor, told) = place {
             self.check_store()?;
-            let kind = proto::PageRequest { packed: true, ..Default::default() };
-            let mut page = self.asking(from).page(kind, cursor.clone()).await?;
-            let mut rows = page::rows_of(&mut page).map_err(|why| PeerError::NoAnswer { why })?;
-            let mut merged = self.merged(from);
-            rows.retain(|row| {
-                let tenant = from.layout.document().tenants.get(&TenantId(row.tenant_id));
-                tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
-            });
+            let kind = proto::PageRequest::default();
+            let page = self.asking(from).page(kind, cursor.clone()).await?;
             *own = None;
-            self.join(from, rows).await?;
+            self.join_page(from, page.clone()).await?;
             told.add(&page)?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied(*told),
@@ -233,7 +227,8 @@ impl Transfer {
                     (None, None) => {}
                 }
             }
-            let joined = self.join(from, rows).await?;
+            let bytes: usize = rows.iter().map(bytes_of_row).sum();
+            let joined = self.join(from, bytes as u64, move || Ok(rows)).await?;
             let store = Arc::clone(&self.store);
             let missing = self.work.run(move || missing(&store, &joined)).await;
             match missing.map_err(|_| Error::Stopping)?? {
@@ -244,19 +239,41 @@ impl Transfer {
         Ok(())
     }
 
-    /// Joins rows under the epoch, durably; they are given back.
-    async fn join(&self, from: &From<'_>, rows: Vec<proto::RowState>) -> Result<Rows, Error> {
-        if rows.is_empty() {
+    /// Joins the rows of a page, those that are merged.
+    async fn join_page(&self, from: &From<'_>, page: proto::PageReply) -> Result<(), Error> {
+        let (layout, source, node) = (from.layout.clone(), from.source, self.node);
+        let bytes = page::bytes_of(&page);
+        let merged = move || {
+            let mut rows = page::rows_of(&page).map_err(|why| PeerError::NoAnswer { why })?;
+            let mut merged = Compared::new(&layout, source, node);
+            rows.retain(|row| {
+                let tenant = layout.document().tenants.get(&TenantId(row.tenant_id));
+                tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
+            });
+            Ok(rows)
+        };
+        self.join(from, bytes, merged).await.map(drop)
+    }
+
+    /// Joins rows of so many bytes under the epoch, durably; they are given back. `rows` is called
+    /// where rows are merged.
+    async fn join(
+        &self,
+        from: &From<'_>,
+        bytes: u64,
+        rows: impl FnOnce() -> Result<Vec<proto::RowState>, Error> + Send + 'static,
+    ) -> Result<Rows, Error> {
+        if bytes == 0 {
             return Ok(Rows::new());
         }
-        let count = rows.len() as u64;
-        let bytes: usize = rows.iter().map(|row| row.key.len() + row.row.len()).sum();
-        self.rate.take(bytes as u64).await;
-        let rows: Rows =
-            rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
+        self.rate.take(bytes).await;
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
         let epoch = from.layout.epoch();
         let begun = self.work.run(move || {
+            let rows = rows()?;
+            let bytes: usize = rows.iter().map(bytes_of_row).sum();
+            let rows: Rows =
+                rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
             let mut told = Vec::new();
             for some in rows.chunks(UNDER_ONE_PASS) {
                 let (done, joined) = oneshot::channel();
@@ -267,16 +284,20 @@ impl Transfer {
                 store.submit_repairs(&judged, &floors, tell);
                 told.push(joined);
             }
-            Ok::<_, Error>((rows, told))
+            Ok::<_, Error>((rows, bytes, told))
         });
-        let (rows, told) = begun.await.map_err(|_| Error::Stopping)??;
+        let (rows, bytes, told) = begun.await.map_err(|_| Error::Stopping)??;
         for joined in told {
             let results = joined.await.map_err(|_| Error::Stopping)?;
             results.into_iter().try_for_each(|result| result)?;
         }
-        self.progress.moved(count, bytes as u64);
+        self.progress.moved(rows.len() as u64, bytes as u64);
         Ok(rows)
     }
+}
+
+fn bytes_of_row(row: &proto::RowState) -> usize {
+    row.key.len() + row.row.len()
 }
 
 /// Rows as they may be joined here under the floors of their partitions, with these.
