@@ -113,7 +113,7 @@ fn next_step(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::cluster::layout::{Member, MemberState};
 
@@ -121,7 +121,8 @@ mod tests {
         ids.iter().map(|id| NodeId(*id)).collect()
     }
 
-    fn document(states: &[MemberState]) -> Document {
+    /// Of epoch 1, with members 1, 2 and so on in these states.
+    pub fn document(states: &[MemberState]) -> Document {
         let member = |state| Member {
             name: String::new(),
             zone: String::new(),

@@ -245,21 +245,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::keeper::tests::document;
     use super::super::types::Proposal;
     use super::*;
-    use crate::cluster::layout::{Member, MemberState};
+    use crate::cluster::layout::MemberState;
 
     fn state() -> State {
-        let member = |state| Member {
-            name: String::new(),
-            zone: String::new(),
-            weight: 1,
-            state,
-            address: String::new(),
-        };
-        let states = [(NodeId(1), MemberState::Normal), (NodeId(2), MemberState::Leaving)];
-        let members = states.map(|(id, state)| (id, member(state))).into();
-        let document = Document { epoch: 1, members, ..Document::empty() };
+        let document = document(&[MemberState::Normal, MemberState::Leaving]);
         State { applied: None, membership: StoredMembership::default(), document, snapshot: None }
     }
 
