@@ -312,10 +312,14 @@ mod tests {
         let (arena, second) = fill(CHUNKS + 2);
         assert_eq!(kept(), 0);
         assert!(first.iter().all(|at| second.contains(at)), "{first:?} {second:?}");
-        arena.copy(&[&vec![7; CHUNK_BYTES_MAX + 1]]);
         drop(arena);
         assert_eq!(kept(), CHUNKS);
-        drop(Arena::new(0, &Arc::default()));
+        // One is held, so that there is room for one that should not be kept.
+        let (_held, (arena, _)) = (fill(1), fill(1));
+        assert_eq!(kept(), CHUNKS - 2);
+        arena.copy(&[&vec![7; CHUNK_BYTES_MAX + 1]]);
+        drop(arena);
+        assert_eq!(kept(), CHUNKS - 1, "of the two only the one of full size");
     }
 
     #[test]
