@@ -2,7 +2,11 @@
 //!
 //! Three nodes hold the rows three times. A fourth joins and is drained again, at the default rate
 //! (or at others) under a steady load, and once more with no limit and no load. What moves is
-//! counted by the nodes: bytes of rows that were fetched or given away.
+//! counted by the nodes: bytes of rows that were fetched or given away. Before each change the load
+//! runs alone, and once more when the change has begun and no row moves yet: under a Joint layout
+//! calls need a quorum of both sets, which costs what it costs at any rate. How far a change is, is
+//! asked over a connection that stays open: to start a program that asks takes a core for tens of
+//! milliseconds, which is as much as clients notice of the change.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use pairdb::proto;
+use pairdb::proto::admin_client::AdminClient;
 use pairdb::proto::key_value_client::KeyValueClient;
+use pairdb::proto::{self, TransitionPhase};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -45,10 +50,10 @@ const MOMENT: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(70);
 /// How often it is looked how far a change is.
 const LOOK: Duration = Duration::from_millis(250);
-/// The same beside a load: to ask is to start a program, which takes a core for a while.
-const LOOK_BESIDE: Duration = Duration::from_secs(2);
 /// Longest wait for a change.
 const PATIENCE: Duration = Duration::from_secs(3600);
+/// So many bytes a second that after the first pages no row moves.
+const HELD: u64 = 1;
 /// The rate limit of a node that joins, as a setting.
 const RATE: &str = "PAIRDB__CLUSTER__TRANSFER_RATE_BYTES";
 
@@ -86,11 +91,6 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
     );
     (0..3).for_each(|at| nodes.wait_until_up(at, 3));
     let moving = Moving { runtime, share, floor };
-    if !beside.is_empty() {
-        let steady = Steady::start(runtime, &nodes, value_bytes);
-        std::thread::sleep(HEALTHY);
-        println!("{{\"workload\":\"load alone\",{}}}", steady.end(runtime));
-    }
     for rate in beside {
         moving.there_and_back(&mut nodes, Some(value_bytes), *rate);
     }
@@ -108,44 +108,107 @@ struct Moving<'r> {
 impl Moving<'_> {
     /// A node joins and is drained, at so many MiB a second for each node (0: as fast as it goes),
     /// alone or beside a load of so large values.
-    fn there_and_back(&self, nodes: &mut Nodes, load: Option<usize>, rate: u64) {
-        let load = |nodes: &Nodes| load.map(|bytes| Steady::start(self.runtime, nodes, bytes));
-        let rate = format!("{rate}MiB");
-        (0..3).for_each(|at| drop(nodes.ok(at, &["layout", "rate", &rate])));
-        let running = load(nodes);
-        let began = Instant::now();
-        let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
-        let joined = nodes.join_with(&[(RATE.to_owned(), rate.clone())]);
-        let name = format!("n{joined}");
-        let look = if running.is_some() { LOOK_BESIDE } else { LOOK };
-        let owned = until(nodes, (began, look), |phase, states| {
-            phase != "joint" && states.iter().any(|(one, state)| *one == name && *state == "normal")
-        });
-        let settled = until(nodes, (began, look), |phase, _| phase == "stable");
-        let newcomer = joined..joined + 1;
-        let moved = transferred(nodes, 0..3) + transferred(nodes, newcomer.clone()) - before.1;
-        let cpu = cpu_s(nodes, 0..3) + cpu_s(nodes, newcomer) - before.0;
-        self.tell(("join", &rate), running, moved, (owned, settled), cpu);
+    fn there_and_back(&self, nodes: &mut Nodes, load: Option<usize>, mib_per_s: u64) {
+        let start = |nodes: &Nodes| load.map(|bytes| Steady::start(self.runtime, nodes, bytes));
+        let alone = |nodes: &Nodes, phase: &str, count: usize| {
+            let Some(steady) = start(nodes) else { return };
+            std::thread::sleep(HEALTHY);
+            let told = steady.end(self.runtime);
+            println!(
+                "{{\"workload\":\"load alone\",\"nodes\":{count},\"phase\":\"{phase}\",{told}}}"
+            );
+        };
+        // By those that stay, and by the newcomer while it is there.
+        let used = |nodes: &Nodes, newcomer: Option<usize>| {
+            let which = || [Some(0..3), newcomer.map(|at| at..at + 1)].into_iter().flatten();
+            let cpu: f64 = which().map(|some| cpu_s(nodes, some)).sum();
+            (cpu, which().map(|some| transferred(nodes, some)).sum::<f64>())
+        };
+        let rate = mib_per_s << 20;
+        // Beside a load no row moves before it was seen what the change costs without.
+        let at_first = if load.is_some() { HELD } else { rate };
+        let is_joint = |phase, _: &[proto::NodeEntry]| phase == TransitionPhase::Joint;
+        let is_stable = |phase, _: &[proto::NodeEntry]| phase == TransitionPhase::Stable;
+        let limit = format!("{mib_per_s}MiB");
 
-        let running = load(nodes);
-        let before = (cpu_s(nodes, 0..3), transferred(nodes, 0..3));
-        let began = Instant::now();
+        self.set_rate(nodes, 0..3, at_first);
+        alone(nodes, "stable", 3);
+        let (mut before, mut began) = (used(nodes, None), Instant::now());
+        let joined = nodes.join_with(&[(RATE.to_owned(), format!("{at_first}B"))]);
+        let name = format!("n{joined}");
+        let mut running = None;
+        if load.is_some() {
+            self.until(nodes, began, is_joint);
+            alone(nodes, "joint", 4);
+            (before, began, running) = (used(nodes, Some(joined)), Instant::now(), start(nodes));
+            self.set_rate(nodes, (0..3).chain([joined]), rate);
+        }
+        let owned = self.until(nodes, began, |phase, nodes| {
+            let is_owner = |node: &proto::NodeEntry| node.name == name && node.state == "normal";
+            phase != TransitionPhase::Joint && nodes.iter().any(is_owner)
+        });
+        let settled = self.until(nodes, began, is_stable);
+        let after = used(nodes, Some(joined));
+        let moved = (after.0 - before.0, after.1 - before.1);
+        self.tell(("join", &limit), running, moved, (owned, settled));
+
+        self.set_rate(nodes, (0..3).chain([joined]), at_first);
+        alone(nodes, "stable", 4);
+        (before, began, running) = (used(nodes, None), Instant::now(), None);
+        if load.is_some() {
+            nodes.ok(0, &["drain", &name]);
+            self.until(nodes, began, is_joint);
+            alone(nodes, "joint", 4);
+            (before, began, running) = (used(nodes, None), Instant::now(), start(nodes));
+            self.set_rate(nodes, (0..3).chain([joined]), rate);
+        }
         nodes.ok(0, &["drain", &name, "--wait"]);
         let left = began.elapsed();
         assert_eq!(nodes.wait(joined), 0, "it has left");
-        let moved = transferred(nodes, 0..3) - before.1;
-        let settled = until(nodes, (began, look), |phase, _| phase == "stable");
-        let cpu = cpu_s(nodes, 0..3) - before.0;
-        self.tell(("drain", &rate), running, moved, (left, settled), cpu);
+        let settled = self.until(nodes, began, is_stable);
+        let after = used(nodes, None);
+        let moved = (after.0 - before.0, after.1 - before.1);
+        self.tell(("drain", &limit), running, moved, (left, settled));
+    }
+
+    /// How fast rows may move: bytes a second.
+    fn set_rate(&self, nodes: &Nodes, which: impl IntoIterator<Item = usize>, rate: u64) {
+        for at in which {
+            self.runtime.block_on(async {
+                let request = proto::SetTransferRateRequest { bytes_per_second: Some(rate) };
+                admin(nodes, at).await.set_transfer_rate(request).await.expect("it is set");
+            });
+        }
+    }
+
+    /// Waits until the layout is so: its phase, and the nodes. When it was.
+    fn until(
+        &self,
+        nodes: &Nodes,
+        began: Instant,
+        is_so: impl Fn(TransitionPhase, &[proto::NodeEntry]) -> bool,
+    ) -> Duration {
+        self.runtime.block_on(async {
+            let mut admin = admin(nodes, 0).await;
+            loop {
+                let told = admin.cluster_status(proto::ClusterStatusRequest::default()).await;
+                let told = told.expect("it answers").into_inner();
+                let layout = told.layout.expect("there is a layout");
+                if is_so(layout.state.expect("it has a state").phase(), &told.nodes) {
+                    return began.elapsed();
+                }
+                assert!(began.elapsed() < PATIENCE, "it does not end: {:?}", told.nodes);
+                tokio::time::sleep(LOOK).await;
+            }
+        })
     }
 
     fn tell(
         &self,
         (what, limit): (&str, &str),
         load: Option<Steady>,
-        moved: f64,
+        (cpu_s, moved): (f64, f64),
         (done, settled): (Duration, Duration),
-        cpu_s: f64,
     ) {
         let rate = moved / MIB / done.as_secs_f64();
         let load = match load {
@@ -178,24 +241,9 @@ fn until_at_rest(nodes: &Nodes) {
     }
 }
 
-/// Waits until the layout is so: its phase, and the states of nodes by name. When it was.
-fn until(
-    nodes: &Nodes,
-    (began, look): (Instant, Duration),
-    is_so: impl Fn(&str, &[(String, String)]) -> bool,
-) -> Duration {
-    loop {
-        let shown = nodes.json(0, &["layout", "show", "--output", "json"]);
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let members = shown["nodes"].as_array().expect("nodes").iter();
-        let states: Vec<_> =
-            members.map(|node| (text(&node["name"]), text(&node["state"]))).collect();
-        if is_so(&text(&shown["phase"]), &states) {
-            return began.elapsed();
-        }
-        assert!(began.elapsed() < PATIENCE, "it does not end: {shown:#}");
-        std::thread::sleep(look);
-    }
+async fn admin(nodes: &Nodes, at: usize) -> AdminClient<Channel> {
+    let endpoint = Endpoint::from_shared(nodes.endpoint(at)).expect("an address");
+    AdminClient::new(endpoint.connect().await.expect("it listens"))
 }
 
 async fn connect(nodes: &Nodes, at: usize) -> KeyValueClient<Channel> {

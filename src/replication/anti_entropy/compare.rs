@@ -75,8 +75,11 @@ impl AntiEntropy {
             let shared: Vec<u32> = scope
                 .partitions()
                 .filter(|partition| {
-                    let sets = layout.sets(*partition, replicas);
-                    sets.contains(self.node) && sets.contains(peer)
+                    // Who will own a partition merges all of it, page by page (`transfer`). Until
+                    // then every leaf of it differs, and to mend that row by row costs what clients
+                    // would notice.
+                    let owners = layout.sets(*partition, replicas).current;
+                    owners.contains(&self.node) && owners.contains(&peer)
                 })
                 .collect();
             summary.partitions = summary.partitions.max(shared.len() as u32);
