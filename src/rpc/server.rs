@@ -411,12 +411,13 @@ async fn peer_router(
     let replica = ReplicaServer::new(ReplicaService(Arc::clone(core)))
         // A batch may hold rows at their cap.
         .max_decoding_message_size(core.options.message_bytes_max.max(16 << 20));
-    let limit = peers.message_bytes_max();
+    let (limit, frame_bytes) = (peers.message_bytes_max(), peers.frame_bytes());
     let peers =
         PeerServer::new(peers).max_decoding_message_size(limit).max_encoding_message_size(limit);
     (
         reporter,
         builder(core, Arc::new(AtomicBool::new(true)))
+            .max_frame_size(frame_bytes)
             .add_service(replica)
             .add_service(peers)
             .add_service(health),

@@ -260,13 +260,14 @@ fn root(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Windows large enough for a batch of rows in one flight; keep-alive finds a peer whose machine
-/// went away without a word.
+/// Windows large enough for a batch of rows in one flight, and frames for a page of them;
+/// keep-alive finds a peer whose machine went away without a word.
 fn endpoint(options: &super::Options) -> Endpoint {
     // The name is never resolved: the connector knows where to.
     Endpoint::from_static("http://peer.pairdb.invalid")
         .initial_stream_window_size(options.window_bytes)
         .initial_connection_window_size(options.window_bytes)
+        .max_frame_size(options.frame_bytes)
         .http2_keep_alive_interval(options.keep_alive)
         .keep_alive_timeout(options.keep_alive)
         .keep_alive_while_idle(true)

@@ -51,6 +51,10 @@ pub struct Options {
     pub stream_bytes_max: usize,
     /// How much may be under way on a connection before the receiver says that it goes on.
     pub window_bytes: u32,
+    /// Largest frame taken. Each frame of a message is a call to the system, and may wake whoever
+    /// waits for it on the other side: a page in frames of 16 KiB, which is what HTTP/2 begins
+    /// with, wakes threads a hundred times.
+    pub frame_bytes: u32,
     /// How long opening a stream may take, from the connection to the other side's name.
     pub open_timeout: Duration,
     /// How long a stream that is closed waits for answers.
@@ -78,6 +82,7 @@ impl Default for Options {
             served: [4096, 16_384, 256],
             stream_bytes_max: 64 << 20,
             window_bytes: 8 << 20,
+            frame_bytes: 1 << 20,
             open_timeout: Duration::from_secs(3),
             close_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),

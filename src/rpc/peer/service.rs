@@ -82,6 +82,11 @@ impl PeerService {
         self.0.options.message_bytes_max
     }
 
+    /// Largest frame it takes, in bytes.
+    pub fn frame_bytes(&self) -> u32 {
+        self.0.options.frame_bytes
+    }
+
     /// Reads no more requests: streams end when what they began is answered.
     pub fn stop(&self) {
         self.0.stopping.cancel();

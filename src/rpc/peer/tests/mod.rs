@@ -161,6 +161,7 @@ impl World {
             tonic::transport::Server::builder()
                 .initial_stream_window_size(8 << 20)
                 .initial_connection_window_size(8 << 20)
+                .max_frame_size(service.frame_bytes())
                 .add_service(server)
                 .serve_with_incoming(Connections(Incoming::new(listener))),
         );

@@ -1,27 +1,31 @@
-//! A network in memory: addresses are names, connections can be cut.
+//! A network in memory: addresses are names, connections can be cut, writes are counted.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
-use tokio::io::{DuplexStream, copy_bidirectional, duplex};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, copy_bidirectional, duplex};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::async_trait;
 
 use crate::cluster::net::{Listener, Net, Stream};
 
-/// Bytes on their way in one direction.
-const PIPE_BYTES: usize = 64 << 10;
+/// Bytes on their way in one direction: room for all that a test sends, so that nobody who writes
+/// has to write again.
+const PIPE_BYTES: usize = 4 << 20;
 
 #[derive(Default)]
 pub struct MemNet {
-    listeners: Mutex<BTreeMap<String, mpsc::UnboundedSender<DuplexStream>>>,
+    listeners: Mutex<BTreeMap<String, mpsc::UnboundedSender<End>>>,
     wires: Mutex<CancellationToken>,
     dials: AtomicU64,
+    writes: Arc<AtomicU64>,
 }
 
 impl MemNet {
@@ -34,11 +38,63 @@ impl MemNet {
     pub fn dials(&self) -> u64 {
         self.dials.load(Ordering::Relaxed)
     }
+
+    /// Times that either end of a connection has written so far.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+}
+
+/// An end of a connection. What is written in parts is one write, as it is to a socket.
+struct End {
+    stream: DuplexStream,
+    writes: Arc<AtomicU64>,
+}
+
+impl AsyncRead for End {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 struct MemListener {
     address: SocketAddr,
-    accepted: mpsc::UnboundedReceiver<DuplexStream>,
+    accepted: mpsc::UnboundedReceiver<End>,
 }
 
 #[async_trait]
@@ -49,7 +105,8 @@ impl Net for MemNet {
         let listener = listeners.get(address).ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, mut near_wire) = duplex(PIPE_BYTES);
         let (far, mut far_wire) = duplex(PIPE_BYTES);
-        listener.send(far).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        let end = |stream| End { stream, writes: Arc::clone(&self.writes) };
+        listener.send(end(far)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
         let cut = self.wires.lock().clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -57,7 +114,7 @@ impl Net for MemNet {
                 () = cut.cancelled() => {}
             }
         });
-        Ok(Box::new(near))
+        Ok(Box::new(end(near)))
     }
 
     async fn bind(&self, address: SocketAddr) -> io::Result<Box<dyn Listener>> {

@@ -30,3 +30,22 @@ async fn one_stream_carries_many_small_requests() {
     println!("{rate:.0} requests/s over one stream");
     assert!(rate > 2000.0, "{rate:.0} requests/s");
 }
+
+/// Each write is a call to the system, and may wake the other side: in frames of 16 KiB a page is
+/// more than sixty.
+#[tokio::test(start_paused = true)]
+async fn a_page_is_written_a_few_times() {
+    let (world, net) = World::in_memory();
+    let one = world.node(1, Some(CLUSTER)).await;
+    let two = world.node(2, Some(CLUSTER)).await;
+    assert_eq!(one.ask(&two, "warm").await, echoed("warm"));
+    let before = net.writes();
+    let page = Bytes::from(vec![7; 1 << 20]);
+    let request = Request::Raft(page.clone());
+    let reply = one.client.call(two.node, Class::Background, 1, request, LONG).await;
+    assert_eq!(reply, Ok(Reply::Raft(page)));
+    // There and back, with the first words of a connection.
+    let writes = net.writes() - before;
+    println!("{writes} writes");
+    assert!(writes < 30, "{writes} writes for a page there and back");
+}
