@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::tree::{KeyDigests, LeafPage, leaves_of};
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
-use crate::cluster::layout::Layout;
+use crate::cluster::layout::{Layout, Sets};
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 
@@ -75,11 +75,8 @@ impl AntiEntropy {
             let shared: Vec<u32> = scope
                 .partitions()
                 .filter(|partition| {
-                    // Who will own a partition merges all of it, page by page (`transfer`). Until
-                    // then every leaf of it differs, and to mend that row by row costs what clients
-                    // would notice.
-                    let owners = layout.sets(*partition, replicas).current;
-                    owners.contains(&self.node) && owners.contains(&peer)
+                    let sets = layout.sets(*partition, replicas);
+                    [self.node, peer].iter().all(|node| is_compared(&layout, &sets, *node))
                 })
                 .collect();
             summary.partitions = summary.partitions.max(shared.len() as u32);
@@ -302,6 +299,14 @@ impl AntiEntropy {
             }
         }
     }
+}
+
+/// Whether a node's rows of a partition are compared with those of others that have it. Who will
+/// own it merges all of it, page by page (`transfer`). Until it has, every leaf differs, and to
+/// mend that row by row is what clients would notice.
+fn is_compared(layout: &Layout, sets: &Sets, node: NodeId) -> bool {
+    let has_merged = || layout.document().synced.contains(&node);
+    sets.current.contains(&node) || (sets.contains(node) && has_merged())
 }
 
 /// The keys that only one side has, or both with different digests.

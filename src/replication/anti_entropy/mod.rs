@@ -22,7 +22,7 @@
 //! 3. A round that did not get an answer from every replica, for every pair, moves no floor.
 //! 4. What is answered, compared, repaired and installed is so under one epoch, that of the
 //!    request (R1 of the transitions).
-//! 5. Under a Joint layout owners are compared, and newcomers are not: they merge.
+//! 5. A newcomer is compared when it has merged what it will own, and not before.
 //! 6. A damaged partition gives no hash and no row, and its node takes part in no round of it.
 
 pub mod answer;
