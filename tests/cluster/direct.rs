@@ -112,17 +112,18 @@ async fn a_direct_client_needs_no_forwarding_and_outlives_its_nodes() {
             client.read("default", key(n)).await.expect("all are up");
         }
     }
-    let before = reads(&nodes);
-    for _ in 0..2 {
+    // How many of them go there is a matter of how fast it answers; that some do is not.
+    let (before, mut rounds) = (reads(&nodes), 0_u32);
+    while rounds < 2 || reads(&nodes) <= before + 20.0 {
+        assert!(began.elapsed() < Duration::from_secs(120), "nearly none come to the new node");
         for n in 0..KEYS {
             let row = client.read("default", key(n)).await.expect("all are up");
             client.write(write(n, "three", row.context)).await.expect("all are up");
         }
+        rounds += 1;
     }
-    let taken = reads(&nodes) - before;
-    assert!(taken > 20.0, "{taken} requests of {} came to the new node", 4 * KEYS);
-    let forwarded = forwarded(&nodes, &up) - still;
-    assert!(forwarded < KEYS as f64 / 4.0, "{forwarded} writes went to the wrong node");
+    let (forwarded, writes) = (forwarded(&nodes, &up) - still, KEYS as f64 * f64::from(rounds));
+    assert!(forwarded < writes / 8.0, "{forwarded} of {writes} writes went to the wrong node");
     let row =
         tokio::task::block_in_place(|| nodes.json(sixth, &["get", "key-7", "--output", "json"]));
     assert_eq!(values(&row), ["three"]);

@@ -78,22 +78,24 @@ fn attempt(seed: u64, settings: &[(&str, &str)]) -> Result<String, String> {
         .spawn()
         .expect("it runs again");
     let began_s = uptime_s();
-    let succeeded = loop {
+    let ended = loop {
         if let Some(status) = child.try_wait().expect("it can be asked") {
-            break status.success();
+            break if status.success() { Ok(()) } else { Err(status.to_string()) };
         }
         if uptime_s() > began_s + PATIENCE_S {
             child.kill().expect("it runs");
             child.wait().expect("it is dead");
-            break false;
+            break Err(format!("killed after {PATIENCE_S} s"));
         }
         std::thread::sleep(Duration::from_millis(10));
     };
     let text = std::fs::read_to_string(dir.path().join("said")).expect("it was written");
     let line = text.lines().find_map(|line| line.split_once("trace of ")).map(|(_, line)| line);
-    match line.filter(|_| succeeded) {
-        Some(line) => Ok(line.to_owned()),
-        None => Err(text),
+    match (ended, line) {
+        (Ok(()), Some(line)) => Ok(line.to_owned()),
+        (Ok(()), None) => Err(format!("{text}\nno trace was shown")),
+        // A process that hangs, or is ended by a signal, says nothing itself.
+        (Err(how), _) => Err(format!("{text}\nits process: {how}")),
     }
 }
 
