@@ -64,6 +64,10 @@ fn uptime_s() -> f64 {
     uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("seconds")
 }
 
+/// Held by each test that runs seeds: threads that the calmed harness starts later have its low
+/// priority, and so have their processes; beside the seeds of another test they would starve.
+static SEEDS_RUN: Mutex<()> = Mutex::new(());
+
 /// Runs `seed` in a process of its own. The line with its hash, or what it said when it failed.
 fn attempt(seed: u64, settings: &[(&str, &str)]) -> Result<String, String> {
     let dir = tempfile::tempdir().expect("a directory");
@@ -244,6 +248,7 @@ fn show(history: &[Event], violation: &Violation) {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_twice_and_another_seed_another() {
+    let _alone = SEEDS_RUN.lock();
     for sort in [Sort::Fixed(1), Sort::Fixed(3), Sort::Changing] {
         let first = run_well(1, sort);
         assert_eq!(first, run_well(1, sort));
@@ -309,6 +314,7 @@ fn run_all(
 fn no_seed_breaks_a_promise() {
     let (first, seeds) = (number("FIRST").unwrap_or(FIRST), number("SEEDS").unwrap_or(SEEDS));
     let end_s = uptime_s() + 60.0 * number("MINUTES").unwrap_or(10) as f64;
+    let _alone = SEEDS_RUN.lock();
     calm_the_harness();
     let tally = Mutex::new(Tally::default());
     run_all(first..first + seeds, &tally, |_| uptime_s() < end_s);
@@ -347,6 +353,7 @@ const CONVICTING_SEEDS: u64 = 6;
 /// That runs with these settings break one of these promises: a simulation that convicts nobody
 /// proves nothing.
 fn assert_convicted(settings: &[(&str, &str)], promises: &[&str]) {
+    let _alone = SEEDS_RUN.lock();
     for seed in 1..=CONVICTING_SEEDS {
         let Err(said) = attempt(seed, settings) else { continue };
         let is_broken = |promise: &&str| said.contains(&format!("{promise} tenant"));
