@@ -313,8 +313,8 @@ fn run_all(
 #[test]
 fn no_seed_breaks_a_promise() {
     let (first, seeds) = (number("FIRST").unwrap_or(FIRST), number("SEEDS").unwrap_or(SEEDS));
-    let end_s = uptime_s() + 60.0 * number("MINUTES").unwrap_or(10) as f64;
     let _alone = SEEDS_RUN.lock();
+    let end_s = uptime_s() + 60.0 * number("MINUTES").unwrap_or(10) as f64;
     calm_the_harness();
     let tally = Mutex::new(Tally::default());
     run_all(first..first + seeds, &tally, |_| uptime_s() < end_s);
