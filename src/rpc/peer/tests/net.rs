@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, copy_bidirectional, duplex};
+use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::sync::mpsc;
+use tokio_util::io::InspectWriter;
 use tokio_util::sync::CancellationToken;
 use tonic::async_trait;
 
@@ -39,58 +39,15 @@ impl MemNet {
         self.dials.load(Ordering::Relaxed)
     }
 
-    /// Times that either end of a connection has written so far.
+    /// Pieces that either end of a connection has written so far: the head of a frame and what is
+    /// in it are two, in one call to a socket.
     pub fn writes(&self) -> u64 {
         self.writes.load(Ordering::Relaxed)
     }
 }
 
-/// An end of a connection. What is written in parts is one write, as it is to a socket.
-struct End {
-    stream: DuplexStream,
-    writes: Arc<AtomicU64>,
-}
-
-impl AsyncRead for End {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for End {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
+/// An end of a connection, which counts what it writes.
+type End = InspectWriter<DuplexStream, Box<dyn FnMut(&[u8]) + Send>>;
 
 struct MemListener {
     address: SocketAddr,
@@ -105,7 +62,13 @@ impl Net for MemNet {
         let listener = listeners.get(address).ok_or(io::ErrorKind::ConnectionRefused)?;
         let (near, mut near_wire) = duplex(PIPE_BYTES);
         let (far, mut far_wire) = duplex(PIPE_BYTES);
-        let end = |stream| End { stream, writes: Arc::clone(&self.writes) };
+        let end = |stream| {
+            let writes = Arc::clone(&self.writes);
+            let count = move |_: &[u8]| {
+                writes.fetch_add(1, Ordering::Relaxed);
+            };
+            End::new(stream, Box::new(count))
+        };
         listener.send(end(far)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
         let cut = self.wires.lock().clone();
         tokio::spawn(async move {
