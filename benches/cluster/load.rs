@@ -10,7 +10,7 @@ use pairdb::client::{Client, Options};
 use pairdb::proto;
 use pairdb::proto::key_value_client::KeyValueClient;
 use parking_lot::Mutex;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::keys::{self, Random};
 use crate::nodes::Nodes;
@@ -110,8 +110,7 @@ impl Target {
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
             for at in which.clone() {
-                let endpoint = Endpoint::from_shared(nodes.endpoint(at)).expect("an address");
-                clients.push(KeyValueClient::new(endpoint.connect().await.expect("it listens")));
+                clients.push(KeyValueClient::new(nodes.channel(at).await));
             }
         }
         let contexts = (0..KEYS).map(|_| Mutex::default()).collect();

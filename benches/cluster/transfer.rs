@@ -20,7 +20,7 @@ use pairdb::proto::{self, TransitionPhase};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::figures::{cpu_s, tables_written, transferred};
 use crate::floor;
@@ -129,20 +129,27 @@ impl Moving<'_> {
         let at_first = if load.is_some() { HELD } else { rate };
         let is_joint = |phase, _: &[proto::NodeEntry]| phase == TransitionPhase::Joint;
         let is_stable = |phase, _: &[proto::NodeEntry]| phase == TransitionPhase::Stable;
+        // What was used before rows move, when that is, and the load beside them. Of a change that
+        // is held, it is seen first what it costs.
+        let at_once = |nodes: &Nodes| (used(nodes, None), Instant::now(), None);
+        let let_go = |nodes: &Nodes, joined: usize, newcomer: Option<usize>| {
+            self.until(nodes, Instant::now(), is_joint);
+            alone(nodes, "joint", 4);
+            let begun = (used(nodes, newcomer), Instant::now(), start(nodes));
+            self.set_rate(nodes, (0..3).chain([joined]), rate);
+            begun
+        };
         let limit = format!("{mib_per_s}MiB");
 
         self.set_rate(nodes, 0..3, at_first);
         alone(nodes, "stable", 3);
-        let (mut before, mut began) = (used(nodes, None), Instant::now());
+        let mut begun = at_once(nodes);
         let joined = nodes.join_with(&[(RATE.to_owned(), format!("{at_first}B"))]);
         let name = format!("n{joined}");
-        let mut running = None;
         if load.is_some() {
-            self.until(nodes, began, is_joint);
-            alone(nodes, "joint", 4);
-            (before, began, running) = (used(nodes, Some(joined)), Instant::now(), start(nodes));
-            self.set_rate(nodes, (0..3).chain([joined]), rate);
+            begun = let_go(nodes, joined, Some(joined));
         }
+        let (before, began, running) = begun;
         let owned = self.until(nodes, began, |phase, nodes| {
             let is_owner = |node: &proto::NodeEntry| node.name == name && node.state == "normal";
             phase != TransitionPhase::Joint && nodes.iter().any(is_owner)
@@ -154,14 +161,13 @@ impl Moving<'_> {
 
         self.set_rate(nodes, (0..3).chain([joined]), at_first);
         alone(nodes, "stable", 4);
-        (before, began, running) = (used(nodes, None), Instant::now(), None);
-        if load.is_some() {
-            nodes.ok(0, &["drain", &name]);
-            self.until(nodes, began, is_joint);
-            alone(nodes, "joint", 4);
-            (before, began, running) = (used(nodes, None), Instant::now(), start(nodes));
-            self.set_rate(nodes, (0..3).chain([joined]), rate);
-        }
+        let (before, began, running) = match load {
+            None => at_once(nodes),
+            Some(_) => {
+                nodes.ok(0, &["drain", &name]);
+                let_go(nodes, joined, None)
+            }
+        };
         nodes.ok(0, &["drain", &name, "--wait"]);
         let left = began.elapsed();
         assert_eq!(nodes.wait(joined), 0, "it has left");
@@ -176,7 +182,8 @@ impl Moving<'_> {
         for at in which {
             self.runtime.block_on(async {
                 let request = proto::SetTransferRateRequest { bytes_per_second: Some(rate) };
-                admin(nodes, at).await.set_transfer_rate(request).await.expect("it is set");
+                let mut admin = AdminClient::new(nodes.channel(at).await);
+                admin.set_transfer_rate(request).await.expect("it is set");
             });
         }
     }
@@ -189,7 +196,7 @@ impl Moving<'_> {
         is_so: impl Fn(TransitionPhase, &[proto::NodeEntry]) -> bool,
     ) -> Duration {
         self.runtime.block_on(async {
-            let mut admin = admin(nodes, 0).await;
+            let mut admin = AdminClient::new(nodes.channel(0).await);
             loop {
                 let told = admin.cluster_status(proto::ClusterStatusRequest::default()).await;
                 let told = told.expect("it answers").into_inner();
@@ -241,16 +248,6 @@ fn until_at_rest(nodes: &Nodes) {
     }
 }
 
-async fn admin(nodes: &Nodes, at: usize) -> AdminClient<Channel> {
-    let endpoint = Endpoint::from_shared(nodes.endpoint(at)).expect("an address");
-    AdminClient::new(endpoint.connect().await.expect("it listens"))
-}
-
-async fn connect(nodes: &Nodes, at: usize) -> KeyValueClient<Channel> {
-    let endpoint = Endpoint::from_shared(nodes.endpoint(at)).expect("an address");
-    KeyValueClient::new(endpoint.connect().await.expect("it listens"))
-}
-
 /// The keys that move, then those of the steady load.
 fn key_of(i: u64, rows: u64) -> Bytes {
     match i.checked_sub(rows) {
@@ -264,7 +261,8 @@ async fn fill(nodes: &Nodes, rows: u64, value_bytes: usize) {
     let all = rows + LOAD_KEYS;
     let mut workers = Vec::new();
     for worker in 0..BATCHES {
-        let mut client = connect(nodes, worker as usize % nodes.len()).await;
+        let channel = nodes.channel(worker as usize % nodes.len()).await;
+        let mut client = KeyValueClient::new(channel);
         workers.push(tokio::spawn(async move {
             for first in (worker * BATCH..all).step_by((BATCHES * BATCH) as usize) {
                 let mutation = |i: u64| {
@@ -355,7 +353,7 @@ impl Steady {
         let first = tokio::time::Instant::now();
         let callers = (0..CALLERS).map(|caller| {
             // The first three stay.
-            let client = runtime.block_on(connect(nodes, caller as usize % 3));
+            let client = KeyValueClient::new(runtime.block_on(nodes.channel(caller as usize % 3)));
             // Calls are due one after the other, not all callers' at once.
             let first = first + Duration::from_secs(1) * caller as u32 / OFFERED as u32;
             runtime.spawn(call(client, caller, first, value.clone(), Arc::clone(&stop)))

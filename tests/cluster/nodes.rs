@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tonic::transport::Channel;
 
 use crate::node::{CliNode, Done, refused};
 
@@ -123,6 +124,12 @@ impl Nodes {
     /// Where the clients of a node connect.
     pub fn endpoint(&self, at: usize) -> String {
         self.nodes[at].endpoint()
+    }
+
+    /// A connection of a client to a node.
+    pub async fn channel(&self, at: usize) -> Channel {
+        let endpoint = Channel::from_shared(self.endpoint(at)).expect("an endpoint");
+        endpoint.connect().await.expect("it listens")
     }
 
     /// Code and body of a page for operators.

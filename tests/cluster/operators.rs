@@ -427,8 +427,7 @@ fn a_pod_that_is_wanted_again_in_mid_drain_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_interrupted_goes_on_behind_the_page_it_reached() {
     let nodes = Nodes::start(2);
-    let channel = tonic::transport::Channel::from_shared(nodes.endpoint(0)).expect("an endpoint");
-    let channel = channel.connect().await.expect("it listens");
+    let channel = nodes.channel(0).await;
     let mut clients = KeyValueClient::new(channel.clone());
     for n in 0..40 {
         let request = proto::WriteRequest {

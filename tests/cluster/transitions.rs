@@ -21,13 +21,8 @@ use crate::operators::follower_among;
 /// Longest wait for a change that nothing is in the way of.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-async fn channel(endpoint: &str) -> Channel {
-    let endpoint = Channel::from_shared(endpoint.to_owned()).expect("an endpoint");
-    endpoint.connect().await.expect("it listens")
-}
-
 async fn admin(nodes: &Nodes, at: usize) -> AdminClient<Channel> {
-    AdminClient::new(channel(&nodes.endpoint(at)).await)
+    AdminClient::new(nodes.channel(at).await)
 }
 
 /// A writer that goes on until it is told to stop, by way of several nodes.
@@ -40,7 +35,7 @@ impl Load {
     async fn start(nodes: &Nodes, at: &[usize], prefix: &str) -> Self {
         let mut clients = Vec::new();
         for at in at {
-            clients.push(KeyValueClient::new(channel(&nodes.endpoint(*at)).await));
+            clients.push(KeyValueClient::new(nodes.channel(*at).await));
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, prefix) = (Arc::clone(&stop), prefix.to_owned());
@@ -82,7 +77,7 @@ fn may_be_tried_again(status: &Status) -> bool {
 }
 
 async fn check_readable(nodes: &Nodes, at: usize, written: &BTreeMap<String, String>) {
-    let mut client = KeyValueClient::new(channel(&nodes.endpoint(at)).await);
+    let mut client = KeyValueClient::new(nodes.channel(at).await);
     for consistency in [ConsistencyLevel::Quorum, ConsistencyLevel::All] {
         for (key, value) in written {
             let request = ReadRequest {
@@ -293,7 +288,7 @@ async fn a_join_and_a_drain_move_little_more_than_the_ideal_share() {
     const KEYS: usize = 1500;
     const VALUE: usize = 4096;
     let mut nodes = Nodes::start(3);
-    let mut client = KeyValueClient::new(channel(&nodes.endpoint(0)).await);
+    let mut client = KeyValueClient::new(nodes.channel(0).await);
     for n in 0..KEYS {
         let request = WriteRequest {
             tenant: "default".to_owned(),
