@@ -12,6 +12,7 @@
 
 mod figures;
 mod floor;
+mod host;
 #[path = "../common/keys.rs"]
 mod keys;
 mod load;
@@ -21,6 +22,7 @@ mod node;
 #[path = "../../tests/cluster/nodes.rs"]
 #[expect(dead_code, reason = "tests use the rest")]
 mod nodes;
+mod steady;
 mod transfer;
 
 use std::sync::Arc;
@@ -178,6 +180,9 @@ fn lose_one(runtime: &Runtime, nodes: &mut Nodes, load: Load, arguments: &Argume
 }
 
 fn main() {
+    if std::env::args().any(|argument| argument == host::ARGUMENT) {
+        return host::watch_core();
+    }
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.expect("threads");

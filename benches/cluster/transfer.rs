@@ -8,43 +8,28 @@
 //! asked over a connection that stays open: to start a program that asks takes a core for tens of
 //! milliseconds, which is as much as clients notice of the change.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use pairdb::proto::admin_client::AdminClient;
 use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::proto::{self, TransitionPhase};
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
 use tonic::transport::Channel;
 
 use crate::figures::{cpu_s, tables_written, transferred};
-use crate::floor;
+use crate::host::Host;
 use crate::keys::{self, Random};
-use crate::load::{self, latencies};
 use crate::nodes::Nodes;
-use crate::us;
+use crate::steady::{self, Steady};
+use crate::{floor, load};
 
 /// Rows of a batch when the nodes are filled.
 const BATCH: u64 = 100;
 /// Batches under way.
 const BATCHES: u64 = 8;
-/// Operations a second of the steady load; half of them write.
-const OFFERED: u64 = 400;
-/// Callers of the steady load.
-const CALLERS: u64 = 16;
-/// Keys of the steady load.
-const LOAD_KEYS: u64 = 10_000;
 /// How long the load is watched while nothing moves.
 const HEALTHY: Duration = Duration::from_secs(30);
-/// A call is slow that takes longer.
-const SLOW: Duration = Duration::from_millis(10);
-/// Slow calls that ended no further apart than this are one moment.
-const MOMENT: Duration = Duration::from_millis(100);
 /// No flush and no compaction for so long, and there is none to come: tables of level 0 that are a
 /// minute old are compacted.
 const AT_REST: Duration = Duration::from_secs(70);
@@ -72,7 +57,7 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
     let rows = bytes / (value_bytes as u64 + 16);
     let began = Instant::now();
     runtime.block_on(fill(&nodes, rows, value_bytes));
-    let fill = (rows + LOAD_KEYS) as f64 * (value_bytes + 16) as f64 / MIB;
+    let fill = (rows + steady::KEYS) as f64 * (value_bytes + 16) as f64 / MIB;
     println!(
         "{{\"workload\":\"fill\",\"rows\":{rows},\"mib\":{fill:.0},\"mib_per_s\":{:.1}}}",
         fill / began.elapsed().as_secs_f64()
@@ -90,7 +75,8 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
         (began.elapsed() - stopped).as_millis()
     );
     (0..3).for_each(|at| nodes.wait_until_up(at, 3));
-    let moving = Moving { runtime, share, floor };
+    let host = Host::watch();
+    let moving = Moving { runtime, host, share, floor };
     for rate in beside {
         moving.there_and_back(&mut nodes, Some(value_bytes), *rate);
     }
@@ -99,6 +85,7 @@ pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
 
 struct Moving<'r> {
     runtime: &'r Runtime,
+    host: Host,
     /// MiB that a fourth node owns.
     share: f64,
     /// MiB a second of the slower of disk and stream.
@@ -113,7 +100,7 @@ impl Moving<'_> {
         let alone = |nodes: &Nodes, phase: &str, count: usize| {
             let Some(steady) = start(nodes) else { return };
             std::thread::sleep(HEALTHY);
-            let told = steady.end(self.runtime);
+            let told = steady.end(self.runtime, &self.host);
             println!(
                 "{{\"workload\":\"load alone\",\"nodes\":{count},\"phase\":\"{phase}\",{told}}}"
             );
@@ -219,7 +206,7 @@ impl Moving<'_> {
     ) {
         let rate = moved / MIB / done.as_secs_f64();
         let load = match load {
-            Some(load) => format!(",{}", load.end(self.runtime)),
+            Some(load) => format!(",{}", load.end(self.runtime, &self.host)),
             None => format!(",\"of_floor\":{:.2}", rate / self.floor),
         };
         println!(
@@ -258,7 +245,7 @@ fn key_of(i: u64, rows: u64) -> Bytes {
 
 /// Writes rows that nothing makes shorter, and the keys of the steady load.
 async fn fill(nodes: &Nodes, rows: u64, value_bytes: usize) {
-    let all = rows + LOAD_KEYS;
+    let all = rows + steady::KEYS;
     let mut workers = Vec::new();
     for worker in 0..BATCHES {
         let channel = nodes.channel(worker as usize % nodes.len()).await;
@@ -305,129 +292,4 @@ async fn write_all(client: &mut KeyValueClient<Channel>, batch: proto::BatchWrit
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-/// A load that goes on until it is told to stop: so many operations a second, whatever they take.
-struct Steady {
-    stop: Arc<AtomicBool>,
-    began: Instant,
-    callers: Vec<JoinHandle<Calls>>,
-}
-
-/// What became of calls.
-struct Calls {
-    /// Of writes, and of reads.
-    latency_ns: [Histogram<u64>; 2],
-    failed: u64,
-    /// When slow ones ended, and what they took.
-    slow: Vec<(Instant, Duration)>,
-}
-
-impl Calls {
-    fn new() -> Self {
-        Self { latency_ns: [latencies(), latencies()], failed: 0, slow: Vec::new() }
-    }
-
-    fn told(&self) -> String {
-        let [writes, reads] = &self.latency_ns;
-        let mut all = writes.clone();
-        all.add(reads).expect("of the same bounds");
-        format!(
-            "\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0},\"write_p99_us\":{:.0},\
-             \"read_p99_us\":{:.0},\"max_us\":{:.0},\"failed\":{}",
-            all.len(),
-            us(&all, 0.5),
-            us(&all, 0.99),
-            us(writes, 0.99),
-            us(reads, 0.99),
-            us(&all, 1.0),
-            self.failed
-        )
-    }
-}
-
-impl Steady {
-    fn start(runtime: &Runtime, nodes: &Nodes, value_bytes: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let value = Bytes::from(vec![b'v'; value_bytes]);
-        let first = tokio::time::Instant::now();
-        let callers = (0..CALLERS).map(|caller| {
-            // The first three stay.
-            let client = KeyValueClient::new(runtime.block_on(nodes.channel(caller as usize % 3)));
-            // Calls are due one after the other, not all callers' at once.
-            let first = first + Duration::from_secs(1) * caller as u32 / OFFERED as u32;
-            runtime.spawn(call(client, caller, first, value.clone(), Arc::clone(&stop)))
-        });
-        let callers = callers.collect();
-        Self { stop, began: Instant::now(), callers }
-    }
-
-    /// What there is to tell of it.
-    fn end(self, runtime: &Runtime) -> String {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Calls::new();
-        for caller in self.callers {
-            let of_one = runtime.block_on(caller).expect("no caller panics");
-            for (all, of_one) in all.latency_ns.iter_mut().zip(&of_one.latency_ns) {
-                all.add(of_one).expect("of the same bounds");
-            }
-            all.failed += of_one.failed;
-            all.slow.extend(of_one.slow);
-        }
-        format!("{},\"slow\":[{}]", all.told(), moments(all.slow, self.began))
-    }
-}
-
-/// Moments with slow calls: the second in which one began, calls, the longest of them in ms.
-fn moments(mut slow: Vec<(Instant, Duration)>, began: Instant) -> String {
-    slow.sort_unstable();
-    let moments = slow.chunk_by(|one, next| next.0 - one.0 <= MOMENT).map(|moment| {
-        let longest = moment.iter().map(|call| call.1).max().unwrap_or_default();
-        let at = (moment[0].0 - moment[0].1).saturating_duration_since(began);
-        format!("[{:.1},{},{}]", at.as_secs_f64(), moment.len(), longest.as_millis())
-    });
-    moments.collect::<Vec<_>>().join(",")
-}
-
-/// Reads and writes in turn. Latencies count from when a call was due.
-async fn call(
-    mut client: KeyValueClient<Channel>,
-    caller: u64,
-    first: tokio::time::Instant,
-    value: Bytes,
-    stop: Arc<AtomicBool>,
-) -> Calls {
-    let mut calls = Calls::new();
-    let period = Duration::from_secs(1) * CALLERS as u32 / OFFERED as u32;
-    let mut due = tokio::time::interval_at(first, period);
-    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut random = Random(caller);
-    for n in 0_u64.. {
-        let began = due.tick().await;
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let key = format!("load-{}", random.below(LOAD_KEYS));
-        let (tenant, key) = (load::LWW.to_owned(), Bytes::from(key));
-        let kind = (n % 2) as usize;
-        let done = match kind {
-            0 => {
-                let value = value.clone();
-                let write = proto::WriteRequest { tenant, key, value, ..Default::default() };
-                client.write(write).await.map(drop)
-            }
-            _ => {
-                let read = proto::ReadRequest { tenant, key, ..Default::default() };
-                client.read(read).await.map(drop)
-            }
-        };
-        if began.elapsed() > SLOW {
-            calls.slow.push((Instant::now(), began.elapsed()));
-        }
-        match done {
-            Ok(()) => calls.latency_ns[kind].saturating_record(began.elapsed().as_nanos() as u64),
-            Err(_) => calls.failed += 1,
-        }
-    }
-    calls
 }
