@@ -63,7 +63,7 @@ impl Arguments {
             value_bytes: 1024,
             direct: false,
             transfer_bytes: 0,
-            beside: vec![32],
+            beside: vec![8],
         };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {

@@ -13,6 +13,9 @@ use crate::client::{Client, Options};
 use crate::ops::config::{Size, Value as _};
 use crate::proto::ConsistencyLevel;
 
+/// Time for what a node does at once, unless `--timeout` says otherwise.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How answers are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
@@ -145,7 +148,7 @@ impl Connect {
 
     /// A client for questions to the node.
     pub fn admin_client(&self) -> Result<Client, Failure> {
-        self.client(Duration::from_secs(10), ConsistencyLevel::Unspecified)
+        self.client(ADMIN_TIMEOUT, ConsistencyLevel::Unspecified)
     }
 
     /// A client of one node and no other: what is asked of it is not asked of its neighbour.
@@ -156,9 +159,9 @@ impl Connect {
         }
     }
 
-    /// A client of another endpoint, with the same settings.
-    pub fn client_of(&self, endpoint: String, default: Duration) -> Result<Client, Failure> {
-        Ok(Client::new(Options { endpoints: vec![endpoint], ..self.options(default)? })?)
+    /// An [`Self::admin_client`] of another endpoint, with the same settings.
+    pub fn client_of(&self, endpoint: String) -> Result<Client, Failure> {
+        Ok(Client::new(Options { endpoints: vec![endpoint], ..self.options(ADMIN_TIMEOUT)? })?)
     }
 
     /// How long to follow what goes on by itself.

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
 /// Bytes a second that a node fetches or hands over, unless it is told otherwise.
-pub const RATE_DEFAULT: u64 = 32 << 20;
+pub const RATE_DEFAULT: u64 = 8 << 20;
 /// The rate of late is that of at least so long.
 const WINDOW: Duration = Duration::from_secs(2);
 

@@ -294,10 +294,26 @@ fn a_drain_is_called_off_through_a_node_that_has_not_heard_of_it() {
 #[test]
 fn the_rate_of_transfers_is_told_and_changed_while_the_node_runs() {
     let nodes = Nodes::start(1);
-    assert_eq!(json(&nodes, 0, &["layout", "rate"])["bytes_per_second"], 32 << 20);
+    assert_eq!(json(&nodes, 0, &["layout", "rate"])["bytes_per_second"], 8 << 20);
     assert_eq!(nodes.ok(0, &["layout", "rate", "64MiB"]), "64.0 MiB/s\n");
     assert_eq!(nodes.ok(0, &["layout", "rate", "0"]), "no limit\n");
     assert!(nodes.page(0, "/metrics").1.contains("pairdb_transfer_limit_bytes 0\n"));
+}
+
+/// A newcomer fetches from all and a node that leaves gives to all, so one tells all; who is down
+/// is named, and does not keep the others from being told.
+#[test]
+fn the_rate_of_transfers_is_set_on_all_nodes_by_one_call() {
+    let mut nodes = Nodes::start(3);
+    let all = nodes.ok(0, &["layout", "rate", "64MiB", "--all"]);
+    assert_eq!(all, "n0 64.0 MiB/s\nn1 64.0 MiB/s\nn2 64.0 MiB/s\n");
+    nodes.kill(1);
+    let done = nodes.run(0, &["layout", "rate", "2MiB", "--all"]);
+    assert_eq!((done.code, &done.stdout[..]), (5, "n0 2.0 MiB/s\nn2 2.0 MiB/s\n"));
+    assert!(done.stderr.starts_with("pairdb: n1: "), "{}", done.stderr);
+    for at in [0, 2] {
+        assert_eq!(json(&nodes, at, &["layout", "rate"])["bytes_per_second"], 2 << 20);
+    }
 }
 
 /// Copies are made fewer and more again; each is a change of the layout like any other.

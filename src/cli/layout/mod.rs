@@ -8,6 +8,7 @@
 //! | `wait` | following a change to its end |
 
 mod plan;
+mod rate;
 mod show;
 mod wait;
 
@@ -18,7 +19,6 @@ use serde_json::json;
 
 use super::args::{Connect, Output, size};
 use super::failure::Failure;
-use super::progress::volume;
 use crate::client::{Admin, Client};
 use crate::ops::config::Size;
 use crate::proto;
@@ -72,6 +72,9 @@ enum Verb {
         /// Bytes a second, such as 64MiB; 0 for no limit
         #[arg(value_parser = size)]
         rate: Option<Size>,
+        /// All nodes of the cluster, not only the one that is asked
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         connect: Connect,
     },
@@ -163,17 +166,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let text = format!("aborted: in epoch {} the owners are those of before", done.epoch);
             connect.print(&text, &json!({ "epoch": done.epoch }))
         }
-        Verb::Rate { rate, connect } => {
-            let call = async |admin: &mut Admin, request| admin.set_transfer_rate(request).await;
-            let bytes_per_second = rate.map(|rate| rate.0);
-            let request = proto::SetTransferRateRequest { bytes_per_second };
-            let rate = connect.one_node_client()?.admin_call(request, call).await?.bytes_per_second;
-            let text = match rate {
-                0 => "no limit".to_owned(),
-                rate => format!("{}/s", volume(rate)),
-            };
-            connect.print(&text, &json!({ "bytes_per_second": rate }))
-        }
+        Verb::Rate { rate, all, connect } => rate::run(rate, all, &connect).await,
         Verb::Show { connect } => {
             let status = status(&connect.admin_client()?).await?;
             connect.print(&show::text(&status), &show::to_json(&status))
@@ -295,6 +288,26 @@ pub(super) fn member<'s>(
     find(told, text).ok_or_else(none)
 }
 
+/// A client of a member and no other node.
+pub(super) fn client_of(node: &proto::NodeEntry, connect: &Connect) -> Result<Client, Failure> {
+    connect.client_of(endpoint_of(node)?)
+}
+
+/// Where clients of a node connect.
+fn endpoint_of(node: &proto::NodeEntry) -> Result<String, Failure> {
+    let (host, port) = node.client_address.rsplit_once(':').unwrap_or_default();
+    // One that listens on every address is where its peers reach it.
+    let host = match host {
+        "0.0.0.0" | "[::]" => node.address.rsplit_once(':').map_or("", |(host, _)| host),
+        host => host,
+    };
+    if host.is_empty() {
+        let message = format!("it is not known where {} is: give it as --endpoint", node.name);
+        return Err(Failure::with_code(5, message));
+    }
+    Ok(format!("http://{host}:{port}"))
+}
+
 /// A failure if the change would be refused.
 fn refused(plan: &proto::PlanLayoutResponse) -> Result<(), Failure> {
     match plan.refusals.as_slice() {
@@ -340,5 +353,23 @@ mod tests {
         assert_eq!((one.zone.as_str(), one.weight), ("a", 1));
         assert_eq!((two.zone.as_str(), two.weight), ("", 3));
         assert!(new_node("a=b").is_err());
+    }
+
+    #[test]
+    fn a_node_is_found_by_name_or_id_where_its_clients_are() {
+        let node = |name: &str, client: &str| proto::NodeEntry {
+            name: name.to_owned(),
+            node_id: format!("id of {name}"),
+            client_address: client.to_owned(),
+            address: "10.0.0.7:7946".to_owned(),
+            ..Default::default()
+        };
+        let nodes = vec![node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
+        let told = proto::ClusterStatusResponse { nodes, ..Default::default() };
+        let found = |named: &str| member(&told, named).and_then(endpoint_of).ok();
+        assert_eq!(found("a").as_deref(), Some("http://10.0.0.1:8080"));
+        assert_eq!(found("id of b").as_deref(), Some("http://10.0.0.7:8081"));
+        assert_eq!(found("c"), None);
+        assert_eq!(found("d"), None);
     }
 }

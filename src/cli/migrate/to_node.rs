@@ -13,8 +13,6 @@ use crate::proto;
 
 /// Times that a broken stream is begun again where it broke, in a row.
 const ATTEMPTS: u32 = 5;
-/// Time for a call that is no stream.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
     let client = source(job).await?;
@@ -49,23 +47,7 @@ async fn source(job: &Job) -> Result<Client, Failure> {
     let connect = &job.args.connect;
     let Some(named) = &job.args.from else { return connect.one_node_client() };
     let told = layout::status(&connect.admin_client()?).await?;
-    let endpoint = endpoint_of(layout::member(&told, named)?)?;
-    connect.client_of(endpoint, TIMEOUT)
-}
-
-/// Where clients of a node connect.
-fn endpoint_of(node: &proto::NodeEntry) -> Result<String, Failure> {
-    let (host, port) = node.client_address.rsplit_once(':').unwrap_or_default();
-    // One that listens on every address is where its peers reach it.
-    let host = match host {
-        "0.0.0.0" | "[::]" => node.address.rsplit_once(':').map_or("", |(host, _)| host),
-        host => host,
-    };
-    if host.is_empty() {
-        let message = format!("it is not known where {} is: give it as --endpoint", node.name);
-        return Err(Failure::with_code(5, message));
-    }
-    Ok(format!("http://{host}:{port}"))
+    layout::client_of(layout::member(&told, named)?, connect)
 }
 
 /// Copies pages until the last; each is counted, and its place remembered.
@@ -146,27 +128,4 @@ async fn follow(
     let message = "the stream ended before the last page";
     let status = tonic::Status::unavailable(message);
     Ok(Some((Error::of(&status, false), moved)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_found_by_name_or_id_where_its_clients_are() {
-        let node = |name: &str, client: &str| proto::NodeEntry {
-            name: name.to_owned(),
-            node_id: format!("id of {name}"),
-            client_address: client.to_owned(),
-            address: "10.0.0.7:7946".to_owned(),
-            ..Default::default()
-        };
-        let nodes = vec![node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
-        let told = proto::ClusterStatusResponse { nodes, ..Default::default() };
-        let found = |named: &str| layout::member(&told, named).and_then(endpoint_of).ok();
-        assert_eq!(found("a").as_deref(), Some("http://10.0.0.1:8080"));
-        assert_eq!(found("id of b").as_deref(), Some("http://10.0.0.7:8081"));
-        assert_eq!(found("c"), None);
-        assert_eq!(found("d"), None);
-    }
 }

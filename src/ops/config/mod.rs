@@ -195,7 +195,7 @@ settings! {
         /// How long to look for the cluster before giving up.
         join_timeout: Duration = "10m",
         /// Bytes a second the node fetches, or gives away, when owners change; 0 for no limit.
-        transfer_rate_bytes: Size = "32MiB",
+        transfer_rate_bytes: Size = "8MiB",
         /// Rows that may wait in memory for one other node; more becomes hints.
         queue_bytes_max: Size = "64MiB",
         /// Rows that may wait in memory to be kept as hints; comparison finds the rest.
