@@ -1,10 +1,10 @@
 //! When the host of a virtual machine kept a core to itself.
 //!
 //! On a machine that others share, a tail of latencies says more about them than about what is
-//! measured. So a process for each core, pinned to it and of real-time priority, sleeps a millisecond
-//! at a time: nothing in this machine but the kernel goes before it, and when it wakes up late the
-//! machine itself was kept waiting. Where that priority is not to be had (it takes `chrt` and
-//! `taskset`, and the right to use them) no moment counts as quiet.
+//! measured. So a process for each core, pinned to it and of real-time priority, sleeps a
+//! millisecond at a time: nothing in this machine but the kernel goes before it, and when it wakes
+//! up late the machine itself was kept waiting. Where that priority is not to be had (it takes
+//! `chrt` and `taskset`, and the right to use them) no moment counts as quiet.
 
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::{Child, Command, Stdio};

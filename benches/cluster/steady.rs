@@ -1,7 +1,8 @@
 //! A load that goes on until it is told to stop: so many operations a second, whatever they take.
 //!
-//! Latencies count from when a call was due (open loop). Those of calls that were due while the host
-//! left the machine alone ([`crate::host`]) are told apart: they are what this system makes of it.
+//! Latencies count from when a call was due (open loop). Those of calls that were due while the
+//! host left the machine alone ([`crate::host`]) are told apart: they are what this system makes of
+//! it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
