@@ -34,6 +34,9 @@
 //! engine.close()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//! Memtables are freed on a thread of their own, while writers allocate. glibc makes them wait for
+//! 10 to 30 ms now and then: use another allocator, or turn its fast bins off
+//! (docs/decisions/0077).
 //!
 //! # Lock order
 //! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A
