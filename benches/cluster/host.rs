@@ -25,13 +25,15 @@ const WATCHED: &str = "watched";
 
 /// The cores of this machine, watched.
 pub struct Host {
+    cores: usize,
     watchers: Vec<Child>,
     seen: Arc<Mutex<Seen>>,
 }
 
 #[derive(Default)]
 struct Seen {
-    cores: usize,
+    /// Cores that are watched.
+    watched: usize,
     /// Moments in which one was kept.
     kept: Vec<(Instant, Instant)>,
 }
@@ -55,22 +57,21 @@ impl Host {
                     let mut seen = seen.lock();
                     match line.parse().map(Duration::from_micros) {
                         Ok(late) => seen.kept.push((now.checked_sub(late).unwrap_or(now), now)),
-                        Err(_) => seen.cores += usize::from(line == WATCHED),
+                        Err(_) => seen.watched += usize::from(line == WATCHED),
                     }
                 }
             });
             Some(watcher)
         };
         let watchers = (0..cores).filter_map(watch).collect();
-        Self { watchers, seen }
+        Self { cores, watchers, seen }
     }
 
     /// Whether every core is watched, and none was kept in this time.
     pub fn was_quiet(&self, from: Instant, to: Instant) -> bool {
         let seen = self.seen.lock();
         let is_kept = |(began, ended): &(Instant, Instant)| *began < to && *ended > from;
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        seen.cores == cores && !seen.kept.iter().any(is_kept)
+        seen.watched == self.cores && !seen.kept.iter().any(is_kept)
     }
 }
 

@@ -222,6 +222,6 @@ impl Target {
 }
 
 /// For what calls take.
-fn latencies() -> Histogram<u64> {
+pub fn latencies() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000_000, 3).expect("the bounds are constants")
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hdrhistogram::Histogram;
 use pairdb::proto;
 use pairdb::proto::key_value_client::KeyValueClient;
 use tokio::runtime::Runtime;
@@ -18,8 +19,9 @@ use tonic::transport::Channel;
 
 use crate::host::Host;
 use crate::keys::Random;
-use crate::load;
+use crate::load::{self, latencies};
 use crate::nodes::Nodes;
+use crate::us;
 
 /// Keys of the load.
 pub const KEYS: u64 = 10_000;
@@ -63,7 +65,7 @@ impl Steady {
             runtime.spawn(call(client, caller, first, value.clone(), Arc::clone(&stop)))
         });
         let callers = callers.collect();
-        Self { stop, began: Instant::now(), callers }
+        Self { stop, began: first.into_std(), callers }
     }
 
     /// Ends it: what there is to tell of it.
@@ -72,39 +74,40 @@ impl Steady {
         let callers = self.callers.into_iter();
         let all = callers.flat_map(|caller| runtime.block_on(caller).expect("no caller panics"));
         let (answered, failed): (Vec<_>, Vec<_>) = all.partition(|call| call.is_answered);
-        let of = |is_read| answered.iter().filter(move |call| call.is_read == is_read);
         // What came before a window may still be waited for in it.
         let is_quiet = |call: &&Call| {
             let window = (call.due - self.began).as_millis() / WINDOW.as_millis();
             let from = self.began + WINDOW * window as u32;
             host.was_quiet(from.checked_sub(WINDOW).unwrap_or(from), from + WINDOW)
         };
-        let quiet: Vec<_> = answered.iter().filter(is_quiet).collect();
+        let took = |which: &dyn Fn(&&Call) -> bool| took(answered.iter().filter(which));
+        let (all, quiet) = (took(&|_| true), took(&is_quiet));
+        let (writes, reads) = (took(&|call| !call.is_read), took(&|call| call.is_read));
         format!(
-            "\"calls\":{},\"p50_us\":{},\"p99_us\":{},\"write_p99_us\":{},\"read_p99_us\":{},\
-             \"max_us\":{},\"failed\":{},\"quiet\":{{\"calls\":{},\"p50_us\":{},\"p99_us\":{}}},\
-             \"slow\":[{}]",
-            answered.len(),
-            us(&answered, 0.5),
-            us(&answered, 0.99),
-            us(of(false), 0.99),
-            us(of(true), 0.99),
-            us(&answered, 1.0),
+            "\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0},\"write_p99_us\":{:.0},\
+             \"read_p99_us\":{:.0},\"max_us\":{:.0},\"failed\":{},\
+             \"quiet\":{{\"calls\":{},\"p50_us\":{:.0},\"p99_us\":{:.0}}},\"slow\":[{}]",
+            all.len(),
+            us(&all, 0.5),
+            us(&all, 0.99),
+            us(&writes, 0.99),
+            us(&reads, 0.99),
+            us(&all, 1.0),
             failed.len(),
             quiet.len(),
-            us(quiet.iter().copied(), 0.5),
-            us(quiet.iter().copied(), 0.99),
+            us(&quiet, 0.5),
+            us(&quiet, 0.99),
             moments(&answered, self.began)
         )
     }
 }
 
-/// What so large a share of calls took at most, in microseconds.
-fn us<'c>(calls: impl IntoIterator<Item = &'c Call>, quantile: f64) -> u128 {
-    let mut took: Vec<_> = calls.into_iter().map(|call| call.took.as_micros()).collect();
-    took.sort_unstable();
-    let rank = (took.len() as f64 * quantile).ceil() as usize;
-    took.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+fn took<'c>(calls: impl Iterator<Item = &'c Call>) -> Histogram<u64> {
+    let mut latency_ns = latencies();
+    for call in calls {
+        latency_ns.saturating_record(call.took.as_nanos() as u64);
+    }
+    latency_ns
 }
 
 /// Moments with slow calls: the second in which one began, calls, the longest of them in ms.

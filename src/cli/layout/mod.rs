@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | the verbs, and what a change is made of |
 //! | `plan` | what a change would do, written down |
+//! | `rate` | how fast rows move: of one node, or of all |
 //! | `show` | the layout as it is and how far its change is |
 //! | `wait` | following a change to its end |
 
