@@ -11,8 +11,6 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 
-/// Bytes a second that a node fetches or hands over, unless it is told otherwise.
-pub const RATE_DEFAULT: u64 = 8 << 20;
 /// The rate of late is that of at least so long.
 const WINDOW: Duration = Duration::from_secs(2);
 
@@ -243,12 +241,6 @@ struct Turn<'r>(&'r Mutex<Option<Instant>>);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         *self.0.lock() = None;
-    }
-}
-
-impl Default for Rate {
-    fn default() -> Self {
-        Self::new(RATE_DEFAULT)
     }
 }
 

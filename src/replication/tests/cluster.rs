@@ -16,6 +16,7 @@ use super::super::departure::{self, Departure};
 use super::super::duties::Report;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
+use super::super::progress::Rate;
 use super::super::transfer::{self, Transfer};
 use super::super::*;
 use super::gate::Gate;
@@ -33,6 +34,8 @@ use crate::store::{
 
 pub const T0_MS: u64 = 1_700_000_000_000;
 pub const SECOND: Duration = Duration::from_secs(1);
+/// Bytes a second that a node moves.
+const RATE: u64 = 8 << 20;
 /// Of rows that wait for a peer, and of those that wait to be kept as hints.
 pub const QUEUE_BYTES_MAX: usize = 8 << 20;
 
@@ -545,7 +548,7 @@ impl Node {
             certificates: Arc::clone(&certificates),
             work: Work::Inline,
             settings: departure::Settings { timeout: SECOND, ..departure::Settings::default() },
-            rate: Arc::default(),
+            rate: Arc::new(Rate::new(RATE)),
             progress: Arc::default(),
         });
         let transfer = Arc::new(Transfer {
@@ -558,7 +561,7 @@ impl Node {
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             work: Work::Inline,
             settings: transfer::Settings { timeout: SECOND, ..transfer::Settings::default() },
-            rate: Arc::default(),
+            rate: Arc::new(Rate::new(RATE)),
             progress: Arc::default(),
         });
         let coordinator = Coordinator::new(CoordinatorOptions {
