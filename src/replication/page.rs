@@ -269,14 +269,6 @@ fn packed(raw: &[u8]) -> Option<Vec<u8>> {
     (packed.len() + packed.len() / 8 < raw.len()).then_some(packed)
 }
 
-/// How many bytes the rows of a page have, as they are encoded.
-pub(super) fn bytes_of(page: &proto::PageReply) -> u64 {
-    match page.unpacked_bytes {
-        0 => page.rows.len() as u64,
-        unpacked => unpacked.into(),
-    }
-}
-
 /// The rows of a page.
 ///
 /// # Errors
@@ -326,7 +318,6 @@ mod tests {
             let rows = [rows, rows.split_at(9).0];
             let sent = page(&rows);
             assert_eq!((sent.unpacked_bytes > 0, sent.rows.len() < 4000), (is_packed, is_packed));
-            assert!(bytes_of(&sent) > 4000);
             let read = rows_of(&sent).expect("readable");
             assert!(read.iter().all(|row| (row.tenant_id, &row.key[..]) == (1, b"k")));
             assert_eq!(read.iter().map(|row| &row.row[..]).collect::<Vec<_>>(), rows);

@@ -75,8 +75,18 @@ impl Store {
         floors: &[u64],
         done: Joined,
     ) {
-        let (results, position) = self.join_rows(rows, Judge::Floors(floors), OnStall::Refuse);
+        let (results, position) = self.join_repairs(rows, floors);
         self.on_durable(position, move |durable| done(settle(results, durable)));
+    }
+
+    /// [`Store::submit_repairs`] for callers that wait for several at once: the rows are durable
+    /// when [`Store::on_durable`] says so of the position.
+    pub fn join_repairs<B: AsRef<[u8]>>(
+        &self,
+        rows: &[ForeignRow<B>],
+        floors: &[u64],
+    ) -> (Vec<Result<()>>, Position) {
+        self.join_rows(rows, Judge::Floors(floors), OnStall::Refuse)
     }
 
     /// Puts rows into the log and the memtable: an outcome for each, and what to wait for.

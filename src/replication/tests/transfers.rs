@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +92,34 @@ async fn what_all_sources_hold_is_fetched_once_and_added_up() {
     let rows = sent(&cluster, "page");
     assert_eq!((sent(&cluster, "page digests"), sent(&cluster, "read")), (0, 0));
     assert_eq!(sent(&cluster, "sum"), rows, "the first source's pages have their sums");
+}
+
+/// What clients write stands behind what moves: a part of a page at a time, as the rate lets it.
+#[tokio::test(start_paused = true)]
+async fn rows_come_at_the_rate_and_not_page_by_page() {
+    const VALUE_BYTES: usize = 22 << 10;
+    const BYTES_PER_SECOND: u64 = 64 << 10;
+    const LOOK: Duration = Duration::from_millis(50);
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 86);
+    let value = "v".repeat(VALUE_BYTES);
+    for n in 0..KEYS {
+        cluster.put(n % 3, Level::All, put(&format!("key-{n}"), &value)).await.expect("all are up");
+    }
+    cluster.commit(joint(&drawn(&cluster), 2), &[0, 1, 2, 3]);
+    cluster.nodes[3].transfer.rate.set(BYTES_PER_SECOND);
+    let watching = async {
+        for looks in 0..1000 {
+            let held = owned_and_held(&cluster).1 * VALUE_BYTES;
+            let since = (LOOK * looks).as_secs_f64();
+            let let_through = (BYTES_PER_SECOND as f64 * since) as usize;
+            let slice = (128 << 10) + 2 * VALUE_BYTES;
+            assert!(held <= let_through + slice, "{held} bytes after {since} s");
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    assert!(node_merges(&cluster, 3, watching).await);
+    let (owned, held) = owned_and_held(&cluster);
+    assert!(owned > KEYS / 2 && held == owned, "{held} of {owned}");
 }
 
 /// The end-to-end check: what got lost between the source's disk and this node's is seen before

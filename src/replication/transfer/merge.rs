@@ -35,7 +35,9 @@ use super::{Error, Transfer};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
+use crate::engine::Position;
 use crate::proto;
+use crate::replication::Fence;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page::{self, Asking, Compared, Told};
 use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
@@ -44,6 +46,9 @@ use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 /// Rows that are joined under one pass of the fence: who raises the epoch waits for it, and all
 /// that clients ask for waits behind that.
 const UNDER_ONE_PASS: usize = 64;
+/// Bytes of rows that go at once, but for the last row of them: a sync of the log that clients wait
+/// for finds no more of them in front of it at the default rate.
+const SLICE_BYTES: u64 = 128 << 10;
 
 /// A row as the store joins it.
 type Row = (TenantId, Bytes, Bytes);
@@ -227,8 +232,7 @@ impl Transfer {
                     (None, None) => {}
                 }
             }
-            let bytes: usize = rows.iter().map(bytes_of_row).sum();
-            let joined = self.join(from, bytes as u64, move || Ok(rows)).await?;
+            let joined = self.join(from, move || Ok(rows)).await?;
             let store = Arc::clone(&self.store);
             let missing = self.work.run(move || missing(&store, &joined)).await;
             match missing.map_err(|_| Error::Stopping)?? {
@@ -242,7 +246,6 @@ impl Transfer {
     /// Joins the rows of a page, those that are merged.
     async fn join_page(&self, from: &From<'_>, page: proto::PageReply) -> Result<(), Error> {
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
-        let bytes = page::bytes_of(&page);
         let merged = move || {
             let mut rows = page::rows_of(&page).map_err(|why| PeerError::NoAnswer { why })?;
             let mut merged = Compared::new(&layout, source, node);
@@ -252,52 +255,76 @@ impl Transfer {
             });
             Ok(rows)
         };
-        self.join(from, bytes, merged).await.map(drop)
+        self.join(from, merged).await.map(drop)
     }
 
-    /// Joins rows of so many bytes under the epoch, durably; they are given back. `rows` is called
-    /// where rows are merged.
+    /// Joins rows under the epoch, durably; they are given back. `rows` is called where rows are
+    /// merged.
+    ///
+    /// They go at the rate limit slice by slice, and are waited for together: what clients write
+    /// meanwhile is synced behind a slice, not behind all of a page.
     async fn join(
         &self,
         from: &From<'_>,
-        bytes: u64,
         rows: impl FnOnce() -> Result<Vec<proto::RowState>, Error> + Send + 'static,
-    ) -> Result<Rows, Error> {
-        if bytes == 0 {
-            return Ok(Rows::new());
-        }
-        self.rate.take(bytes).await;
-        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+    ) -> Result<Arc<Rows>, Error> {
+        let rows = move || {
+            let rows = rows()?.into_iter();
+            Ok::<Rows, Error>(rows.map(|it| (TenantId(it.tenant_id), it.key, it.row)).collect())
+        };
+        let rows = Arc::new(self.work.run(rows).await.map_err(|_| Error::Stopping)??);
         let epoch = from.layout.epoch();
-        let begun = self.work.run(move || {
-            let rows = rows()?;
-            let bytes: usize = rows.iter().map(bytes_of_row).sum();
-            let rows: Rows =
-                rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
-            let mut told = Vec::new();
-            for some in rows.chunks(UNDER_ONE_PASS) {
-                let (done, joined) = oneshot::channel();
-                // Of a page that was asked for under another epoch the rows may not be this node's.
-                let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-                let (judged, floors) = judge(&store, some)?;
-                let tell = Box::new(move |results| drop(done.send(results)));
-                store.submit_repairs(&judged, &floors, tell);
-                told.push(joined);
-            }
-            Ok::<_, Error>((rows, bytes, told))
-        });
-        let (rows, bytes, told) = begun.await.map_err(|_| Error::Stopping)??;
-        for joined in told {
-            let results = joined.await.map_err(|_| Error::Stopping)?;
-            results.into_iter().try_for_each(|result| result)?;
+        let mut durable_upto = Position::ZERO;
+        let mut rest = 0..rows.len();
+        while !rest.is_empty() {
+            let (slice, bytes) = first_slice(&rows[rest.clone()]);
+            let slice = rest.start..rest.start + slice;
+            rest.start = slice.end;
+            self.rate.take(bytes).await;
+            let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+            let rows = Arc::clone(&rows);
+            let count = slice.len() as u64;
+            let joining = self.work.run(move || join_slice(&store, &*fence, epoch, &rows[slice]));
+            let joined = joining.await.map_err(|_| Error::Stopping)??;
+            durable_upto = durable_upto.max(joined);
+            self.progress.moved(count, bytes);
         }
-        self.progress.moved(rows.len() as u64, bytes as u64);
+        let (done, durable) = oneshot::channel();
+        self.store.on_durable(durable_upto, move |result| drop(done.send(result)));
+        durable.await.map_err(|_| Error::Stopping)?.map_err(store::Error::from)?;
         Ok(rows)
     }
 }
 
-fn bytes_of_row(row: &proto::RowState) -> usize {
-    row.key.len() + row.row.len()
+/// How many of some rows are the first slice, and their bytes.
+fn first_slice(rows: &[Row]) -> (usize, u64) {
+    let mut bytes = 0;
+    for (count, (_, key, row)) in rows.iter().enumerate() {
+        if bytes >= SLICE_BYTES {
+            return (count, bytes);
+        }
+        bytes += (key.len() + row.len()) as u64;
+    }
+    (rows.len(), bytes)
+}
+
+/// Joins rows under the epoch, and says what is to be waited for.
+fn join_slice(
+    store: &Store,
+    fence: &dyn Fence,
+    epoch: u64,
+    rows: &[Row],
+) -> Result<Position, Error> {
+    let mut end = Position::ZERO;
+    for some in rows.chunks(UNDER_ONE_PASS) {
+        // Of a page that was asked for under another epoch the rows may not be this node's.
+        let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
+        let (judged, floors) = judge(store, some)?;
+        let (results, position) = store.join_repairs(&judged, &floors);
+        results.into_iter().try_for_each(|result| result)?;
+        end = end.max(position);
+    }
+    Ok(end)
 }
 
 /// Rows as they may be joined here under the floors of their partitions, with these.
