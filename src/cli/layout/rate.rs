@@ -1,5 +1,8 @@
 //! How fast partitions move: told or set, of the node that is asked or of all.
 
+use std::pin::pin;
+
+use futures_util::{StreamExt as _, stream};
 use serde_json::json;
 
 use super::{client_of, status};
@@ -9,6 +12,9 @@ use crate::cli::progress::volume;
 use crate::client::{Admin, Client};
 use crate::ops::config::Size;
 use crate::proto;
+
+/// Nodes that are asked at once.
+const AT_ONCE: usize = 16;
 
 /// Tells the rate after it was set, if it is to be. Of all nodes each is asked, whatever became of
 /// the one before it: who did not answer is named at the end.
@@ -23,9 +29,14 @@ pub(super) async fn run(rate: Option<Size>, all: bool, connect: &Connect) -> Res
     let is_gone = |node: &proto::NodeEntry| matches!(&node.state[..], "left" | "removed");
     let mut there: Vec<_> = told.nodes.iter().filter(|node| !is_gone(node)).collect();
     there.sort_unstable_by_key(|node| &node.name);
-    for node in there {
+    // Side by side: one that hangs keeps no other waiting.
+    let answers = stream::iter(there).map(async |node: &proto::NodeEntry| {
         let asked = async { ask(&client_of(node, connect)?, rate).await };
-        match asked.await {
+        (node, asked.await)
+    });
+    let mut answers = pin!(answers.buffered(AT_ONCE));
+    while let Some((node, answer)) = answers.next().await {
+        match answer {
             Ok(rate) => {
                 lines.push(format!("{} {}", node.name, text(rate)));
                 nodes.push(json!({ "name": node.name, "bytes_per_second": rate }));
