@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -102,6 +103,22 @@ pub struct Addresses {
     pub admin: String,
 }
 
+impl Addresses {
+    /// Where clients reach the node, `host:port`. One that serves them on all its addresses is
+    /// reached where its peers reach it; empty: it is not known where.
+    pub fn for_clients(&self) -> String {
+        let is_any = |host: &str| {
+            let ip: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
+            ip.is_ok_and(|ip| ip.is_unspecified())
+        };
+        match (self.client.rsplit_once(':'), self.peer.rsplit_once(':')) {
+            (Some((host, _)), _) if !is_any(host) => self.client.clone(),
+            (Some((_, port)), Some((host, _))) if !is_any(host) => format!("{host}:{port}"),
+            _ => String::new(),
+        }
+    }
+}
+
 /// What is known of a node, by its own word except for `is_up`.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Facts {
@@ -146,6 +163,22 @@ pub struct Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_listens_everywhere_is_reached_where_its_peers_reach_it() {
+        let address = |client: &str, peer: &str| {
+            let (client, peer) = (client.to_owned(), peer.to_owned());
+            Addresses { client, peer, ..Addresses::default() }.for_clients()
+        };
+        assert_eq!(address("10.0.0.1:8080", "10.0.0.2:7946"), "10.0.0.1:8080");
+        assert_eq!(address("node-1:8080", "10.0.0.2:7946"), "node-1:8080");
+        assert_eq!(address("0.0.0.0:8080", "10.0.0.2:7946"), "10.0.0.2:8080");
+        assert_eq!(address("[::]:8080", "[fd00::2]:7946"), "[fd00::2]:8080");
+        assert_eq!(address("0.0.0.0:8080", "node-2:7946"), "node-2:8080");
+        assert_eq!(address("0.0.0.0:8080", "[::0]:7946"), "");
+        assert_eq!(address("0.0.0.0:8080", ""), "");
+        assert_eq!(address("", "10.0.0.2:7946"), "");
+    }
 
     #[test]
     fn every_run_state_is_read_as_it_is_written() {

@@ -1,6 +1,5 @@
 //! The cluster as the services see it, and the answers to questions about it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ProposeError};
 use crate::cluster::layout::{Answer, Command, Layout, MemberState, reason};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
-use crate::cluster::view::{Addresses, Facts, RunState, View};
+use crate::cluster::view::{Facts, RunState, View};
 use crate::proto;
 use crate::replication::anti_entropy::AntiEntropy;
 use crate::replication::coordinator::Coordinator;
@@ -250,7 +249,7 @@ impl Cluster {
             let is_up = *id == self.node || (facts.is_up && facts.run_state == RunState::Serving);
             proto::ServingNode {
                 node_id: id.to_string(),
-                address: client_address(&facts.addresses),
+                address: facts.addresses.for_clients(),
                 up: is_up,
             }
         };
@@ -405,8 +404,8 @@ fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
         node_id: id.to_string(),
         up: facts.is_up,
         zone: facts.zone,
+        client_address: facts.addresses.for_clients(),
         address: facts.addresses.peer,
-        client_address: facts.addresses.client,
         load_bytes: facts.load_bytes,
         hints_pending: facts.hints,
         partitions_damaged: facts.damaged,
@@ -416,23 +415,6 @@ fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
         disk_used: facts.disk,
         run_state: facts.run_state.name().to_owned(),
         ..Default::default()
-    }
-}
-
-/// Where clients reach a node. One that listens on all its addresses is reached where its peers
-/// reach it; empty: nowhere.
-fn client_address(addresses: &Addresses) -> String {
-    let Ok(client) = addresses.client.parse::<SocketAddr>() else {
-        return addresses.client.clone();
-    };
-    if !client.ip().is_unspecified() {
-        return addresses.client.clone();
-    }
-    match addresses.peer.parse::<SocketAddr>() {
-        Ok(peer) if !peer.ip().is_unspecified() => {
-            SocketAddr::new(peer.ip(), client.port()).to_string()
-        }
-        _ => String::new(),
     }
 }
 
@@ -483,23 +465,5 @@ fn verdict_of(replicas: &[proto::ReplicaEntry]) -> String {
     match silent.len() {
         0 => what,
         down => format!("{what}; {down} of {all} do not answer"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_that_listens_everywhere_is_reached_where_its_peers_reach_it() {
-        let address = |client: &str, peer: &str| {
-            let (client, peer) = (client.to_owned(), peer.to_owned());
-            client_address(&Addresses { client, peer, ..Addresses::default() })
-        };
-        assert_eq!(address("10.0.0.1:8080", "10.0.0.2:7946"), "10.0.0.1:8080");
-        assert_eq!(address("0.0.0.0:8080", "10.0.0.2:7946"), "10.0.0.2:8080");
-        assert_eq!(address("0.0.0.0:8080", "0.0.0.0:7946"), "");
-        assert_eq!(address("", "10.0.0.2:7946"), "");
-        assert_eq!(address("node-1:8080", "10.0.0.2:7946"), "node-1:8080");
     }
 }

@@ -296,17 +296,11 @@ pub(super) fn client_of(node: &proto::NodeEntry, connect: &Connect) -> Result<Cl
 
 /// Where clients of a node connect.
 fn endpoint_of(node: &proto::NodeEntry) -> Result<String, Failure> {
-    let (host, port) = node.client_address.rsplit_once(':').unwrap_or_default();
-    // One that listens on every address is where its peers reach it.
-    let host = match host {
-        "0.0.0.0" | "[::]" => node.address.rsplit_once(':').map_or("", |(host, _)| host),
-        host => host,
-    };
-    if host.is_empty() {
+    if node.client_address.is_empty() {
         let message = format!("it is not known where {} is: give it as --endpoint", node.name);
         return Err(Failure::with_code(5, message));
     }
-    Ok(format!("http://{host}:{port}"))
+    Ok(format!("http://{}", node.client_address))
 }
 
 /// A failure if the change would be refused.
@@ -362,14 +356,13 @@ mod tests {
             name: name.to_owned(),
             node_id: format!("id of {name}"),
             client_address: client.to_owned(),
-            address: "10.0.0.7:7946".to_owned(),
             ..Default::default()
         };
-        let nodes = vec![node("a", "10.0.0.1:8080"), node("b", "0.0.0.0:8081"), node("c", "")];
+        let nodes = vec![node("a", "10.0.0.1:8080"), node("b", "[::1]:8081"), node("c", "")];
         let told = proto::ClusterStatusResponse { nodes, ..Default::default() };
         let found = |named: &str| member(&told, named).and_then(endpoint_of).ok();
         assert_eq!(found("a").as_deref(), Some("http://10.0.0.1:8080"));
-        assert_eq!(found("id of b").as_deref(), Some("http://10.0.0.7:8081"));
+        assert_eq!(found("id of b").as_deref(), Some("http://[::1]:8081"));
         assert_eq!(found("c"), None);
         assert_eq!(found("d"), None);
     }
