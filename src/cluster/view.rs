@@ -138,6 +138,8 @@ pub struct Facts {
     pub addresses: Addresses,
     /// What it does.
     pub run_state: RunState,
+    /// Its program's version, for people.
+    pub version: String,
     /// Oldest and newest version of the peer protocol it speaks.
     pub protocols: (u32, u32),
     /// The layout epoch it knows.

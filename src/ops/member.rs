@@ -151,6 +151,7 @@ pub(super) async fn start(
         zone: config.node.zone.clone(),
         addresses: Addresses { peer: advertise.to_string(), ..addresses },
         run_state: RunState::Starting,
+        version: super::VERSION.to_owned(),
         protocols: PROTOCOLS,
         ..Facts::default()
     };

@@ -414,6 +414,7 @@ fn entry_of(id: NodeId, facts: Facts) -> proto::NodeEntry {
         epoch: facts.epoch,
         disk_used: facts.disk,
         run_state: facts.run_state.name().to_owned(),
+        version: facts.version,
         ..Default::default()
     }
 }

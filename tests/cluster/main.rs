@@ -97,6 +97,7 @@ fn a_fourth_node_joins_and_owns_its_share() {
     let mut owned = Vec::new();
     for node in status["nodes"].as_array().expect("nodes") {
         assert_eq!(node["state"], "normal", "{status}");
+        assert!(node["version"].as_str().is_some_and(|version| version.contains('(')), "{status}");
         owned.push(node["partitions"].as_u64().expect("a number"));
     }
     assert_eq!(owned.len(), 4);

@@ -10,7 +10,7 @@
 //! | `load`, `disk` | thousandths |
 //! | `bytes`, `hints` | a number |
 //! | `free` | a number; empty: the disk has not been looked at |
-//! | `moving` | text |
+//! | `moving`, `ver` | text |
 //! | `st` | the run state |
 //!
 //! 1. A node counts as heard of when `cl`, `pv` and `st` are there: what arrives in pieces must not
@@ -48,6 +48,7 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("unreadable", facts.unreadable.to_string()),
         ("free", facts.disk_room.map(|room| room.to_string()).unwrap_or_default()),
         ("moving", facts.moving.clone()),
+        ("ver", facts.version.clone()),
         ("st", facts.run_state.to_string()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -78,6 +79,7 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         zone: text("zone"),
         addresses: Addresses { peer, client: text("client"), admin: text("admin") },
         run_state,
+        version: text("ver"),
         protocols: (oldest.parse().ok()?, newest.parse().ok()?),
         epoch: number("lay"),
         load: share("load"),
