@@ -6,6 +6,8 @@
 //!    row has its own outcome.
 //! 3. What was forwarded once is not forwarded again.
 //! 4. Rows and digests are told when what they tell of is durable here: they are counted as held.
+//!    Where the sync mode lets a write be acknowledged before, only clients' calls are: who asks in
+//!    the background may give its own copy away for the answer, and that one is durable.
 //! 5. Whatever comes in has a bound: items of a request, bytes of a row, bytes of a reply.
 
 use std::sync::Arc;
@@ -309,7 +311,8 @@ impl PeerHandler for Replica {
             // A tenant that was just created: the sender knows it. Without it the rows are refused.
             let _ = self.fence.refresh(from, timeout).await;
         }
-        match request {
+        let is_counted = class == Class::Background && is_of_rows(&request);
+        let reply = match request {
             Request::WriteRows(request) => {
                 self.write_rows(&layout, request.rows, None, deadline).await
             }
@@ -333,8 +336,22 @@ impl PeerHandler for Replica {
                 page.map_err(|_| stopping())?
             }
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
+        }?;
+        if is_counted && self.store.keeps("counted_when_durable") {
+            let store = Arc::clone(&self.store);
+            let durable = self.background.run(move || store.sync_acknowledged()).await;
+            durable.map_err(|_| stopping())?.map_err(refused_by_store)?;
         }
+        Ok(reply)
     }
+}
+
+/// Whether it gives rows, or asks which are here.
+fn is_of_rows(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::WriteRows(_) | Request::RepairRows(_) | Request::ReadRows(_) | Request::Page(_)
+    )
 }
 
 pub(super) fn refused(reason: &str, message: String) -> PeerError {

@@ -20,7 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Store;
 use super::error::{Error, Result};
 use crate::causality::clock;
-use crate::engine;
+use crate::engine::{self, SyncMode};
 
 /// Since when the floor has been as it is.
 #[derive(Clone, Copy, Debug)]
@@ -110,12 +110,34 @@ impl Store {
     pub fn fence(&self, partitions: &[RangeInclusive<u32>], time: u64) -> Result<Participant> {
         self.check_writable()?;
         self.check_all_undamaged(partitions)?;
-        self.minter.check_ahead(time)?;
-        if self.keeps("fence") {
-            self.raise_clock_to(time)?;
-            self.engine.fence_ranges(partitions, time)?;
+        match self.keeps("fence") {
+            true => self.fence_as_others(partitions, time)?,
+            false => self.minter.check_ahead(time)?,
         }
         self.participant(partitions)
+    }
+
+    /// Fences partitions where those are fenced whose rows this node has: as [`Store::fence`], but
+    /// for no round, so also where data was lost. There it is in force when the data is back.
+    ///
+    /// # Errors
+    /// `time` is ahead of the clock; I/O.
+    pub fn fence_as_others(&self, partitions: &[RangeInclusive<u32>], time: u64) -> Result<()> {
+        self.check_writable()?;
+        self.minter.check_ahead(time)?;
+        self.raise_clock_to(time)?;
+        Ok(self.engine.fence_ranges(partitions, time)?)
+    }
+
+    /// Makes durable all that was acknowledged or shown, in modes in which it need not be.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn sync_acknowledged(&self) -> Result<()> {
+        match self.engine.options().sync_mode {
+            SyncMode::Always => Ok(()),
+            SyncMode::Interval | SyncMode::Os => Ok(self.engine.sync()?),
+        }
     }
 
     /// Makes durable all that was compared in a round.

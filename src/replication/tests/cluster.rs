@@ -389,6 +389,10 @@ impl Cluster {
     }
 
     pub fn with_owners(nodes: usize, owners: &[usize], seed: u64) -> Self {
+        Self::with_options(nodes, owners, seed, &options())
+    }
+
+    pub fn with_options(nodes: usize, owners: &[usize], seed: u64, options: &StoreOptions) -> Self {
         let world = Arc::new(World {
             clock: ManualClock::new(T0_MS),
             random: SeededRandom::new(seed),
@@ -402,7 +406,7 @@ impl Cluster {
             damaged_pages: AtomicU64::new(0),
             calls: AtomicU64::new(0),
         });
-        let nodes = (0..nodes).map(|index| Node::start(&world, index, seed)).collect();
+        let nodes = (0..nodes).map(|index| Node::start(&world, index, seed, options)).collect();
         Self { world, nodes }
     }
 
@@ -500,11 +504,12 @@ pub fn options() -> StoreOptions {
 }
 
 impl Node {
-    fn start(world: &Arc<World>, index: usize, seed: u64) -> Self {
+    fn start(world: &Arc<World>, index: usize, seed: u64, options: &StoreOptions) -> Self {
         let vfs = MemVfs::new();
         let seed = seed.wrapping_mul(1000) + index as u64;
         let environment = Environment::simulated(Arc::new(vfs.clone()), &world.clock, seed);
-        let store = Store::open_in(Path::new("/node"), options(), environment).expect("opens");
+        let store =
+            Store::open_in(Path::new("/node"), options.clone(), environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
         store.create_tenant(lww).expect("created");
         let two = TenantSpec {

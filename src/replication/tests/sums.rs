@@ -11,7 +11,7 @@ use super::departures::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Document, MemberState};
 use crate::cluster::peer::{Reply, Request};
-use crate::engine::without_rules;
+use crate::engine::{SyncMode, without_rules};
 use crate::proto::PageRequest;
 use crate::store::{Environment, Mutation, Store, TenantId};
 
@@ -230,6 +230,39 @@ async fn is_on_disks(removed: &[&'static str]) -> bool {
 async fn a_row_that_an_owner_has_in_memory_only_does_not_count() {
     assert!(is_on_disks(&[]).await);
     assert!(!is_on_disks(&["reads_of_what_is_synced"]).await, "the rule does nothing");
+}
+
+/// Rows of one node alone, which were durable there, are on the disks of the owners when it is seen
+/// that it holds nothing of its own any more; also of such as acknowledge what is not synced.
+async fn given_away_are_on_disks(removed: &[&'static str], are_there: bool) -> bool {
+    let mut options = options();
+    options.engine.sync_mode = SyncMode::Os;
+    let cluster =
+        without_rules(removed, || Cluster::with_options(3, &[0, 1, 2], 97, &options.clone()));
+    let tenant = tenant_of(&cluster, "default");
+    fill(&cluster, "default", if are_there { &[0, 1] } else { &[] });
+    cluster.nodes[2].store.flush().expect("flushed");
+    cluster.commit(drawn(&cluster).layout(2, &[0, 1], None), &[0, 1, 2]);
+    run_departures(&cluster, 10).await;
+    assert_eq!(cleared(&cluster, 2), Some(2));
+    let holds_after_power_loss = |at: usize, seed: u64| {
+        let disk = Arc::new(cluster.nodes[at].vfs.crash_clone(seed));
+        let environment = Environment::simulated(disk, &cluster.world.clock, seed);
+        let store = Store::open_in(Path::new("/node"), options.clone(), environment);
+        let store = store.expect("opens");
+        let row = |n| store.raw_row(tenant, format!("key-{n}").as_bytes()).expect("readable").row;
+        (0..KEYS).all(|n| row(n).is_some())
+    };
+    (0..10).all(|seed| holds_after_power_loss(0, seed) && holds_after_power_loss(1, seed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_away_is_durable_in_every_sync_mode() {
+    for are_there in [false, true] {
+        assert!(given_away_are_on_disks(&[], are_there).await, "{are_there}");
+        let removed = ["counted_when_durable"];
+        assert!(!given_away_are_on_disks(&removed, are_there).await, "the rule does nothing");
+    }
 }
 
 /// A quorum of the owners is enough, as it is row by row: who is down gets them from the others.
