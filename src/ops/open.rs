@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::config::Config;
 use super::node::Error;
 use super::world::World;
+use crate::cluster::NodeId;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::{Answer, Command, LayoutCatalog, Proposer};
 use crate::replication::transfer::Newcomer;
@@ -65,7 +66,8 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
         let store = Arc::new(Store::open_in(&dir, options, environment.clone())?);
         // From here on no other process writes in the directory; one may have until now.
         fence.reload()?;
-        let newcomer = newcomer.get_or_init(|| Arc::new(Newcomer::new(Arc::clone(&store))));
+        let node = NodeId(store.identity().node_id);
+        let newcomer = newcomer.get_or_init(|| Arc::new(Newcomer::new(node, Arc::clone(&store))));
         newcomer.begin_anew(&fence.document());
         Ok(Opened { store, fence })
     };

@@ -189,7 +189,12 @@ impl Progress {
         let state = self.0.lock();
         let mut figures = state.figures.clone();
         let time = state.began.map_or(Duration::ZERO, |began| began.elapsed());
-        if figures.bytes_per_second == 0 && !time.is_zero() {
+        // Of one that has come to a halt too: nothing else ends its window.
+        let overdue = state.window.filter(|(since, _)| since.elapsed() >= WINDOW);
+        if let Some((since, bytes)) = overdue {
+            figures.bytes_per_second = (bytes as f64 / since.elapsed().as_secs_f64()) as u64;
+        }
+        if figures.bytes_per_second == 0 && overdue.is_none() && !time.is_zero() {
             figures.bytes_per_second = (figures.bytes as f64 / time.as_secs_f64()) as u64;
         }
         let left = figures.partitions.saturating_sub(figures.partitions_done);
@@ -365,6 +370,19 @@ mod tests {
         assert_eq!((figures.eta, figures.waits_for), (Some(Duration::from_secs(9)), String::new()));
         progress.end();
         assert_eq!(progress.figures(), Figures::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_come_to_a_halt_does_not_tell_the_rate_of_before() {
+        let progress = Progress::default();
+        progress.begin(Task::Merging, 4);
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            progress.moved(1, 1000);
+        }
+        assert_eq!(progress.figures().bytes_per_second, 1000);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(progress.figures().bytes_per_second, 0);
     }
 
     #[test]

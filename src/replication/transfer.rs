@@ -274,6 +274,7 @@ fn waits_for(layout: &Layout, source: NodeId, error: &Error) -> String {
 /// A node that will own partitions vouches for nothing in them: what it lacks is not dead.
 #[derive(Debug)]
 pub struct Newcomer {
+    node: NodeId,
     store: Arc<Store>,
     /// The last epoch that was looked at.
     epoch: AtomicU64,
@@ -281,17 +282,20 @@ pub struct Newcomer {
 
 impl Newcomer {
     /// Of the node whose rows these are.
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store, epoch: AtomicU64::new(0) }
+    pub fn new(node: NodeId, store: Arc<Store>) -> Self {
+        Self { node, store, epoch: AtomicU64::new(0) }
     }
 
     /// Takes back what the node has vouched for in partitions of which it will own rows that it
     /// did not own. To be called before anybody acts under the document.
     pub fn begin_anew(&self, document: &Document) {
-        let node = NodeId(self.store.identity().node_id);
+        let node = self.node;
         let next = document.next_owners.as_ref();
         let is_new = self.epoch.swap(document.epoch, Ordering::Relaxed) != document.epoch;
-        if !is_new || !next.is_some_and(|next| next.contains_key(&node)) {
+        // One that has merged was started again: it stays fenced where its sources are, or what
+        // they have forgotten would be taken by two newcomers.
+        let has_merged = document.synced.contains(&node) && self.store.keeps("synced_stays_fenced");
+        if !is_new || has_merged || !next.is_some_and(|next| next.contains_key(&node)) {
             return;
         }
         let layout = Layout::new(Arc::new(document.clone()));

@@ -94,6 +94,21 @@ async fn what_all_sources_hold_is_fetched_once_and_added_up() {
     assert_eq!(sent(&cluster, "sum"), rows, "the first source's pages have their sums");
 }
 
+/// A node that is started again in the midst of it looks at what it has, and fetches what it lacks.
+#[tokio::test(start_paused = true)]
+async fn what_was_merged_before_a_restart_is_not_moved_again() {
+    let cluster = joining(87).await;
+    assert!(merges(&cluster, 30).await);
+    let moved = cluster.nodes[3].transfer.rate.total();
+    assert!(moved > 0);
+    let (owned, held) = owned_and_held(&cluster);
+    cluster.put(0, Level::All, put("later", "v")).await.expect("all are up");
+    cluster.nodes[3].reports.lock().clear();
+    assert!(merges(&cluster, 30).await);
+    assert_eq!(owned_and_held(&cluster), (owned, held));
+    assert_eq!(cluster.nodes[3].transfer.rate.total(), moved);
+}
+
 /// What clients write stands behind what moves: a part of a page at a time, as the rate lets it.
 #[tokio::test(start_paused = true)]
 async fn rows_come_at_the_rate_and_not_page_by_page() {
@@ -292,10 +307,19 @@ fn not_held(cluster: &Cluster) -> Vec<String> {
     keys.into_iter().filter(|key| !holds(key)).collect()
 }
 
+/// A round begins, and gets no further.
+fn fence_all(cluster: &Cluster) {
+    cluster.world.clock.advance_ms(2000);
+    for node in &cluster.nodes {
+        node.store.fence(&[0..=3], time_of_ms(T0_MS + 1000)).expect("fenced");
+    }
+}
+
 /// One that has lost data knows less than a member of S is counted for: all the others are asked.
 #[tokio::test(start_paused = true)]
 async fn a_survivor_that_has_lost_data_is_no_source_of_itself() {
     let cluster = holding(78, |n| vec![n % 3]);
+    fence_all(&cluster);
     cluster.nodes[0].store.mark_damaged(0..=3, &[2, 3]).expect("marked");
     to_one_replica(&cluster);
     let while_damaged = async { tokio::time::sleep(60 * SECOND).await };
@@ -308,11 +332,7 @@ async fn a_survivor_that_has_lost_data_is_no_source_of_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_survivor_merges_rows_below_its_guard() {
     let cluster = holding(79, |_| vec![1, 2]);
-    cluster.world.clock.advance_ms(2000);
-    let time = crate::causality::clock::time_of_ms(T0_MS + 1000);
-    for node in &cluster.nodes {
-        node.store.fence(&[0..=3], time).expect("fenced");
-    }
+    fence_all(&cluster);
     to_one_replica(&cluster);
     let merging = async { tokio::time::sleep(60 * SECOND).await };
     assert!(node_merges(&cluster, 0, merging).await);
@@ -354,10 +374,17 @@ async fn after_late_copies(removed: &[&'static str]) -> ([Vec<String>; 2], usize
     let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 3, 4]));
     let syncers = BTreeSet::from([id(3), id(4)]);
     let joint = Layout::new(Arc::new(Document { syncers, ..Document::clone(joint.document()) }));
+    let document = Document::clone(joint.document());
     cluster.commit(Arc::new(joint), &[0, 1, 2, 3, 4]);
     for at in 3..5 {
         give(&copies[0], at).expect("it knows of no fence yet");
         assert!(merges_at(&cluster, at, 30).await);
+    }
+    let synced = BTreeSet::from([id(3), id(4)]);
+    let merged = Document { synced, ..document };
+    for at in 3..5 {
+        // As it does when it is started again.
+        transfer::Newcomer::new(id(at), Arc::clone(store(at))).begin_anew(&merged);
         // Whether it is taken is what this is about.
         let _ = give(&copies[1], at);
     }
@@ -383,6 +410,7 @@ async fn two_newcomers_do_not_bring_back_what_was_forgotten() {
     assert_eq!(after_late_copies(&[]).await, ([gone(), gone()], KEYS));
     assert_eq!(after_late_copies(&["newcomer_fenced"]).await, ([gone(), back()], KEYS));
     assert_eq!(after_late_copies(&["newcomer_forgets"]).await, ([back(), gone()], KEYS));
+    assert_eq!(after_late_copies(&["synced_stays_fenced"]).await, ([gone(), back()], KEYS));
 }
 
 /// The table's `one_source` (I1): of three old owners one alone may lack what the others

@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::merge::From;
+use super::merge::{From, own_row};
 use super::{Error, Transfer};
-use crate::cluster::peer::Request;
+use crate::cluster::peer::{PeerError, Request};
+use crate::engine::Position;
 use crate::proto;
 use crate::replication::messages::messages;
+use crate::replication::reason::NOT_A_REPLICA;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId};
 
 /// A row of this node, as it was when it was looked at.
@@ -48,9 +50,9 @@ impl Transfer {
     async fn differing(&self, from: &From<'_>, rows: &[Own]) -> Result<Vec<Own>, Error> {
         let mut differing = Vec::new();
         for (own, answer) in rows.iter().zip(self.answers(from, rows, true).await?) {
+            let Some(answer) = word(answer)? else { continue };
             let raw = RawRow { row: Some(own.2.clone()), floor: answer.floor };
-            // Of a row that is not the source's it has no word.
-            if answer.failure.is_none() && self.store.digest(&raw)? != answer.digest {
+            if self.store.digest(&raw)? != answer.digest {
                 differing.push(own.clone());
             }
         }
@@ -71,26 +73,40 @@ impl Transfer {
 
     /// Takes over what the floors of both leave of a row.
     async fn join_by_floors(&self, from: &From<'_>, own: Own) -> Result<(), Error> {
-        let answers = self.answers(from, std::slice::from_ref(&own), false).await?;
-        let answers = answers.into_iter().filter(|answer| answer.failure.is_none());
-        for answer in answers {
+        for answer in self.answers(from, std::slice::from_ref(&own), false).await? {
+            let Some(answer) = word(answer)? else { continue };
             let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
             let (epoch, (tenant, key, _)) = (from.layout.epoch(), own.clone());
             let work = self.work.run(move || {
                 // Anew: it may have been written to since.
-                let own = store.raw_row(tenant, &key)?;
+                let own = own_row(&store, tenant, &key)?;
                 let theirs = RawRow { row: answer.row.map(Into::into), floor: answer.floor };
                 let joined = store.join_raw(own.clone(), theirs)?;
                 let Some(row) = joined.row.filter(|row| Some(row) != own.row.as_ref()) else {
-                    return Ok::<(), Error>(());
+                    return Ok::<_, Error>(Position::ZERO);
                 };
                 let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-                let results = store.repair(&[(tenant, key.to_vec(), row)], &[own.floor]);
-                results.into_iter().try_for_each(|result| Ok(result?))
+                let rows = [(tenant, key.to_vec(), row)];
+                let (results, joined) = store.join_repairs(&rows, &[own.floor]);
+                results.into_iter().try_for_each(|result| result)?;
+                Ok(joined)
             });
-            work.await.map_err(|_| Error::Stopping)??;
+            let joined = work.await.map_err(|_| Error::Stopping)??;
+            self.wait_durable(joined).await?;
         }
         Ok(())
+    }
+}
+
+/// What a source says of a row; none, of one that is not its.
+fn word(answer: proto::RowAnswer) -> Result<Option<proto::RowAnswer>, PeerError> {
+    match &answer.failure {
+        None => Ok(Some(answer)),
+        Some(failure) if failure.reason == NOT_A_REPLICA => Ok(None),
+        Some(failure) => {
+            let (reason, message) = (failure.reason.clone(), failure.message.clone());
+            Err(PeerError::Refused { reason, message })
+        }
     }
 }
 

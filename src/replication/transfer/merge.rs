@@ -1,7 +1,8 @@
 //! A partition of one source: its rows are merged, and then it is seen that they are here.
 //!
 //! ```text
-//! copy       pages of rows, in token order, each with what it adds up to; joined, durable
+//! copy       pages of rows, in token order, each with what it adds up to; joined, durable.
+//!            None after the first if that begins with rows that are here
 //! fence      what the source takes no more from messages this node takes no more
 //! add up     what is here: rows and a digest of all of them. Equal: it is done
 //! compare    else digests by key; the rows that differ are fetched and joined,
@@ -17,7 +18,8 @@
 //!
 //! 1. A partition is merged only when the sums were equal, or every row that differed was seen to
 //!    be covered here, under the epoch. A fault is tried again from the comparison on, not from the
-//!    first row; what is fetched twice is what differs.
+//!    first row; what is fetched twice is what differs. So it is after a restart, in all partitions
+//!    that were copied before.
 //! 2. A newcomer vouches for nothing, its floor is 0; but it is fenced where its sources are before
 //!    it says that it has merged. Else a late copy of a value that all of them have forgotten with
 //!    its delete would find two newcomers, and a quorum.
@@ -46,6 +48,8 @@ use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 /// Rows that are joined under one pass of the fence: who raises the epoch waits for it, and all
 /// that clients ask for waits behind that.
 const UNDER_ONE_PASS: usize = 64;
+/// Rows of a first page by which it is judged whether the partition was copied before.
+const SAMPLE_ROWS: usize = 16;
 /// Bytes of rows that go at once, but for the last row of them: a sync of the log that clients wait
 /// for finds no more of them in front of it at the default rate.
 const SLICE_BYTES: u64 = 128 << 10;
@@ -99,7 +103,10 @@ impl Transfer {
             let kind = proto::PageRequest::default();
             let page = self.asking(from).page(kind, cursor.clone()).await?;
             *own = None;
-            self.join_page(from, page.clone()).await?;
+            if self.join_page(from, page.clone(), cursor.is_empty()).await? {
+                *place = Place::Skipped;
+                break;
+            }
             told.add(&page)?;
             *place = match page.cursor.is_empty() {
                 true => Place::Copied(*told),
@@ -126,7 +133,7 @@ impl Transfer {
         if !self.store.keeps("newcomer_fenced") || store.guard_of_partition(partition)? >= guard {
             return Ok(());
         }
-        let fencing = self.work.run(move || store.fence(&[partition..=partition], guard));
+        let fencing = self.work.run(move || store.fence_as_others(&[partition..=partition], guard));
         fencing.await.map_err(|_| Error::Stopping)??;
         Ok(())
     }
@@ -226,15 +233,16 @@ impl Transfer {
                         return Err(PeerError::Refused { reason, message }.into());
                     }
                     (None, Some(row)) => {
-                        rows.push(proto::RowState { tenant_id: key.tenant_id, key: key.key, row });
+                        rows.push((TenantId(key.tenant_id), key.key, row));
                     }
                     // It was forgotten in between: a delete that all replicas had.
                     (None, None) => {}
                 }
             }
-            let joined = self.join(from, move || Ok(rows)).await?;
+            let rows = Arc::new(rows);
+            self.join(from, &rows).await?;
             let store = Arc::clone(&self.store);
-            let missing = self.work.run(move || missing(&store, &joined)).await;
+            let missing = self.work.run(move || missing(&store, &rows)).await;
             match missing.map_err(|_| Error::Stopping)?? {
                 0 => {}
                 rows => return Err(Error::NotThere { rows }),
@@ -243,38 +251,44 @@ impl Transfer {
         Ok(())
     }
 
-    /// Joins the rows of a page, those that are merged.
-    async fn join_page(&self, from: &From<'_>, page: proto::PageReply) -> Result<(), Error> {
+    /// Joins the rows of a page, those that are merged. Says whether it joined none, because the
+    /// first page began with rows that are here.
+    async fn join_page(
+        &self,
+        from: &From<'_>,
+        page: proto::PageReply,
+        is_first: bool,
+    ) -> Result<bool, Error> {
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
-        let merged = move || {
+        let store = Arc::clone(&self.store);
+        let merged = self.work.run(move || {
             let mut rows = page::rows_of(&page).map_err(|why| PeerError::NoAnswer { why })?;
             let mut merged = Compared::new(&layout, source, node);
             rows.retain(|row| {
                 let tenant = layout.document().tenants.get(&TenantId(row.tenant_id));
                 tenant.is_some_and(|tenant| merged.has(tenant.id, tenant.token(&row.key)))
             });
-            Ok(rows)
-        };
-        self.join(from, merged).await.map(drop)
+            let rows = rows.into_iter().map(|it| (TenantId(it.tenant_id), it.key, it.row));
+            let rows: Rows = rows.collect();
+            let first = &rows[..rows.len().min(SAMPLE_ROWS)];
+            let is_here = is_first && !first.is_empty() && missing(&store, first)? == 0;
+            Ok::<_, Error>((rows, is_here))
+        });
+        let (rows, is_here) = merged.await.map_err(|_| Error::Stopping)??;
+        if !is_here {
+            self.join(from, &Arc::new(rows)).await?;
+        }
+        Ok(is_here)
     }
 
-    /// Joins rows under the epoch, durably; they are given back. `rows` is called where rows are
-    /// merged.
+    /// Joins rows under the epoch, durably.
     ///
     /// They go at the rate limit slice by slice, and are waited for together: what clients write
     /// meanwhile is synced behind a slice, not behind all of a page.
-    async fn join(
-        &self,
-        from: &From<'_>,
-        rows: impl FnOnce() -> Result<Vec<proto::RowState>, Error> + Send + 'static,
-    ) -> Result<Arc<Rows>, Error> {
-        let rows = move || {
-            let rows = rows()?.into_iter();
-            Ok::<Rows, Error>(rows.map(|it| (TenantId(it.tenant_id), it.key, it.row)).collect())
-        };
-        let rows = Arc::new(self.work.run(rows).await.map_err(|_| Error::Stopping)??);
+    async fn join(&self, from: &From<'_>, rows: &Arc<Rows>) -> Result<(), Error> {
         let epoch = from.layout.epoch();
-        let mut durable_upto = Position::ZERO;
+        let mut joined = Position::ZERO;
+        let mut bytes_joined = 0;
         let mut rest = 0..rows.len();
         while !rest.is_empty() {
             let (slice, bytes) = first_slice(&rows[rest.clone()]);
@@ -282,17 +296,22 @@ impl Transfer {
             rest.start = slice.end;
             self.rate.take(bytes).await;
             let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-            let rows = Arc::clone(&rows);
-            let count = slice.len() as u64;
+            let rows = Arc::clone(rows);
             let joining = self.work.run(move || join_slice(&store, &*fence, epoch, &rows[slice]));
-            let joined = joining.await.map_err(|_| Error::Stopping)??;
-            durable_upto = durable_upto.max(joined);
-            self.progress.moved(count, bytes);
+            joined = joined.max(joining.await.map_err(|_| Error::Stopping)??);
+            bytes_joined += bytes;
         }
+        self.wait_durable(joined).await?;
+        self.progress.moved(rows.len() as u64, bytes_joined);
+        Ok(())
+    }
+
+    /// Waits for what was joined to be durable.
+    pub(super) async fn wait_durable(&self, joined: Position) -> Result<(), Error> {
         let (done, durable) = oneshot::channel();
-        self.store.on_durable(durable_upto, move |result| drop(done.send(result)));
+        self.store.on_durable(joined, move |result| drop(done.send(result)));
         durable.await.map_err(|_| Error::Stopping)?.map_err(store::Error::from)?;
-        Ok(rows)
+        Ok(())
     }
 }
 
@@ -317,9 +336,10 @@ fn join_slice(
 ) -> Result<Position, Error> {
     let mut end = Position::ZERO;
     for some in rows.chunks(UNDER_ONE_PASS) {
+        // It may read from the disk: others would stand behind that.
+        let (judged, floors) = judge(store, some)?;
         // Of a page that was asked for under another epoch the rows may not be this node's.
         let _pass = fence.enter(epoch).map_err(|_| Error::Layout)?;
-        let (judged, floors) = judge(store, some)?;
         let (results, position) = store.join_repairs(&judged, &floors);
         results.into_iter().try_for_each(|result| result)?;
         end = end.max(position);
@@ -374,16 +394,21 @@ fn own_sum(
 }
 
 /// How many of some rows this node does not cover: joined once more they would change what is here.
-fn missing(store: &Store, rows: &Rows) -> store::Result<usize> {
+fn missing(store: &Store, rows: &[Row]) -> store::Result<usize> {
     let mut missing = 0;
     for (tenant, key, row) in rows {
-        let own = match store.raw_row(*tenant, key) {
-            Err(store::Error::Damaged { .. }) => store.damaged_row(*tenant, key)?,
-            own => own?,
-        };
+        let own = own_row(store, *tenant, key)?;
         let theirs = RawRow { row: Some(row.to_vec()), floor: 0 };
         let digest = store.digest(&own)?;
         missing += usize::from(store.digest(&store.join_raw(own, theirs)?)? != digest);
     }
     Ok(missing)
+}
+
+/// What this node holds under a key, also of a partition that has lost data.
+pub(super) fn own_row(store: &Store, tenant: TenantId, key: &[u8]) -> store::Result<RawRow> {
+    match store.raw_row(tenant, key) {
+        Err(store::Error::Damaged { .. }) => store.damaged_row(tenant, key),
+        own => own,
+    }
 }
