@@ -64,10 +64,11 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 outcome unknown, \
-5 not applied or unavailable, 6 verify found a broken promise, 7 begun and not ended; serve: 70 \
-corrupt data, 71 address in use, 72 data directory in use, 73 data directory not writable or full, \
-74 I/O error, 75 data of a newer version, 76 data of another cluster, 77 not a member any more, 78 \
-configuration, 79 was to leave the cluster and has not.";
+5 not applied or unavailable, 6 verify found a broken promise, 7 begun and not ended, 8 waited for \
+and did not come about; serve: 70 corrupt data, 71 address in use, 72 data directory in use, 73 \
+data directory not writable or full, 74 I/O error or no member, 75 data of a newer version, 76 \
+data of another cluster, 77 not a member any more, 78 configuration, 79 was to leave the cluster \
+and has not.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
