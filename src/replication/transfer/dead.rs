@@ -128,3 +128,20 @@ fn old_rows(
     })?;
     Ok((rows, next))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that cannot read its row, say: what is dead by its word would stay for good.
+    #[test]
+    fn only_who_is_no_replica_has_no_word() {
+        let answer = |reason: &str| {
+            let failure = proto::Failure { reason: reason.to_owned(), ..Default::default() };
+            proto::RowAnswer { failure: Some(failure), ..Default::default() }
+        };
+        assert!(word(proto::RowAnswer::default()).is_ok_and(|word| word.is_some()));
+        assert!(word(answer(NOT_A_REPLICA)).is_ok_and(|word| word.is_none()));
+        assert!(word(answer("DAMAGED")).is_err());
+    }
+}
