@@ -19,7 +19,9 @@ pub(super) const HEADER_BYTES_MIN: usize = FIXED_BYTES + 2;
 /// Longest header of a frame, in bytes. A segment is below 2^32 bytes.
 pub(super) const HEADER_BYTES_MAX: usize = FIXED_BYTES + 5 + VARINT_BYTES_MAX;
 /// Fewest bytes of a record.
-const RECORD_BYTES_MIN: u64 = 2;
+const RECORD_BYTES_MIN: u64 = 3;
+/// Bytes at the front of a row that need not be written again if the row before has them too.
+const HEAD_BYTES: usize = 8;
 
 /// What the header of a frame says, apart from its checksum and its own place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,42 +127,123 @@ pub(super) fn find_mark(bytes: &[u8], first: Position) -> Option<usize> {
     })
 }
 
-/// Bytes that a record takes in a frame.
-pub(super) fn record_bytes(key: &[u8], row: &[u8]) -> usize {
-    varint_len(key.len() as u64) + varint_len(row.len() as u64) + key.len() + row.len()
+/// The first bytes of a row. Rows that are written one after the other were often written by the
+/// same node at nearly the same time, which is what rows begin with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Head {
+    bytes: [u8; HEAD_BYTES],
+    len: usize,
 }
 
-/// Appends a record to a frame's body. The caller has checked the lengths.
-pub(super) fn put_record(body: &mut Vec<u8>, key: &[u8], row: &[u8]) {
+impl Head {
+    fn of(row: &[u8]) -> Self {
+        let len = row.len().min(HEAD_BYTES);
+        let mut bytes = [0; HEAD_BYTES];
+        bytes[..len].copy_from_slice(&row[..len]);
+        Self { bytes, len }
+    }
+
+    /// A bit for each byte that both have in the same place, the lowest for the first.
+    fn shared(&self, other: &Self) -> u8 {
+        let same = |at: &usize| self.bytes[*at] == other.bytes[*at];
+        let all = (0..HEAD_BYTES).filter(same).fold(0_u8, |bits, at| bits | 1 << at);
+        all & bits_below(self.len.min(other.len))
+    }
+}
+
+/// The lowest `count` bits, at most 8.
+fn bits_below(count: usize) -> u8 {
+    ((1_u16 << count) - 1) as u8
+}
+
+/// Bytes that a record takes in a frame at most: where it shares nothing with the one before.
+pub(super) fn record_bytes_max(key: &[u8], row: &[u8]) -> usize {
+    varint_len(key.len() as u64) + varint_len(row.len() as u64) + 1 + key.len() + row.len()
+}
+
+/// Appends a record to a frame's body, `before` being the head of the row before it in the frame,
+/// and becoming that of this one. The caller has checked the lengths.
+pub(super) fn put_record(body: &mut Vec<u8>, before: &mut Head, key: &[u8], row: &[u8]) {
+    let head = Head::of(row);
+    let shared = head.shared(before);
     put_varint(body, key.len() as u64);
     put_varint(body, row.len() as u64);
+    body.push(shared);
     body.extend_from_slice(key);
-    body.extend_from_slice(row);
+    let (mut own, mut count) = ([0; HEAD_BYTES], 0);
+    for at in 0..head.len {
+        own[count] = head.bytes[at];
+        count += usize::from(shared >> at & 1 == 0);
+    }
+    body.extend_from_slice(&own[..count]);
+    body.extend_from_slice(&row[head.len..]);
+    *before = head;
 }
 
 /// A body that does not divide into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// The records of a body as (key, row); ends after the first error.
-pub(super) fn records(body: &[u8]) -> impl Iterator<Item = Result<(&[u8], &[u8]), Malformed>> {
-    let mut rest = body;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
+/// Whether a body divides into records.
+pub(super) fn is_whole(body: &[u8]) -> bool {
+    let mut records = Records::new(body);
+    loop {
+        match records.next() {
+            Ok(Some(_)) => {}
+            end => return end.is_ok(),
         }
-        let record = split_record(rest);
-        rest = record.map_or(&[], |(_, _, rest)| rest);
-        Some(record.map(|(key, row, _)| (key, row)).ok_or(Malformed))
-    })
+    }
 }
 
-fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let (key_bytes, rest) = split_varint(bytes)?;
-    let (row_bytes, rest) = split_varint(rest)?;
-    let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
-    let (row, rest) = rest.split_at_checked(usize::try_from(row_bytes).ok()?)?;
-    Some((key, row, rest))
+/// Reads the records of a body one after the other.
+#[derive(Debug)]
+pub(super) struct Records<'b> {
+    rest: &'b [u8],
+    before: Head,
+    row: Vec<u8>,
+}
+
+impl<'b> Records<'b> {
+    pub(super) fn new(body: &'b [u8]) -> Self {
+        Self { rest: body, before: Head::default(), row: Vec::new() }
+    }
+
+    /// The next one, as (key, row); `None` behind the last.
+    pub(super) fn next(&mut self) -> Result<Option<(&'b [u8], &[u8])>, Malformed> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        self.split().map(|key| Some((key, &self.row[..]))).ok_or(Malformed)
+    }
+
+    /// Takes a record off: its key; its row is put together.
+    fn split(&mut self) -> Option<&'b [u8]> {
+        let (key_bytes, rest) = split_varint(self.rest)?;
+        let (row_bytes, rest) = split_varint(rest)?;
+        let (&shared, rest) = rest.split_first()?;
+        let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
+        let row_bytes = usize::try_from(row_bytes).ok()?;
+        let head_bytes = row_bytes.min(HEAD_BYTES);
+        if shared & !bits_below(head_bytes.min(self.before.len)) != 0 {
+            return None;
+        }
+        let written = row_bytes - shared.count_ones() as usize;
+        let (mut written, rest) = rest.split_at_checked(written)?;
+        self.row.clear();
+        for at in 0..head_bytes {
+            if shared >> at & 1 == 1 {
+                self.row.push(self.before.bytes[at]);
+            } else {
+                let (&byte, rest) = written.split_first()?;
+                self.row.push(byte);
+                written = rest;
+            }
+        }
+        self.row.extend_from_slice(written);
+        self.before = Head::of(&self.row);
+        self.rest = rest;
+        Some(key)
+    }
 }
 
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {

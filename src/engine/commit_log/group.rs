@@ -18,6 +18,7 @@
 
 use std::ops::Range;
 
+use super::frame::Head;
 use super::{frame, segment};
 use crate::engine::Position;
 use crate::engine::error::Result;
@@ -99,6 +100,8 @@ struct Open {
     position: Position,
     /// Where its body begins in the buffer.
     body: usize,
+    /// The head of its last row.
+    last: Head,
 }
 
 impl Tail {
@@ -132,36 +135,36 @@ impl Tail {
         Ok(number)
     }
 
-    /// Appends `records`, which take `body_bytes` and fit into a segment. The end of the append.
-    /// `durable` is how far the log is durable, here and in all calls.
+    /// Appends `records`, which take `bytes_max` at most and fit into a segment. The end of the
+    /// append. `durable` is how far the log is durable, here and in all calls.
     pub(super) fn append(
         &mut self,
         records: &[(&[u8], &[u8])],
-        body_bytes: usize,
+        bytes_max: usize,
         durable: Position,
     ) -> Result<Position> {
         let longest = frame::HEADER_BYTES_MAX - frame::HEADER_BYTES_MIN;
         let header = if self.open.is_some() { longest } else { frame::HEADER_BYTES_MAX };
-        let end = self.position.offset() as usize + header + body_bytes;
+        let end = self.position.offset() as usize + header + bytes_max;
         if end > self.segment_bytes {
             self.close_frame(durable);
             self.begin_segment()?;
         }
-        if self.open.is_none() {
-            self.open_frame();
-        }
-        self.group.bytes.reserve(body_bytes);
+        let mut open = self.open.unwrap_or_else(|| self.open_frame());
+        let start = self.group.bytes.len();
+        self.group.bytes.reserve(bytes_max);
         for (key, row) in records {
-            frame::put_record(&mut self.group.bytes, key, row);
+            frame::put_record(&mut self.group.bytes, &mut open.last, key, row);
         }
+        self.open = Some(open);
         self.group.records += records.len() as u64;
-        self.position = after(self.position, body_bytes);
+        self.position = after(self.position, self.group.bytes.len() - start);
         Ok(self.position)
     }
 
     /// Ends the open frame, if any: the end of the log is then where a frame begins.
     pub(super) fn close_frame(&mut self, durable: Position) -> Position {
-        if let Some(Open { position, body }) = self.open.take() {
+        if let Some(Open { position, body, .. }) = self.open.take() {
             let end = self.group.bytes.len();
             let space = &mut self.group.bytes[body - frame::HEADER_BYTES_MAX..body];
             let header = frame::put_header(space, end - body, position, durable);
@@ -198,11 +201,11 @@ impl Tail {
         self.position
     }
 
-    fn open_frame(&mut self) {
+    fn open_frame(&mut self) -> Open {
         let position = self.position;
         self.group.bytes.extend_from_slice(&[0; frame::HEADER_BYTES_MAX]);
-        self.open = Some(Open { position, body: self.group.bytes.len() });
         self.position = after(position, frame::HEADER_BYTES_MIN);
+        Open { position, body: self.group.bytes.len(), last: Head::default() }
     }
 
     fn begin_segment(&mut self) -> Result<()> {

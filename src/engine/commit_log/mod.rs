@@ -18,7 +18,7 @@
 //!
 //! # Format
 //!
-//! Files `NNNNNNNNNN.log`, little-endian, version 2. They grow in steps ahead of what is written. A
+//! Files `NNNNNNNNNN.log`, little-endian, version 3. They grow in steps ahead of what is written. A
 //! `NNNNNNNNNN.spare` is a flushed segment that waits to be renamed to the next one; what it holds
 //! means nothing.
 //!
@@ -27,7 +27,7 @@
 //! | offset | bytes | what |
 //! |--:|--:|---|
 //! | 0 | 8 | magic `PAIRDLOG` |
-//! | 8 | 4 | format version, 2 |
+//! | 8 | 4 | format version, 3 |
 //! | 12 | 4 | segment number, as in the file name |
 //! | 16 | 8 | position where the log ended in the segment before; 0 in a log's first segment |
 //! | 24 | 4 | CRC-32 (IEEE) of bytes 0 to 23 |
@@ -41,7 +41,7 @@
 //! |--:|---|
 //! | 3 | mark: bytes 1 to 3 of `i`, the first one made odd |
 //! | 4 | CRC-32 (IEEE) of the rest of the frame, xor bytes 4 to 7 of `i` |
-//! | varint | bytes of the records (n), at least 2 |
+//! | varint | bytes of the records (n), at least 3 |
 //! | varint | 0: nothing of the log was synced; else 1 + the distance from `durable_upto`, up to which it was, to `p` |
 //! | n | records |
 //!
@@ -51,8 +51,9 @@
 //! |--:|---|
 //! | varint | bytes of the key (k) |
 //! | varint | bytes of the row (r) |
+//! | 1 | s: bit `i` says that byte `i` of the row, one of the first 8, is that of the row before it in the frame |
 //! | k | key |
-//! | r | row |
+//! | r less the bits of s | row, without those bytes |
 //!
 //! A segment may end anywhere: zeros or frames of an older number follow, and the next segment's
 //! header says that it ended there. Numbers may have gaps. A log that was flushed to its end at a

@@ -12,6 +12,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::frame::Records;
 use super::{frame, segment};
 use crate::engine::Position;
 use crate::engine::error::{Error, Result};
@@ -98,11 +99,13 @@ impl Replay<'_> {
         let start = Position::new(segment.number, segment::HEADER_BYTES as u32);
         self.position = self.position.max(start);
         while let Some((header, body)) = segment.frame(self.position)? {
-            self.malformed = frame::records(body).any(|record| record.is_err());
+            // All of it, or nothing.
+            self.malformed = !frame::is_whole(body);
             if self.malformed {
                 break;
             }
-            for (key, row) in frame::records(body).flatten() {
+            let mut records = Records::new(body);
+            while let Ok(Some((key, row))) = records.next() {
                 (self.apply)(key, row)?;
                 self.records += 1;
             }

@@ -16,7 +16,7 @@ use crate::engine::vfs::{File, Vfs};
 /// Header of a segment, in bytes; the first frame follows.
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"PAIRDLOG";
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 const LOG: &str = "log";
 const SPARE: &str = "spare";
 
@@ -51,7 +51,7 @@ impl Header {
     ///
     /// # Errors
     /// `FormatTooNew`: magic, version and checksum keep their places in every format. `Corruption`
-    /// for the format of before the first release, which is not read.
+    /// for the formats of before the first release, which are not read.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES], file: &Path) -> Result<Option<Self>> {
         if bytes[..8] != MAGIC || crc32fast::hash(&bytes[..24]) != u32_at(bytes, 24) {
             return Ok(None);
@@ -63,7 +63,8 @@ impl Header {
         }
         if found < FORMAT_VERSION {
             // Not "no header": its frames would pass for the end of the log.
-            return Err(Error::corrupt(file, 8, "format version 1, of before the first release"));
+            let what = format!("format version {found}, of before the first release");
+            return Err(Error::corrupt(file, 8, what));
         }
         let previous_end = Position::from_u64(u64_at(bytes, 16));
         Ok(Some(Self { number: u32_at(bytes, 12), previous_end }))

@@ -447,19 +447,19 @@ impl<S> LogGuard<'_, S> {
         if self.inner.ended {
             return Err(Error::Closed);
         }
-        let mut body_bytes = 0_usize;
+        let mut bytes_max = 0_usize;
         for (key, row) in records {
             check_bounds("key bytes", key.len() as u64, 0, KEY_BYTES_MAX as u64)?;
             check_bounds("row bytes", row.len() as u64, 0, ROW_BYTES_MAX as u64)?;
-            body_bytes = body_bytes.saturating_add(frame::record_bytes(key, row));
+            bytes_max = bytes_max.saturating_add(frame::record_bytes_max(key, row));
         }
         let limit = self.log.append_bytes_max() as u64;
-        check_bounds("bytes of one commit log append", body_bytes as u64, 0, limit)?;
+        check_bounds("bytes of one commit log append", bytes_max as u64, 0, limit)?;
         if records.is_empty() {
             return Ok(self.inner.tail.position());
         }
         let durable = self.log.durable_upto();
-        let end = self.inner.tail.append(records, body_bytes, durable)?;
+        let end = self.inner.tail.append(records, bytes_max, durable)?;
         self.log.appended.store(end.to_u64(), Ordering::Release);
         Ok(end)
     }

@@ -1,16 +1,17 @@
-//! The bytes of format 2, as a program that is out in the world has written them.
+//! The bytes of format 3, as a program that is out in the world has written them.
 
 use super::*;
 
-const GOLDEN: &str = include_str!("../../../../tests/golden/commit-log-v2.hex");
+const GOLDEN: &str = include_str!("../../../../tests/golden/commit-log-v3.hex");
 
-/// Two groups: records 0 and 1 in one append, synced; then record 2 and one without bytes.
+/// Two groups: records 0 and 1 in one append, synced; then record 2, twice, and one without bytes.
 fn written() -> Vec<u8> {
     let vfs = disk();
     let log = create(&vfs, SMALL, 7).unwrap();
     let (zero, one) = (0_u64.to_be_bytes(), 1_u64.to_be_bytes());
     let end = log.lock().append(&[(&zero, &row(0)), (&one, &row(1))]).unwrap();
     log.sync(end).unwrap();
+    append(&log, 2).unwrap();
     append(&log, 2).unwrap();
     let end = append(&log, 6).unwrap();
     log.write_out(end).unwrap();
@@ -36,11 +37,11 @@ fn the_format_is_what_it_was() {
 }
 
 #[test]
-fn a_segment_of_format_2_is_read() {
+fn a_segment_of_format_3_is_read() {
     let vfs = disk();
     let file = vfs.create(&directory().join("0000000007.log")).unwrap();
     file.write_at(0, &golden()).unwrap();
     let (records, recovered) = replay(&vfs, Position::ZERO, false).unwrap();
-    assert_eq!(records, [0, 1, 2, 6]);
+    assert_eq!(records, [0, 1, 2, 2, 6]);
     assert_eq!(recovered.end, Position::new(7, golden().len() as u32));
 }
