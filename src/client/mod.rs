@@ -321,10 +321,10 @@ impl Client {
             // Once an attempt may have been applied, a later refusal says nothing about it.
             unknown |= error.outcome() == Some(Outcome::Unknown);
             let error = if unknown { error.with_outcome(Outcome::Unknown) } else { error };
-            // A node that was chosen and is silent: another one may answer.
-            let is_silent = way.node.is_some() && error.reason() == "TIMEOUT";
+            // A node that was chosen and is silent, or takes no writes: another one may.
+            let is_its_own = error.reason() == "TIMEOUT" || takes_no_writes(&error);
+            let may_retry = error.may_retry() || way.node.is_some() && is_its_own;
             tried.extend(way.node);
-            let may_retry = error.may_retry() || is_silent;
             let least = may_retry.then(|| error.retry_after().unwrap_or_default());
             match retry.failed(least, retry::random()) {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -360,12 +360,12 @@ impl Client {
             Ok(response) => (false, response.metadata().contains_key(LAYOUT_HEADER)),
             Err(status) => {
                 let error = Error::of(status, false);
-                let is_lost =
-                    matches!(error.reason(), "UNREACHABLE" | "CONNECTION_LOST" | "TIMEOUT");
-                (
-                    is_lost || error.reason() == "STOPPING",
-                    status.metadata().contains_key(LAYOUT_HEADER),
-                )
+                let is_lost = matches!(
+                    error.reason(),
+                    "UNREACHABLE" | "CONNECTION_LOST" | "TIMEOUT" | "STOPPING"
+                );
+                let has_hint = status.metadata().contains_key(LAYOUT_HEADER);
+                (is_lost || takes_no_writes(&error), has_hint)
             }
         };
         // A refused connection is quick, and no reason to come back.
@@ -396,6 +396,11 @@ impl Client {
             _ => any(),
         }
     }
+}
+
+/// Whether a node refuses all writes: its disk has failed, or its clock is wrong.
+fn takes_no_writes(error: &Error) -> bool {
+    matches!(error.reason(), "READ_ONLY" | "CLOCK_UNSAFE")
 }
 
 /// What a failure of the transport means.

@@ -51,6 +51,8 @@ pub enum RunState {
     Syncing,
     /// It serves.
     Serving,
+    /// It serves reads, and takes no writes: its disk has failed, or its clock is wrong.
+    ReadOnly,
     /// It hands over what it owns, or stops.
     Draining,
     /// It was told that another one acts under its id, or that it was removed.
@@ -61,8 +63,15 @@ pub enum RunState {
 
 impl RunState {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Syncing, Self::Serving, Self::Draining, Self::Fenced, Self::Down];
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Syncing,
+        Self::Serving,
+        Self::ReadOnly,
+        Self::Draining,
+        Self::Fenced,
+        Self::Down,
+    ];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
@@ -70,6 +79,7 @@ impl RunState {
             Self::Starting => "starting",
             Self::Syncing => "syncing",
             Self::Serving => "serving",
+            Self::ReadOnly => "read_only",
             Self::Draining => "draining",
             Self::Fenced => "fenced",
             Self::Down => "down",

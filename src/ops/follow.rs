@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::async_trait;
 
+use super::health::{Condition, State};
 use super::member::LEARN_TIMEOUT;
 use super::ticks::Ticks;
 use crate::cluster::consensus::Consensus;
@@ -55,6 +56,7 @@ pub(super) async fn follow(
     peers: Arc<PeerClient>,
     gossip: Arc<Gossip>,
     coordinator: Arc<Coordinator>,
+    mut health: watch::Receiver<Condition>,
     closing: CancellationToken,
 ) {
     let is_here = |member: &Member| !member.state.is_gone();
@@ -67,18 +69,29 @@ pub(super) async fn follow(
         }
         let member = document.members.get(&local.node());
         let leaves = member.is_some_and(|member| member.state == MemberState::Leaving);
+        let state = health.borrow_and_update().state;
         gossip.tell(|facts| {
             facts.epoch = document.epoch;
-            facts.run_state = match facts.run_state {
-                RunState::Serving if leaves => RunState::Draining,
-                RunState::Draining if !leaves => RunState::Serving,
-                other => other,
-            };
+            facts.run_state = run_state(facts.run_state, state, leaves);
         });
         tokio::select! {
             changed = layout.changed() => if changed.is_err() { return },
+            changed = health.changed() => if changed.is_err() { return },
             () = closing.cancelled() => return,
         }
+    }
+}
+
+/// What a node that has come in tells of itself, by its health and what the document says.
+fn run_state(told: RunState, state: State, leaves: bool) -> RunState {
+    match told {
+        RunState::Serving | RunState::ReadOnly | RunState::Draining => match state {
+            State::Stopping | State::Draining => RunState::Draining,
+            _ if leaves => RunState::Draining,
+            State::ReadOnly | State::ClockUnsafe => RunState::ReadOnly,
+            State::Starting | State::Serving => RunState::Serving,
+        },
+        other => other,
     }
 }
 
@@ -133,5 +146,34 @@ pub(super) async fn tell(
             facts.unreadable = stats.blocks_unreadable;
             facts.moving = moving.figures().to_text();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients are sent to who serves: not to who stops, also when a document comes meanwhile, nor
+    /// to who takes no writes.
+    #[test]
+    fn what_a_node_tells_follows_its_health_and_the_document() {
+        use RunState as R;
+        for told in [R::Serving, R::ReadOnly, R::Draining] {
+            for (state, leaves, tells) in [
+                (State::Starting, false, R::Serving),
+                (State::Serving, false, R::Serving),
+                (State::Serving, true, R::Draining),
+                (State::Draining, false, R::Draining),
+                (State::Stopping, false, R::Draining),
+                (State::ReadOnly, false, R::ReadOnly),
+                (State::ClockUnsafe, false, R::ReadOnly),
+                (State::ReadOnly, true, R::Draining),
+            ] {
+                assert_eq!(run_state(told, state, leaves), tells, "{told} {state:?} {leaves}");
+            }
+        }
+        for told in [R::Starting, R::Syncing, R::Fenced, R::Down] {
+            assert_eq!(run_state(told, State::Serving, false), told);
+        }
     }
 }

@@ -112,6 +112,7 @@ pub(super) async fn start(
     opened: Opened,
     addresses: Addresses,
     peer_addr: SocketAddr,
+    health: &Health,
 ) -> Result<Running, Error> {
     let Opened { store, fence } = opened;
     let dir = &config.node.data_dir;
@@ -366,6 +367,7 @@ pub(super) async fn start(
         Arc::clone(&peers),
         Arc::clone(&gossip),
         Arc::clone(&coordinator),
+        health.watch(),
         closing.clone(),
     ));
     tasks.spawn(tell(

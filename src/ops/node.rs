@@ -35,7 +35,7 @@ use crate::cluster::net::Net;
 use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
-use crate::rpc::{Listeners, Metrics, NodeFacts, Parts, Server};
+use crate::rpc::{Listeners, Metrics, NodeFacts, Parts, Server, Serving};
 use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
 
@@ -263,9 +263,10 @@ impl Node {
             }
         };
         joined.tell_health(health.clone());
+        let announced = announce(server.serving(), health.clone(), closing.clone());
         let solo = (NodeId(store.identity().node_id), joined.layout());
         let tick = tick(Arc::clone(&store), health.clone(), work.clone(), solo, closing.clone());
-        let mut upkeep = vec![tokio::spawn(tick)];
+        let mut upkeep = vec![tokio::spawn(tick), tokio::spawn(announced)];
         let pace = scrub::Pace {
             interval: config.engine.scrub_interval,
             bytes_per_second: config.engine.scrub_bytes_per_second.0,
@@ -296,7 +297,7 @@ impl Node {
             return Err(error);
         }
         node.health.set(State::Serving);
-        node.server.set_serving(true).await;
+        node.show_health().await;
         node.write_ready_file()?;
         Ok(node)
     }
@@ -323,7 +324,7 @@ impl Node {
             admin: admin_addr.to_string(),
             ..Addresses::default()
         };
-        let running = member::start(&config, &world, opened, addresses, peer_addr).await?;
+        let running = member::start(&config, &world, opened, addresses, peer_addr, health).await?;
         let Running { cluster, service: peers, figures, joined } = running;
         let shown =
             NodeParts { health: health.clone(), store: Arc::clone(&store), member: figures };
@@ -352,6 +353,12 @@ impl Node {
             node_id,
         };
         Ok(Started { config, store, server, joined, ready, asked_to_stop })
+    }
+
+    /// Has `grpc.health.v1` say what the health pages do, before it returns.
+    pub(super) async fn show_health(&self) {
+        let health = &self.health;
+        self.server.serving().update(|| health.ready().ok).await;
     }
 
     /// Written aside and renamed: who sees the file sees all of it.
@@ -417,6 +424,18 @@ pub(super) async fn blocking<T: Send + 'static>(
     })
 }
 
+/// Has `grpc.health.v1` follow the node's health.
+async fn announce(serving: Serving, health: Health, closing: CancellationToken) {
+    let mut changes = health.watch();
+    loop {
+        serving.update(|| health.ready().ok).await;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
 /// Looks after the store every so often.
 async fn tick(
     store: Arc<Store>,
@@ -460,21 +479,22 @@ async fn step(store: Arc<Store>, closing: CancellationToken) {
     }
 }
 
-/// Advances the safe points, where no other replica has to agree; notices when the store has
-/// stopped to take writes, and when the disk fills up.
+/// Advances the safe points, where no other replica has to agree; notices when the store takes no
+/// writes, or none that begin here, and when the disk fills up.
 fn look_after(store: &Store, health: &Health, is_alone: bool) {
     let checked = match is_alone {
         true => store.advance_safe_points().map(|_| ()),
         false => store.check_writable(),
     };
-    match checked {
-        Ok(()) => {}
-        Err(error @ store::Error::ReadOnly { .. }) => {
-            if health.state() == State::Serving {
-                tracing::error!(%error, "the store takes no more writes");
-                health.set(State::ReadOnly);
-            }
+    let checked = checked.and_then(|()| store.check_mints());
+    if health.note_store(&checked) {
+        match &checked {
+            Ok(()) => tracing::info!("the store takes writes again"),
+            Err(error) => tracing::error!(%error, "the store takes no more writes"),
         }
+    }
+    match checked {
+        Ok(()) | Err(store::Error::ReadOnly { .. } | store::Error::ClockUnsafe { .. }) => {}
         Err(error) => tracing::warn!(%error, "cannot advance the safe points"),
     }
     let disk = store.disk_state();

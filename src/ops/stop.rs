@@ -106,16 +106,11 @@ impl Node {
     /// A node that leaves is not ready for new work; one that stays after all is again.
     async fn show(&self, leaves: bool) {
         match self.health.state() {
-            State::Serving if leaves => {
-                self.health.set(State::Draining);
-                self.server.set_serving(false).await;
-            }
-            State::Draining if !leaves => {
-                self.health.set(State::Serving);
-                self.server.set_serving(true).await;
-            }
-            _ => {}
+            State::Serving if leaves => self.health.set(State::Draining),
+            State::Draining if !leaves => self.health.set(State::Serving),
+            _ => return,
         }
+        self.show_health().await;
     }
 
     /// Stops; `fast` cuts the waiting short.
@@ -125,7 +120,7 @@ impl Node {
     pub async fn stop(mut self, fast: &CancellationToken) -> Result<(), Error> {
         self.health.set(State::Stopping);
         self.joined.prepare_to_stop();
-        self.server.set_serving(false).await;
+        self.show_health().await;
         let ready_file = &self.config.node.ready_file;
         if !ready_file.as_os_str().is_empty() {
             // It may be gone already.

@@ -142,6 +142,14 @@ impl Answers {
         }
     }
 
+    /// Whether nothing of it was done.
+    fn are_refusals(&self) -> bool {
+        match self {
+            Self::Rows(results) => results.iter().all(|result| result.failure.is_some()),
+            Self::Keys(answers) => answers.iter().all(|answer| answer.failure.is_some()),
+        }
+    }
+
     /// Takes the first `items` off.
     fn split_first(&mut self, items: usize) -> Self {
         match self {
@@ -199,12 +207,17 @@ impl Message {
         scores.begin(&node);
         let request = self.load.into_request();
         let reply = peers.call(node, Class::Foreground, self.epoch, request, timeout).await;
-        match &reply {
-            // How long it takes to be refused says nothing of how fast the peer is.
-            Err(error) if !matches!(error, PeerError::NoAnswer { .. }) => scores.refused(&node),
-            _ => scores.end(&node, began.elapsed()),
+        let answers = reply.and_then(|reply| Answers::of(reply, items));
+        let is_refused = match &answers {
+            Ok(answers) => answers.are_refusals(),
+            Err(error) => !matches!(error, PeerError::NoAnswer { .. }),
+        };
+        // How long it takes to be refused says nothing of how fast the peer is.
+        match is_refused {
+            true => scores.refused(&node),
+            false => scores.end(&node, began.elapsed()),
         }
-        match reply.and_then(|reply| Answers::of(reply, items)) {
+        match answers {
             Ok(mut answers) => {
                 for (items, answered) in self.parts {
                     answered(Ok(answers.split_first(items)));
@@ -304,7 +317,7 @@ mod tests {
     use super::*;
 
     /// A peer that answers as often as it is allowed to.
-    struct Held(Semaphore);
+    struct Held(Semaphore, proto::RowResult);
 
     #[async_trait]
     impl Peers for Held {
@@ -318,7 +331,7 @@ mod tests {
         ) -> Result<Reply, PeerError> {
             self.0.acquire().await.expect("never closed").forget();
             let Request::WriteRows(request) = request else { panic!("only rows are sent") };
-            let results = vec![proto::RowResult::default(); request.rows.len()];
+            let results = vec![self.1.clone(); request.rows.len()];
             Ok(Reply::WriteRows(proto::WriteRowsReply { results }))
         }
 
@@ -351,11 +364,31 @@ mod tests {
         assert_eq!(messages_of(&many), [MESSAGE_ITEMS_MAX, 3]);
     }
 
+    /// One whose disk has failed refuses at once: it would be asked before all others.
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_full_of_refusals_does_not_make_a_peer_fast() {
+        for (failure, cost) in [(None, 1), (Some(proto::Failure::default()), 1000)] {
+            let peer = Arc::new(Held(Semaphore::new(1), proto::RowResult { failure }));
+            let scores = Arc::new(Scores::default());
+            let budget = ByteBudget::new(1 << 20);
+            let lane = Lane::start(NodeId(2), peer, Arc::clone(&scores), budget);
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let answered = Box::new(move |answer: Result<Answers, PeerError>| {
+                tell.send(answer.is_ok()).expect("it is waited for");
+            });
+            let load = Load::Rows(vec![row(1)], proto::RowsCause::Write);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            assert!(lane.send(NodeId(2), Parcel { epoch: 1, load, deadline, answered }));
+            assert!(told.await.expect("answered"));
+            assert_eq!(scores.cost(&NodeId(2)), cost);
+        }
+    }
+
     /// A peer that hangs: what waits for it is bounded in bytes, not only in number, for those who
     /// sent it have told their clients long ago. The rest is refused at once, with the limit.
     #[tokio::test(start_paused = true)]
     async fn what_waits_for_a_peer_is_bounded_in_bytes() {
-        let peer = Arc::new(Held(Semaphore::new(0)));
+        let peer = Arc::new(Held(Semaphore::new(0), proto::RowResult::default()));
         let budget = ByteBudget::new(4 << 20);
         let lane = Lane::start(NodeId(2), Arc::clone(&peer) as _, Arc::default(), budget);
         let outcomes = Arc::new(Mutex::new(Vec::new()));

@@ -8,11 +8,27 @@ pub const NOT_A_REPLICA: &str = "NOT_A_REPLICA";
 /// The row may have been deleted and forgotten there. What
 /// [`store::Error::BelowSafePoint`](crate::store::Error::BelowSafePoint) gives as its reason.
 pub const BELOW_SAFE_POINT: &str = "BELOW_SAFE_POINT";
+/// The node takes no writes, whichever: another replica may. What the store gives as its reasons.
+pub const TAKES_NO_WRITES: [&str; 4] = ["READ_ONLY", "DISK_FULL", "CLOCK_UNSAFE", "CLOSED"];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store;
+
+    #[test]
+    fn the_reasons_of_a_node_that_takes_no_writes_are_the_store_s() {
+        use store::Error as E;
+        let path = std::path::PathBuf::from("d");
+        let all = [
+            E::ReadOnly { cause: String::new() },
+            E::DiskFull { path, available: 1, reserve: 2 },
+            E::ClockUnsafe { skew_ms: 2, limit_ms: 1 },
+            E::Closed,
+        ];
+        assert_eq!(all.each_ref().map(E::reason), TAKES_NO_WRITES);
+        assert!(all.iter().all(|error| error.outcome() == store::Outcome::NotApplied));
+    }
 
     /// The store says it, others read it.
     #[test]

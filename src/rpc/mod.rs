@@ -51,4 +51,4 @@ mod transition;
 pub use cluster::Cluster;
 pub use front::LAYOUT_HEADER;
 pub use metrics::Metrics;
-pub use server::{Listeners, NodeFacts, Options, Parts, Server};
+pub use server::{Listeners, NodeFacts, Options, Parts, Server, Serving};

@@ -226,7 +226,7 @@ pub struct Server {
     /// Where peers are served.
     pub peer_addr: SocketAddr,
     core: Arc<Core>,
-    health: Vec<HealthReporter>,
+    serving: Serving,
     peers: PeerService,
     client_port: Served,
     peer_port: Served,
@@ -266,7 +266,7 @@ impl Served {
 
 impl Server {
     /// Serves `store` on the listeners, and `peers` on the peer port if the node has any. Health
-    /// says NOT_SERVING until [`Server::set_serving`].
+    /// says NOT_SERVING until [`Serving::update`].
     ///
     /// # Errors
     /// The bound addresses cannot be read.
@@ -303,26 +303,22 @@ impl Server {
         let (peer_health, peer) = peer_router(&core, peers.clone()).await;
         let client_port = Served::start(client, listeners.client);
         let peer_port = Served::start(peer, listeners.peer);
-        let health = vec![client_health, peer_health];
-        Ok(Self { client_addr, peer_addr, core, health, peers, client_port, peer_port })
+        let serving = Serving {
+            reporters: Arc::new(tokio::sync::Mutex::new([client_health, peer_health])),
+            has_begun: Arc::clone(&core.serving),
+        };
+        Ok(Self { client_addr, peer_addr, core, serving, peers, client_port, peer_port })
     }
 
-    /// Says in `grpc.health.v1` whether the node serves.
-    pub async fn set_serving(&self, serving: bool) {
-        if serving {
-            // Never taken back: calls that come while the node stops are finished.
-            self.core.serving.store(true, Ordering::Release);
-        }
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for reporter in &self.health {
-            set_all(reporter, status).await;
-        }
+    /// What `grpc.health.v1` says.
+    pub fn serving(&self) -> Serving {
+        self.serving.clone()
     }
 
     /// Takes no new calls of clients; streams end, calls in flight finish by `end`. Returns whether
     /// they did. Peers are answered as before.
     pub async fn stop_clients(&mut self, end: Instant) -> bool {
-        self.set_serving(false).await;
+        self.serving.update(|| false).await;
         self.core.stopping.cancel();
         self.core.tasks.close();
         let streams = Arc::clone(&self.core);
@@ -335,6 +331,30 @@ impl Server {
         self.peers.stop();
         let peers = self.peers.clone();
         self.peer_port.stop(async move { peers.stopped().await }, end).await
+    }
+}
+
+/// What `grpc.health.v1` says of the node, on both ports.
+#[derive(Clone)]
+pub struct Serving {
+    /// One at a time: the last to look is the last to say.
+    reporters: Arc<tokio::sync::Mutex<[HealthReporter; 2]>>,
+    /// Calls are taken. Never taken back: calls that come while the node stops are finished.
+    has_begun: Arc<AtomicBool>,
+}
+
+impl Serving {
+    /// Says whether the node serves, as it is when nobody else says it at the same time.
+    pub async fn update(&self, is_ready: impl Fn() -> bool) {
+        let reporters = self.reporters.lock().await;
+        let is_ready = is_ready();
+        if is_ready {
+            self.has_begun.store(true, Ordering::Release);
+        }
+        let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for reporter in &*reporters {
+            set_all(reporter, status).await;
+        }
     }
 }
 

@@ -499,6 +499,15 @@ impl Store {
         self.engine.poisoned().map_or(Ok(()), |cause| Err(Error::ReadOnly { cause }))
     }
 
+    /// Whether writes that begin here get a time: the lease of the clock can be extended, and the
+    /// clock is not too far ahead of the wall clock.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] until the next start; [`Error::ClockUnsafe`] until the clock is right.
+    pub fn check_mints(&self) -> Result<()> {
+        self.minter.check()
+    }
+
     /// Whether this layer takes writes.
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::SeqCst) {

@@ -100,7 +100,8 @@ async fn upkeep_keeps_the_data() {
     node.stop().await;
 }
 
-async fn get(address: &str, path: &str) -> (u16, String) {
+/// A page's code and text.
+pub async fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.expect("the node listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");

@@ -7,3 +7,4 @@ mod node;
 mod pipeline;
 mod replica;
 mod stall;
+mod unwritable;

@@ -1,7 +1,9 @@
 //! Writes of rows that this node does not hold: a replica coordinates them.
 //!
 //! 1. One hop: who gets a forwarded write coordinates it or refuses it.
-//! 2. It goes to a second replica only if the first has certainly done nothing.
+//! 2. It goes to a second replica only if the first has certainly done nothing: it could not be
+//!    reached, or takes no writes at all. A replica whose disk has failed must not fail the writes
+//!    that the others can take.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +18,8 @@ use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::convert;
 use crate::replication::error::{Error, Result};
-use crate::store::{Mutation, Tenant, Written};
+use crate::replication::reason::TAKES_NO_WRITES;
+use crate::store::{Mutation, Outcome, Tenant, Written};
 
 impl Coordinator {
     /// Has writes coordinated by replicas.
@@ -60,7 +63,7 @@ impl Coordinator {
         });
     }
 
-    /// Tries the replicas one after the other, as long as nothing was done.
+    /// Tries the replicas one after the other, with the writes of which nothing was done.
     async fn forward_group(
         self: &Arc<Self>,
         tenant: &Arc<Tenant>,
@@ -72,41 +75,63 @@ impl Coordinator {
         let mut members: Vec<NodeId> =
             members.into_iter().filter(|node| self.is_up(*node)).collect();
         members.sort_by_key(|node| self.scores.cost(node));
-        let request = proto::BatchWriteRequest {
-            tenant: tenant.name.clone(),
-            mutations: group.iter().map(convert::forwarded).collect(),
-            consistency: options.level.to_proto(),
-        };
         let mut why = "none is up".to_owned();
+        let mut results: Vec<Option<Result<Written>>> = vec![None; group.len()];
+        let mut left: Vec<usize> = (0..group.len()).collect();
         for node in members {
-            let forward = proto::ForwardWrite { request: Some(request.clone()) };
+            let request = proto::BatchWriteRequest {
+                tenant: tenant.name.clone(),
+                mutations: left.iter().map(|at| convert::forwarded(&group[*at])).collect(),
+                consistency: options.level.to_proto(),
+            };
+            let forward = proto::ForwardWrite { request: Some(request) };
             let began = Instant::now();
             let timeout = options.deadline.saturating_duration_since(began);
             let request = Request::ForwardWrite(forward);
             let reply = self.peers.call(node, Class::Foreground, epoch, request, timeout).await;
-            match reply {
-                Ok(Reply::ForwardWrite(reply)) => return outcomes(reply, group.len()),
+            let said = match reply {
+                Ok(Reply::ForwardWrite(reply)) => outcomes(reply, left.len()),
                 Ok(_) => {
                     let why = "a reply to something else".to_owned();
-                    return refused(group.len(), &Error::Lost { why });
+                    refused(left.len(), &Error::Lost { why })
                 }
                 Err(PeerError::NoAnswer { why }) => {
-                    count(&self.counters.unknown, group.len());
-                    return refused(group.len(), &Error::Lost { why });
+                    count(&self.counters.unknown, left.len());
+                    refused(left.len(), &Error::Lost { why })
                 }
                 Err(PeerError::StaleLayout { .. } | PeerError::NotAReplica) => {
                     // Placed anew: this node may even be a replica by then.
                     if self.wait_for_layout(epoch, Some(node), options.deadline).await {
-                        count(&self.counters.restarts, group.len());
-                        return Box::pin(self.write(&tenant.name, group, options)).await;
+                        count(&self.counters.restarts, left.len());
+                        let again = left.iter().map(|at| group[*at].clone()).collect();
+                        Box::pin(self.write(&tenant.name, again, options)).await
+                    } else {
+                        refused(left.len(), &Error::LayoutUnknown)
                     }
-                    return refused(group.len(), &Error::LayoutUnknown);
                 }
-                Err(error) => why = error.to_string(),
+                Err(error) => {
+                    why = error.to_string();
+                    continue;
+                }
+            };
+            for (at, result) in left.iter().zip(said) {
+                results[*at] = Some(result);
+            }
+            left.retain(|at| matches!(&results[*at], Some(Err(error)) if is_of_the_node(error)));
+            if left.is_empty() {
+                break;
             }
         }
-        refused(group.len(), &Error::NotForwarded { why })
+        let none = || Err(Error::NotForwarded { why: why.clone() });
+        results.into_iter().map(|result| result.unwrap_or_else(none)).collect()
     }
+}
+
+/// Whether a write was refused for what the replica is, not for what the write is.
+fn is_of_the_node(error: &Error) -> bool {
+    let is_node = |failure: &proto::Failure| TAKES_NO_WRITES.contains(&failure.reason.as_str());
+    error.outcome() == Outcome::NotApplied
+        && matches!(error, Error::Forwarded(failure) if is_node(failure))
 }
 
 /// What the coordinating replica said of each write.

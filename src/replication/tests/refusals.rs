@@ -93,3 +93,16 @@ async fn rows_that_no_client_waits_for_are_read_in_the_background() {
     assert_eq!(reason(ask(Class::Background).await), "STOPPING");
     assert!(matches!(ask(Class::Foreground).await, Ok(Reply::ReadRows(_))));
 }
+
+/// Its answers are the fastest, and no reason to fail what the others can do.
+#[tokio::test(start_paused = true)]
+async fn writes_pass_by_a_replica_that_takes_none() {
+    let cluster = Cluster::with_owners(4, &[1, 2, 3], 104);
+    cluster.nodes[1].store.close().expect("closed");
+    for key in 0..40 {
+        let put = put(&format!("k{key}"), "v");
+        cluster.put(0, Level::Quorum, put).await.expect("two replicas take it");
+    }
+    let forwards = cluster.world.sent_to(id(1), "forward");
+    assert!(forwards > 0, "it was asked, and refused");
+}

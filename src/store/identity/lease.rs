@@ -51,6 +51,12 @@ struct Writer {
     refused: Option<Error>,
 }
 
+impl Writer {
+    fn check(&self) -> Result<()> {
+        self.refused.clone().map_or(Ok(()), Err)
+    }
+}
+
 impl Lease {
     /// Opens the lease in `dir`; `Ok(None)` if there is none.
     pub(super) fn open(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>> {
@@ -84,9 +90,7 @@ impl Lease {
     /// error the bound is what it was and stays so until the next start.
     pub fn extend(&self, to: u64) -> Result<()> {
         let mut writer = self.writer.lock();
-        if let Some(refused) = &writer.refused {
-            return Err(refused.clone());
-        }
+        writer.check()?;
         if to <= self.bound() {
             return Ok(());
         }
@@ -102,6 +106,11 @@ impl Lease {
         writer.free = 1 - writer.free;
         self.bound.store(to, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether it can be extended, as far as was seen. Waits for an extension under way.
+    pub fn check(&self) -> Result<()> {
+        self.writer.lock().check()
     }
 
     /// Takes no more extensions and returns the last bound.
