@@ -53,6 +53,11 @@ impl Store {
         self.catalog.by_id(id)
     }
 
+    /// Grows with every change of the tenants there are.
+    pub fn tenants_version(&self) -> u64 {
+        self.catalog.version()
+    }
+
     /// Refuses where this replica has lost data of the key's partition: its word means nothing.
     ///
     /// # Errors

@@ -33,8 +33,8 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 use crate::store::environment::{ManualClock, WallClock};
 use crate::store::{
-    Environment, ForeignRow, Limits, Mode, Mutation, Retention, StoreOptions, Tenant, TenantId,
-    TenantSpec, TokenRange,
+    Environment, ForeignRow, Limits, Mode, Mutation, Retention, StoreOptions, Tenant, TenantChange,
+    TenantId, TenantSpec, TokenRange,
 };
 
 const T0_MS: u64 = 1_700_000_000_000;

@@ -17,10 +17,12 @@
 //!    answer.
 //! 2. A leaf that could not be read stays marked, and nobody gets a hash of it. Nor of a damaged
 //!    partition.
-//! 3. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
+//! 3. The rows of a tenant count among those of tenants with as many replicas as it has now. When
+//!    that number changes all leaves are read again, though nothing was written to them.
+//! 4. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
 //!    is not known yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ use parking_lot::Mutex;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use crate::store::leaves::{DirtyLeaves, LEAF_BITS, LEAVES, leaf_of, tokens_of};
-use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store};
+use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store, TenantId};
 
 /// Bytes of rows that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
@@ -51,9 +53,18 @@ pub struct Trees {
 /// By number of replicas.
 type Classes = BTreeMap<u8, Box<[u64]>>;
 
+/// How many replicas tenants had when their rows were hashed, for all hashes alike.
+#[derive(Debug, Default)]
+struct Factors {
+    /// Of the tenants when all of these were last found to be so still.
+    version: Option<u64>,
+    known: HashMap<TenantId, u8>,
+}
+
 /// Hashes under the own floors, and under another one for each partition.
 #[derive(Debug)]
 struct Hashes {
+    factors: Factors,
     own: Classes,
     /// By leaf: the least floor under which its hash may be another.
     until: Box<[u64]>,
@@ -70,6 +81,7 @@ struct Hashes {
 struct Run<'h> {
     leaves: Range<u32>,
     floor: u64,
+    factors: &'h mut Factors,
     classes: &'h mut Classes,
     /// `until` and `purgeable_at`, if they are of this floor.
     bounds: Option<(&'h mut [u64], &'h mut [u64])>,
@@ -116,6 +128,42 @@ fn root_of(hashes: &[u64]) -> u64 {
     root.digest().max(1)
 }
 
+impl Factors {
+    /// How many replicas a tenant's rows have; `None`: it is not known (yet).
+    fn of(&mut self, store: &Store, tenant: TenantId) -> Option<u8> {
+        if let Some(factor) = self.known.get(&tenant) {
+            return Some(*factor);
+        }
+        let factor = factor_of(store, tenant)?;
+        self.known.insert(tenant, factor);
+        Some(factor)
+    }
+
+    /// Whether a tenant that was hashed has another number of replicas now, or is gone. All are
+    /// forgotten then.
+    fn have_changed(&mut self, store: &Store) -> bool {
+        let version = store.tenants_version();
+        if self.version == Some(version) {
+            return false;
+        }
+        let is_same = |(tenant, factor): (&TenantId, &u8)| {
+            factor_of(store, *tenant).is_some_and(|now| now == *factor)
+        };
+        let changed = !self.known.iter().all(is_same);
+        if changed {
+            self.known.clear();
+        }
+        // What comes after the look at it is found by the next call.
+        self.version = Some(version);
+        changed
+    }
+}
+
+/// Rows of a tenant that is not known (yet) are nobody's to compare.
+fn factor_of(store: &Store, tenant: TenantId) -> Option<u8> {
+    store.tenant_by_id(tenant).ok().map(|tenant| tenant.replication_factor)
+}
+
 impl Hashes {
     /// The first of some leaves that is to be read again for this floor.
     fn next_stale(&self, marks: &DirtyLeaves, leaves: Range<u32>, floor: u64) -> Option<u32> {
@@ -131,6 +179,7 @@ impl Trees {
     /// All leaves are unknown until they are asked for.
     pub fn new(store: Arc<Store>, patience: Duration) -> Self {
         let hashes = Hashes {
+            factors: Factors::default(),
             own: Classes::new(),
             until: none(),
             purgeable_at: none(),
@@ -253,6 +302,10 @@ impl Trees {
         floor: u64,
         deadline: Duration,
     ) -> Result<bool> {
+        if hashes.factors.have_changed(&self.store) {
+            // Due under every floor: those of `other` are read again after them.
+            hashes.until.fill(0);
+        }
         let marks = self.store.dirty_leaves();
         let mut leaf = leaves.start;
         while let Some(first) = hashes.next_stale(marks, leaf..leaves.end, floor) {
@@ -272,6 +325,7 @@ impl Trees {
             let into = Run {
                 leaves: run.clone(),
                 floor,
+                factors: &mut hashes.factors,
                 classes: &mut hashes.own,
                 bounds: Some((&mut hashes.until, &mut hashes.purgeable_at)),
             };
@@ -303,15 +357,20 @@ impl Trees {
             if self.is_over(deadline) {
                 return Ok(false);
             }
-            let leaves = leaf..leaf + 1;
-            self.rehash(Run { leaves, floor, classes: &mut hashes.other, bounds: None })?;
+            self.rehash(Run {
+                leaves: leaf..leaf + 1,
+                floor,
+                factors: &mut hashes.factors,
+                classes: &mut hashes.other,
+                bounds: None,
+            })?;
             hashes.other_stale.take(leaf);
         }
         Ok(true)
     }
 
     fn rehash(&self, run: Run<'_>) -> Result<()> {
-        let Run { leaves, floor, classes, mut bounds } = run;
+        let Run { leaves, floor, factors, classes, mut bounds } = run;
         for class in classes.values_mut() {
             class[indexes(&leaves)].fill(0);
         }
@@ -324,7 +383,7 @@ impl Trees {
         self.each_row(range, floor, |key, found| {
             let at = EngineKey::decode(key)?;
             let leaf = leaf_of(at.token) as usize;
-            let Some(replicas) = self.replicas_of(&at) else {
+            let Some(replicas) = factors.of(&self.store, at.tenant) else {
                 // Looked at again when its tenant is known.
                 self.store.dirty_leaves().mark_leaf(leaf as u32);
                 return Ok(true);
@@ -364,7 +423,8 @@ impl Trees {
             range.start = range.start.max([&after[..], &[0]].concat());
         }
         self.each_row(range, floor, |key, found| {
-            let is_one = self.replicas_of(&EngineKey::decode(key)?) == Some(replicas);
+            let tenant = EngineKey::decode(key)?.tenant;
+            let is_one = factor_of(&self.store, tenant) == Some(replicas);
             if found.digest == 0 || !is_one {
                 return Ok(true);
             }
@@ -377,11 +437,6 @@ impl Trees {
             Ok(true)
         })?;
         Ok((keys, more))
-    }
-
-    /// Rows of a tenant that is not known (yet) are nobody's to compare.
-    fn replicas_of(&self, key: &EngineKey<'_>) -> Option<u8> {
-        self.store.tenant_by_id(key.tenant).ok().map(|tenant| tenant.replication_factor)
     }
 
     /// Calls `each` with engine key and digest of every row of a range, until it says no.

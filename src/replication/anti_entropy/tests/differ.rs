@@ -195,3 +195,47 @@ fn hashes_that_are_not_read_yet_are_not_known_and_nobody_waits() {
     let summary = Summary { left: 1, ..Summary::default() };
     assert!(!summary.is_whole(), "and such a comparison proves nothing");
 }
+
+/// A tenant gets another number of replicas. What was hashed before, among the rows of those with
+/// as many as it had, is found all the same: nothing was written that would have it read again.
+#[tokio::test(start_paused = true)]
+async fn rows_are_compared_with_those_of_tenants_that_have_as_many_replicas_now() {
+    let trio = Trio::new();
+    let adopt = |epoch, factor: u8| {
+        for at in 0..3 {
+            let change =
+                TenantChange { replication_factor: Some(factor), ..TenantChange::default() };
+            trio.store(at).alter_tenant("default", change).expect("altered");
+        }
+        let alter = |document: &mut Document| {
+            let tenants = document.tenants.values_mut();
+            tenants.for_each(|tenant| tenant.replication_factor = factor);
+        };
+        let layout = document(epoch, alter);
+        trio.adopt(&layout, &[0, 1, 2]);
+        layout
+    };
+    let partitions: Vec<(u32, u64)> = ALL.map(|partition| (partition, 0)).collect();
+    for (epoch, factor) in [(2, 2), (3, 3)] {
+        let key = |n: usize| format!("{factor}-{n}");
+        for n in 0..16 {
+            trio.write_at(0, "default", put(&key(n), "x"));
+        }
+        for at in 0..3 {
+            let roots = trio.anti_entropy(at).trees.roots(5 - factor, &partitions);
+            assert!(roots.iter().all(Option::is_some));
+        }
+        let layout = adopt(epoch, factor);
+        let summary = trio.compare(0, 1).await.expect("compared");
+        assert!(summary.is_whole() && summary.rows > 0, "{summary:?}");
+        let tenant = trio.store(0).tenant("default").expect("there");
+        for key in (0..16).map(key) {
+            let token = tenant.token(key.as_bytes());
+            let sets = layout.sets(layout.partition_of(token), factor);
+            let held = trio.values(1, "default", &key).len();
+            assert_eq!(held == 1, [0, 1].iter().all(|at| sets.contains(id(*at))), "{key}");
+        }
+        let again = trio.compare(0, 1).await.expect("compared");
+        assert_eq!((again.rows, again.left), (0, 0));
+    }
+}
