@@ -327,17 +327,17 @@ impl Store {
             Some(stored) => codec::decode(stored).map_err(unreadable)?,
             None => Row::empty(causal_mode(tenant.mode)),
         };
-        let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
         if let Some(token) = item.new.token
             && let Some(time) = row.token_time(token)
         {
-            let written = self.duplicate(item, &row, seen, token, time)?;
+            let written = self.duplicate(item, &row, token, time)?;
             // The same bytes again: their position in the log is what the client waits for.
             return Ok((stored.unwrap_or_default().to_vec(), written));
         }
         if let Some(born_ms) = item.born_ms {
             check_remembered(&row, born_ms, item.now_ms)?;
         }
+        let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
         let actor = self.actor();
         let time = self.mint(mint_above(&row, &seen).max(guard))?;
         let before = row.live().len();
@@ -371,7 +371,6 @@ impl Store {
         &self,
         item: &Checked<'_>,
         row: &Row<'_>,
-        seen: Context,
         token: Token,
         time: u64,
     ) -> Result<Written> {
@@ -383,6 +382,9 @@ impl Store {
                 return Err(Error::IdempotencyConflict);
             }
         }
+        // A delete without a context covered what the row held when it was made, not what it holds
+        // now.
+        let seen = item.context.clone().unwrap_or_default();
         let written = self.written(item, row, seen, Dot::Token(token), time);
         Ok(Written { duplicate: true, ..written })
     }

@@ -128,6 +128,11 @@ async fn a_retried_delete_does_not_cover_what_was_written_since() {
     assert!(again.duplicate);
     let row = cluster.get(2, Level::All, "k").await.expect("all are up");
     assert_eq!(values(&row), ["z"]);
+    // Nor does what its client writes next.
+    let next = over("k", "next", &again.context);
+    cluster.put(0, Level::Quorum, next).await.expect("all are up");
+    let row = cluster.get(2, Level::All, "k").await.expect("all are up");
+    assert_eq!(values(&row), ["next", "z"]);
 }
 
 /// As a pipeline does: whoever waits for what `submit` returns keeps the order of its operations.

@@ -42,6 +42,27 @@ fn a_retried_delete_deletes_once() {
     }
 }
 
+/// Nor does the next write of its client, who has seen nothing of it: the context that the retry
+/// gives covers what the first attempt did, and no more.
+#[test]
+fn the_context_of_a_retried_delete_covers_nothing_that_was_written_since() {
+    for seen in [false, true] {
+        let node = Node::new();
+        node.put("default", "k", "x");
+        let gone = Mutation { idempotency_key: Some(b"d".to_vec()), ..delete("k") };
+        node.store().write("default", gone.clone()).unwrap();
+        let context = seen.then(|| node.context("default", "k"));
+        node.store().write("default", Mutation { context, ..put("k", "y") }).unwrap();
+        let again = node.store().write("default", gone).unwrap();
+        assert!(again.duplicate);
+        let context = Some(again.context);
+        node.store().write("default", Mutation { context, ..put("k", "z") }).unwrap();
+        assert_eq!(node.values("default", "k"), ["y", "z"]);
+        let row = node.store().read("default", b"k").unwrap();
+        assert!(!row.deleted_concurrently, "its own delete is replaced");
+    }
+}
+
 /// One key for two different writes is a client's mistake, and is named so. Another row is another
 /// write.
 #[test]
