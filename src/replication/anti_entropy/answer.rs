@@ -126,7 +126,10 @@ impl AntiEntropy {
                 };
                 proto::Root { known: true, hash, floor, own_floor }
             };
-            reply.roots = roots.into_iter().zip(each).map(root).collect();
+            reply.roots = roots.into_iter().zip(each.clone()).map(root).collect();
+            // What roots are asked under is the floor of who asks.
+            let known = reply.roots.iter().zip(each).filter(|(root, _)| root.known);
+            self.note_floors(known.map(|(root, (at, theirs))| (at, root.own_floor, theirs)));
         } else if let Some((partition, floor)) = each.clone().next() {
             let leaves = self.leaves(replicas, partition, floor).await.map_err(failed)?;
             let not_yet = || refused("NOT_READY", "the partition was not read yet");

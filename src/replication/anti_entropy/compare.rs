@@ -201,7 +201,8 @@ impl AntiEntropy {
             let (found, expected) = (theirs.len(), sound.len());
             return Err(Error::Answer { node: pair.peer, what: "roots", found, expected });
         }
-        self.note_floors(&sound, &theirs);
+        let known = sound.iter().zip(&theirs).filter(|(_, root)| root.known);
+        self.note_floors(known.map(|((at, own), root)| (*at, *own, root.own_floor)));
         let known = sound.iter().zip(theirs).filter(|(_, root)| root.known);
         let (asked, theirs): (Vec<(u32, u64)>, Vec<proto::Root>) =
             known.map(|((partition, _), root)| ((*partition, root.floor), root)).unzip();
@@ -219,15 +220,13 @@ impl AntiEntropy {
         Ok(differing)
     }
 
-    /// Remembers where the other's floor is behind this node's: it forgets nothing until a round
-    /// has moved it.
-    fn note_floors(&self, own: &[(u32, u64)], theirs: &[proto::Root]) {
-        let mut behind = self.behind.lock();
-        for ((partition, floor), root) in own.iter().zip(theirs) {
-            if root.known && root.own_floor < *floor {
-                behind.insert(*partition);
-            }
-        }
+    /// Remembers in which partitions the other's floor, the last, is behind this node's: it forgets
+    /// nothing until a round has moved it. Who conducts that round has to see it, whichever of the
+    /// two began.
+    pub(super) fn note_floors(&self, floors: impl IntoIterator<Item = (u32, u64, u64)>) {
+        let is_behind = |(_, own, theirs): &(u32, u64, u64)| theirs < own;
+        let behind = floors.into_iter().filter(is_behind).map(|(partition, ..)| partition);
+        self.behind.lock().extend(behind);
     }
 
     /// The leaves of a partition that differ, each with the floor to compare it under.

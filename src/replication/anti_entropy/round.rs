@@ -7,8 +7,10 @@
 //! install  every replica: floor := M, unless it is not what it was when it held
 //! ```
 //!
-//! The conductor is the replica with the smallest id. Partitions with the same replicas go through
-//! a round together, some at a time, and only where something is to be forgotten.
+//! All take part that hold rows of some tenant. The conductor is the one with the smallest id among
+//! those that hold rows of every tenant, also of those with the fewest replicas: so it has whatever
+//! is to be forgotten, and a round is held only where there is something. Partitions with the same
+//! replicas go through it together, some at a time.
 //!
 //! Why it proves what it says: after the fences a replica gets a version at or below `M` from
 //! repairs alone, and each of those is counted as *news* when it is taken. Say no replica got news
@@ -105,15 +107,19 @@ impl AntiEntropy {
         failed
     }
 
-    /// The rounds to hold: of the partitions whose first replica by id is this node, those where
-    /// `time` would let something be forgotten; and how many partitions nothing is known of yet.
+    /// The rounds to hold: of the partitions that this node conducts, those where `time` would let
+    /// something be forgotten; and how many partitions nothing is known of yet.
     async fn groups(&self, layout: &Layout, time: u64) -> Result<(Vec<Group>, usize), Error> {
-        let factor = layout.document().replication_factors().into_iter().max().unwrap_or(1);
+        let factors = layout.document().replication_factors();
+        let least = factors.first().copied().unwrap_or(1);
+        let most = factors.last().copied().unwrap_or(1);
         let mut sets: BTreeMap<Vec<NodeId>, Vec<u32>> = BTreeMap::new();
         for partition in 0..layout.partitions() {
-            let mut replicas = layout.sets(partition, factor).current;
-            replicas.sort_unstable();
-            if replicas.first() == Some(&self.node) {
+            // Some of the others, for more replicas are the same ones and others beside them.
+            let conductor = layout.sets(partition, least).current.into_iter().min();
+            if conductor == Some(self.node) {
+                let mut replicas = layout.sets(partition, most).current;
+                replicas.sort_unstable();
                 sets.entry(replicas).or_default().push(partition);
             }
         }

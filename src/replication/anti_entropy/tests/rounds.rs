@@ -177,6 +177,73 @@ fn whole(partitions: u32) -> Summary {
     Summary { partitions, ..Summary::default() }
 }
 
+/// Tenants with different numbers of replicas: some partitions have rows only at nodes that are not
+/// the first of all their replicas by id. Each is conducted by one that holds whatever there is.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_with_fewer_replicas_than_another_has_its_deletes_forgotten_too() {
+    let mut trio = Trio::new();
+    let layout = document(2, |document| {
+        let two = Tenant {
+            id: TenantId(3),
+            name: "two".to_owned(),
+            replication_factor: 2,
+            ..document.tenants[&TenantId(1)].clone()
+        };
+        document.tenants.insert(two.id, two);
+        // The first node has the smallest share.
+        let weight = |owner: NodeId| if owner == id(0) { 1 } else { 4 };
+        document.owners.iter_mut().for_each(|(node, owner)| owner.weight = weight(*node));
+    });
+    for at in 0..3 {
+        let two = TenantSpec { replication_factor: 2, ..TenantSpec::new("two") };
+        assert_eq!(trio.store(at).create_tenant(two).expect("created").id, TenantId(3));
+    }
+    trio.adopt(&layout, &[0, 1, 2]);
+    let tenant = trio.store(0).tenant("two").expect("there");
+    let replicas = |partition| {
+        let set = layout.sets(partition, 2).current;
+        (0..3).filter(|at| set.contains(&id(*at))).collect::<Vec<_>>()
+    };
+    let litter = |trio: &Trio, name: &str| {
+        let mut littered = BTreeSet::new();
+        for key in (0..40).map(|n| format!("{name}-{n}")) {
+            let partition = layout.partition_of(tenant.token(key.as_bytes()));
+            let [one, other] = replicas(partition)[..] else { panic!("two replicas") };
+            trio.write(one, "two", delete(&key), &[other]);
+            littered.insert(partition);
+        }
+        assert_eq!(littered, ALL.collect());
+    };
+    litter(&trio, "first");
+    trio.advance_ms(1000);
+    for at in 0..3 {
+        assert_eq!(trio.anti_entropy(at).move_safe_points().await, 0);
+    }
+    assert_eq!(trio.forget(), [0; 3]);
+    assert!((0..3).all(|at| trio.floors(at).iter().all(|floor| *floor > 0)));
+    // The first node, which holds nothing there, misses an install; who conducted it is started
+    // anew, and nobody has anything to forget any more.
+    let partition = ALL.into_iter().find(|it| !replicas(*it).contains(&0)).expect("three nodes");
+    litter(&trio, "second");
+    trio.listen(|_, to, request| !(to == id(0) && step_of(request) == Some(RoundStep::Install)));
+    trio.advance_ms(1000);
+    assert!(trio.anti_entropy(1).move_safe_points().await > 0);
+    trio.listen(|_, _, _| true);
+    trio.forget();
+    trio.restart(1);
+    let behind = |trio: &Trio| {
+        let floors = |at: usize| trio.floors(at)[partition as usize];
+        floors(0) < floors(1)
+    };
+    assert!(behind(&trio));
+    trio.compare(0, 1).await.expect("compared");
+    trio.advance_ms(1000);
+    for at in 0..3 {
+        assert_eq!(trio.anti_entropy(at).move_safe_points().await, 0);
+    }
+    assert!(!behind(&trio), "the one that conducts was told");
+}
+
 /// Where nothing can be forgotten no round is held: not on an idle cluster, not where only values
 /// are written.
 #[tokio::test(start_paused = true)]
