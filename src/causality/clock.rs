@@ -9,8 +9,9 @@
 //! [`LeaseExhausted::wanted`] durable, calls [`HybridClock::extend`] and mints again.
 //!
 //! # Invariants
-//! 1. No time is minted twice, and each is above all minted or observed before it.
-//! 2. No time at or above the lease is minted, and `last` never reaches it.
+//! 1. No time is minted twice, and each is above all minted or observed before it, also above what
+//!    was observed beyond the lease: that asks for a longer one.
+//! 2. No time at or above the lease is minted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,7 +44,10 @@ pub struct LeaseExhausted {
 /// The clock of one node. All calls may run at the same time.
 #[derive(Debug)]
 pub struct HybridClock {
+    /// The last time minted, or raised to.
     last: AtomicU64,
+    /// The greatest time observed, wherever the lease ends.
+    seen: AtomicU64,
     lease: AtomicU64,
 }
 
@@ -52,7 +56,8 @@ impl HybridClock {
     /// one), and above `now_ms`. It mints nothing before the first [`extend`](Self::extend).
     pub fn new(lease: u64, now_ms: u64) -> Self {
         let last = lease.max(time_of_ms(now_ms)).min(u64::MAX - 1);
-        Self { last: AtomicU64::new(last), lease: AtomicU64::new(lease) }
+        let seen = AtomicU64::new(0);
+        Self { last: AtomicU64::new(last), seen, lease: AtomicU64::new(lease) }
     }
 
     /// A new time above `above` and above every time minted or observed so far.
@@ -60,6 +65,7 @@ impl HybridClock {
     /// # Errors
     /// [`LeaseExhausted`] if it would reach the lease.
     pub fn next(&self, now_ms: u64, above: u64) -> Result<u64, LeaseExhausted> {
+        let above = above.max(self.seen.load(Ordering::Acquire));
         let mut last = self.last.load(Ordering::Relaxed);
         loop {
             let lease = self.lease.load(Ordering::Acquire);
@@ -74,11 +80,15 @@ impl HybridClock {
         }
     }
 
-    /// Takes note of a time seen elsewhere, so that later ones are above it. A time beyond the
-    /// lease moves the clock up to the lease only: it is no reason to wait for a file.
+    /// Takes note of a time seen elsewhere, so that later ones are above it. It waits for no file:
+    /// the next one to mint asks for the lease that a time beyond it needs.
+    ///
+    /// The clock follows whatever it is shown: a time that cannot be is the caller's to keep away.
     pub fn observe(&self, time: u64) {
-        let lease = self.lease.load(Ordering::Acquire);
-        self.last.fetch_max(time.min(lease.saturating_sub(1)), Ordering::AcqRel);
+        // Mostly an old one: a read costs less than a write to a shared line.
+        if self.seen.load(Ordering::Relaxed) < time {
+            self.seen.fetch_max(time, Ordering::AcqRel);
+        }
     }
 
     /// Raises the clock to `time` at least: a fence.
@@ -109,7 +119,7 @@ impl HybridClock {
 
     /// The last time minted or observed.
     pub fn last(&self) -> u64 {
-        self.last.load(Ordering::Acquire)
+        self.last.load(Ordering::Acquire).max(self.seen.load(Ordering::Acquire))
     }
 
     /// The lease that holds.
@@ -119,12 +129,14 @@ impl HybridClock {
 }
 
 /// A lease that begins at `time`. The greatest `u64` is no lease: a clock that far has broken.
-fn lease_above(time: u64) -> u64 {
+pub fn lease_above(time: u64) -> u64 {
     time.saturating_add(time_of_ms(LEASE_MS)).min(u64::MAX - 1)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn leased(now_ms: u64) -> HybridClock {
@@ -168,13 +180,62 @@ mod tests {
     }
 
     #[test]
-    fn an_observed_time_of_the_far_future_stops_at_the_lease() {
+    fn an_observed_time_beyond_the_lease_asks_for_a_longer_one() {
         let clock = leased(1_000);
-        clock.observe(u64::MAX);
-        assert_eq!(clock.last(), clock.lease() - 1);
-        assert!(clock.next(1_000, 0).is_err());
+        let seen = clock.lease() + time_of_ms(5_000);
+        clock.observe(seen);
+        clock.observe(seen - 1);
+        assert_eq!(clock.last(), seen);
+        let refused = clock.next(1_000, 0).expect_err("beyond the lease");
+        assert!(refused.wanted > seen);
+        assert_eq!(clock.next(1_000, 0), Err(refused), "a refusal moves nothing");
+        clock.extend(refused.wanted);
+        assert_eq!(clock.next(1_000, 0), Ok(seen + 1));
+    }
+
+    #[test]
+    fn there_is_no_wrap_at_the_end_of_time() {
+        let clock = leased(1_000);
         assert!(clock.raise_to(clock.lease()).is_err());
-        assert!(clock.next(1_000, u64::MAX).is_err(), "no wrap at the end of time");
+        assert!(clock.next(1_000, u64::MAX).is_err());
+        clock.observe(u64::MAX);
+        assert!(clock.next(1_000, 0).is_err());
+        clock.extend(u64::MAX - 1);
+        assert!(clock.next(1_000, 0).is_err());
+    }
+
+    proptest! {
+        /// Invariants 1 and 2, whatever is observed, minted and raised, however late the leases.
+        #[test]
+        fn each_time_is_above_all_before_it_and_below_the_lease(
+            steps in prop::collection::vec((0..4_u8, 0..60_000_u64, 0..60_000_u64), 1..40),
+        ) {
+            let clock = HybridClock::new(0, 1_000);
+            let mut greatest = 0;
+            for (what, now_ms, ms) in steps {
+                match what {
+                    0 => {
+                        clock.observe(time_of_ms(ms));
+                        greatest = greatest.max(time_of_ms(ms));
+                    }
+                    1 => match clock.raise_to(time_of_ms(ms)) {
+                        Ok(()) => greatest = greatest.max(time_of_ms(ms)),
+                        Err(refused) => clock.extend(refused.wanted),
+                    },
+                    _ => match clock.next(now_ms, 0) {
+                        Ok(time) => {
+                            prop_assert!(time > greatest && time < clock.lease());
+                            greatest = time;
+                        }
+                        Err(refused) => {
+                            prop_assert!(refused.wanted > greatest);
+                            clock.extend(refused.wanted);
+                        }
+                    },
+                }
+                prop_assert!(clock.last() >= greatest);
+            }
+        }
     }
 
     #[test]

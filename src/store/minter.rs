@@ -92,9 +92,13 @@ impl Minter {
         check_ahead(self.clock.last(), self.steady.now_ms())
     }
 
-    /// Takes note of a time seen in another node's row.
+    /// Takes note of a time seen in another node's row. One that this clock cannot follow, for the
+    /// lease above it would be refused, is passed by: no row keeps a node from writing.
     pub fn observe(&self, time: u64) {
-        self.clock.observe(time);
+        let follows = || check_ahead(clock::lease_above(time), self.steady.now_ms()).is_ok();
+        if time > self.clock.last() && (time < self.clock.lease() || follows()) {
+            self.clock.observe(time);
+        }
     }
 
     /// The last time minted or seen.

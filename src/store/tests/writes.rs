@@ -1,5 +1,6 @@
 //! What a client sees of writes, deletes and expiry.
 
+use super::super::environment::WallClock;
 use super::*;
 use crate::causality::Payload;
 
@@ -142,6 +143,37 @@ fn a_last_write_never_loses_to_what_its_client_has_seen() {
     let context = Some(node.context("lww", "k"));
     node.store().write("lww", Mutation { context, ..put("k", "mine") }).unwrap();
     assert_eq!(node.values("lww", "k"), ["mine"]);
+}
+
+fn lww_row(value: &str, time_ms: u64) -> Vec<u8> {
+    use crate::causality::{Version, clock, codec};
+    let payload = Payload::Value { value: value.as_bytes(), content_type: "" };
+    let version = Version::new(payload, 0, clock::time_of_ms(time_ms));
+    let mut row = Vec::new();
+    codec::encode_lww_version(Actor::new(77), &version, &mut row);
+    row
+}
+
+/// A write is above what this node holds, also one that reads nothing, and also on a node that has
+/// minted nothing for so long that its lease has run out.
+#[test]
+fn a_last_write_never_loses_to_what_its_node_has_held_before() {
+    let node = Node::new();
+    node.put("lww", "other", "v");
+    node.clock.advance_ms(60_000);
+    let tenant = node.store().tenant("lww").unwrap().id;
+    for ahead_ms in [5_000, 9_000, 30_000] {
+        let row = lww_row("ahead", node.clock.now_ms() + ahead_ms);
+        node.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
+        assert_eq!(node.values("lww", "k"), ["ahead"]);
+        node.put("lww", "k", "mine");
+        assert_eq!(node.values("lww", "k"), ["mine"]);
+    }
+    // No row keeps a node from writing: one so far ahead that this clock could not follow is not
+    // followed.
+    let row = lww_row("far", node.clock.now_ms() + minter::AHEAD_MS_MAX);
+    node.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
+    node.put("lww", "l", "mine");
 }
 
 /// Every limit is refused by its own name, and nothing of the write appears.
