@@ -167,8 +167,7 @@ impl Context {
         out[start + 1..start + HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Reads what a client gives back. `latest` is the greatest time that may honestly be in it:
-    /// now and the allowed clock skew.
+    /// Reads what a client gives back. `latest` is the greatest time that may honestly be in it.
     ///
     /// # Errors
     /// [`ContextError`], by kind of fault.

@@ -50,7 +50,8 @@ pub struct Limits {
     pub idempotency_key_bytes_max: usize,
     /// Longest time to live, in milliseconds; at most 100 years.
     pub ttl_ms_max: u64,
-    /// How far a time from elsewhere may lie ahead of this node's clock, in milliseconds.
+    /// How far the clocks of clients and nodes may be apart, in milliseconds: by so much an
+    /// idempotency key may be born ahead of this node's clock, and what has expired is kept longer.
     pub clock_skew_ms_max: u64,
     /// How long an idempotency key is remembered, in milliseconds.
     pub token_window_ms: u64,

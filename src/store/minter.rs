@@ -92,6 +92,12 @@ impl Minter {
         check_ahead(self.clock.last(), self.steady.now_ms())
     }
 
+    /// The latest time that may be honest: of a row that this node would take, or its own.
+    pub fn latest(&self) -> u64 {
+        let beyond_ms = self.wall.now_ms().saturating_add(AHEAD_MS_MAX + 1);
+        (clock::time_of_ms(beyond_ms) - 1).max(self.clock.last())
+    }
+
     /// Takes note of a time seen in another node's row. One that this clock cannot follow, for the
     /// lease above it would be refused, is passed by: no row keeps a node from writing.
     pub fn observe(&self, time: u64) {

@@ -482,10 +482,6 @@ impl Store {
         self.minter.raise_to(time)
     }
 
-    fn clock_last(&self) -> u64 {
-        self.minter.last()
-    }
-
     fn context_key(&self, engine_key: &[u8]) -> ContextKey {
         ContextKey::new(self.cluster_hash.load(Ordering::Acquire), engine_key)
     }

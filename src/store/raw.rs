@@ -235,7 +235,7 @@ impl Store {
         raw: &RawRow,
         context: &[u8],
     ) -> Result<bool> {
-        let context = self.context_from(context, &tenant.engine_key(key), self.now_ms())?;
+        let context = self.context_from(context, &tenant.engine_key(key))?;
         let row = decoded(raw)?;
         Ok(covers(row.as_ref(), raw.floor, &context))
     }
@@ -245,7 +245,7 @@ impl Store {
     /// # Errors
     /// [`Error::InvalidContext`].
     pub fn check_context(&self, tenant: &Tenant, key: &[u8], context: &[u8]) -> Result<()> {
-        self.context_from(context, &tenant.engine_key(key), self.now_ms()).map(|_| ())
+        self.context_from(context, &tenant.engine_key(key)).map(|_| ())
     }
 
     /// Whether the row knows of the write that this idempotency key names.

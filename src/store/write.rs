@@ -188,7 +188,7 @@ impl Store {
         };
         let engine_key = tenant.engine_key(&mutation.key);
         let context = match (&mutation.context, &mutation.value) {
-            (Some(bytes), _) => Some(self.context_from(bytes, &engine_key, now_ms)?),
+            (Some(bytes), _) => Some(self.context_from(bytes, &engine_key)?),
             (None, Some(_)) => Some(Context::default()),
             (None, None) => None,
         };
@@ -201,18 +201,11 @@ impl Store {
         Ok(Checked { engine_key, context, new, born_ms, now_ms })
     }
 
-    pub(super) fn context_from(
-        &self,
-        bytes: &[u8],
-        engine_key: &[u8],
-        now_ms: u64,
-    ) -> Result<Context> {
+    pub(super) fn context_from(&self, bytes: &[u8], engine_key: &[u8]) -> Result<Context> {
         self.limits.check_context(bytes)?;
-        // After an unclean start this node's own clock runs ahead of the wall clock.
-        let latest = clock::time_of_ms(now_ms.saturating_add(self.limits.clock_skew_ms_max));
-        let latest = latest.max(self.clock_last());
         let key = self.context_key(engine_key);
-        Context::decode(bytes, key, latest, self.limits.context_bytes_max)
+        // As far ahead as rows may be: a node that was started anew gives such times for a while.
+        Context::decode(bytes, key, self.minter.latest(), self.limits.context_bytes_max)
             .map_err(|error| Error::InvalidContext { why: error.to_string() })
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::environment::WallClock;
 use super::*;
-use crate::causality::Payload;
+use crate::causality::{Payload, clock};
 
 /// Concurrent writes stay until one that has seen them; a delete with their context ends them all.
 #[test]
@@ -174,6 +174,47 @@ fn a_last_write_never_loses_to_what_its_node_has_held_before() {
     let row = lww_row("far", node.clock.now_ms() + minter::AHEAD_MS_MAX);
     node.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
     node.put("lww", "l", "mine");
+}
+
+/// A node that was started anew without a clean end runs ahead of its wall clock for a while. What
+/// clients are given by it is good at every other node.
+#[test]
+fn a_context_of_a_node_that_runs_ahead_is_taken_by_others() {
+    for tenant in ["default", "lww"] {
+        let mut options = StoreOptions::default();
+        options.identity.cluster_id = Some(7);
+        let (mut one, other) = (Node::with(options.clone()), Node::with(options));
+        for seed in 0..3 {
+            one.crash(seed);
+        }
+        let written = one.put(tenant, "k", "x");
+        assert!(clock::ms_of_time(written.hlc) > T0_MS + 2_000, "it runs ahead");
+        for context in [written.context, one.context(tenant, "k")] {
+            let context = Some(context);
+            other.store().write(tenant, Mutation { context, ..put("k", "y") }).expect("taken");
+        }
+        let row = other.store().read(tenant, b"k").unwrap();
+        assert!(row.siblings.iter().all(|one| one.hlc > written.hlc));
+    }
+}
+
+/// But no context is taken that no row could be from: it would mute an actor for so long.
+#[test]
+fn a_context_of_a_time_that_no_row_may_have_is_refused() {
+    let (node, ahead) = (Node::new(), Node::new());
+    let context_at = |ahead_ms: u64| {
+        ahead.clock.set_ms(T0_MS + ahead_ms);
+        let mut ahead = ahead.like();
+        ahead.start();
+        ahead.put("default", "k", "x").context
+    };
+    for (ahead_ms, is_taken) in [(0, true), (3_000_000, true), (4_000_000, false)] {
+        let context = Some(context_at(ahead_ms));
+        let written = node.store().write("default", Mutation { context, ..put("k", "y") });
+        let reason = written.map(drop).map_err(|error| error.reason());
+        let expected = if is_taken { Ok(()) } else { Err("INVALID_CONTEXT") };
+        assert_eq!(reason, expected, "{ahead_ms}");
+    }
 }
 
 /// Every limit is refused by its own name, and nothing of the write appears.

@@ -11,13 +11,8 @@ use crate::verify::history::{Action, Event, Level, Mode, Op, Outcome, Version};
 const RECOVERY_US: u64 = 60_000_000;
 
 /// Reasons of refusals that are the client's doing: no sign that the cluster is not available.
-const DESERVED: [&str; 5] = [
-    "IDEMPOTENCY_CONFLICT",
-    "INVALID_CONTEXT",
-    "ROW_TOO_LARGE",
-    "TOKEN_EXPIRED",
-    "TOO_MANY_SIBLINGS",
-];
+const DESERVED: [&str; 4] =
+    ["IDEMPOTENCY_CONFLICT", "ROW_TOO_LARGE", "TOKEN_EXPIRED", "TOO_MANY_SIBLINGS"];
 
 type Rule = fn(&KeyHistory<'_>, &mut Vec<Violation>);
 
