@@ -13,7 +13,10 @@
 //! 2. Memory is bounded: the parts being read, each with a page. Nothing is read unless a page is
 //!    asked for.
 //! 3. On a word of a later epoch what was being read is dropped, and read again under that epoch.
-//! 4. A part that cannot be read ends the walk there with an error that names the partition. What
+//! 4. What was begun ahead for an earlier page has that page's deadline. Where it has less than
+//!    half the time of the page at hand it is begun anew: a reader may pause for as long as he
+//!    likes.
+//! 5. A part that cannot be read ends the walk there with an error that names the partition. What
 //!    was read before it is given out first; a later page tries again.
 
 use std::collections::VecDeque;
@@ -61,6 +64,8 @@ pub struct Walk {
     /// What is being read: one for each of `reading`, in the same order.
     parts: VecDeque<Part>,
     reading: FuturesOrdered<Reading>,
+    /// The earliest deadline of `reading`.
+    reading_until: Option<Instant>,
     /// What is not being read yet.
     rest: Option<KeyRange>,
     window: usize,
@@ -94,6 +99,7 @@ impl Coordinator {
             ready: VecDeque::new(),
             parts: VecDeque::new(),
             reading: FuturesOrdered::new(),
+            reading_until: None,
             rest,
             window: 1,
         })
@@ -107,6 +113,12 @@ impl Walk {
     /// The next part of the ring cannot be read: [`Error::Partition`].
     pub async fn page(&mut self, bounds: PageBounds, deadline: Instant) -> Result<WalkPage> {
         let began = Instant::now();
+        if let Some(until) = self.reading_until
+            && until.saturating_duration_since(began)
+                < deadline.saturating_duration_since(began) / 2
+        {
+            self.forget_ahead();
+        }
         let store = &self.coordinator.store;
         let (rows_max, bytes_max) =
             (store.limits().scan_rows(bounds.rows), store.limits().scan_bytes(bounds.bytes));
@@ -162,6 +174,9 @@ impl Walk {
         self.look_ahead(bounds, deadline);
         let Some(page) = self.reading.next().await else { return Ok(()) };
         let part = self.parts.pop_front();
+        if self.reading.is_empty() {
+            self.reading_until = None;
+        }
         let page = match page {
             Ok(page) => page,
             Err(failed) => {
@@ -177,7 +192,8 @@ impl Walk {
             (Some(next), Some(part)) => {
                 self.window = 1;
                 let rest = part.from(next);
-                self.reading.push_front(self.begin(&rest, bounds, deadline));
+                let reading = self.begin(&rest, bounds, deadline);
+                self.reading.push_front(reading);
                 self.parts.push_front(rest);
             }
             _ => self.window = (self.window * 2).min(AHEAD_MAX),
@@ -194,12 +210,14 @@ impl Walk {
             let part = Part::at(&layout, &filter.tenant, start, end.as_deref());
             let behind = part.behind(end.as_deref().unwrap_or_default());
             self.rest = behind.map(|start| KeyRange { start, end });
-            self.reading.push_back(self.begin(&part, bounds, deadline));
+            let reading = self.begin(&part, bounds, deadline);
+            self.reading.push_back(reading);
             self.parts.push_back(part);
         }
     }
 
-    fn begin(&self, part: &Part, bounds: PageBounds, deadline: Instant) -> Reading {
+    fn begin(&mut self, part: &Part, bounds: PageBounds, deadline: Instant) -> Reading {
+        self.reading_until = Some(self.reading_until.map_or(deadline, |until| until.min(deadline)));
         let options = ReadOptions { level: self.level, deadline };
         let filter = Arc::clone(&self.plan.filter);
         Arc::clone(&self.coordinator)
@@ -213,6 +231,7 @@ impl Walk {
         self.rest = Some(KeyRange { start: first.range.start.clone(), end: self.end() });
         self.parts.clear();
         self.reading.clear();
+        self.reading_until = None;
         self.window = 1;
     }
 

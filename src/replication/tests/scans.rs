@@ -386,6 +386,30 @@ async fn a_cluster_of_one_scans_about_as_fast_as_its_store() {
     }
 }
 
+/// What is read ahead has the time of the page it was begun for. A reader may take longer than that
+/// with a page and ask for the next one all the same.
+#[tokio::test(start_paused = true)]
+async fn a_reader_may_pause_between_pages_for_as_long_as_he_likes() {
+    let cluster = Cluster::with_owners(4, &[1, 2, 3], 73);
+    let mut keys = BTreeSet::new();
+    for n in 0..400 {
+        let key = format!("key-{n}");
+        cluster.put(1, Level::All, put(&key, "v")).await.expect("all are up");
+        keys.insert(key);
+    }
+    let coordinator = &cluster.nodes[0].coordinator;
+    let request = ScanRequest::default();
+    let mut walk = coordinator.walk("default", &request, Want::Keys, Level::Quorum).expect("known");
+    let (mut shown, mut has_next) = (Vec::new(), true);
+    while has_next {
+        let page = walk.page(bounds(40), Instant::now() + 2 * SECOND).await.expect("all are up");
+        has_next = page.cursor.is_some();
+        shown.extend(page.rows.iter().map(text));
+        tokio::time::sleep(30 * SECOND).await;
+    }
+    assert_eq!(as_set(shown), keys);
+}
+
 /// R4 with another number of replicas: a quorum of the four to be, not of the two that are. Scans
 /// took the tenant's own number for both sets, and could miss what the new set had acknowledged.
 #[tokio::test(start_paused = true)]
