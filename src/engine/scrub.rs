@@ -80,6 +80,12 @@ impl Engine {
         Ok(pass.report)
     }
 
+    /// Whether a file is a table that rows are read from.
+    pub fn has_table(&self, file: &Path) -> bool {
+        let view = self.shared.super_version.load();
+        view.version.tables().any(|table| table.path() == file)
+    }
+
     /// The blocks that cannot be read.
     pub fn quarantined(&self) -> Arc<[Quarantined]> {
         Arc::clone(self.shared.super_version.load().version.state().quarantined())

@@ -1,7 +1,8 @@
 //! Damage on the disk: noticed, looked into, told, given up where others have the rows.
 //!
 //! ```text
-//! a read, a scan, a scrub meets a bad block      the place is remembered, the actor replaced
+//! a read, a scan, a scrub meets a bad block      the place is remembered; with the first of a
+//!                                                table the actor is replaced
 //! scrub_suspects    its table is read whole      the manifest names the ranges: quarantined
 //! unreadable        says so                      compaction finds some by itself
 //! mark_each_damaged the partitions are marked    they vouch for nothing and answer nothing
@@ -14,13 +15,14 @@
 //! copy of them.
 //!
 //! # Invariants
-//! 1. The actor is another one before anything is written that a lost row could have told about.
+//! 1. The actor is another one before anything is written that a lost row could have told about. A
+//!    table is written once: whatever more of it is lost is older than that.
 //! 2. A block goes only when its partitions are marked, durably, by the caller of
 //!    [`Store::discard`]. Their hashes are taken anew after it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use super::error::{Error, Result};
@@ -29,16 +31,24 @@ use super::{ScrubReport, Store, leaves};
 use crate::engine::version::partition_of;
 use crate::engine::{self, Quarantined, ScrubPass};
 
-/// Damaged places that are remembered, so that each rotates the actor once.
+/// Places of a file that are remembered. One with so many more has been looked into by then.
 const PLACES_MAX: usize = 4096;
 
 /// What was met so far.
 #[derive(Debug, Default)]
 pub(super) struct Met {
-    /// File and offset.
-    places: HashSet<(PathBuf, u64)>,
+    /// By file: offsets.
+    places: BTreeMap<PathBuf, HashSet<u64>>,
     /// Files that nobody has looked into since.
-    suspects: BTreeSet<PathBuf>,
+    pub(super) suspects: BTreeSet<PathBuf>,
+}
+
+impl Met {
+    /// Remembers a place; whether it is new, of a file that has room.
+    fn remember(&mut self, file: &Path, offset: u64) -> bool {
+        let places = self.places.get_mut(file);
+        places.is_some_and(|places| places.len() < PLACES_MAX && places.insert(offset))
+    }
 }
 
 /// A table with blocks that cannot be read.
@@ -89,8 +99,13 @@ impl Store {
     pub fn scrub_suspects(&self) -> Result<()> {
         loop {
             let Some(file) = self.damage.lock().suspects.first().cloned() else { return Ok(()) };
-            self.engine.scrub_file(&file)?;
-            self.damage.lock().suspects.remove(&file);
+            let report = self.engine.scrub_file(&file)?;
+            let mut damage = self.damage.lock();
+            damage.suspects.remove(&file);
+            // Known by their ranges now: whoever meets them tells nothing new.
+            for found in &report.damaged {
+                damage.remember(&file, found.offset);
+            }
         }
     }
 
@@ -153,16 +168,20 @@ impl Store {
         result.map_err(|error| self.noted(error))
     }
 
-    /// Passes an error on. Where it tells of damage met for the first time, the actor is replaced
-    /// before anything else is written: what was lost may be versions that others have from this
-    /// actor, and a new dot of it would kill them.
+    /// Passes an error on. Where it tells of damage in a file in which none was met before, the
+    /// actor is replaced before anything else is written: what was lost may be versions that others
+    /// have from this actor, and a new dot of it would kill them.
     pub(super) fn noted(&self, error: Error) -> Error {
         if let Error::Corruption { file, offset, .. } = &error {
             let mut damage = self.damage.lock();
-            let has_room = damage.places.len() < PLACES_MAX;
-            if has_room && damage.places.insert((file.clone(), *offset)) {
-                damage.suspects.insert(file.clone());
+            if !damage.places.contains_key(file) {
+                // Few tables are ever damaged: a good moment to forget those that are gone.
+                damage.places.retain(|file, _| self.engine.has_table(file));
+                damage.places.insert(file.clone(), HashSet::new());
                 self.rotate_actor();
+            }
+            if damage.remember(file, *offset) {
+                damage.suspects.insert(file.clone());
             }
         }
         error

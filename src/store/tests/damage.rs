@@ -108,6 +108,56 @@ fn a_damaged_table_is_named_and_costs_the_actor() {
     assert_ne!(actor, born, "the old actor does not come back");
 }
 
+/// A table of which hardly a block can be read costs one actor: what it has lost was written before
+/// the first of them was met. And it is looked into once, however many readers meet the others.
+#[test]
+fn a_table_that_cannot_be_read_at_all_costs_one_actor() {
+    let mut node = Node::new();
+    for n in 0..1000 {
+        node.put("default", &format!("key{n}"), &"v".repeat(500));
+    }
+    node.store().compact().unwrap();
+    node.store.take().expect("started").close().unwrap();
+    let damaged = tables(&node.vfs);
+    for table in &damaged {
+        let file = node.vfs.open(table).unwrap();
+        for at in 0..20 {
+            file.write_at(600 + at * 4000, b"damage").unwrap();
+        }
+    }
+    node.start();
+    let store = node.store();
+    let read = |n: usize| store.read("default", format!("key{n}").as_bytes());
+    assert!((0..1000).any(|n| read(n).is_err()));
+    let actor = store.identity().actor;
+    assert_eq!(store.stats().actor_rotations, damaged.len() as u64);
+    store.scrub_suspects().unwrap();
+    let mut pass = store.begin_scrub();
+    while store.scrub_some(&mut pass, 4096).unwrap().is_some() {}
+    assert!(pass.report.damaged.len() > 10 * damaged.len(), "{} blocks", pass.report.damaged.len());
+    assert!((0..1000).any(|n| read(n).is_err()));
+    assert_eq!(store.identity().actor, actor);
+    assert!(store.damage.lock().suspects.is_empty(), "nothing of it is new");
+}
+
+/// As many places as there are in one table do not keep damage elsewhere from being noticed.
+#[test]
+fn damage_is_noticed_whatever_was_met_before() {
+    let node = Node::new();
+    let store = node.store();
+    let meet = |file: &str, offset| {
+        let (file, what) = (PathBuf::from(file), "bad".into());
+        store.noted(Error::Corruption { file, offset, what });
+    };
+    (0..10_000).for_each(|offset| meet("one", offset));
+    assert_eq!(store.stats().actor_rotations, 1);
+    store.scrub_suspects().unwrap();
+    assert!(!store.has_damage());
+    meet("two", 0);
+    assert_eq!(store.stats().actor_rotations, 2);
+    assert!(store.has_damage());
+}
+
 /// Where nothing was given up nothing is to be compared again: a refused call, made every minute,
 /// would else have whole partitions hashed and exchanged for ever.
 #[test]
