@@ -359,3 +359,11 @@ impl Shared {
     #[inline(always)]
     fn hook(&self, _name: &'static str) {}
 }
+
+#[cfg(test)]
+impl Engine {
+    /// Has a test's code run at the hook of this name, once.
+    pub fn at_hook(&self, name: &'static str, run: impl FnOnce() + Send + 'static) {
+        self.shared.hooks.lock().insert(name, Box::new(|_| run()));
+    }
+}

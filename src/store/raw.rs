@@ -2,7 +2,7 @@
 //!
 //! 1. A raw row is the whole state; it never comes from the early stop of a last-write-wins read.
 //! 2. A raw row carries the floor its replica vouches for. A damaged partition vouches for nothing
-//!    and gives no raw rows.
+//!    and gives no raw rows, nor one that became so while the row was read.
 //! 3. Equal digests under equal floors mean equal versions: what compaction may lawfully have taken
 //!    from one of two copies does not count.
 //! 4. The join of two raw rows vouches for the higher of their floors: what is at or below it and
@@ -22,6 +22,7 @@ use crate::causality::codec::{self, ALL_DEAD, HAS_EXPIRY, HAS_TOKENS};
 use crate::causality::floor::{canonical, canonical_until, purgeable_at};
 use crate::causality::forget::forgotten_below;
 use crate::causality::{Context, Dot, Mode, Row, Token, join_with_floors};
+use crate::engine::SafePoint;
 use crate::engine::version::partition_of;
 
 /// A replica's whole word on one row.
@@ -68,9 +69,12 @@ impl Store {
 
     /// The floor of a key's partition.
     fn floor_of(&self, engine_key: &[u8]) -> Result<u64> {
-        let partition = partition_of(engine_key, self.engine.options().partition_bits) as u32;
-        let point = self.engine.safe_point(partition)?;
-        if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
+        let partition = self.partition_of_key(engine_key);
+        floor_at(partition, &self.engine.safe_point(partition)?)
+    }
+
+    fn partition_of_key(&self, engine_key: &[u8]) -> u32 {
+        partition_of(engine_key, self.engine.options().partition_bits) as u32
     }
 
     /// The whole row under a key, with the floor of its partition. May wait for a sync of the log.
@@ -85,6 +89,8 @@ impl Store {
         // The floor first: one that is installed meanwhile says less about the row, never more.
         let floor = self.floor_of(&engine_key)?;
         let row = self.watch(self.engine.get(&engine_key).map_err(Into::into))?;
+        // Not damaged meanwhile either: what is missing may be what was lost.
+        self.floor_of(&engine_key)?;
         Ok(RawRow { row, floor })
     }
 
@@ -106,9 +112,13 @@ impl Store {
             rows.push(self.watch(row.map(|row| row.map(<[u8]>::to_vec)).map_err(Into::into)));
         });
         let mut rows = rows.into_iter();
+        // Not damaged meanwhile either, as for one row.
+        let points = self.engine.safe_points();
         let mut raw = |place: Result<(Vec<u8>, u64)>| {
-            let (_, floor) = place?;
+            let (engine_key, floor) = place?;
             let row = rows.next().unwrap_or(Err(Error::Closed))?;
+            let partition = self.partition_of_key(&engine_key);
+            floor_at(partition, &points[partition as usize])?;
             Ok(RawRow { row, floor })
         };
         Early { found: places.into_iter().map(&mut raw).collect(), upto }
@@ -263,6 +273,10 @@ impl Store {
         let token = super::idempotency::token_of(&tenant.engine_key(key), idempotency_key);
         Ok(codec::decode(row).map_err(unreadable)?.token_time(token).is_some())
     }
+}
+
+fn floor_at(partition: u32, point: &SafePoint) -> Result<u64> {
+    if point.is_damaged() { Err(Error::Damaged { partition }) } else { Ok(point.floor) }
 }
 
 fn decoded(raw: &RawRow) -> Result<Option<Row<'_>>> {

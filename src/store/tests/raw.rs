@@ -149,3 +149,24 @@ fn garbage_is_refused_and_not_joined() {
     assert!(node.store().join_raw(good, bad.clone()).is_err());
     assert!(node.store().digest(&RawRow { floor: 9, ..bad }).is_err());
 }
+
+/// A partition that is marked as damaged while a row of it is read: what was found, or was not, may
+/// be of after the loss, and no floor vouches for it.
+#[test]
+fn a_row_of_a_partition_that_lost_data_meanwhile_is_no_word() {
+    for early in [false, true] {
+        let mut node = Node::new();
+        node.put("default", "k", "x");
+        let store = Arc::new(node.store.take().expect("started"));
+        let tenant = store.tenant("default").unwrap().id;
+        let read = || match early {
+            false => store.raw_row(tenant, b"k"),
+            true => store.peek_raw_rows(&[(tenant, b"k")]).found.remove(0),
+        };
+        assert!(read().unwrap().row.is_some());
+        let loses = Arc::clone(&store);
+        let lose = move || loses.mark_damaged(0..=3, &[7]).unwrap();
+        store.engine.at_hook("read:pinned", lose);
+        assert_eq!(read().unwrap_err().reason(), "DAMAGED", "{early}");
+    }
+}
