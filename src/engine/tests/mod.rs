@@ -18,6 +18,7 @@ mod reaper;
 mod remove;
 mod row;
 mod rules;
+mod ticks;
 
 use std::collections::HashMap;
 use std::path::Path;
