@@ -52,7 +52,7 @@ impl Shared {
     pub(super) fn seal(&self, queue_ingest: bool) -> u64 {
         let mut log = self.log.lock();
         let sealed = log.active.clone();
-        let keep = sealed.is_empty() && !sealed.has_writers();
+        let keep = self.is_untouched(&sealed);
         if keep && !queue_ingest {
             return sealed.epoch() - 1;
         }
@@ -78,6 +78,16 @@ impl Shared {
         drop(log);
         self.background.wake_flush();
         ingest.unwrap_or_else(|| sealed.epoch())
+    }
+
+    /// Whether nothing is in the active memtable, nor on its way there.
+    ///
+    /// REQUIRES: the log mutex is held, so that no writer comes.
+    pub(super) fn is_untouched(&self, active: &Memtable) -> bool {
+        // Writers first: one that inserts and leaves between the two looks is found by the second.
+        let has_writers = active.has_writers();
+        self.hook("untouched:looked");
+        !has_writers && active.is_empty()
     }
 
     fn new_blank(&self) -> Blank {

@@ -181,7 +181,7 @@ impl Shared {
     pub(super) fn end_log(&self) -> Result<()> {
         let end = {
             let mut log = self.log.lock();
-            let unflushed = !log.active.is_empty() || log.active.has_writers();
+            let unflushed = !self.is_untouched(&log.active);
             if unflushed || self.super_version.load().sealed() > 0 || self.poisoned_by().is_some() {
                 // A write that came in while the store was closed, or a flush that failed: the
                 // next open replays them. Nothing comes after: the caller may say next that the

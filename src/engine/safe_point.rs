@@ -236,8 +236,7 @@ impl Shared {
     /// that holds any of it.
     fn name_epoch_and_sync(&self, mut log: LogGuard<'_, LogState>) -> Result<u64> {
         let end = log.close_frame();
-        let idle = log.active.is_empty() && !log.active.has_writers();
-        let epoch = log.active.epoch() - u64::from(idle);
+        let epoch = log.active.epoch() - u64::from(self.is_untouched(&log.active));
         drop(log);
         if rule!(self, floor_after_sync) {
             self.log.sync(end)?;

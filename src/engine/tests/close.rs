@@ -125,6 +125,38 @@ fn a_write_under_way_at_the_close_keeps_the_log() {
     assert_eq!(count(&open(disk, tiny()).expect("opens")), 2);
 }
 
+/// A write that ends while the close looks whether there is one is not taken for none.
+#[test]
+fn a_write_that_ends_while_the_close_looks_keeps_the_log() {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    put(&engine, 0);
+    engine.flush().expect("flushes");
+    let (picked, is_picked) = channel();
+    let (go_on, goes_on) = channel();
+    let wait = Box::new(move |_: &super::Shared| {
+        picked.send(()).expect("awaited");
+        goes_on.recv().expect("told to go on");
+    });
+    engine.shared.hooks.lock().insert("write:picked", wait);
+    thread::scope(|scope| {
+        scope.spawn(|| engine.apply(&[(&1_u32.to_be_bytes(), &row(1))]).expect("taken"));
+        is_picked.recv().expect("the write has its memtable");
+        let let_end = Box::new(move |shared: &super::Shared| {
+            go_on.send(()).expect("awaited");
+            let active = Arc::clone(&shared.super_version.load().active);
+            while active.has_writers() {
+                thread::yield_now();
+            }
+        });
+        engine.shared.hooks.lock().insert("untouched:looked", let_end);
+        engine.shared.end_log().expect("keeps the log");
+    });
+    drop(engine);
+    assert!(!logs(&disk).is_empty());
+    assert_eq!(count(&open(disk, tiny()).expect("opens")), 2);
+}
+
 /// An engine whose log thread is in the middle of a sync, and what the callback of a write that
 /// came after it was told. The sync ends when the threads are told to stop.
 fn engine_in_a_sync(vfs: &Arc<FaultVfs>) -> (Engine, Receiver<Result<()>>) {
