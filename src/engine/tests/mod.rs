@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod early;
 mod excise;
+mod hangs;
 mod interleaved;
 mod metamorphic;
 mod model;

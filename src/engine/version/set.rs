@@ -44,6 +44,8 @@ pub struct VersionSet {
 
     /// Orders edits; held over the sync of the manifest.
     manifest: Mutex<Manifest>,
+    /// Its length. Relaxed: a figure, to be had while the mutex is held over a sync that hangs.
+    manifest_bytes: AtomicU64,
     /// The current version. Stored under `manifest`, loaded by anybody.
     current: ArcSwap<Version>,
     /// Numbers handed out. Relaxed: a number is only unique; edits publish what was used.
@@ -110,6 +112,7 @@ impl VersionSet {
             counters,
             pins,
             recovery,
+            manifest_bytes: AtomicU64::new(manifest.bytes()),
             manifest: Mutex::new(manifest),
             current: ArcSwap::from_pointee(version),
             file_next: AtomicU64::new(file_next),
@@ -152,9 +155,9 @@ impl VersionSet {
         &self.pins.reaper
     }
 
-    /// Length of the manifest in bytes.
+    /// Length of the manifest in bytes. Waits for nothing.
     pub fn manifest_bytes(&self) -> u64 {
-        self.manifest.lock().bytes()
+        self.manifest_bytes.load(Ordering::Relaxed)
     }
 
     /// Versions that are superseded but still read: how many, and for how many milliseconds the
@@ -233,6 +236,7 @@ impl VersionSet {
         if manifest.rewrite_due() {
             self.rewrite(manifest, after.state());
         }
+        self.manifest_bytes.store(manifest.bytes(), Ordering::Relaxed);
         after
     }
 

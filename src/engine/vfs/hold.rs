@@ -28,13 +28,14 @@ struct State {
 }
 
 impl Hold {
-    /// Of the calls for `operation` on files that end in `extension`, from now on. Takes the place
-    /// of what [`FaultVfs::hold_calls`] was given.
-    pub fn of(vfs: &FaultVfs, operation: Operation, extension: &'static str) -> Self {
+    /// Of the calls for `operation` on files whose names begin or end with `kind` ("sst", "log",
+    /// "MANIFEST"), from now on. Takes the place of what [`FaultVfs::hold_calls`] was given.
+    pub fn of(vfs: &FaultVfs, operation: Operation, kind: &'static str) -> Self {
         let gate = Arc::new(Gate::default());
         let held = Arc::clone(&gate);
         vfs.hold_calls(move |call| {
-            let concerns = call.path.extension().is_some_and(|end| end == extension);
+            let name = call.path.file_name().unwrap_or_default().to_string_lossy();
+            let concerns = name.starts_with(kind) || name.ends_with(kind);
             if concerns && call.operation == operation {
                 held.pass();
             }

@@ -1,0 +1,38 @@
+//! A disk that hangs: who has to wait for it, and who has not.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
+use super::row::Row;
+use super::{open, tiny};
+use crate::engine::vfs::fault::{FaultVfs, Operation};
+use crate::engine::vfs::hold::Hold;
+use crate::engine::vfs::mem::MemVfs;
+
+/// The manifest's sync hangs. Whoever asks for figures, to see what is wrong, is answered.
+#[test]
+fn figures_do_not_wait_for_the_manifest() {
+    let vfs = FaultVfs::new(Arc::new(MemVfs::new()));
+    let engine = Arc::new(open(Arc::new(vfs.clone()), tiny()).expect("opens"));
+    let row = Row::default().write(1, 1, true, Some(1)).encode();
+    engine.apply(&[(b"key", &row)]).expect("taken");
+    let before = engine.stats().manifest_bytes;
+    assert!(before > 0);
+
+    let (tell, told) = channel();
+    let syncs = Hold::of(&vfs, Operation::SyncData, "MANIFEST");
+    syncs.close();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| engine.flush());
+        syncs.wait_for_more_than(0);
+        let asked = Arc::clone(&engine);
+        scope.spawn(move || tell.send(asked.stats()).expect("awaited"));
+        let figures = told.recv_timeout(Duration::from_secs(10));
+        syncs.open();
+        flush.join().expect("no panic").expect("flushes");
+        assert_eq!(figures.expect("answered while it hangs").manifest_bytes, before);
+    });
+    assert!(engine.stats().manifest_bytes > before);
+}
