@@ -11,8 +11,9 @@
 //! remove the old segments, start the new one
 //! ```
 //!
-//! A clean close ([`Shared::end_log`]) leaves no log, and opening touches no data. Opening never
-//! takes longer than reading a few memtables' worth of log, whatever the size of the store.
+//! A clean close ([`Shared::end_log`]) leaves no log, and opening touches no data block. What it
+//! reads is at most a few memtables' worth of log and, of each table, filter, index and properties:
+//! the log does not grow with the store, the rest does.
 //!
 //! # Invariants
 //! 1. Replay starts exactly at the flushed position. Earlier records may be of rows that were

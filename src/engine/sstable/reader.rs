@@ -150,6 +150,9 @@ impl Table {
         };
         let payload = |section: Section| payload(&map, number, section).map_err(corrupt(section));
 
+        // At once: the map is advised as random, so each page would be waited for by itself.
+        let checked = usize::try_from(footer.filter.offset).unwrap_or(usize::MAX).min(map.len());
+        map.fetch(checked..map.len());
         let mut filter = None;
         if footer.filter.len > 0 {
             let range = payload(footer.filter)?;

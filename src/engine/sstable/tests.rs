@@ -15,7 +15,7 @@ use crate::engine::error::{Error, Result};
 use crate::engine::iter::Cursor;
 use crate::engine::options::{Compression, JOINED_BYTES_MAX, KEY_BYTES_MAX, ROW_BYTES_MAX};
 use crate::engine::record::Kind;
-use crate::engine::vfs::{File, Mapping};
+use crate::engine::vfs::{FETCHED, File, Mapping};
 
 const NUMBER: u64 = 7;
 
@@ -161,6 +161,19 @@ fn options() -> impl Strategy<Value = TableOptions> {
             compression,
         },
     )
+}
+
+/// Filter, index and properties, which opening checks, are fetched at once: page by page each fault
+/// would wait for the disk. Data blocks are not.
+#[test]
+fn opening_fetches_what_it_checks() {
+    let records = (0..500_u16).map(|n| (n.to_be_bytes().to_vec(), (Kind::Full, vec![7; 40])));
+    let (bytes, _) = build(&records.collect(), SMALL);
+    let from = Footer::decode(&bytes, NUMBER).unwrap().filter.offset as usize;
+    FETCHED.take();
+    open(&bytes).unwrap();
+    let fetched: Vec<_> = FETCHED.take().iter().map(|it| (it.start, it.end)).collect();
+    assert_eq!(fetched, [(from, bytes.len())]);
 }
 
 proptest! {

@@ -140,11 +140,22 @@ pub enum Mapping {
     },
 }
 
+#[cfg(test)]
+thread_local! {
+    /// What this thread had fetched of mappings.
+    pub(crate) static FETCHED: std::cell::RefCell<Vec<Range<usize>>> = const {
+        std::cell::RefCell::new(Vec::new())
+    };
+}
+
 impl Mapping {
     /// A hint: all of `range` is read next. What of it lies on the disk is fetched at once, where
-    /// each page would else be waited for by itself. Costs a call to the system.
+    /// each page would else be waited for by itself. Costs a call to the system
+    /// for each 128 KiB.
     pub fn fetch(&self, range: Range<usize>) {
         debug_assert!(range.end <= self.len());
+        #[cfg(test)]
+        FETCHED.with_borrow_mut(|fetched| fetched.push(range.clone()));
         match self {
             Self::Os(map) => os::fetch(map, range),
             Self::Memory(_) | Self::Unreadable { .. } => {}

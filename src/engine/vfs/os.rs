@@ -279,9 +279,15 @@ fn or_current(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
+/// What Linux takes of one hint that a range is needed, by default: it leaves the rest of it out.
+const FETCH_BYTES: usize = 128 << 10;
+
 /// See [`Mapping::fetch`]. An error would only mean that the hint was not taken.
 pub(super) fn fetch(map: &memmap2::Mmap, range: Range<usize>) {
-    let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+    for start in range.clone().step_by(FETCH_BYTES) {
+        let len = FETCH_BYTES.min(range.end - start);
+        let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
+    }
 }
 
 /// See [`Mapping::load`]. The system tells a page that it could not fetch by `EFAULT`, or one that
