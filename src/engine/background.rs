@@ -228,12 +228,12 @@ impl Shared {
         self.look_at_disk();
     }
 
-    /// A flush or compaction failed. For want of space it is tried again at the next tick, and a
-    /// damaged table is left alone from now on; any other failure poisons the engine, since trying
-    /// again could repeat the damage for ever.
+    /// A flush or compaction failed. For want of space, descriptors or memory it is tried again at
+    /// the next tick, and a damaged table is left alone from now on; any other failure poisons the
+    /// engine, since trying again could repeat the damage for ever.
     fn background_failed(&self, work: &str, error: &Error) {
         self.counters.background_errors.add(1);
-        if !error.is_storage_full() && !matches!(error, Error::Corruption(_)) {
+        if !error.is_shortage() && !matches!(error, Error::Corruption(_)) {
             self.poison(&format!("{work} failed: {error}"));
         }
     }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::merge::MergeError;
 use super::version::EditError;
 
@@ -119,6 +121,14 @@ impl Error {
     pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { operation, path, source }
+    }
+
+    /// Whether it failed for want of something that may come back: disk space, descriptors, memory.
+    /// Nothing is wrong with what is on the disk.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let Self::Io { source, .. } = self else { return self.is_storage_full() };
+        let number = Errno::from_io_error(source);
+        self.is_storage_full() || matches!(number, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
     }
 
     /// Whether it failed for want of disk space, which may come back.

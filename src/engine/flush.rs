@@ -167,8 +167,10 @@ impl Shared {
     /// is applied to the new SuperVersion beside the new tables; it may run more than once.
     ///
     /// # Errors
-    /// The manifest could not be written. The engine is poisoned: what a restart would find is
-    /// not known. Where it is known that the edit is not in the manifest its tables are removed.
+    /// The manifest could not be written: the engine is poisoned, since what a restart would find
+    /// is not known. A new table could not be opened: nothing is changed; one that is damaged
+    /// already poisons, since what was written just now is not what is there. Where it is known
+    /// that the edit is not in the manifest its tables are removed.
     pub(super) fn install(
         &self,
         edit: VersionEdit,
@@ -178,11 +180,16 @@ impl Shared {
         let installing = self.install_lock.lock();
         let made = made_by(&edit);
         let version = self.versions.log_and_apply(edit, self.now_ms()).inspect_err(|error| {
+            // Who fails before the edit is appended leaves the manifest as it was.
+            let is_refused = matches!(error, Error::Poisoned { .. });
+            let is_unnamed = is_refused || !self.versions.is_in_doubt();
             // A block of a table that has just gone is quarantined too late, which is no failure.
-            if !matches!(error, Error::Edit(EditError::NoSuchTable { level: None, .. })) {
+            let is_late = matches!(error, Error::Edit(EditError::NoSuchTable { level: None, .. }));
+            let is_unopened = is_unnamed && matches!(error, Error::Io { .. });
+            if !is_late && !is_unopened {
                 self.poison(&error.to_string());
             }
-            if matches!(error, Error::Poisoned { .. } | Error::Edit(_)) {
+            if is_unnamed {
                 self.remove_unnamed(&made);
             }
         })?;

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::flush::CacheChange;
 use crate::engine::version::VersionEdit;
 use crate::engine::vfs::Vfs;
-use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
+use crate::engine::vfs::fault::{Effect, Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error};
+use crate::engine::{Engine, Error, Options};
 
 fn tables(disk: &MemVfs) -> usize {
     let files = disk.list(Path::new("/db")).expect("lists");
@@ -106,4 +108,74 @@ fn a_compaction_that_cannot_be_installed_leaves_no_tables() {
     engine.shared.hooks.lock().insert("compact:merged", hook);
     engine.compact_all().expect_err("poisoned meanwhile");
     assert_eq!(tables(&disk), before);
+}
+
+/// Waits until `is_so`, a minute at most.
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        thread::yield_now();
+    }
+}
+
+/// A process that has no descriptor left, or no memory for a mapping, may have one in a moment: a
+/// flush and a compaction that met this are tried again, and leave no table behind.
+#[test]
+fn running_out_of_descriptors_is_no_failure_for_good() {
+    let numbers = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    for (operation, number) in [Operation::Create, Operation::Map]
+        .into_iter()
+        .flat_map(|operation| numbers.map(|number| (operation, number)))
+    {
+        let disk = MemVfs::new();
+        let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
+        let fault = Fault {
+            operation: Some(operation),
+            path_contains: ".sst".into(),
+            effect: Effect::FailOs(number),
+            ..Fault::default()
+        };
+        let options = Options { compaction_threads: 1, level0_tables_trigger: 2, ..tiny() };
+        let engine = open(vfs.clone(), options).expect("opens");
+        let stats = || engine.stats();
+        put(&engine, 0);
+        vfs.inject(fault.clone());
+        engine.shared.seal(false);
+        wait_until("a flush", || stats().flushes == 1 || stats().poisoned.is_some());
+        assert_eq!((stats().poisoned, stats().background_errors), (None, 1), "{operation:?}");
+
+        put(&engine, 0);
+        // The next table after the flush's is the compaction's.
+        vfs.inject(Fault { skip: 1, ..fault });
+        engine.shared.seal(false);
+        wait_until("a compaction", || stats().compactions == 1 || stats().poisoned.is_some());
+        assert_eq!((stats().poisoned, stats().background_errors), (None, 2), "{operation:?}");
+        engine.close().expect("closes");
+        drop(engine);
+        assert_eq!(tables(&disk), 1, "{operation:?}");
+    }
+}
+
+/// A table that cannot be opened after it was written is not named by the manifest: who asked for
+/// it learns it, and nobody else is concerned.
+#[test]
+fn what_fails_before_the_manifest_is_written_changes_nothing() {
+    let disk = MemVfs::new();
+    let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
+    let engine = open(vfs.clone(), tiny()).expect("opens");
+    put(&engine, 1);
+    vfs.inject(Fault {
+        operation: Some(Operation::Map),
+        path_contains: ".sst".into(),
+        ..Fault::default()
+    });
+    let failed = engine.flush();
+    assert!(matches!(failed, Err(Error::Io { .. })), "{failed:?}");
+    assert_eq!((engine.poisoned(), tables(&disk)), (None, 0));
+    put(&engine, 2);
+    engine.flush().expect("flushes");
+    drop(engine);
+    let engine = open(Arc::new(disk), tiny()).expect("opens");
+    assert!([1_u32, 2].iter().all(|n| engine.get(&n.to_be_bytes()).expect("reads").is_some()));
 }

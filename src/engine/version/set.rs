@@ -167,6 +167,12 @@ impl VersionSet {
         (count, since.map_or(0, |since| now_ms.saturating_sub(since)))
     }
 
+    /// Whether it is unknown what the manifest holds, since an earlier write or sync of it failed:
+    /// every edit is refused.
+    pub fn is_in_doubt(&self) -> bool {
+        self.manifest.lock().check().is_err()
+    }
+
     /// Makes `edit` durable and installs the version it leads to, which is returned.
     ///
     /// The next file number and epoch are filled in. The caller has synced the files of added

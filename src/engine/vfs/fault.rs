@@ -91,6 +91,8 @@ pub struct Fault {
 pub enum Effect {
     /// Nothing is done and this error returned. A call that can return no error is left out.
     Fail(ErrorKind),
+    /// The same with an error of the system, by its number: some have no [`ErrorKind`].
+    FailOs(i32),
     /// A write puts down its first bytes, at most this many, and then fails with this error. Other
     /// operations just fail.
     ShortWrite(u64, ErrorKind),
@@ -225,6 +227,7 @@ impl Shared {
         drop(hook);
         match effect {
             Some(Effect::Fail(error)) => Err(injected(error)),
+            Some(Effect::FailOs(number)) => Err(Error::from_raw_os_error(number)),
             Some(Effect::ShortWrite(_, error)) if operation != Operation::WriteAt => {
                 Err(injected(error))
             }
