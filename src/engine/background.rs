@@ -16,7 +16,7 @@ use super::options::SyncMode;
 use super::{Engine, Shared, priority};
 
 /// How often the threads look for work that only time brings: disk space, old tables, a flush
-/// that failed for want of space.
+/// that failed for want of space, a compaction that there was no room for.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Wakes threads of one kind. Rings are remembered, not counted beyond `threads`.

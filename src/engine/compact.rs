@@ -3,10 +3,14 @@
 //! Several threads may compact at once; a job's inputs are reserved from the pick to the install.
 //! What is picked and what a job does is decided in [`super::compaction`].
 //!
+//! A job whose outputs could take more than the disk has left is not begun: it would take the space
+//! that log and manifest go on with, and come to nothing. It is picked again at the next tick; what
+//! takes less goes on meanwhile.
+//!
 //! A job that meets a damaged block does not abort the store: the block is quarantined, its table
 //! is left out of further jobs and set aside where it stops none, and the other tables go on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +29,8 @@ impl Engine {
     /// operator or a test: the engine compacts by itself.
     ///
     /// # Errors
-    /// A table could not be read or written.
+    /// A table could not be read or written. [`Error::DiskFull`] if there is no room for that; what
+    /// there was room for is done.
     pub fn compact_all(&self) -> Result<()> {
         self.shared.flush_all()?;
         let before = self.shared.versions.allocate_file_number();
@@ -35,10 +40,11 @@ impl Engine {
                 return Err(Error::Closed);
             }
             while self.shared.set_aside()? {}
-            if let Some(job) = self.shared.reserve(|picker| picker.pick_all(before)) {
+            let picked = self.shared.reserve_with_room(|picker| picker.pick_all(before));
+            if let Ok(Some(job)) = picked {
                 self.shared.run_compaction(&job)?;
             } else if self.shared.compacting.lock().is_empty() {
-                return Ok(());
+                return picked.map(|_| ());
             } else {
                 self.shared.background.wait_for_install(installs, JOB_WAIT);
             }
@@ -78,15 +84,17 @@ impl Drop for Reserved<'_> {
 }
 
 impl Shared {
-    /// Runs the most urgent compaction. `false`: there is none.
+    /// Runs the most urgent compaction. `false`: there is none, or no room for one.
     pub(super) fn compact_once(&self) -> Result<bool> {
         self.check_unpoisoned()?;
         if self.set_aside()? {
             return Ok(true);
         }
-        let Some(job) = self.reserve(|picker| picker.pick()) else { return Ok(false) };
-        self.run_compaction(&job)?;
-        Ok(true)
+        match self.reserve_with_room(|picker| picker.pick()) {
+            Ok(Some(job)) => self.run_compaction(&job).map(|()| true),
+            Ok(None) | Err(Error::DiskFull { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes a table with an unreadable block out of the way. `false`: none is in it.
@@ -115,8 +123,38 @@ impl Shared {
         Ok(true)
     }
 
+    /// Reserves what `pick` chooses among the jobs that there is room for.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`]: for what there is to do there is none.
+    fn reserve_with_room(
+        &self,
+        pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
+    ) -> Result<Option<Reserved<'_>>> {
+        let (available, kept) = self.compaction_space();
+        let lacked_room = Cell::new(None);
+        let reserved = self.reserve_within(available - kept, |picker| {
+            let picked = pick(picker);
+            lacked_room.set(picker.lacked_room().filter(|_| picked.is_none()));
+            picked
+        });
+        let Some(bytes) = lacked_room.get() else { return Ok(reserved) };
+        self.counters.compactions_put_off.add(1);
+        let reserve = bytes.saturating_add(kept);
+        Err(Error::DiskFull { path: self.dir.clone(), available, reserve })
+    }
+
     pub(super) fn reserve(
         &self,
+        pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
+    ) -> Option<Reserved<'_>> {
+        self.reserve_within(u64::MAX, pick)
+    }
+
+    /// Reserves what `pick` chooses where compactions may take `room` bytes of the disk.
+    fn reserve_within(
+        &self,
+        room: u64,
         pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
     ) -> Option<Reserved<'_>> {
         let mut running = self.compacting.lock();
@@ -128,7 +166,7 @@ impl Shared {
         let (options, now_ms) = (&self.picker_options, self.now_ms());
         let state = version.state();
         let picker = Picker::new(state, &running, options, oldest_unflushed_epoch, now_ms);
-        let picker = picker.short_of_space(self.is_short_of_space());
+        let picker = picker.short_of_space(self.is_short_of_space()).with_room(room);
         #[cfg(test)]
         let picker = picker.without_named(&self.removed_rules.lock());
         let job = Arc::new(pick(&picker)?);

@@ -91,14 +91,14 @@ pub enum Error {
         waited_ms: u64,
     },
 
-    /// Too little free space for what was asked. Nothing was written.
+    /// Too little free space for what was asked. Nothing was written for it.
     #[error("{} has {available} bytes free, below the reserve of {reserve}", path.display())]
     DiskFull {
         /// The data directory.
         path: PathBuf,
         /// Free bytes.
         available: u64,
-        /// Bytes kept free for compaction.
+        /// Bytes that have to be free: what is kept for compaction, or what one takes.
         reserve: u64,
     },
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::error::{Error, Result};
 use super::options::Options;
 use super::super_version::SuperVersion;
+use super::vfs::DiskSpace;
 use super::{Engine, Shared};
 
 /// From so many millionths of the disk in use on, space that can be had is taken back first.
@@ -191,6 +192,17 @@ impl Shared {
     pub(super) fn is_short_of_space(&self) -> bool {
         let used_ppm = self.disk_used_ppm.load(Ordering::Relaxed);
         used_ppm >= SHORT_PPM || self.disk_full.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that are free, and how many of them stay for log and manifest whatever compactions
+    /// take: a quarter of the reserve, or half of what is left where that is less. A compaction is
+    /// how space comes back, so it may have the rest of the reserve.
+    pub(super) fn compaction_space(&self) -> (u64, u64) {
+        // As for the reserve: what cannot be asked is taken to have room.
+        let Ok(DiskSpace { available, .. }) = self.vfs.disk_space(&self.dir) else {
+            return (u64::MAX, 0);
+        };
+        (available, (self.options.disk_reserve_bytes / RESERVE_FLOOR).min(available / 2))
     }
 
     /// Whether there is no space for any write. Below the reserve each write that may have it asks

@@ -32,6 +32,7 @@ pub(super) struct Counters {
     pub trivial_moves: Counter,
     pub compacted_bytes_read: Counter,
     pub compacted_bytes_written: Counter,
+    pub compactions_put_off: Counter,
     pub rows_purged: Counter,
     pub stalls: Counter,
     pub slowed: Counter,
@@ -84,6 +85,8 @@ pub struct Stats {
     pub compacted_bytes_read: u64,
     /// Bytes of compaction outputs.
     pub compacted_bytes_written: u64,
+    /// Times that a compaction was due and not begun, since the disk had no room for it.
+    pub compactions_put_off: u64,
     /// Rows forgotten below the floor.
     pub rows_purged: u64,
     /// Bytes that compaction should still move to reach its targets.
@@ -169,6 +172,7 @@ impl Shared {
             trivial_moves: counters.trivial_moves.get(),
             compacted_bytes_read: counters.compacted_bytes_read.get(),
             compacted_bytes_written: counters.compacted_bytes_written.get(),
+            compactions_put_off: counters.compactions_put_off.get(),
             rows_purged: counters.rows_purged.get(),
             compaction_debt_bytes: self.compaction_debt(&view.version),
             stalls: counters.stalls.get(),

@@ -9,8 +9,9 @@
 //! | all but a quarter of that | everything |
 //!
 //! Deletes, rows of other replicas and compaction may have the reserve: they are how space comes
-//! back. The last quarter is compaction's alone. How full the disk is was looked at half a second
-//! ago at most.
+//! back. The last quarter is for log and manifest, and the flush of what was taken before: a
+//! compaction is only begun if it leaves that much, or half of what is free. How full the disk is
+//! was looked at half a second ago at most.
 
 use super::Store;
 use super::error::{Error, Result};

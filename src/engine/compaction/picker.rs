@@ -20,6 +20,9 @@
 //! tree at rest where it writes at most ten bytes for each that it frees; and where the disk is
 //! short of space the same, before everything else. What is less goes when the table is old.
 
+mod compaction;
+
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -28,6 +31,8 @@ use super::rules::{Rule, Rules};
 use super::targets::Targets;
 use crate::engine::options::{Compression, LEVELS, Options};
 use crate::engine::version::{TableMeta, VersionState};
+use compaction::hull;
+pub use compaction::{Compaction, Reason};
 
 const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
@@ -85,74 +90,6 @@ impl From<&Options> for PickerOptions {
     }
 }
 
-/// Why a compaction was picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Too many tables at level 0.
-    Level0,
-    /// A level is beyond its target.
-    Size,
-    /// Tombstones may be forgotten.
-    Purge,
-    /// The table is old.
-    Age,
-    /// Nothing has come for a while.
-    Rest,
-    /// Keys were excised from the table.
-    Excised,
-    /// Somebody asked for it.
-    Manual,
-    /// A table with an unreadable block is in the way.
-    Damage,
-}
-
-/// A compaction to run.
-#[derive(Clone, Debug)]
-pub struct Compaction {
-    /// Why.
-    pub reason: Reason,
-    /// The tables to merge, newest source first.
-    pub inputs: Vec<Arc<TableMeta>>,
-    /// Where the outputs go.
-    pub output_level: usize,
-    /// Tables of the level below the output level that the outputs will overlap.
-    pub grandparents: Vec<Arc<TableMeta>>,
-    /// The inputs need not be read: an edit moves them to the output level.
-    pub trivial_move: bool,
-}
-
-impl Compaction {
-    /// The first key of the inputs.
-    pub fn smallest(&self) -> &[u8] {
-        hull(&self.inputs).0
-    }
-
-    /// The last key of the inputs.
-    pub fn largest(&self) -> &[u8] {
-        hull(&self.inputs).1
-    }
-
-    /// Size of the inputs in bytes.
-    pub fn input_bytes(&self) -> u64 {
-        self.inputs.iter().map(|table| table.bytes).sum()
-    }
-
-    /// When its outputs were made, for their age: now, but what is only rewritten without excised
-    /// keys is as old as it was.
-    pub fn created_ms(&self, now_ms: u64) -> u64 {
-        match self.reason {
-            Reason::Excised => self.inputs.iter().map(|table| table.created_ms).min(),
-            _ => None,
-        }
-        .unwrap_or(now_ms)
-    }
-
-    /// Whether table `number` is an input.
-    pub fn has_input(&self, number: u64) -> bool {
-        self.inputs.iter().any(|table| table.number == number)
-    }
-}
-
 /// See the module page. Made anew for each choice.
 #[derive(Debug)]
 pub struct Picker<'a> {
@@ -168,6 +105,10 @@ pub struct Picker<'a> {
     quarantined: HashSet<u64>,
     /// Whether the disk is short of space.
     is_short: bool,
+    /// Bytes of the disk that another job may take.
+    room: u64,
+    /// What the smallest job would take that was left out because it would take more.
+    lacked_room: Cell<Option<u64>>,
     rules: Rules,
 }
 
@@ -190,6 +131,8 @@ impl<'a> Picker<'a> {
             targets: Targets::new(state, options),
             rules: Rules::default(),
             is_short: false,
+            room: u64::MAX,
+            lacked_room: Cell::new(None),
             state,
             running,
             options,
@@ -203,6 +146,19 @@ impl<'a> Picker<'a> {
     pub fn short_of_space(mut self, is_short: bool) -> Self {
         self.is_short = is_short;
         self
+    }
+
+    /// The same picker where jobs may take `bytes` of the disk, the running ones among them.
+    #[must_use]
+    pub fn with_room(mut self, bytes: u64) -> Self {
+        let taken = self.running.iter().map(|job| job.room_bytes()).sum();
+        self.room = bytes.saturating_sub(taken);
+        self
+    }
+
+    /// Bytes that the smallest job would take that was left out for want of room.
+    pub fn lacked_room(&self) -> Option<u64> {
+        self.lacked_room.get()
     }
 
     #[cfg(test)]
@@ -505,7 +461,8 @@ impl<'a> Picker<'a> {
     }
 
     /// The job that takes `upper`, which are idle and newest first, to `output_level`: adds what
-    /// they overlap there. `None` if that collides with a job that runs or with a rule.
+    /// they overlap there. `None` if that collides with a job that runs or with a rule, or takes
+    /// more than the room there is.
     fn complete(
         &self,
         upper: Vec<Arc<TableMeta>>,
@@ -546,7 +503,14 @@ impl<'a> Picker<'a> {
             LEVELS => Vec::new(),
             level => self.state.overlapping(level, smallest, largest).cloned().collect(),
         };
-        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move })
+        let job = Compaction { reason, inputs, output_level, grandparents, trivial_move };
+        let bytes = job.room_bytes();
+        if bytes > self.room {
+            let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
+            self.lacked_room.set(Some(least));
+            return None;
+        }
+        Some(job)
     }
 
     /// Whether tables that overlap nothing at `output_level` can go there without being read.
@@ -571,13 +535,6 @@ impl<'a> Picker<'a> {
         let below = self.state.overlapping(output_level + 1, &table.smallest, &table.largest);
         below.map(|table| table.bytes).sum()
     }
-}
-
-/// The least and greatest key of tables; empty keys if there are none.
-fn hull(tables: &[Arc<TableMeta>]) -> (&[u8], &[u8]) {
-    let smallest = tables.iter().map(|table| &*table.smallest).min();
-    let largest = tables.iter().map(|table| &*table.largest).max();
-    (smallest.unwrap_or_default(), largest.unwrap_or_default())
 }
 
 #[cfg(test)]

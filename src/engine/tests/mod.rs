@@ -19,6 +19,7 @@ mod reaper;
 mod remove;
 mod row;
 mod rules;
+mod space;
 mod ticks;
 
 use std::collections::HashMap;

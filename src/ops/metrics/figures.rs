@@ -161,6 +161,11 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
             e.compacted_bytes_written,
             "Bytes that compactions wrote.",
         ),
+        counter(
+            "pairdb_compaction_put_off_total",
+            e.compactions_put_off,
+            "Times a compaction had no room on the disk.",
+        ),
         counter("pairdb_compaction_rows_purged_total", e.rows_purged, "Deleted rows forgotten."),
         gauge(
             "pairdb_compaction_debt_bytes",

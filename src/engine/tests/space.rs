@@ -1,0 +1,111 @@
+//! A disk with little room left: what is begun there and what waits.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::row::Row;
+use super::{open, tiny};
+use crate::engine::options::Compression;
+use crate::engine::vfs::Vfs;
+use crate::engine::vfs::mem::MemVfs;
+use crate::engine::{Engine, Error, Options};
+
+fn options() -> Options {
+    Options {
+        memtable_bytes: 1 << 20,
+        level0_tables_trigger: 1,
+        table_bytes: 1 << 20,
+        base_level_bytes: 1 << 20,
+        compression_lower: Compression::None,
+        ..tiny()
+    }
+}
+
+/// A table of level 0 with these keys.
+fn flush(engine: &Engine, keys: std::ops::Range<u32>, time: u64) {
+    for n in keys {
+        let row = Row::default().write(1, time, true, Some(n)).encode();
+        let position = engine.apply(&[(&n.to_be_bytes(), &row)]).expect("taken");
+        engine.wait_durable(position).expect("durable");
+    }
+    engine.flush().expect("flushes");
+}
+
+/// A table of level 0 over one with the same keys. Their bytes: what a compaction may take.
+fn table_over_table(engine: &Engine) -> u64 {
+    flush(engine, 0..2_000, 1);
+    while engine.step().expect("moves it down") {}
+    flush(engine, 0..2_000, 2);
+    assert_eq!(engine.stats().compactions, 0);
+    let bytes = engine.stats().table_bytes();
+    assert!(bytes > 64 << 10, "{bytes}");
+    bytes
+}
+
+/// Lets files take `bytes` more.
+fn leave(disk: &MemVfs, bytes: u64) {
+    disk.set_space_limit(None);
+    let space = disk.disk_space(Path::new("/db")).expect("in memory");
+    disk.set_space_limit(Some(space.total - space.available + bytes));
+}
+
+/// A compaction that the disk has no room for is not begun: it would take what log and manifest
+/// need, and fail. It is begun when there is room.
+#[test]
+fn a_compaction_without_room_waits() {
+    let disk = MemVfs::new();
+    let engine = open(Arc::new(disk.clone()), options()).expect("opens");
+    let job_bytes = table_over_table(&engine);
+    leave(&disk, job_bytes / 4);
+    for _ in 0..3 {
+        assert!(!engine.step().expect("it is not begun"), "nothing is done, and nobody spins");
+    }
+    let refused = engine.compact_all();
+    assert!(matches!(refused, Err(Error::DiskFull { .. })), "{refused:?}");
+    let stats = engine.stats();
+    assert_eq!((stats.compactions, stats.poisoned), (0, None));
+    assert!(stats.compactions_put_off >= 4, "{}", stats.compactions_put_off);
+
+    leave(&disk, 2 * job_bytes);
+    assert!(engine.step().expect("compacts"));
+    assert_eq!(engine.stats().compactions, 1);
+    let put_off = engine.stats().compactions_put_off;
+    assert!(!engine.step().expect("there is nothing to do"));
+    assert_eq!(engine.stats().compactions_put_off, put_off);
+}
+
+/// What takes no room, or less than there is, goes on beside what waits.
+#[test]
+fn moves_and_small_compactions_go_on_without_room_for_large_ones() {
+    let disk = MemVfs::new();
+    let engine = open(Arc::new(disk.clone()), options()).expect("opens");
+    flush(&engine, 0..2_000, 1);
+    flush(&engine, 2_000..4_000, 1);
+    let bytes = engine.stats().table_bytes();
+    leave(&disk, bytes / 4);
+    while engine.step().expect("moves tables") {}
+    let stats = engine.stats();
+    assert!(stats.trivial_moves > 0 && stats.compactions == 0);
+
+    disk.set_space_limit(None);
+    flush(&engine, 4_100..4_110, 2);
+    flush(&engine, 4_100..4_110, 3);
+    leave(&disk, bytes / 4);
+    while engine.step().expect("merges the two small ones") {}
+    assert!(engine.stats().compactions > 0);
+}
+
+/// The reserve is there for compaction, but for a part that log and manifest go on with.
+#[test]
+fn a_compaction_leaves_a_quarter_of_the_reserve() {
+    const RESERVE_BYTES: u64 = 256 << 10;
+    let disk = MemVfs::new();
+    let options = Options { disk_reserve_bytes: RESERVE_BYTES, ..options() };
+    let engine = open(Arc::new(disk.clone()), options).expect("opens");
+    let job_bytes = table_over_table(&engine);
+    leave(&disk, RESERVE_BYTES / 4 + job_bytes - 1);
+    assert!(!engine.step().expect("it is not begun"));
+    leave(&disk, RESERVE_BYTES / 4 + job_bytes);
+    assert!(engine.step().expect("compacts"));
+    assert_eq!(engine.stats().compactions, 1);
+}
