@@ -2,7 +2,8 @@
 //!
 //! Where every write is synced, a segment's file grows by [`LogOptions::grow_bytes`] at a time,
 //! later by several of them, so that a sync has little metadata to write and a store takes about
-//! the space of what is in its log, whatever the size of a segment.
+//! the space of what is in its log, whatever the size of a segment. On a full disk it grows by what
+//! is written.
 //!
 //! Elsewhere [`LogOptions::grow_bytes`] at a time are prepared ahead of the writers, by a thread
 //! that is not one of them: to allocate takes a place in the file system's journal, which is waited
@@ -88,8 +89,15 @@ impl Files<'_> {
             let first = u64::from(self.options.grow_bytes).max(1);
             let step = tip.allocated.clamp(first, first * STEPS_MAX);
             let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
-            file.allocate(len).map_err(|source| Error::io("allocate", &path())(source))?;
-            tip.allocated = len;
+            let allocate = |len: u64| match file.allocate(len) {
+                Ok(()) => Ok(len),
+                Err(source) => Err(Error::io("allocate", &path())(source)),
+            };
+            // A step is a courtesy: what is to be written may have room where the step has none.
+            tip.allocated = allocate(len).or_else(|error| match error.is_storage_full() {
+                true => allocate(end),
+                false => Err(error),
+            })?;
         }
         file.write_at(offset, bytes).map_err(|source| Error::io("write", &path())(source))?;
         tip.end = end;

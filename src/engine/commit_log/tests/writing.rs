@@ -444,6 +444,27 @@ fn a_log_that_cannot_grow_poisons_and_keeps_its_promises() {
     assert_eq!(replay(&mem.crash_clone(3), Position::ZERO, false).unwrap().0, numbers(promised));
 }
 
+/// A step ahead is a courtesy: where the disk has room for the record and not for the step, the
+/// record is taken.
+#[test]
+fn a_log_without_room_for_a_step_grows_by_what_it_needs() {
+    let mem = disk();
+    let log = create(&mem, LogOptions { grow_bytes: 4096, segment_bytes: 64 << 10, ..SMALL }, 1);
+    let log = log.unwrap();
+    // The step after 8 KiB is to 16 KiB.
+    mem.set_space_limit(Some(12 << 10));
+    let mut index = 0;
+    while log.appended_upto().offset() < 11 << 10 {
+        append(&log, index).and_then(|end| log.sync(end)).unwrap();
+        index += 1;
+    }
+    mem.set_space_limit(None);
+    append(&log, index).and_then(|end| log.sync(end)).unwrap();
+    assert_eq!(replay(&mem.crash_clone(3), Position::ZERO, false).unwrap().0, numbers(index + 1));
+    let file = mem.open(&directory().join("0000000001.log")).unwrap();
+    assert!(file.len().unwrap() >= 16 << 10, "in steps again");
+}
+
 /// Where writes are not synced one by one, room is made ahead a step at a time, before the one
 /// before is used up, and no further than the segment goes.
 #[test]
