@@ -93,7 +93,9 @@ impl Vfs for OsVfs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        StdFile::open(or_current(path))?.sync_all()
+        let directory = StdFile::open(or_current(path))?;
+        // rustix, not std, as in `sync_data`.
+        Ok(rustix::fs::fsync(&directory)?)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
