@@ -16,7 +16,7 @@ use crate::engine::record::Record;
 use crate::engine::sstable::{KeyHash, KeyRange, Properties, Table, TableIter, TableRecord};
 use crate::engine::vfs::Vfs;
 
-/// What became of obsolete files. All counters only grow.
+/// What became of the files of obsolete tables. All counters only grow.
 #[derive(Debug, Default)]
 pub struct FileCounters {
     /// Files removed.

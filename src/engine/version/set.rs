@@ -255,9 +255,7 @@ impl VersionSet {
             Ok(new) => new,
             Err(_) => {
                 // Whatever was written under that number must not be in the way the next time.
-                let path = manifest::path(&self.dir, number);
-                let removed = self.vfs.remove(&path).is_ok();
-                self.count(removed);
+                let _ = self.vfs.remove(&manifest::path(&self.dir, number));
                 return manifest.put_rewrite_off();
             }
         };
@@ -265,14 +263,8 @@ impl VersionSet {
             return manifest.poison(&error);
         }
         let old = std::mem::replace(manifest, new);
-        let removed = self.vfs.remove(old.path()).is_ok();
-        self.count(removed);
-    }
-
-    fn count(&self, removed: bool) {
-        let counters = &self.counters;
-        let counter = if removed { &counters.removed } else { &counters.remove_errors };
-        counter.fetch_add(1, Ordering::Relaxed);
+        // If this fails, the next open does it.
+        let _ = self.vfs.remove(old.path());
     }
 }
 
