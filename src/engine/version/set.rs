@@ -196,18 +196,6 @@ impl VersionSet {
         Ok(self.install(&mut manifest, &before, state, levels, now_ms))
     }
 
-    /// Raises every `floor_epoch` to `epoch`, in memory only.
-    ///
-    /// For recovery: replayed records are in a memtable of that epoch, so no floor counts for a
-    /// purge before it is flushed. Every open does it again, hence nothing is written.
-    pub fn raise_floor_epochs(&self, epoch: u64, now_ms: u64) -> Arc<Version> {
-        let mut manifest = self.manifest.lock();
-        let before = self.current.load_full();
-        let state = Arc::new(before.state().with_floor_epochs(epoch));
-        let levels = std::array::from_fn(|level| before.level(level).tables().to_vec());
-        self.install(&mut manifest, &before, state, levels, now_ms)
-    }
-
     /// The open tables of `state`: those of `before`, and newly opened ones.
     fn levels(&self, before: &Version, state: &VersionState) -> Result<[Vec<TableRef>; LEVELS]> {
         let handles: HashMap<u64, &Arc<TableHandle>> =

@@ -254,18 +254,6 @@ impl VersionState {
         runs(&self.safe_points.iter().map(damage).collect::<Vec<_>>())
     }
 
-    /// The same state with every `floor_epoch` at least `epoch`.
-    pub(super) fn with_floor_epochs(&self, epoch: u64) -> Self {
-        let mut next = self.clone();
-        let raise = |point: &SafePoint| SafePoint {
-            floor_epoch: point.floor_epoch.max(epoch),
-            ..point.clone()
-        };
-        next.safe_points = self.safe_points.iter().map(raise).collect();
-        next.epoch_next = next.epoch_next.max(epoch + 1);
-        next
-    }
-
     /// The same state with no file number below `number` left to hand out.
     pub(super) fn with_file_next(mut self, number: u64) -> Self {
         self.file_next = self.file_next.max(number);

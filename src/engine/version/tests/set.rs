@@ -202,16 +202,3 @@ fn failed_rewrite_is_put_off() {
     drop(set);
     assert_eq!(open(&vfs).current().state().flushed(), position(199));
 }
-
-/// Replayed records are in a memtable of a new epoch: until it is flushed, no floor counts.
-#[test]
-fn recovery_raises_floor_epochs() {
-    let vfs = mem();
-    let set = open(&vfs);
-    let points = vec![(0..8, point(9, 8, &[]))];
-    set.log_and_apply(VersionEdit { safe_points: points, ..add([]) }, 0).unwrap();
-    let epoch = set.allocate_epoch();
-    let version = set.raise_floor_epochs(epoch, 0);
-    assert!(version.state().safe_points().iter().all(|point| point.floor_epoch == epoch));
-    assert!(set.allocate_epoch() > epoch);
-}
