@@ -177,7 +177,6 @@ impl Shared {
 
     fn run_compaction(&self, reserved: &Reserved<'_>) -> Result<()> {
         let Reserved { job, version, oldest_unflushed_epoch, .. } = reserved;
-        self.pacer.set_debt(self.compaction_debt(version));
         let bad_row = RefCell::new(None);
         let context = JobContext {
             vfs: &*self.vfs,
@@ -244,6 +243,11 @@ impl Shared {
         if wait_us > 0 && self.options.compaction_threads > 0 {
             self.background.pause(Duration::from_micros(wait_us));
         }
+    }
+
+    /// Has the pace follow what compaction is behind in this version, which is the current one.
+    pub(super) fn pace_by(&self, version: &Version) {
+        self.pacer.set_debt(self.compaction_debt(version));
     }
 
     /// Bytes that compaction is behind.

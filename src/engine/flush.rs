@@ -214,6 +214,7 @@ impl Shared {
             change(&mut view);
             Arc::new(view)
         });
+        self.pace_by(&version);
         drop(installing);
         self.hook("install:swapped");
         if !rule!(self, cache_fix_before_swap) {

@@ -239,6 +239,7 @@ impl Engine {
     ) -> Result<Self> {
         let shared = Arc::new(recovery::open(dir, options, operator, environment)?);
         shared.look_at_disk();
+        shared.pace_by(&shared.version());
         let engine = Self { shared };
         if engine.shared.options.compaction_threads > 0 {
             let reaper = engine.shared.versions.reaper();
@@ -309,13 +310,13 @@ impl Shared {
         self.now_ms.load(Ordering::Relaxed)
     }
 
-    /// Whether writes are refused because the engine is closing.
     /// The tree now, for those who need tables for long: with a whole view they would keep
     /// memtables that are flushed meanwhile.
     fn version(&self) -> Arc<version::Version> {
         Arc::clone(&self.super_version.load().version)
     }
 
+    /// Whether writes are refused because the engine is closing.
     fn closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }

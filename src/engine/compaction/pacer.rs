@@ -26,7 +26,7 @@ pub struct Pacer {
     rate: u64,
     free_debt: u64,
 
-    /// Bytes compaction is behind. Relaxed: an estimate, taken anew now and then.
+    /// Bytes compaction is behind. Relaxed: an estimate, taken anew with each install.
     debt: AtomicU64,
     bucket: Mutex<Bucket>,
 }

@@ -49,3 +49,27 @@ fn writers_are_slowed_before_they_would_have_to_stop() {
     put(&engine, i, OnStall::Wait);
     assert_eq!(engine.stats().slowed, 5);
 }
+
+/// The rate limit goes up while compaction falls behind, not only when the next job begins.
+#[test]
+fn the_pace_follows_what_is_installed() {
+    let options = Options {
+        compaction_bytes_per_second: 1,
+        level0_tables_trigger: 2,
+        level0_tables_stop: 10_000,
+        ..tiny()
+    };
+    let engine = open(Arc::new(FaultVfs::new(Arc::new(MemVfs::new()))), options).expect("opens");
+    let debt = || engine.stats().compaction_debt_bytes;
+    assert!(engine.shared.pacer.take(1 << 20, 1) > 0, "paced as long as it keeps up");
+    let mut i = 0;
+    while debt() < 16 * (4 << 10) {
+        assert!(engine.shared.pacer.take(1 << 20, 1) > 0, "{} bytes behind", debt());
+        for _ in 0..20 {
+            i += 1;
+            put(&engine, i, OnStall::Wait);
+        }
+        engine.flush().expect("flushes");
+    }
+    assert_eq!(engine.shared.pacer.take(1 << 20, 1), 0, "{} bytes behind", debt());
+}
