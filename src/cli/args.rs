@@ -184,6 +184,18 @@ impl Connect {
         }
         Ok(out.flush()?)
     }
+
+    /// Writes an answer, and gives what became of the command: who does not read the answer is
+    /// told that all the same.
+    pub fn conclude(
+        &self,
+        text: &str,
+        json: &serde_json::Value,
+        outcome: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let printed = self.print(text, json);
+        outcome.and(printed)
+    }
 }
 
 /// Writes bytes to standard output as they are; on a terminal, with an end of line.

@@ -57,6 +57,11 @@ impl Failure {
         self.code == 5
     }
 
+    /// Whether there is nothing to say of it: who read standard output has seen enough.
+    pub fn is_silent(&self) -> bool {
+        self.code == 0
+    }
+
     /// Names the line of the input.
     pub fn at(mut self, line: u64) -> Self {
         self.message = format!("line {line}: {}", self.message);

@@ -30,8 +30,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = args.connect.rows_client(&args.tenant)?;
     let row = client.read(&args.tenant.tenant, args.key.bytes()?).await?;
     if args.connect.output == Output::Json {
-        args.connect.print("", &to_json(&row))?;
-        return if row.found { Ok(()) } else { Err(Failure::with_code(3, "")) };
+        let outcome = if row.found { Ok(()) } else { Err(Failure::not_found("")) };
+        return args.connect.conclude("", &to_json(&row), outcome);
     }
     match row.siblings.as_slice() {
         [] => Err(Failure::not_found("the key was not found")),

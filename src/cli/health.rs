@@ -19,9 +19,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let call = async |admin: &mut Admin, request| admin.node_status(request).await;
     let status = client.admin_call(NodeStatusRequest {}, call).await?;
     let json = json!({ "state": status.state, "node_id": status.node_id });
-    args.connect.print(&status.state, &json)?;
-    match status.state.as_str() {
+    let outcome = match status.state.as_str() {
         "serving" => Ok(()),
         _ => Err(Failure::with_code(5, "the node does not serve")),
-    }
+    };
+    args.connect.conclude(&status.state, &json, outcome)
 }

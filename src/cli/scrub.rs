@@ -30,9 +30,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         let _ = write!(text, "\n{} at byte {}: {}", one.file, one.offset, one.what);
     }
     let json = json!({ "tables": report.tables, "bytes": report.bytes, "damage": damage });
-    args.connect.print(&text, &json)?;
-    match report.damage.len() {
+    let outcome = match report.damage.len() {
         0 => Ok(()),
         found => Err(Failure::error(format!("{found} damaged places"))),
-    }
+    };
+    args.connect.conclude(&text, &json, outcome)
 }

@@ -237,26 +237,35 @@ fn report(events: &[Event], output: Output) -> Result<(), Failure> {
         .take(SHOWN_MAX)
         .map(|violation| (violation, shrink::smallest(events, violation)))
         .collect();
+    let printed = print(&outcomes, violations.len(), &shown, output);
+    match violations.len() {
+        0 => printed,
+        count => Err(Failure::with_code(BROKEN, format!("{count} promises were broken"))),
+    }
+}
+
+fn print(
+    outcomes: &BTreeMap<&str, u64>,
+    violations: usize,
+    shown: &[(&Violation, Vec<Event>)],
+    output: Output,
+) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match output {
-        Output::Text => out.write_all(text(&outcomes, violations.len(), &shown).as_bytes())?,
+        Output::Text => out.write_all(text(outcomes, violations, shown).as_bytes())?,
         Output::Json => {
             let shown: Vec<Value> = shown.iter().map(to_json).collect();
             let operations: u64 = outcomes.values().sum();
             let report = json!({
                 "operations": operations,
                 "outcomes": outcomes,
-                "violations": violations.len(),
+                "violations": violations,
                 "shown": shown,
             });
             writeln!(out, "{report}")?;
         }
     }
-    out.flush()?;
-    match violations.len() {
-        0 => Ok(()),
-        count => Err(Failure::with_code(BROKEN, format!("{count} promises were broken"))),
-    }
+    Ok(out.flush()?)
 }
 
 fn text(

@@ -8,6 +8,7 @@ mod no_room;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod node;
 mod stopping;
+mod unread;
 
 use std::fs;
 
@@ -235,6 +236,8 @@ fn a_real_node_keeps_its_promises_and_a_forged_history_is_convicted() {
     assert_eq!(convicted.code, 6, "{}", convicted.stdout);
     assert!(convicted.stdout.contains("I15 tenant"), "{}", convicted.stdout);
     assert!(convicted.stderr.contains("broken"), "{}", convicted.stderr);
+    let unread = node::unread(&["verify", "check", &file], &node.endpoint());
+    assert_eq!(unread.code, convicted.code, "{}", unread.stderr);
     assert_eq!(node.run(&["verify", "check", "nowhere"]).code, 1);
 }
 

@@ -54,6 +54,21 @@ pub fn pairdb_with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     finish(command, "")
 }
 
+/// Runs the binary against a node, with nobody to read what it says on standard output.
+pub fn unread(arguments: &[&str], endpoint: &str) -> Done {
+    let mut command = command();
+    command.args(arguments).env("PAIRDB_ENDPOINT", endpoint);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    let output = command.output().expect("it ends");
+    Done {
+        code: output.status.code().expect("it exits"),
+        stdout: String::new(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 /// Runs a node that must refuse to start: on `data_dir`, free ports.
 pub fn refused(data_dir: &str, settings: &[(&str, &str)]) -> Done {
     let listen = ["--listen", "--peer-listen", "--admin-listen"];

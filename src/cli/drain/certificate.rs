@@ -56,11 +56,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         "bytes": told.bytes,
         "digest": told.digest,
     });
-    args.connect.print(&text, &json)?;
-    match told.valid {
+    let outcome = match told.valid {
         true => Ok(()),
         false => Err(Failure::error("the certificate is not valid")),
-    }
+    };
+    args.connect.conclude(&text, &json, outcome)
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

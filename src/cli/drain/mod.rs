@@ -289,8 +289,7 @@ fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> 
     if !last.certificate_digest.is_empty() {
         text += &format!("\ncertificate {}", last.certificate_digest);
     }
-    args.connect.print(&text, &to_json(last))?;
-    match last.phase() {
+    let outcome = match last.phase() {
         DrainPhase::Left if args.cancel => {
             Err(Failure::refused("it is too late to cancel: the node has left"))
         }
@@ -306,5 +305,6 @@ fn report(args: &DrainArgs, last: &proto::DrainProgress) -> Result<(), Failure> 
             Err(Failure::refused("it is too late to cancel: the node is removed"))
         }
         _ => Ok(()),
-    }
+    };
+    args.connect.conclude(&text, &to_json(last), outcome)
 }

@@ -201,9 +201,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let began = Instant::now();
     import.work(input).await?;
     import.bar.finish_and_clear();
-    report(&args.connect, &import, began.elapsed())?;
+    let reported = report(&args.connect, &import, began.elapsed());
     match import.stopped {
-        None => Ok(()),
+        None => reported,
         Some(failure) => Err(failure),
     }
 }

@@ -150,8 +150,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Verb::Plan { change, join, connect } => {
             let change = proto::LayoutChange { joins: join, ..change.into() };
             let plan = ask_plan(&connect.upkeep_client()?, change).await?;
-            connect.print(&plan::text(&plan), &plan::to_json(&plan))?;
-            refused(&plan)
+            connect.conclude(&plan::text(&plan), &plan::to_json(&plan), refused(&plan))
         }
         Verb::Commit { change, join, commit, connect } => {
             let again = |node| proto::NewNode { node, ..Default::default() };
@@ -193,9 +192,10 @@ pub(super) async fn begin(
         change.accepts_loss.clone_from(&plan.lost);
         plan = ask_plan(&client, change.clone()).await?;
     }
-    let is_text = connect.output == Output::Text;
-    if is_text {
-        connect.print(&plan::text(&plan), &json!(null))?;
+    if connect.output == Output::Text {
+        // Who does not read the plan has asked for the change all the same.
+        let shown = connect.print(&plan::text(&plan), &json!(null));
+        shown.or_else(|failure| if failure.is_silent() { Ok(()) } else { Err(failure) })?;
     }
     // Who leaves and has died is given up in mid-change; that is no change of its own.
     let is_more = change.removes.is_empty() || !plan.refusals.iter().all(is_in_progress);

@@ -44,11 +44,11 @@ pub(super) async fn run(rate: Option<Size>, all: bool, connect: &Connect) -> Res
             Err(failure) => failures.push(format!("{}: {failure}", node.name)),
         }
     }
-    connect.print(&lines.join("\n"), &json!({ "nodes": nodes }))?;
-    match failures.is_empty() {
+    let outcome = match failures.is_empty() {
         true => Ok(()),
         false => Err(Failure::with_code(5, failures.join("; "))),
-    }
+    };
+    connect.conclude(&lines.join("\n"), &json!({ "nodes": nodes }), outcome)
 }
 
 /// What a node says, after it was set if it is to be.

@@ -221,11 +221,11 @@ fn report(job: &Job, seconds: f64) -> Result<(), Failure> {
         "digest": format!("{:016x}", totals.digest),
         "digest_there": format!("{:016x}", totals.digest_there),
     });
-    job.args.connect.print(&text, &json)?;
-    match totals.refused {
+    let outcome = match totals.refused {
         0 => Ok(()),
         count => Err(Failure::error(format!("{count} keys were not taken: {}", totals.refusal))),
-    }
+    };
+    job.args.connect.conclude(&text, &json, outcome)
 }
 
 /// Tokens from A to below B.
