@@ -10,7 +10,7 @@ use crate::ops::config::{Config, Source};
 use crate::ops::node::{Error, Node};
 use crate::ops::shutdown::Shutdown;
 use crate::ops::world::World;
-use crate::ops::{VERSION, logging};
+use crate::ops::{VERSION, leave, logging};
 
 /// Run a node
 ///
@@ -98,11 +98,14 @@ async fn serve(config: Config, background: Work) -> Result<(), Error> {
     if config.security.insecure {
         tracing::warn!("security.insecure is set: plain text may leave this machine");
     }
-    let starting = Node::start_in(config, World { background, ..World::real() });
+    let world = World { background, ..World::real() };
+    let starting = Node::start_in(config.clone(), world.clone());
     let node = tokio::select! {
         node = starting => node?,
         // Asked to stop before it served: the process ends, what was recovered is on disk.
-        () = shutdown.graceful.cancelled() => return Ok(()),
+        () = shutdown.graceful.cancelled() => {
+            return leave::end_before_serving(&config, &world, &shutdown.fast).await;
+        }
     };
     let at = &node.ready;
     tracing::info!(

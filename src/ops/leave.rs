@@ -4,6 +4,7 @@
 //! SIGTERM        is the pod to come back? if not: note it, drain, and look again now and then
 //! wanted again   the drain is cancelled, and the pod ends as for a restart
 //! start          noted, leaving still, and wanted again: the drain is cancelled
+//! not serving    a pod that is told to end, and not to come back, says that it is still needed
 //! ```
 //!
 //! 1. Only a drain that was begun here is cancelled here: an operator's goes on.
@@ -17,14 +18,20 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::config::{self, Config};
 use super::health::State;
 use super::kubernetes::{Fate, Pod};
 use super::node::{Error, Node};
 use super::stop::End;
+use super::world::World;
 use crate::client::{self, Client, Options};
 use crate::cluster::NodeId;
-use crate::cluster::layout::MemberState;
+use crate::cluster::fence::Fence;
+use crate::cluster::layout::{Document, MemberState};
+use crate::cluster::net::Net;
 use crate::proto::{DrainNodeRequest, DrainPhase};
+use crate::store;
+use crate::store::identity::{IdentityOptions, Starting};
 
 /// How often it is looked, in mid-drain, whether the pod is wanted again.
 const LOOK: Duration = Duration::from_secs(5);
@@ -39,23 +46,81 @@ const NOT_OWNED: [&str; 2] = ["NOT_AN_OWNER", "UNKNOWN_NODE"];
 /// Notes that the drain under way was begun because the set became smaller.
 const NOTE: &str = "TAKEN_OUT_OF_SET";
 
+/// Ends a node that was told to before it served. A pod that will not come back can hand over
+/// nothing then: if it stands in the layout that it keeps, it says that it is still needed.
+///
+/// # Errors
+/// [`Error::NotDrained`], or the settings cannot be used.
+pub async fn end_before_serving(
+    config: &Config,
+    world: &World,
+    fast: &CancellationToken,
+) -> Result<(), Error> {
+    let pod = Pod::of(&config.kubernetes, |name| std::env::var(name).ok())
+        .map_err(|error| config::Error::Invalid(error.to_string()))?;
+    let Some(pod) = &pod else { return Ok(()) };
+    if !goes_for_good(pod, &*world.net, fast).await {
+        return Ok(());
+    }
+    let why = match owes_nothing_in(config, world) {
+        Ok(true) => return Ok(()),
+        Ok(false) => "it was told to end before it served".to_owned(),
+        Err(error) => format!("it cannot be read what it holds: {error}"),
+    };
+    tracing::error!(why, "the node could not be drained: its data is still needed");
+    Err(Error::NotDrained { why })
+}
+
+/// Whether the node of the data directory holds nothing for its cluster.
+fn owes_nothing_in(config: &Config, world: &World) -> store::Result<bool> {
+    let (dir, environment) = (&config.node.data_dir, &world.environment);
+    let options = IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
+    let identity = Starting::read(environment, dir, options)?.identity();
+    if identity.cluster_id.is_none() {
+        return Ok(true);
+    }
+    let document = Fence::open(environment.vfs.clone(), dir)?.document();
+    let node = NodeId(identity.node_id);
+    let state = document.members.get(&node).map(|member| member.state);
+    Ok(state.is_some_and(MemberState::is_gone) || owns_nothing(&document, node))
+}
+
+/// Whether the node is no owner, will be none, and holds no rows of others: one that never came
+/// in.
+fn owns_nothing(document: &Document, node: NodeId) -> bool {
+    let state = document.members.get(&node).map(|member| member.state);
+    matches!(state, None | Some(MemberState::Joining))
+        && document.is_formed()
+        && !document.is_joint()
+        && !document.owners.contains_key(&node)
+        && !document.departed.contains_key(&node)
+}
+
+/// Whether it is known that the pod will not come back.
+async fn goes_for_good(pod: &Pod, net: &dyn Net, fast: &CancellationToken) -> bool {
+    let fate = tokio::select! {
+        fate = pod.fate(net) => fate,
+        () = fast.cancelled() => return false,
+    };
+    match fate {
+        Ok(Fate::Returns) => false,
+        Ok(Fate::Leaves { ordinal, replicas }) => {
+            tracing::info!(ordinal, replicas, "the pod will not come back");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "it is not known whether the pod comes back: it keeps all");
+            false
+        }
+    }
+}
+
 impl Node {
     /// Drains the node, if it is a pod that will not come back.
     pub(super) async fn leave_for_good(&self, fast: &CancellationToken) -> Result<(), Error> {
         let Some(pod) = &self.pod else { return Ok(()) };
-        let fate = tokio::select! {
-            fate = pod.fate(&*self.net) => fate,
-            () = fast.cancelled() => return Ok(()),
-        };
-        match fate {
-            Ok(Fate::Returns) => return Ok(()),
-            Ok(Fate::Leaves { ordinal, replicas }) => {
-                tracing::info!(ordinal, replicas, "the pod will not come back: draining");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "it is not known whether the pod comes back: it keeps all");
-                return Ok(());
-            }
+        if !goes_for_good(pod, &*self.net, fast).await {
+            return Ok(());
         }
         self.health.set(State::Stopping);
         if self.member_state() != Some(MemberState::Leaving)
@@ -105,19 +170,9 @@ impl Node {
         std::future::pending().await
     }
 
-    /// Whether the node is no owner, will be none, and holds no rows of others: one that never
-    /// came in.
     fn holds_nothing(&self) -> bool {
         let node = NodeId(self.store.identity().node_id);
-        let layout = self.joined.layout();
-        let layout = layout.borrow();
-        let document = layout.document();
-        let state = document.members.get(&node).map(|member| member.state);
-        matches!(state, None | Some(MemberState::Joining))
-            && document.is_formed()
-            && !document.is_joint()
-            && !document.owners.contains_key(&node)
-            && !document.departed.contains_key(&node)
+        owns_nothing(self.joined.layout().borrow().document(), node)
     }
 
     async fn cancel(&self) -> Result<(), Error> {

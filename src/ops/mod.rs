@@ -11,7 +11,7 @@
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |
 //! | [`metrics`] | the registry, and figures that are read when they are asked for |
 //! | [`logging`] | log lines |
-//! | `kubernetes`, `leave` | whether a pod that is told to end is to come back, and what if not |
+//! | `kubernetes`, [`leave`] | whether a pod that is told to end is to come back, and what if not |
 //! | `scrub` | tables read again every so often |
 //! | [`shutdown`] | signals |
 //! | `ticks` | work that is done every so often |
@@ -21,7 +21,7 @@ pub mod config;
 mod follow;
 pub mod health;
 mod kubernetes;
-mod leave;
+pub mod leave;
 pub mod logging;
 mod member;
 pub mod metrics;

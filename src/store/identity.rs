@@ -147,6 +147,11 @@ impl Starting {
         self.start == Start::First
     }
 
+    /// Who the node would be in that life.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
     /// Starts that life; durable on return.
     ///
     /// # Errors

@@ -31,17 +31,26 @@ fn api_server(status: &'static str, replicas: u32) -> (String, Receiver<String>)
     (url, requests)
 }
 
-fn pod(api: &str, name: &str, dir: &tempfile::TempDir) -> CliNode {
+/// What a pod is told, with the files of its service account.
+fn settings<'s>(
+    api: &'s str,
+    name: &'s str,
+    dir: &'s tempfile::TempDir,
+) -> [(&'static str, &'s str); 5] {
     for (file, text) in [("token", "secret"), ("namespace", "data")] {
         fs::write(dir.path().join(file), text).expect("written");
     }
-    CliNode::with(&[
+    [
         ("PAIRDB__KUBERNETES__ENABLED", "true"),
         ("PAIRDB__KUBERNETES__API", api),
         ("PAIRDB__KUBERNETES__POD_NAME", name),
         ("PAIRDB__KUBERNETES__SERVICE_ACCOUNT_DIR", dir.path().to_str().expect("UTF-8")),
         ("PAIRDB__KUBERNETES__TIMEOUT", "2s"),
-    ])
+    ]
+}
+
+fn pod(api: &str, name: &str, dir: &tempfile::TempDir) -> CliNode {
+    CliNode::with(&settings(api, name, dir))
 }
 
 #[test]
@@ -87,6 +96,36 @@ fn a_pod_that_cannot_learn_its_fate_just_stops() {
     node.ok(&["stop"]);
     assert_eq!(node.wait(), 0);
     assert_eq!(requests.try_iter().count(), 0);
+}
+
+/// A pod that does not serve yet can hand over nothing; it owns its share all the same, and says
+/// so if it will not come back.
+#[test]
+fn a_pod_that_goes_for_good_before_it_serves_says_that_it_is_still_needed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut node = CliNode::start();
+    let address = |node: &CliNode| node.ready["peer_listen"].as_str().map(ToOwned::to_owned);
+    let seeds = address(&node).expect("an address");
+    let mut other = CliNode::with(&[("PAIRDB__CLUSTER__SEEDS", &seeds)]);
+    node.kill();
+    other.kill();
+    // The other takes connections and says nothing, so that the node waits for it.
+    let _silent = TcpListener::bind(address(&other).expect("an address")).expect("free again");
+    for (replicas, code) in [(1, 0), (0, 79)] {
+        let (api, requests) = api_server("200 OK", replicas);
+        node.begin_again_with(&settings(&api, "pairdb-0", &dir));
+        let (status, page) = node.page("/health/ready");
+        assert!(status == 503 && page.contains("\"state\":\"starting\""), "{page}");
+        assert_eq!(node.terminate(), code, "of {replicas} replicas");
+        assert!(requests.try_iter().count() > 0, "nobody was asked");
+    }
+    // One that never was a member has nothing that is needed.
+    let (api, _requests) = api_server("200 OK", 0);
+    let mut settings = settings(&api, "pairdb-7", &dir).to_vec();
+    settings.push(("PAIRDB__CLUSTER__SEEDS", &seeds));
+    fs::remove_dir_all(&node.data_dir).expect("removed");
+    node.begin_again_with(&settings);
+    assert_eq!(node.terminate(), 0);
 }
 
 #[test]

@@ -179,6 +179,20 @@ impl CliNode {
         (self.child, self.ready) = serve(&self.data_dir, &self.ready_file, settings);
     }
 
+    /// Starts again with settings, as variables, where operators reached it before; it is not
+    /// waited for. The node must be dead.
+    pub fn begin_again_with(&mut self, settings: &[(&str, &str)]) {
+        let admin = self.ready["admin_listen"].as_str().expect("an address").to_owned();
+        let mut settings = settings.to_vec();
+        settings.push(("PAIRDB__LISTEN__ADMIN", &admin));
+        self.child = spawn(&self.data_dir, &self.ready_file, &settings);
+        let patience = Instant::now() + PATIENCE;
+        while TcpStream::connect(&admin).is_err() {
+            assert!(Instant::now() < patience, "the node does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Code and body of a page for operators.
     pub fn page(&self, path: &str) -> (u16, String) {
         let address = self.ready["admin_listen"].as_str().expect("an address");
@@ -200,9 +214,8 @@ impl Drop for CliNode {
     }
 }
 
-/// Starts a node and waits for its ready file.
-fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child, Value) {
-    let mut child = command()
+fn spawn(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> Child {
+    command()
         .args(["serve", "--data-dir", data_dir, "--ready-file", ready_file])
         .env("PAIRDB__LISTEN__CLIENT", "127.0.0.1:0")
         .env("PAIRDB__LISTEN__PEER", "127.0.0.1:0")
@@ -213,7 +226,12 @@ fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child,
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .expect("the binary runs");
+        .expect("the binary runs")
+}
+
+/// Starts a node and waits for its ready file.
+fn serve(data_dir: &str, ready_file: &str, settings: &[(&str, &str)]) -> (Child, Value) {
+    let mut child = spawn(data_dir, ready_file, settings);
     let patience = Instant::now() + PATIENCE;
     while !Path::new(ready_file).exists() {
         if let Some(status) = child.try_wait().expect("it can be asked") {
