@@ -4,7 +4,7 @@
 //!    the fence is not raised meanwhile.
 //! 2. What is found may be in memory only; how far the log must be durable before it is told comes
 //!    with it.
-//! 3. A request has a bound in keys, a reply in bytes.
+//! 3. A request has a bound in keys, a reply in bytes: only its first row may exceed that.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::store::{self, Early, Store, TenantId};
 const ITEMS_MAX: usize = 10_000;
 /// Keys that are read in one go: their rows may be large, and more than the reply takes.
 const READ_CHUNK: usize = 16;
-/// Rows of a reply together, before its last one: in bytes.
+/// Rows of a reply together, unless its first one alone is larger: in bytes.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 
 /// What is needed to read rows, on whichever thread.
@@ -89,8 +89,8 @@ impl Reading {
         Ok(answers)
     }
 
-    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far. How far the
-    /// log must be durable before they are told.
+    /// Reads some keys in one go; `bytes` are those of the rows in the reply so far, or all it may
+    /// have once a row was left out. How far the log must be durable before they are told.
     fn peek_chunk(
         &self,
         layout: &Layout,
@@ -113,18 +113,19 @@ impl Reading {
                 return failed(failure);
             }
             if *bytes >= REPLY_BYTES_MAX {
-                return failed(proto::Failure {
-                    code: tonic::Code::ResourceExhausted as i32,
-                    reason: REPLY_TOO_LARGE.to_owned(),
-                    message: "the rows before it fill the reply".to_owned(),
-                    ..proto::Failure::default()
-                });
+                return failed(left_out());
             }
             let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
                     let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
-                    *bytes += row.as_ref().map_or(0, Bytes::len);
+                    let more = row.as_ref().map_or(0, Bytes::len);
+                    if *bytes > 0 && *bytes + more > REPLY_BYTES_MAX {
+                        // No more is read: who looks for rows that still fit reads them all.
+                        *bytes = REPLY_BYTES_MAX;
+                        return failed(left_out());
+                    }
+                    *bytes += more;
                     proto::RowAnswer { row, digest, floor: raw.floor, failure: None }
                 }
                 Err(error) => failed(self.failure(error)),
@@ -140,6 +141,15 @@ pub(super) fn check_items(items: usize) -> Result<(), PeerError> {
     }
     let message = format!("the request has {items} items, the limit is {ITEMS_MAX}");
     Err(refused("BATCH_TOO_LARGE", message))
+}
+
+fn left_out() -> proto::Failure {
+    proto::Failure {
+        code: tonic::Code::ResourceExhausted as i32,
+        reason: REPLY_TOO_LARGE.to_owned(),
+        message: "the rows before it fill the reply".to_owned(),
+        ..proto::Failure::default()
+    }
 }
 
 fn failed(failure: proto::Failure) -> proto::RowAnswer {

@@ -4,6 +4,8 @@ use tokio::time::Instant;
 
 use super::super::*;
 use super::cluster::*;
+use crate::cluster::peer::Request;
+use crate::proto;
 
 async fn read_all(cluster: &Cluster, at: usize, keys: &[String], level: Level) -> Vec<String> {
     let reads = keys.iter().map(|key| KeyRead { key: key.clone().into(), min_context: None });
@@ -45,6 +47,34 @@ async fn rows_that_do_not_fit_one_reply_are_read_with_several() {
     }
     let rows = read_all(&cluster, 3, &keys, Level::Quorum).await;
     assert!(rows.len() == 45 && rows.iter().all(|row| *row == big));
+}
+
+/// Two rows that each fit a reply, and not one together.
+#[tokio::test(start_paused = true)]
+async fn a_row_that_would_burst_a_reply_is_left_to_the_next() {
+    let mut options = options();
+    options.limits.value_bytes_max = 9 << 20;
+    options.limits.row_bytes_max = 10 << 20;
+    options.engine.log_segment_bytes = 32 << 20;
+    options.engine.memtable_bytes = 64 << 20;
+    let cluster = Cluster::with_options(4, &[0, 1, 2], 84, &options);
+    let rows = [("seven", 7 << 20), ("nine", 9 << 20)];
+    for (key, bytes) in rows {
+        let large = "v".repeat(bytes);
+        cluster.put(0, Level::All, put(key, &large)).await.expect("all are up");
+    }
+    let key = |(key, _): (&str, _)| proto::RowKey { tenant_id: 1, key: key.to_owned().into() };
+    let request = proto::ReadRows { keys: rows.map(key).to_vec(), digest_only: false };
+    let reply = cluster.ask(1, 1, Request::ReadRows(request)).await;
+    let answers = reply.and_then(|reply| reply.row_answers(2)).expect("answered");
+    let first = answers[0].row.as_ref().expect("the first is told");
+    assert!(first.len() >= 7 << 20);
+    let second = answers[1].failure.as_ref().expect("the second is left out");
+    assert_eq!(second.reason, reason::REPLY_TOO_LARGE);
+
+    let keys = rows.map(|(key, _)| key.to_owned());
+    let read = read_all(&cluster, 3, &keys, Level::Quorum).await;
+    assert_eq!(read.iter().map(String::len).collect::<Vec<_>>(), rows.map(|(_, bytes)| bytes));
 }
 
 /// A node of which half is unreachable still answers for the rest of the batch.

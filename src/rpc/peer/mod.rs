@@ -16,11 +16,13 @@
 //! 2. A request is sent at most once. If it was not sent the error says so; if it was and no answer
 //!    came, the error says that too.
 //! 3. Every queue is bounded in number and bytes, every wait by time.
+//!    One answer that exceeds what a message may have fails alone, and not the stream.
 //! 4. A connection for each stream: bulk never stands before a write in a buffer of TCP.
 
 use std::time::Duration;
 
 use crate::cluster::peer::Class;
+use crate::engine::options::ROW_BYTES_MAX;
 use crate::resilience::breaker;
 
 pub mod client;
@@ -41,7 +43,8 @@ pub use service::PeerService;
 /// What can be set. Sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Largest message taken or sent. A batch may hold rows at their cap.
+    /// Largest message taken or sent: a row as large as the engine takes, and beside it as much as
+    /// a page or a batch holds before its last row.
     pub message_bytes_max: usize,
     /// Requests on one stream between their sending and their answer, for each class.
     pub in_flight: [usize; Class::ALL.len()],
@@ -77,7 +80,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            message_bytes_max: 16 << 20,
+            message_bytes_max: ROW_BYTES_MAX + (16 << 20),
             in_flight: [256, 4096, 64],
             served: [4096, 16_384, 256],
             stream_bytes_max: 64 << 20,

@@ -38,6 +38,7 @@ use crate::cluster::local::Local;
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
 use crate::proto::peer_server::Peer;
 use crate::proto::{PeerReply, PeerRequest};
+use crate::replication::reason::REPLY_TOO_LARGE;
 use crate::resilience::bulkhead::{Bulkhead, Place};
 
 /// Requests begun before the answers so far are handed over, and others get their turn.
@@ -181,10 +182,31 @@ impl Served {
         let PeerRequest { id, epoch, timeout_ms, .. } = request;
         let asked = Duration::from_millis(u64::from(timeout_ms));
         let limit = asked.min(self.options.deadline_max);
+        let only_reads = matches!(
+            body,
+            Request::ReadRows(_)
+                | Request::ScanRows(_)
+                | Request::Page(_)
+                | Request::Tree(_)
+                | Request::Leaves(_)
+        );
         let handled = self.handler.handle(from, class, epoch, body, limit);
         let handled = timeout(limit, handled).await;
         let late = || PeerError::NoAnswer { why: "its time is over at the peer".to_owned() };
-        self.reply(id, handled.unwrap_or_else(|_| Err(late())))
+        let reply = self.reply(id, handled.unwrap_or_else(|_| Err(late())));
+        let (bytes, bytes_max) = (reply.encoded_len(), self.options.message_bytes_max);
+        if bytes <= bytes_max {
+            return reply;
+        }
+        // Sent, it would end the stream, and leave all calls on it without an answer.
+        let why = format!("the answer has {bytes} bytes, the limit is {bytes_max}");
+        self.reply(
+            id,
+            Err(match only_reads {
+                true => PeerError::Refused { reason: REPLY_TOO_LARGE.to_owned(), message: why },
+                false => PeerError::NoAnswer { why },
+            }),
+        )
     }
 }
 

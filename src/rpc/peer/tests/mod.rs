@@ -76,6 +76,7 @@ impl PeerHandler for Echo {
                 self.holds.notify_one();
                 self.gate.notified().await;
             }
+            b"large" => return Ok(Reply::Raft(vec![b'x'; 2000].into())),
             b"stale" => return Err(PeerError::StaleLayout { epoch: epoch + 1 }),
             _ => {}
         }
@@ -156,7 +157,10 @@ impl World {
             options(),
             Arc::clone(&counters),
         );
-        let server = PeerServer::new(service.clone());
+        let limit = service.message_bytes_max();
+        let server = PeerServer::new(service.clone())
+            .max_decoding_message_size(limit)
+            .max_encoding_message_size(limit);
         let serving = tokio::spawn(
             tonic::transport::Server::builder()
                 .initial_stream_window_size(8 << 20)

@@ -190,6 +190,25 @@ async fn a_message_that_is_too_large_is_not_sent() {
     assert_eq!(two.asked(), 1);
 }
 
+/// The stream goes on, and with it the calls that are under way on it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_too_large_fails_alone() {
+    let (mut world, _) = World::in_memory();
+    world.options.message_bytes_max = 1000;
+    let (one, two) = pair(&world).await;
+    let (held, large) = tokio::join!(one.ask(&two, "hold"), async {
+        two.handler.holds.notified().await;
+        let large = one.ask(&two, "large").await;
+        two.handler.gate.notify_one();
+        large
+    });
+    assert_eq!(held, echoed("hold"));
+    let told = large.expect_err("it is over the limit").to_string();
+    assert!(told.contains("1000"), "{told}");
+    assert_eq!(one.ask(&two, "more").await, echoed("more"));
+    assert_eq!(one.counters.streams_opened.load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_without_an_answer_arrives_and_the_oldest_of_too_many_is_lost() {
     let (world, _) = World::in_memory();
