@@ -28,7 +28,7 @@ pub(super) enum Output {
 /// Where the node is and how to talk to it.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Connect {
-    /// The node; several, comma-separated, are taken in turn
+    /// The node; several, comma-separated, are taken in turn, and passed over if out of reach
     #[arg(
         long,
         env = "PAIRDB_ENDPOINT",

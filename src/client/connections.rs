@@ -29,7 +29,9 @@ impl std::fmt::Debug for Connector {
 /// Connections that are alike.
 #[derive(Debug)]
 pub(super) struct Connections {
+    /// To each node in turn, as often as there are connections to each.
     channels: Vec<Channel>,
+    nodes: usize,
     // Relaxed: only spreads load.
     next: AtomicUsize,
 }
@@ -50,7 +52,7 @@ impl Connector {
         }
         let turns = (0..self.connections).flat_map(|_| &endpoints);
         let channels = turns.map(|endpoint| self.connect(endpoint)).collect();
-        Ok(Connections { channels, next: AtomicUsize::new(0) })
+        Ok(Connections { channels, nodes: endpoints.len(), next: AtomicUsize::new(0) })
     }
 
     fn endpoint(&self, uri: &str) -> Result<Endpoint, Error> {
@@ -86,6 +88,12 @@ impl Connector {
 }
 
 impl Connections {
+    /// One to each node, the next one first.
+    pub fn turn(&self) -> impl Iterator<Item = Channel> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        (at..at + self.nodes).map(|at| self.channels[at % self.channels.len()].clone())
+    }
+
     /// The next one.
     pub fn next(&self) -> Channel {
         let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();

@@ -16,6 +16,8 @@
 //! - A write is retried only under an idempotency key (the client makes one unless the caller gives
 //!   one or turns retries off), so that a retry of a write whose outcome was unknown is the same
 //!   write.
+//! - A call of an operator goes to the next endpoint where one cannot be reached, to each once; it
+//!   is not made again once it may have arrived.
 //! - Retries share a budget: when most calls fail, they are not multiplied.
 
 mod batches;
@@ -255,22 +257,57 @@ impl Client {
         Ok(Pipeline { requests, answers })
     }
 
-    /// Calls the `Admin` service once, within the timeout.
+    /// Calls the `Admin` service once, within the timeout: at the first endpoint that can be
+    /// reached.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn admin_call<M, T>(
+    pub async fn admin_call<M: Clone, T>(
         &self,
         message: M,
-        call: impl AsyncFnOnce(
-            &mut AdminClient<Channel>,
-            Request<M>,
-        ) -> Result<tonic::Response<T>, tonic::Status>,
+        call: impl AsyncFn(&mut Admin, Request<M>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.options.timeout);
-        let answer = call(&mut self.admin(), request).await;
-        Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+        self.admin_at_one(message, Deadline::after(self.options.timeout), call).await
+    }
+
+    /// The same for a call that is answered by a stream. It has no timeout: the stream ends when
+    /// what it tells of does.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn admin_stream<M: Clone, T>(
+        &self,
+        message: M,
+        call: impl AsyncFn(&mut Admin, Request<M>) -> Result<Response<Streaming<T>>, Status>,
+    ) -> Result<Streaming<T>, Error> {
+        self.admin_at_one(message, Deadline::NEVER, call).await
+    }
+
+    /// Tries the endpoints in turn, each once, until one is reached.
+    async fn admin_at_one<M: Clone, T>(
+        &self,
+        message: M,
+        deadline: Deadline,
+        call: impl AsyncFn(&mut Admin, Request<M>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Error> {
+        let mut turn = self.given.turn().peekable();
+        loop {
+            let channel = turn.next().unwrap_or_else(|| self.given.next());
+            let limit = self.options.message_bytes_max;
+            let mut admin = Admin::new(channel).max_decoding_message_size(limit);
+            let mut request = Request::new(message.clone());
+            if let Some(left) = deadline.remaining() {
+                request.set_timeout(left);
+            }
+            let error = match call(&mut admin, request).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => Error::of(&status, false),
+            };
+            // Nothing was sent: it is not made twice.
+            if error.reason() != "UNREACHABLE" || turn.peek().is_none() || deadline.passed() {
+                return Err(error);
+            }
+        }
     }
 
     /// Gives a write a name, if it may be retried and has none.

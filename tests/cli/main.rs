@@ -58,6 +58,19 @@ fn a_refused_change_of_the_layout_has_one_exit_code_whoever_refuses_it() {
     }
 }
 
+/// One that cannot be reached is passed over, by those who change a cluster too.
+#[test]
+fn of_several_endpoints_one_that_can_be_reached_is_asked() {
+    let node = CliNode::start();
+    let layout = node.json(&["layout", "show", "--output", "json"]);
+    let id = layout["nodes"][0]["node_id"].as_str().expect("an id");
+    let endpoints = format!("http://127.0.0.1:1,{}", node.endpoint());
+    assert_eq!(pairdb(&["health", "--endpoint", &endpoints]).code, 0);
+    let drain = pairdb(&["drain", id, "--cancel", "--endpoint", &endpoints]);
+    assert!(drain.stderr.contains("NO_TRANSITION"), "{}", drain.stderr);
+    assert_eq!(drain.code, 5);
+}
+
 #[test]
 fn siblings_are_shown_on_request_and_resolved() {
     let node = CliNode::start();

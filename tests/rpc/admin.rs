@@ -1,5 +1,6 @@
 //! Tenants, upkeep, and the pages for operators.
 
+use pairdb::client::{Admin, Client, Options};
 use pairdb::proto;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -161,5 +162,28 @@ async fn health_and_status_say_that_the_node_serves() {
     assert_eq!(status.state, "serving");
     assert_eq!(status.node_id, node.node.ready.node_id);
     assert!(status.figures.contains_key("pairdb_memtable_size_bytes"));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_reached_is_passed_over() {
+    let node = TestNode::start().await;
+    // Free again when this is over.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|closed| closed.local_addr());
+    let closed = format!("http://{}", closed.expect("a free port"));
+    let serves = format!("http://{}", node.node.ready.listen);
+    let ask = async |endpoints: &[&String]| {
+        let endpoints = endpoints.iter().copied().cloned().collect();
+        let client = Client::new(Options { endpoints, ..Options::default() }).expect("two");
+        let call = async |admin: &mut Admin, request| admin.node_status(request).await;
+        for _ in 0..3 {
+            client.admin_call(proto::NodeStatusRequest {}, call).await?;
+        }
+        Ok::<_, pairdb::client::Error>(())
+    };
+    ask(&[&closed, &serves]).await.expect("the second serves");
+    ask(&[&serves, &closed]).await.expect("the first serves");
+    let nobody = ask(&[&closed, &closed]).await.expect_err("nobody is there");
+    assert_eq!(nobody.reason(), "UNREACHABLE");
     node.stop().await;
 }

@@ -15,7 +15,7 @@ use super::args::Connect;
 use super::failure::Failure;
 use super::layout::{ABORTED, UNDER_WAY};
 use super::progress::{share_bar, span, volume};
-use crate::client::{Client, Error};
+use crate::client::{Admin, Client, Error};
 use crate::proto;
 use crate::proto::DrainPhase;
 
@@ -152,8 +152,8 @@ async fn begin(
     client: &Client,
     request: &proto::DrainNodeRequest,
 ) -> Result<Streaming<proto::DrainProgress>, Error> {
-    let answer = client.admin().drain_node(request.clone()).await;
-    Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+    let call = async |admin: &mut Admin, request| admin.drain_node(request).await;
+    client.admin_stream(request.clone(), call).await
 }
 
 /// Takes what is told until the end of the stream.

@@ -8,7 +8,7 @@ use super::{Job, Place};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
 use crate::cli::layout;
-use crate::client::{Client, Error};
+use crate::client::{Admin, Client, Error};
 use crate::proto;
 
 /// Times that a broken stream is begun again where it broke, in a row.
@@ -84,8 +84,8 @@ async fn begin(
     client: &Client,
     request: &proto::ReplicateDataRequest,
 ) -> Result<Streaming<proto::ReplicateDataProgress>, Error> {
-    let answer = client.admin().replicate_data(request.clone()).await;
-    Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+    let call = async |admin: &mut Admin, request| admin.replicate_data(request).await;
+    client.admin_stream(request.clone(), call).await
 }
 
 /// Takes pages until the last one, or an error; says whether any came before it.
