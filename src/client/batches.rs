@@ -2,6 +2,8 @@
 //!
 //! A batch is no transaction, so it may fall apart. Each item keeps its place in the answer; where
 //! the request to one of the nodes fails its items fail, each with that error, and no others.
+//!
+//! Rows that an answer had no room for are asked for again, as long as each answer brings some.
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -11,6 +13,7 @@ use tonic::transport::Channel;
 use super::{Client, Error, Kind, To};
 use crate::proto;
 use crate::proto::key_value_client::KeyValueClient;
+use crate::replication::reason::REPLY_TOO_LARGE;
 
 /// A batch that may fall apart.
 trait Batch: Sized {
@@ -98,6 +101,12 @@ impl Batch for proto::BatchWriteRequest {
     }
 }
 
+/// Whether the rows before it had filled the answer.
+fn is_left_out(result: &proto::BatchReadResult) -> bool {
+    use proto::batch_read_result::Result as Item;
+    matches!(&result.result, Some(Item::Failure(failure)) if failure.reason == REPLY_TOO_LARGE)
+}
+
 impl Client {
     /// Reads many rows.
     ///
@@ -110,7 +119,25 @@ impl Client {
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
         let (tenant, consistency) = (tenant.to_owned(), self.options.consistency.into());
         let message = proto::BatchReadRequest { tenant, keys, consistency, ..Default::default() };
-        self.send_batch(message).await
+        let mut results = self.send_batch(message.clone()).await?;
+        let mut left: Vec<usize> = (0..results.len()).collect();
+        loop {
+            let before = left.len();
+            left.retain(|place| is_left_out(&results[*place]));
+            if left.is_empty() || left.len() == before {
+                return Ok(results);
+            }
+            match self.send_batch(message.part(&left)).await {
+                Ok(more) if more.len() == left.len() => {
+                    left.iter().zip(more).for_each(|(place, one)| results[*place] = one);
+                }
+                Ok(_) => return Ok(results),
+                Err(error) => {
+                    let failed = proto::BatchReadRequest::failed;
+                    left.iter().for_each(|place| results[*place] = failed(&error));
+                }
+            }
+        }
     }
 
     /// Writes and deletes many keys.

@@ -4,10 +4,14 @@
 //! 1. A write is submitted exactly once, and only after its admission; from then on its call ends
 //!    with the store's answer or with outcome `unknown`.
 //! 2. What the store answers is counted even if the call is gone.
+//! 3. The answer to a batch of reads has the bound in bytes that a batch has on its way in, but for
+//!    its last row; what is over is told to be asked for again. The first row is always told.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -22,11 +26,20 @@ use super::status::Problem;
 use crate::engine::Position;
 use crate::proto;
 use crate::proto::key_value_server::KeyValue;
+use crate::replication::reason::REPLY_TOO_LARGE;
 use crate::replication::{self, KeyRead, Level, ReadOptions, WriteOptions, settled};
 use crate::store::{self, Early, Mutation, Outcome, Written};
 
 /// Keys of a batch that are read before other calls get their turn on the worker.
 const READ_CHUNK: usize = 64;
+/// Keys of a batch that are asked of other replicas in one go, while it is not known how large
+/// their rows are: all of them are in memory before one is left out.
+const ASK_FIRST: usize = 128;
+/// The same, later.
+const ASK_CHUNK: usize = 256;
+
+/// When that which had no room in an answer may be asked for.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 /// The service.
 #[derive(Clone)]
@@ -219,29 +232,84 @@ async fn batch_read(
     let reads = request.keys.iter().enumerate().map(|(at, key)| {
         key_read(key.to_vec(), request.min_contexts.get(at).unwrap_or(&no_context))
     });
-    let mut reads: Vec<KeyRead> = reads.collect();
-    let mut results = Vec::with_capacity(reads.len());
-    while !reads.is_empty() {
+    let reads: Vec<KeyRead> = reads.collect();
+    let mut answer = BatchAnswer::new(core, reads.len());
+    while answer.results.len() < reads.len() && !answer.is_full() {
         if deadline.passed() {
             return Err(Problem::deadline("the batch is not read to its end"));
         }
-        let some = reads.len().min(READ_CHUNK);
-        let rows = match coordinator.read_batch_here(&request.tenant, &reads[..some], level) {
-            Some(rows) => {
-                reads.drain(..some);
-                durable_within(core, deadline, rows).await?
-            }
-            // It takes others: all that is left goes in one message to each.
+        let left = &reads[answer.results.len()..];
+        let some = left.len().min(READ_CHUNK).min(answer.room());
+        let rows = match coordinator.read_batch_here(&request.tenant, &left[..some], level) {
+            Some(rows) => durable_within(core, deadline, rows).await?,
+            // It takes others: a message to each.
             None => {
-                let all = std::mem::take(&mut reads);
-                coordinator.read(&request.tenant, all, options).await
+                let some = left.len().min(ASK_CHUNK).min(answer.room());
+                coordinator.read(&request.tenant, left[..some].to_vec(), options).await
             }
         };
-        let row = |row| proto::BatchReadResult { result: Some(batch_row(core, row)) };
-        results.extend(rows.into_iter().map(row));
+        rows.into_iter().for_each(|row| answer.add(core, row));
         tokio::task::yield_now().await;
     }
-    Ok(results)
+    Ok(answer.finish(reads.len()))
+}
+
+/// The answer to a batch of reads in the making.
+struct BatchAnswer {
+    results: Vec<proto::BatchReadResult>,
+    bytes: usize,
+    bytes_max: usize,
+    /// Of the items so far.
+    largest: usize,
+}
+
+impl BatchAnswer {
+    fn new(core: &Core, items: usize) -> Self {
+        let bytes_max = core.store.limits().batch_bytes_max;
+        Self { results: Vec::with_capacity(items), bytes: 0, bytes_max, largest: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= self.bytes_max
+    }
+
+    /// Rows for which there is room if none is larger than those so far.
+    fn room(&self) -> usize {
+        match self.largest {
+            0 => ASK_FIRST,
+            largest => ((self.bytes_max - self.bytes.min(self.bytes_max)) / largest).max(1),
+        }
+    }
+
+    fn add(&mut self, core: &Core, row: replication::Result<store::ReadRow>) {
+        if self.is_full() {
+            return self.results.push(self.left_out());
+        }
+        let item = proto::BatchReadResult { result: Some(batch_row(core, row)) };
+        let bytes = item.encoded_len();
+        self.bytes += bytes;
+        self.largest = self.largest.max(bytes);
+        self.results.push(item);
+    }
+
+    fn left_out(&self) -> proto::BatchReadResult {
+        let limit = self.bytes_max;
+        let message =
+            format!("the rows before it fill the answer, which has {limit} bytes at most");
+        let problem = Problem::new(Code::ResourceExhausted, REPLY_TOO_LARGE, message);
+        let problem = Problem { retry_after: Some(AT_ONCE), ..problem.with("limit", limit) };
+        let failure = proto::batch_read_result::Result::Failure(problem.into());
+        proto::BatchReadResult { result: Some(failure) }
+    }
+
+    /// With the items that were not read.
+    fn finish(mut self, items: usize) -> Vec<proto::BatchReadResult> {
+        if self.results.len() < items {
+            let left_out = self.left_out();
+            self.results.resize(items, left_out);
+        }
+        self.results
+    }
 }
 
 fn batch_row(

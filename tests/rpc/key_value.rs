@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use pairdb::causality::{Actor, Context, ContextKey};
+use pairdb::client::{Client, Options};
 use pairdb::proto;
 use pairdb::proto::batch_read_result::Result as RowResult;
 use pairdb::proto::batch_write_result::Result as WriteResult;
 use pairdb::proto::mutation::Change;
 use pairdb::store::{EngineKey, TenantId};
+use prost::Message as _;
 use tonic::Code;
 
 use crate::node::{TestNode, delete, read, refusal, values, write};
@@ -239,6 +241,61 @@ async fn each_item_of_a_batch_has_its_own_result_in_its_own_place() {
         })
         .collect();
     assert_eq!(found, ["1", "", "EMPTY_KEY", "3"]);
+    node.stop().await;
+}
+
+/// What is over the bound of a batch is told to be asked for again, also where the node asks for
+/// more than it has: for rows as new as a context.
+#[tokio::test]
+async fn the_answer_to_a_batch_of_large_rows_is_bounded_and_all_of_them_arrive() {
+    const ROW: usize = 1 << 20;
+    const LIMIT: usize = 16 << 20;
+    let node = TestNode::start().await;
+    let (mut keys, mut contexts, value) = (Vec::new(), Vec::new(), "v".repeat(ROW));
+    for n in 0..64 {
+        let key = format!("key-{n}");
+        contexts.push(node.write(&key, &value).await.context);
+        keys.push(Bytes::from(key));
+    }
+    for min_contexts in [Vec::new(), contexts] {
+        let mut left: Vec<usize> = (0..keys.len()).collect();
+        let mut rounds = 0;
+        while !left.is_empty() {
+            let request = proto::BatchReadRequest {
+                tenant: "default".into(),
+                keys: left.iter().map(|at| keys[*at].clone()).collect(),
+                min_contexts: left.iter().filter_map(|at| min_contexts.get(*at).cloned()).collect(),
+                ..Default::default()
+            };
+            let answer = node.key_value().batch_read(request).await.expect("answered").into_inner();
+            let bytes = answer.encoded_len();
+            assert!(bytes < LIMIT + ROW + (64 << 10), "{bytes} bytes");
+            let is_left_out = |result: &proto::BatchReadResult| match &result.result {
+                Some(RowResult::Row(row)) => {
+                    assert_eq!(values(row)[0].len(), ROW);
+                    false
+                }
+                Some(RowResult::Failure(failure)) => {
+                    assert_eq!(failure.reason, "REPLY_TOO_LARGE");
+                    assert_eq!(failure.code, Code::ResourceExhausted as i32);
+                    assert!(failure.retry_after_ms > 0 && failure.outcome == 0, "{failure:?}");
+                    true
+                }
+                None => panic!("always one"),
+            };
+            let again = left.iter().zip(&answer.results).filter(|(_, result)| is_left_out(result));
+            left = again.map(|(at, _)| *at).collect();
+            rounds += 1;
+        }
+        assert_eq!(rounds, 4);
+    }
+    for direct in [false, true] {
+        let endpoints = vec![format!("http://{}", node.node.ready.listen)];
+        let client = Client::new(Options { endpoints, direct, ..Options::default() });
+        let rows = client.expect("a client").batch_read("default", keys.clone()).await;
+        let is_row = |one: &proto::BatchReadResult| matches!(one.result, Some(RowResult::Row(_)));
+        assert!(rows.expect("answered").iter().filter(|one| is_row(one)).count() == 64);
+    }
     node.stop().await;
 }
 

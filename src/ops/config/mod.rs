@@ -215,7 +215,7 @@ settings! {
         row_bytes_max: Size = "4MiB",
         /// Items of a batch.
         batch_max: u64 = "1000",
-        /// Keys, values and contexts of a batch together.
+        /// Keys, values and contexts of a batch together, and of the answer to one that reads.
         batch_bytes_max: Size = "16MiB",
         /// Size of a request.
         message_bytes_max: Size = "4MiB",
