@@ -11,14 +11,25 @@ use super::config::{Log, LogFormat};
 /// come later, and count.
 const QUIET: &str = "openraft=off,chitchat=warn";
 
+/// Whether the level can be used.
+///
+/// # Errors
+/// It is neither a level nor a list of directives.
+pub fn check(log: &Log) -> Result<(), String> {
+    filter(log).map(drop)
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(format!("{QUIET},{}", log.level))
+        .map_err(|error| format!("log.level = {:?}: {error}", log.level))
+}
+
 /// Sends log lines to standard error as the settings say. The first call in a process counts.
 ///
 /// # Errors
 /// The level is neither a level nor a list of directives.
 pub fn init(log: &Log) -> Result<(), String> {
-    let level = format!("{QUIET},{}", log.level);
-    let filter = EnvFilter::try_new(level)
-        .map_err(|error| format!("log.level = {:?}: {error}", log.level))?;
+    let filter = filter(log)?;
     let pretty = match log.format {
         LogFormat::Pretty => true,
         LogFormat::Json => false,

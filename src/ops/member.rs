@@ -91,12 +91,8 @@ pub(super) struct Joined {
 
 /// Where the others reach this node.
 fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
-    let text = &config.cluster.advertise;
-    if !text.is_empty() {
-        return text.parse().map_err(|_| {
-            let what = format!("cluster.advertise is {text:?}, it must be ip:port");
-            Error::Config(super::config::Error::Invalid(what))
-        });
+    if let Some(address) = config.cluster.advertised()? {
+        return Ok(address);
     }
     if bound.ip().is_unspecified() && !is_alone(config) {
         let what = format!("listen.peer is {bound}: others need cluster.advertise to reach it");

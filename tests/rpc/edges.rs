@@ -1,6 +1,6 @@
 //! What is wrong before it reaches a handler: time, size, form, and too much at once.
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use pairdb::proto;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -105,9 +105,18 @@ async fn a_timeout_that_is_none_is_refused() {
 
 #[tokio::test]
 async fn a_write_whose_time_is_over_before_it_begins_is_not_applied() {
-    // The server's cap is no time at all: every write comes too late, a ready read does not.
-    let node = TestNode::with(&[("limits.deadline_max", "0s")]).await;
-    let status = node.key_value().write(write("k", "v")).await.expect_err("too late");
+    // The server's cap is over before so much has arrived; a ready read takes no time.
+    let large = [("limits.message_bytes_max", "64MiB"), ("limits.batch_bytes_max", "64MiB")];
+    let node = TestNode::with(&[("limits.deadline_max", "1ms"), large[0], large[1]]).await;
+    let value = Bytes::from(vec![0; 1 << 20]);
+    let change = Some(proto::mutation::Change::Value(value));
+    let mutation = proto::Mutation { key: "k".into(), change, ..Default::default() };
+    let batch = proto::BatchWriteRequest {
+        tenant: "default".into(),
+        mutations: vec![mutation; 48],
+        ..Default::default()
+    };
+    let status = node.key_value().batch_write(batch).await.expect_err("too late");
     let (code, reason, outcome) = refusal(&status);
     assert_eq!((code, reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
     assert_eq!(outcome.as_deref(), Some("not_applied"));

@@ -19,6 +19,7 @@ use std::time::Duration;
 pub use load::{Loaded, Origin, Source, load};
 pub use value::{ClusterId, List, LogFormat, Size, Value};
 
+use super::{kubernetes, logging};
 use crate::cluster::layout::{MEMBER_TEXT_BYTES_MAX, OWNERS_MAX};
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
 use crate::{rpc, store};
@@ -350,6 +351,39 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Whether a text names a host and a port that can be connected to.
+fn is_peer_address(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let is_host = match host.strip_prefix('[') {
+        Some(address) => address.ends_with(']'),
+        None => !host.is_empty() && !host.contains(':'),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+impl Cluster {
+    /// Where other nodes reach this one, if that is said.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it is no address that others can connect to.
+    pub fn advertised(&self) -> Result<Option<SocketAddr>, Error> {
+        let text = &self.advertise;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let invalid = |why: &str| Error::Invalid(format!("cluster.advertise = {text:?} {why}"));
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| invalid("must be ip:port, an IPv6 address in brackets: [fd00::1]:7946"))?;
+        if address.ip().is_unspecified() || address.port() == 0 {
+            return Err(invalid(
+                "reaches nobody: it must be one address, and a port that is not 0",
+            ));
+        }
+        Ok(Some(address))
+    }
+}
+
 impl Config {
     /// Checks bounds and what settings say of each other.
     ///
@@ -381,13 +415,24 @@ impl Config {
             ("limits.pipelines_max", limits.pipelines_max),
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),
+            // No call would be admitted on any connection.
+            ("limits.streams_per_connection_max", limits.streams_per_connection_max),
             ("cluster.bootstrap_expect", self.cluster.bootstrap_expect),
             ("engine.scrub_bytes_per_second", self.engine.scrub_bytes_per_second.0),
             // Without threads nobody would flush.
             ("engine.compaction_threads", self.engine.compaction_threads),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return invalid(format!("{name} must be at least 1"));
+            return invalid(format!("{name} = 0 must be at least 1"));
+        }
+        let lasting = [
+            ("node.shutdown_timeout", self.node.shutdown_timeout),
+            ("limits.deadline_max", limits.deadline_max),
+            ("cluster.join_timeout", self.cluster.join_timeout),
+            ("kubernetes.timeout", self.kubernetes.timeout),
+        ];
+        if let Some((name, _)) = lasting.iter().find(|(_, time)| time.is_zero()) {
+            return invalid(format!("{name} = 0 must be at least 1ms"));
         }
         let texts = [("node.name", &self.node.name), ("node.zone", &self.node.zone)];
         if let Some((name, text)) = texts.iter().find(|(_, t)| t.len() > MEMBER_TEXT_BYTES_MAX) {
@@ -411,6 +456,9 @@ impl Config {
         if let Some((name, value)) = counted.iter().find(|(_, value)| *value > 1_000_000) {
             return invalid(format!("{name} = {value} is more than 1000000"));
         }
+        logging::check(&self.log).map_err(Error::Invalid)?;
+        let judged = kubernetes::check(&self.kubernetes);
+        judged.map_err(|error| Error::Invalid(error.to_string()))?;
         self.validate_addresses()
     }
 
@@ -431,7 +479,11 @@ impl Config {
                 )));
             }
         }
-        Ok(())
+        if let Some(seed) = self.cluster.seeds.0.iter().find(|seed| !is_peer_address(seed)) {
+            let what = "must be host:port, an IPv6 address in brackets, with a port of 1 to 65535";
+            return Err(Error::Invalid(format!("cluster.seeds: {seed:?} {what}")));
+        }
+        self.cluster.advertised().map(drop)
     }
 
     /// The engine's options.

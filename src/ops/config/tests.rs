@@ -80,16 +80,41 @@ fn what_is_not_toml_or_not_there_is_named() {
 
 #[test]
 fn settings_that_do_not_go_together_are_refused() {
-    for text in [
-        "[limits]\nvalue_bytes_max = \"8MiB\"\n",
-        "[limits]\nbatch_max = 0\n",
-        "[engine]\nlevel_ratio = 1\n",
-        "[listen]\nclient = \"0.0.0.0:8080\"\n",
-        "[listen]\nclient = \"127.0.0.1:9091\"\n",
+    for (text, named) in [
+        ("[limits]\nvalue_bytes_max = \"8MiB\"\n", "row_bytes_max"),
+        ("[limits]\nbatch_max = 0\n", "batch_items_max"),
+        ("[limits]\nstreams_per_connection_max = 0\n", "limits.streams_per_connection_max"),
+        ("[limits]\ndeadline_max = 0\n", "limits.deadline_max"),
+        ("[node]\nshutdown_timeout = 0\n", "node.shutdown_timeout"),
+        ("[engine]\nlevel_ratio = 1\n", "level_ratio"),
+        ("[listen]\nclient = \"0.0.0.0:8080\"\n", "0.0.0.0:8080"),
+        ("[listen]\nclient = \"127.0.0.1:9091\"\n", "127.0.0.1:9091"),
+        ("[cluster]\njoin_timeout = 0\n", "cluster.join_timeout"),
+        ("[cluster]\nadvertise = \"node-1:7946\"\n", "\"node-1:7946\""),
+        ("[cluster]\nadvertise = \"0.0.0.0:7946\"\n", "\"0.0.0.0:7946\""),
+        ("[cluster]\nadvertise = \"[::]:7946\"\n", "\"[::]:7946\""),
+        ("[cluster]\nadvertise = \"10.0.0.1:0\"\n", "\"10.0.0.1:0\""),
+        ("[cluster]\nseeds = \"node-1:7946,node-2\"\n", "\"node-2\""),
+        ("[cluster]\nseeds = \":7946\"\n", "\":7946\""),
+        ("[cluster]\nseeds = \"node-1:0\"\n", "\"node-1:0\""),
+        ("[cluster]\nseeds = \"fd00::1:7946\"\n", "\"fd00::1:7946\""),
+        ("[log]\nlevel = \"pairdb=loud\"\n", "\"pairdb=loud\""),
+        ("[kubernetes]\ntimeout = 0\n", "kubernetes.timeout"),
+        ("[kubernetes]\napi = \"http://10.0.0.1\"\n", "http://10.0.0.1"),
+        ("[kubernetes]\napi = \"no url\"\n", "\"no url\""),
+        ("[kubernetes]\npod_name = \"pairdb\"\n", "\"pairdb\""),
     ] {
         let file = file(text);
         let error = load(&source(&file)).expect_err(text);
         assert!(matches!(error, Error::Invalid(_)), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    for text in [
+        "[cluster]\nadvertise = \"[fd00::1]:7946\"\n",
+        "[cluster]\nseeds = \"node-1:7946,10.0.0.1:7946,[fd00::1]:7946\"\n",
+        "[kubernetes]\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
+    ] {
+        load(&source(&file(text))).expect(text);
     }
     let open = file("[listen]\nclient = \"0.0.0.0:8080\"\n[security]\ninsecure = true\n");
     load(&source(&open)).expect("allowed on purpose");

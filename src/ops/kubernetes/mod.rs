@@ -111,6 +111,41 @@ struct Ordinals {
     start: u64,
 }
 
+/// Whether what is set can be used. What is left to the surroundings is not looked at: they are
+/// the pod's.
+///
+/// # Errors
+/// [`Error::Surroundings`] names what cannot.
+pub(super) fn check(settings: &config::Kubernetes) -> Result<(), Error> {
+    if !settings.pod_name.is_empty() {
+        place(&settings.pod_name)?;
+    }
+    if !settings.api.is_empty() {
+        url(&settings.api)?;
+    }
+    Ok(())
+}
+
+/// The StatefulSet of a pod, and its place in it.
+fn place(pod: &str) -> Result<(String, u64), Error> {
+    let split = pod.rsplit_once('-').and_then(|(set, ordinal)| {
+        let is_ordinal = !set.is_empty() && ordinal.bytes().all(|byte| byte.is_ascii_digit());
+        Some((set.to_owned(), ordinal.parse().ok().filter(|_| is_ordinal)?))
+    });
+    split.ok_or_else(|| {
+        let what = format!("{pod:?} is no pod of a StatefulSet: set kubernetes.pod_name");
+        Error::Surroundings(what)
+    })
+}
+
+/// Where the API server is.
+fn url(api: &str) -> Result<Uri, Error> {
+    let invalid = || Error::Surroundings(format!("kubernetes.api is {api:?}: no URL of it"));
+    let api: Uri = api.parse().map_err(|_| invalid())?;
+    get::check(&api).map_err(Error::Surroundings)?;
+    Ok(api)
+}
+
 impl Pod {
     /// The pod that the settings and the environment tell of; `None` if it is not to be looked at.
     ///
@@ -129,14 +164,7 @@ impl Pod {
             setting => setting.to_owned(),
         };
         let pod = given(&settings.pod_name, "HOSTNAME");
-        let split = pod.rsplit_once('-').and_then(|(set, ordinal)| {
-            let is_ordinal = !set.is_empty() && ordinal.bytes().all(|byte| byte.is_ascii_digit());
-            Some((set.to_owned(), ordinal.parse().ok().filter(|_| is_ordinal)?))
-        });
-        let (stateful_set, ordinal) = split.ok_or_else(|| {
-            let what = format!("{pod:?} is no pod of a StatefulSet: set kubernetes.pod_name");
-            Error::Surroundings(what)
-        })?;
+        let (stateful_set, ordinal) = place(&pod)?;
         let api = match settings.api.as_str() {
             "" => in_cluster(&environment).ok_or_else(|| {
                 let what = "the API server is not in the environment: set kubernetes.api";
@@ -144,9 +172,7 @@ impl Pod {
             })?,
             api => api.to_owned(),
         };
-        let invalid = || Error::Surroundings(format!("kubernetes.api is {api:?}: no URL of it"));
-        let api: Uri = api.parse().map_err(|_| invalid())?;
-        get::check(&api).map_err(Error::Surroundings)?;
+        let api = url(&api)?;
         let service_account_dir = settings.service_account_dir.clone();
         let timeout = settings.timeout;
         Ok(Some(Self { api, service_account_dir, stateful_set, ordinal, timeout }))
