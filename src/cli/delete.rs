@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::args::{Connect, Key, Tenant, decode, encode};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use crate::proto;
 
 /// Delete a key
@@ -43,7 +43,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let deleted = client.delete(request).await?;
     if deleted.siblings > 0 {
-        eprintln!("pairdb: {} values are newer than the context and stay", deleted.siblings);
+        say(format_args!("{} values are newer than the context and stay", deleted.siblings));
     }
     let json = json!({
         "context": encode(&deleted.context),

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::{Connect, Tenant, decode, encode};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::import::Format;
 use super::progress::{Checkpoint, bar};
 use super::record;
@@ -92,7 +92,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let what = "the progress file belongs to another export; remove it to begin anew";
             return Err(Failure::error(what));
         }
-        eprintln!("pairdb: going on after {} records", saved.records);
+        say(format_args!("going on after {} records", saved.records));
         request.cursor = decode("the cursor", &saved.cursor)?;
         request.limit = left(request.limit, saved.records);
     }
@@ -138,7 +138,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let took = began.elapsed().as_secs_f64();
     let text = format!("{} records, {} bytes exported, in {took:.1} s", saved.records, out.bytes);
     if stdout {
-        eprintln!("pairdb: {text}");
+        say(&text);
         return Ok(());
     }
     args.connect.print(&text, &json!({ "exported": saved.records, "bytes": out.bytes }))

@@ -1,7 +1,7 @@
 //! How a command ends when it does not end well.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use tonic::Code;
@@ -71,10 +71,16 @@ impl Failure {
     /// Says it, and gives the code.
     pub fn report(self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("pairdb: {}", self.message);
+            say(&self.message);
         }
         ExitCode::from(self.code)
     }
+}
+
+/// Says something on standard error. Where nobody listens the command goes on: it is not what was
+/// asked for.
+pub(super) fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "pairdb: {what}");
 }
 
 impl fmt::Display for Failure {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::args::{Connect, Key, Tenant, decode, duration, encode};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use crate::proto;
 
 /// Write a value
@@ -72,7 +72,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     };
     let written = client.write(request).await?;
     if written.siblings > 1 {
-        eprintln!("pairdb: the key has {} siblings now; --resolve merges them", written.siblings);
+        say(format_args!("the key has {} siblings now; --resolve merges them", written.siblings));
     }
     let json = json!({
         "context": encode(&written.context),

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::args::Connect;
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::layout::{
     ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status, transition,
     wait_until_done,
@@ -123,7 +123,7 @@ async fn wait_for(
             Err(failure) => return Err(failure),
         }
         if !said {
-            eprintln!("pairdb: waiting for {} to own its share", args.new);
+            say(format_args!("waiting for {} to own its share", args.new));
             said = true;
         }
         if Instant::now() + LOOK > end {

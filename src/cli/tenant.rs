@@ -6,7 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::args::{Connect, duration, encode};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::scan::escape;
 use crate::client::Admin;
 use crate::ops::config::Value as _;
@@ -129,11 +129,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             let set = connect.admin_client()?.admin_call(request, call).await;
             let set = set.map_err(Failure::of_change)?;
             if set.transition_epoch > 0 {
-                eprintln!(
-                    "pairdb: the number of copies changes with the layout of epoch {}; layout show \
+                say(format_args!(
+                    "the number of copies changes with the layout of epoch {}; layout show \
                      tells how far it is",
                     set.transition_epoch
-                );
+                ));
             }
             show(&connect, set.tenant)
         }

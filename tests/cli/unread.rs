@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::node::{CliNode, unread};
+use super::node::{CliNode, unheard, unread};
 
 #[test]
 fn a_command_that_is_not_read_ends_with_the_code_of_what_became_of_it() {
@@ -23,6 +23,7 @@ fn a_command_that_is_not_read_ends_with_the_code_of_what_became_of_it() {
     ] {
         let done = unread(command, &node.endpoint());
         assert_eq!(done.code, code, "{command:?}: {}", done.stderr);
+        assert_eq!(unheard(command, &node.endpoint()), code, "{command:?}");
     }
     // What ends well has lost nothing but its words.
     node.ok(&["put", "k", "v"]);

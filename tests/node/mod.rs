@@ -54,13 +54,24 @@ pub fn pairdb_with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     finish(command, "")
 }
 
+/// A pipe that nobody reads.
+fn closed() -> std::io::PipeWriter {
+    std::io::pipe().expect("a pipe").1
+}
+
+/// Runs the binary against a node, with nobody to read what it says at all; the exit code.
+pub fn unheard(arguments: &[&str], endpoint: &str) -> i32 {
+    let mut command = command();
+    command.args(arguments).env("PAIRDB_ENDPOINT", endpoint);
+    command.stdin(Stdio::null()).stdout(closed()).stderr(closed());
+    command.status().expect("it ends").code().expect("it exits")
+}
+
 /// Runs the binary against a node, with nobody to read what it says on standard output.
 pub fn unread(arguments: &[&str], endpoint: &str) -> Done {
     let mut command = command();
     command.args(arguments).env("PAIRDB_ENDPOINT", endpoint);
-    let (reader, writer) = std::io::pipe().expect("a pipe");
-    drop(reader);
-    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(closed()).stderr(Stdio::piped());
     let output = command.output().expect("it ends");
     Done {
         code: output.status.code().expect("it exits"),

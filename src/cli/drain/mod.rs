@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::args::Connect;
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::layout::{ABORTED, UNDER_WAY};
 use super::progress::{share_bar, span, volume};
 use crate::client::{Admin, Client, Error};
@@ -167,7 +167,7 @@ async fn follow(
         bar.set_position(last.partitions_done.saturating_mul(1000) / last.partitions.max(1));
         bar.set_message(line(last));
         if said != Some(last.phase()) && bar.is_hidden() {
-            eprintln!("pairdb: {}", line(last));
+            say(line(last));
         }
         said = Some(last.phase());
         match told.message().await {

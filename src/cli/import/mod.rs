@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::args::{Connect, Output, Tenant};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::progress::{Checkpoint, bar};
 use crate::client::{Client, Error};
 use crate::proto;
@@ -217,7 +217,7 @@ fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Fai
                 "{path} belongs to an import of another input or tenant; remove it to begin anew"
             )));
         }
-        eprintln!("pairdb: going on after line {}, as {path} says", saved.place.line);
+        say(format_args!("going on after line {}, as {path} says", saved.place.line));
         return Ok(saved);
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -300,7 +300,7 @@ impl Import {
         self.saved.counts.failed += 1;
         let message = format!("line {line}: {why}");
         if self.on_error == OnError::Skip {
-            self.bar.suspend(|| eprintln!("pairdb: {message}; skipped"));
+            self.bar.suspend(|| say(format_args!("{message}; skipped")));
             return;
         }
         self.stop(match error {

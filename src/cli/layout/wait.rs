@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::show::phase_name;
 use super::{ask_plan, find, status, transition};
 use crate::cli::args::Connect;
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, say};
 use crate::cli::progress::share_bar;
 use crate::client::Client;
 use crate::proto::{self, ClusterStatusResponse, TransitionPhase};
@@ -123,7 +123,7 @@ pub(crate) async fn wait_until_done(
         if message != said {
             // Said once to who has no terminal to show the bar on.
             if bar.is_hidden() {
-                eprintln!("pairdb: {message}");
+                say(&message);
             }
             bar.set_message(message.clone());
             said = message;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::{Connect, Consistency, size};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::progress::{Checkpoint, share_bar};
 use crate::ops::config::Size;
 use indicatif::ProgressBar;
@@ -147,7 +147,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Err(failure) => {
             job.checkpoint.save(&job.saved, true)?;
             let (keys, path) = (job.saved.totals.keys, job.args.progress_file.display());
-            eprintln!("pairdb: {keys} keys are copied; start it again to go on, as {path} says");
+            say(format_args!("{keys} keys are copied; start it again to go on, as {path} says"));
             return Err(failure);
         }
     }
@@ -177,7 +177,7 @@ fn resume(checkpoint: &Checkpoint, args: &Args) -> Result<Saved, Failure> {
             saved.job
         )));
     }
-    eprintln!("pairdb: going on after {} keys, as {path} says", saved.totals.keys);
+    say(format_args!("going on after {} keys, as {path} says", saved.totals.keys));
     Ok(saved)
 }
 
