@@ -180,6 +180,9 @@ pub(super) fn put_record(body: &mut Vec<u8>, before: &mut Head, key: &[u8], row:
     *before = head;
 }
 
+/// A record: key, row.
+type Record<'b, 'r> = (&'b [u8], &'r [u8]);
+
 /// A body that does not divide into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -208,8 +211,8 @@ impl<'b> Records<'b> {
         Self { rest: body, before: Head::default(), row: Vec::new() }
     }
 
-    /// The next one, as (key, row); `None` behind the last.
-    pub(super) fn next(&mut self) -> Result<Option<(&'b [u8], &[u8])>, Malformed> {
+    /// The next one; `None` behind the last.
+    pub(super) fn next(&mut self) -> Result<Option<Record<'b, '_>>, Malformed> {
         if self.rest.is_empty() {
             return Ok(None);
         }
