@@ -224,6 +224,7 @@ pub(super) async fn start(
             layout: fence.watch(),
             fence: Arc::clone(&layout_fence),
             liveness: Arc::clone(&liveness) as _,
+            work: world.work.clone(),
         },
         HintOptions {
             waiting_bytes_max: bytes(config.cluster.hint_queue_bytes_max),

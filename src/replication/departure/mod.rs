@@ -394,40 +394,56 @@ impl Departure {
     /// have been deleted and forgotten by its owners.
     async fn hand_hints_over(&self, layout: &Layout) -> u64 {
         let mut all = 0;
-        for target in self.hints.targets() {
-            loop {
-                let batch = match self.hints.head(target, self.settings.page_bytes as u64) {
-                    Ok(Some(batch)) => batch,
-                    Ok(None) => break,
-                    // Readable a moment later, or too old in the end.
-                    Err(_) => {
-                        tokio::time::sleep(RETRY).await;
-                        continue;
-                    }
-                };
-                let rows: Vec<Held> = self
-                    .hints
-                    .rows_in_time(&batch)
-                    .filter_map(|row| {
-                        // Of a tenant that is not known there is no owner.
-                        let tenant = store::TenantId(row.tenant_id);
-                        let known = self.store.tenant_by_id(tenant).ok()?;
-                        let partition = layout.partition_of(known.token(&row.key));
-                        let owners = layout.sets_of(partition, &known).current;
-                        let (key, row) = (row.key.clone(), row.row.clone());
-                        Some(Held { tenant, key, row, owners })
-                    })
-                    .collect();
-                let seen = vec![BTreeSet::new(); rows.len()];
-                if !rows.is_empty() && self.try_cover(layout, &rows, &seen).await.is_none() {
+        loop {
+            // Those that came meanwhile too.
+            let targets = self.hints.targets();
+            if targets.is_empty() {
+                return all;
+            }
+            for target in targets {
+                // One that cannot be read holds up none of the others.
+                if let Err(error) = self.hand_over_those_of(layout, target, &mut all).await {
+                    let name = layout.document().name_of(target);
+                    self.progress.wait_for(format!("its hints for {name} to be readable: {error}"));
                     tokio::time::sleep(RETRY).await;
-                    continue;
                 }
-                all += rows.len() as u64;
-                self.hints.handed_over(target, &batch);
             }
         }
-        all
+    }
+
+    /// Until no hint for one node is left; `all` counts what was handed over.
+    ///
+    /// # Errors
+    /// They cannot be read: they are a moment later, or too old in the end.
+    async fn hand_over_those_of(
+        &self,
+        layout: &Layout,
+        target: NodeId,
+        all: &mut u64,
+    ) -> std::io::Result<()> {
+        while let Some(batch) = self.hints.head(target, self.settings.page_bytes as u64).await? {
+            let rows: Vec<Held> = self
+                .hints
+                .rows_in_time(&batch)
+                .filter_map(|row| {
+                    // Of a tenant that is not known there is no owner.
+                    let tenant = store::TenantId(row.tenant_id);
+                    let known = self.store.tenant_by_id(tenant).ok()?;
+                    let partition = layout.partition_of(known.token(&row.key));
+                    let owners = layout.sets_of(partition, &known).current;
+                    let (key, row) = (row.key.clone(), row.row.clone());
+                    Some(Held { tenant, key, row, owners })
+                })
+                .collect();
+            let seen = vec![BTreeSet::new(); rows.len()];
+            if !rows.is_empty() && self.try_cover(layout, &rows, &seen).await.is_none() {
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+            *all += rows.len() as u64;
+            self.hints.handed_over(target, batch).await;
+        }
+        Ok(())
     }
 
     /// The text of the node's certificate; the one it has kept, if it has.

@@ -38,6 +38,8 @@
 //! 4. A row that its target does not hold any more goes to all its current replicas; for one of
 //!    them that is away it becomes a hint of its own.
 //! 5. A row that is refused is put behind the others, so that it holds none of them up.
+//! 6. What waits for the disk is done on threads for that, and who asks for figures waits for
+//!    nothing: a disk that hangs holds up hints, and nobody else.
 
 mod frame;
 mod queue;
@@ -61,6 +63,7 @@ use super::fence::Fence;
 use crate::cluster::NodeId;
 use crate::cluster::peer::Peers;
 use crate::cluster::view::Liveness;
+use crate::cluster::work::Work;
 use crate::engine;
 use crate::proto;
 use crate::resilience::bytes::{ByteBudget, Charge};
@@ -117,7 +120,12 @@ pub struct HintParts {
     pub fence: Arc<dyn Fence>,
     /// Who is up.
     pub liveness: Arc<dyn Liveness>,
+    /// Where their files are written and read.
+    pub work: Work,
 }
+
+/// What is kept for each node.
+type Queues = BTreeMap<NodeId, Queue>;
 
 /// Figures since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,7 +202,10 @@ pub struct Hints {
     dir: PathBuf,
 
     // Each with its own synchronisation.
-    queues: Mutex<BTreeMap<NodeId, Queue>>,
+    /// Held while the disk is waited for: see [`Hints::on_disk`].
+    queues: Mutex<Queues>,
+    /// Rows and bytes that are kept for each node, as they were when the queues were let go.
+    kept: Mutex<BTreeMap<NodeId, (u64, u64)>>,
     /// What is taken and not written yet.
     waiting: ByteBudget,
     counters: Counters,
@@ -216,7 +227,7 @@ impl Hints {
         let vfs = Arc::clone(&parts.store.environment().vfs);
         engine::create_dir_durably(&*vfs, dir)?;
         let now_ms = parts.store.environment().clock.now_ms();
-        let mut queues: BTreeMap<NodeId, Queue> = BTreeMap::new();
+        let mut queues = Queues::new();
         let mut counters = Counters::default();
         let names = vfs.list(dir).map_err(engine::Error::io("list", dir))?;
         let mut found: Vec<_> = names.iter().filter_map(|name| Queue::parse(name)).collect();
@@ -235,6 +246,7 @@ impl Hints {
             parts,
             options,
             dir,
+            kept: Mutex::new(kept_in(&queues)),
             queues: Mutex::new(queues),
             counters,
             closing: CancellationToken::new(),
@@ -255,11 +267,11 @@ impl Hints {
     /// The figures now.
     pub fn stats(&self) -> HintStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let queues = self.queues.lock();
+        let of_each = self.kept.lock();
         HintStats {
-            bytes: queues.values().map(Queue::bytes).sum(),
-            targets: queues.values().filter(|queue| !queue.is_empty()).count() as u64,
-            pending: queues.values().map(Queue::rows).sum(),
+            bytes: of_each.values().map(|(_, bytes)| bytes).sum(),
+            targets: of_each.len() as u64,
+            pending: of_each.values().map(|(rows, _)| rows).sum(),
             kept: get(&self.counters.kept),
             refused: get(&self.counters.refused),
             delivered: get(&self.counters.delivered),
@@ -271,9 +283,7 @@ impl Hints {
 
     /// Rows and bytes that are kept for each node.
     pub fn by_target(&self) -> BTreeMap<NodeId, (u64, u64)> {
-        let queues = self.queues.lock();
-        let kept = queues.iter().filter(|(_, queue)| !queue.is_empty());
-        kept.map(|(node, queue)| (*node, (queue.rows(), queue.bytes()))).collect()
+        self.kept.lock().clone()
     }
 
     fn now_ms(&self) -> u64 {
@@ -287,7 +297,7 @@ impl Hints {
     }
 
     /// Writes rows that were missed.
-    fn write(&self, missed: Vec<Missed>) {
+    async fn write(self: &Arc<Self>, missed: Vec<Missed>) {
         let created_ms = self.now_ms();
         let mut by_target: BTreeMap<NodeId, Vec<Hint>> = BTreeMap::new();
         let mut charges = Vec::with_capacity(missed.len());
@@ -295,14 +305,25 @@ impl Hints {
             by_target.entry(target).or_default().push(Hint { created_ms, row });
             charges.push(charge);
         }
-        self.append(by_target);
+        self.append(by_target).await;
     }
 
     /// Adds hints to the queues of their targets, as far as there is room. `false`: some could not
     /// be written.
-    fn append(&self, by_target: BTreeMap<NodeId, Vec<Hint>>) -> bool {
+    async fn append(self: &Arc<Self>, by_target: BTreeMap<NodeId, Vec<Hint>>) -> bool {
+        if by_target.is_empty() {
+            return true;
+        }
+        let given = by_target.values().map(Vec::len).sum();
+        let appended = self.on_disk(|hints, queues| hints.append_to(queues, by_target)).await;
+        appended.unwrap_or_else(|_| {
+            Counters::add(&self.counters.refused, given);
+            false
+        })
+    }
+
+    fn append_to(&self, queues: &mut Queues, by_target: BTreeMap<NodeId, Vec<Hint>>) -> bool {
         let bytes_max = self.bytes_max();
-        let mut queues = self.queues.lock();
         let mut all: u64 = queues.values().map(Queue::bytes).sum();
         let mut is_written = true;
         for (target, mut hints) in by_target {
@@ -330,12 +351,16 @@ impl Hints {
     }
 
     /// Drops what is too old.
-    fn expire(&self) {
+    async fn expire(self: &Arc<Self>) {
         let oldest_ms = self.oldest_ms();
-        for queue in self.queues.lock().values_mut() {
-            let lost = queue.expire(oldest_ms);
-            self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-        }
+        let expired = self.on_disk(move |hints, queues| {
+            for queue in queues.values_mut() {
+                let lost = queue.expire(oldest_ms);
+                hints.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+            }
+        });
+        // Else at the next look.
+        let _ = expired.await;
     }
 
     /// A hint that was kept before this is delivered to nobody.
@@ -355,25 +380,63 @@ impl Hints {
     ///
     /// # Errors
     /// They cannot be read now.
-    pub fn head(&self, target: NodeId, bytes_max: u64) -> io::Result<Option<Batch>> {
-        let mut queues = self.queues.lock();
-        let Some(queue) = queues.get_mut(&target) else { return Ok(None) };
-        let (batch, lost) = queue.head(bytes_max);
-        self.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-        Ok(Some(batch?).filter(|batch| !batch.hints.is_empty()))
+    pub async fn head(
+        self: &Arc<Self>,
+        target: NodeId,
+        bytes_max: u64,
+    ) -> io::Result<Option<Batch>> {
+        let read = self.on_disk(move |hints, queues| {
+            let Some(queue) = queues.get_mut(&target) else { return Ok(None) };
+            let (batch, lost) = queue.head(bytes_max);
+            hints.counters.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+            Ok(Some(batch?).filter(|batch| !batch.hints.is_empty()))
+        });
+        read.await?
     }
 
     /// Forgets hints whose rows are where they belong without their target's help.
-    pub fn handed_over(&self, target: NodeId, batch: &Batch) {
-        if let Some(queue) = self.queues.lock().get_mut(&target) {
-            queue.delivered(batch);
-            Counters::add(&self.counters.delivered, batch.hints.len());
-        }
+    pub async fn handed_over(self: &Arc<Self>, target: NodeId, batch: Batch) {
+        Counters::add(&self.counters.delivered, batch.hints.len());
+        self.forget(target, batch).await;
+    }
+
+    /// Forgets hints of which all has become what it could.
+    async fn forget(self: &Arc<Self>, target: NodeId, batch: Batch) {
+        let forgotten = self.on_disk(move |_, queues| {
+            if let Some(queue) = queues.get_mut(&target) {
+                queue.delivered(&batch);
+            }
+        });
+        // Else they are delivered again, harmlessly.
+        let _ = forgotten.await;
     }
 
     /// Nodes there are hints for.
     pub fn targets(&self) -> Vec<NodeId> {
-        let queues = self.queues.lock();
-        queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(node, _)| *node).collect()
+        self.kept.lock().keys().copied().collect()
     }
+
+    /// Does something with the queues that may wait for the disk.
+    ///
+    /// # Errors
+    /// The node is stopping, and it was not done; or it panicked.
+    async fn on_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&Self, &mut Queues) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let hints = Arc::clone(self);
+        let acting = self.parts.work.run(move || {
+            let mut queues = hints.queues.lock();
+            let done = act(&hints, &mut queues);
+            *hints.kept.lock() = kept_in(&queues);
+            done
+        });
+        acting.await.map_err(io::Error::other)
+    }
+}
+
+/// Rows and bytes of the queues that hold any.
+fn kept_in(queues: &Queues) -> BTreeMap<NodeId, (u64, u64)> {
+    let kept = queues.iter().filter(|(_, queue)| !queue.is_empty());
+    kept.map(|(node, queue)| (*node, (queue.rows(), queue.bytes()))).collect()
 }

@@ -78,7 +78,9 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
                 }
             }
             _ = looks.tick() => {
-                hints.expire();
+                if !hints.targets().is_empty() {
+                    hints.expire().await;
+                }
                 let waiting = hints.targets();
                 targets.retain(|node, _| waiting.contains(node));
                 for node in waiting {
@@ -93,7 +95,7 @@ pub(super) async fn run(hints: Arc<Hints>, mut missed: mpsc::Receiver<Missed>) {
                 if received == 0 {
                     return;
                 }
-                hints.write(std::mem::take(&mut rows));
+                hints.write(std::mem::take(&mut rows)).await;
             }
         }
     }
@@ -122,14 +124,12 @@ fn look(hints: &Hints, targets: &mut BTreeMap<NodeId, Target>, node: NodeId) -> 
 async fn deliver(hints: Arc<Hints>, target: NodeId, window_bytes: u64) -> Ended {
     let mut ended = Ended { target, window_bytes, is_calm: true };
     loop {
-        let delivered = match hints.head(target, ended.window_bytes) {
+        let delivered = match hints.head(target, ended.window_bytes).await {
             Ok(None) => return ended,
             Ok(Some(batch)) => {
                 let delivered = deliver_batch(&hints, target, &batch).await;
-                if delivered.is_ok()
-                    && let Some(queue) = hints.queues.lock().get_mut(&target)
-                {
-                    queue.delivered(&batch);
+                if delivered.is_ok() {
+                    hints.forget(target, batch).await;
                 }
                 delivered
             }
@@ -187,7 +187,7 @@ async fn deliver_batch(
     }
     Counters::add(&hints.counters.delivered, taken);
     let is_refused = again.contains_key(&target);
-    if !hints.append(again) {
+    if !hints.append(again).await {
         return Err(Undelivered::Trouble);
     }
     Ok(taken > 0 || !is_refused)

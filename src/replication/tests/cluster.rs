@@ -25,6 +25,7 @@ use crate::cluster::layout::{Command, Document, Layout, Owner, Owners};
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
+use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 use crate::store::environment::{ManualClock, SeededRandom};
@@ -292,6 +293,8 @@ pub struct Node {
     pub id: NodeId,
     /// Its disk.
     pub vfs: MemVfs,
+    /// What goes wrong with that.
+    pub faults: FaultVfs,
     pub store: Arc<Store>,
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
@@ -507,7 +510,8 @@ impl Node {
     fn start(world: &Arc<World>, index: usize, seed: u64, options: &StoreOptions) -> Self {
         let vfs = MemVfs::new();
         let seed = seed.wrapping_mul(1000) + index as u64;
-        let environment = Environment::simulated(Arc::new(vfs.clone()), &world.clock, seed);
+        let faults = FaultVfs::new(Arc::new(vfs.clone()));
+        let environment = Environment::simulated(Arc::new(faults.clone()), &world.clock, seed);
         let store =
             Store::open_in(Path::new("/node"), options.clone(), environment).expect("opens");
         let lww = TenantSpec { mode: Mode::LastWriteWins, ..TenantSpec::new("lww") };
@@ -533,6 +537,8 @@ impl Node {
             layout: layout.clone(),
             fence: Arc::clone(&fence) as Arc<dyn Fence>,
             liveness: Arc::clone(&links) as Arc<dyn Liveness>,
+            // A disk that hangs must not hold up the others.
+            work: Work::Threads,
         };
         let options = HintOptions { waiting_bytes_max: QUEUE_BYTES_MAX, ..HintOptions::default() };
         let (hints, sender) =
@@ -596,6 +602,7 @@ impl Node {
         Self {
             id,
             vfs,
+            faults,
             store,
             coordinator,
             fence,

@@ -12,6 +12,7 @@ use super::super::*;
 use super::cluster::*;
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Command, Document, Layout, Member, MemberState, Owner, Owners};
+use crate::engine::vfs::fault::{Fault, Operation};
 use crate::store;
 
 /// A document with members and the cluster's tenants.
@@ -430,6 +431,38 @@ async fn what_the_owners_have_forgotten_is_with_them() {
         let row = cluster.read(0, tenant, Level::Quorum, "k", None).await.expect("both are up");
         assert!(!row.found(), "{tenant}: it was dead");
     }
+}
+
+/// Hints of one node that cannot be read hold up those of no other, and are told of.
+#[tokio::test(start_paused = true)]
+async fn a_leaver_hands_over_the_hints_that_it_can_read() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 74);
+    let leaver = &cluster.nodes[3];
+    let tenant = leaver.store.tenant("default").expect("there").id;
+    cluster.nodes[0].store.write("default", put("k", "v")).expect("itself");
+    let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
+    let row = bytes::Bytes::from(row.expect("written"));
+    cluster.world.take_down(id(2));
+    for (target, key) in [(1, "unreadable"), (2, "readable")] {
+        let (tenant_id, key, row) = (tenant.0, key.into(), row.clone());
+        leaver.missed.keep(id(target), crate::proto::RowState { tenant_id, key, row });
+    }
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(leaver.hints.targets(), [id(1), id(2)]);
+    leaver.faults.inject(Fault {
+        operation: Some(Operation::ReadAt),
+        path_contains: id(1).to_string(),
+        times: u64::MAX,
+        ..Fault::default()
+    });
+    let states = BTreeMap::from([(3, MemberState::Leaving)]);
+    let leaving = Drawn { states, ..drawn(&cluster) };
+    cluster.commit(leaving.layout(2, &[0, 1, 2], None), &[0, 1, 2, 3]);
+    run_departures(&cluster, 30).await;
+    assert!((0..2).all(|at| holds(&cluster, at, "readable")));
+    assert_eq!(leaver.hints.targets(), [id(1)]);
+    let told = leaver.departure.progress.figures().waits_for;
+    assert!(told.contains("its hints for n2 to be readable"), "{told}");
 }
 
 /// A hint that is too old to be delivered is too old to be handed over: its row may have been

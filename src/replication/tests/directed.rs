@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::super::*;
 use super::cluster::*;
+use crate::engine::vfs::fault::Operation;
+use crate::engine::vfs::hold::Hold;
 use crate::store::{Mutation, Outcome};
 
 const LWW: &str = "lww";
@@ -149,6 +151,29 @@ async fn hints_bring_the_one_that_was_down_to_equal_digests() {
         let digests = cluster.digests("default", key);
         assert!(digests[2] != 0 && digests.iter().all(|digest| *digest == digests[0]));
     }
+}
+
+/// Metrics, status and the delivery to other nodes ask how much is kept: on the threads that serve
+/// clients, while one batch after the other is synced.
+#[tokio::test]
+async fn who_asks_how_much_is_kept_does_not_wait_for_the_disk() {
+    let cluster = Cluster::new(3, 47);
+    let (hints, missed) = (&cluster.nodes[0].hints, &cluster.nodes[0].missed);
+    let tenant_id = cluster.nodes[0].store.tenant("default").expect("there").id.0;
+    let row = crate::proto::RowState { tenant_id, key: "k".into(), row: vec![0; 40].into() };
+    let hold = Hold::of(&cluster.nodes[0].faults, Operation::SyncData, "hints");
+    hold.close();
+    missed.keep(id(2), row);
+    while hold.arrived() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // This thread is the one that serves, and the hint's sync hangs on another one.
+    assert_eq!((hints.stats().kept, hints.targets(), hints.by_target().len()), (0, vec![], 0));
+    hold.open();
+    while hints.targets().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(hints.stats().pending, 1);
 }
 
 /// D2: the target owns nothing any more; its rows go to those who do.
