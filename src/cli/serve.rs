@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::config::{environment, load_or_fail};
 use super::failure::Failure;
 use crate::cluster::work::{Background, Work};
@@ -84,11 +86,25 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let background = Background::start();
     let background =
         background.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    raise_descriptors();
     let served = runtime.block_on(serve(config, background.work()));
     // Work on the blocking pools that nobody waits for any more must not hold up the exit.
     runtime.shutdown_background();
     background.stop();
     served.map_err(|error| Failure::with_code(error.exit_code(), error.to_string()))
+}
+
+/// Each connection and each table takes a file descriptor, and 1,024 are what a process is usually
+/// given: that is kept low for those who use `select`, which this one does not. It takes as many as
+/// it may have.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    match raised {
+        Ok(()) => tracing::info!(descriptors, "file descriptors"),
+        Err(error) => tracing::warn!(descriptors, %error, "cannot take more file descriptors"),
+    }
 }
 
 async fn serve(config: Config, background: Work) -> Result<(), Error> {

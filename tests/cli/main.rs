@@ -1,6 +1,7 @@
 //! The binary as a user runs it: a node on free ports, commands against it, exit codes.
 
 mod bad_data;
+mod descriptors;
 mod kubernetes;
 mod migrate;
 mod no_room;
