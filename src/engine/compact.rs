@@ -3,9 +3,10 @@
 //! Several threads may compact at once; a job's inputs are reserved from the pick to the install.
 //! What is picked and what a job does is decided in [`super::compaction`].
 //!
-//! A job whose outputs could take more than the disk has left is not begun: it would take the space
-//! that log and manifest go on with, and come to nothing. It is picked again at the next tick; what
-//! takes less goes on meanwhile.
+//! A job whose outputs could take more than the disk has left waits for those that take less: it
+//! would take the space that log and manifest go on with, and come to nothing. Where nothing else
+//! goes on it is tried all the same, for what it leaves out may be what fills the disk, and given
+//! up before it takes that space; then not again for a while.
 //!
 //! A job that meets a damaged block does not abort the store: the block is quarantined, its table
 //! is left out of further jobs and set aside where it stops none, and the other tables go on.
@@ -13,6 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::compaction::{Compaction, Job, JobContext, JobDone, Picker, PurgeView, Targets};
@@ -23,6 +25,8 @@ use super::{Engine, Shared};
 
 /// How long `compact_all` waits for a job of another thread before it looks again.
 const JOB_WAIT: Duration = Duration::from_secs(1);
+/// How long a job that had too little room is not tried again.
+const LESS_ROOM_WAIT: Duration = Duration::from_secs(60);
 
 impl Engine {
     /// Flushes, then merges everything down to one level; forgets what may be forgotten. For an
@@ -92,8 +96,27 @@ impl Shared {
         }
         match self.reserve_with_room(|picker| picker.pick()) {
             Ok(Some(job)) => self.run_compaction(&job).map(|()| true),
-            Ok(None) | Err(Error::DiskFull { .. }) => Ok(false),
+            Ok(None) => Ok(false),
+            Err(Error::DiskFull { .. }) => self.compact_in_less_room(),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Tries what may take more than there is room for. `false`: it did, or it is not time for it.
+    fn compact_in_less_room(&self) -> Result<bool> {
+        let now_ms = self.clock.now_ms();
+        let is_early = now_ms < self.less_room_after_ms.load(Ordering::Relaxed);
+        if is_early || !self.compacting.lock().is_empty() {
+            return Ok(false);
+        }
+        let Some(job) = self.reserve(|picker| picker.pick()) else { return Ok(false) };
+        match self.run_compaction(&job) {
+            Err(error) if error.is_storage_full() => {
+                let after_ms = now_ms.saturating_add(LESS_ROOM_WAIT.as_millis() as u64);
+                self.less_room_after_ms.store(after_ms, Ordering::Relaxed);
+                Ok(false)
+            }
+            done => done.map(|()| true),
         }
     }
 
@@ -178,6 +201,7 @@ impl Shared {
     fn run_compaction(&self, reserved: &Reserved<'_>) -> Result<()> {
         let Reserved { job, version, oldest_unflushed_epoch, .. } = reserved;
         let bad_row = RefCell::new(None);
+        let (_, kept) = self.compaction_space();
         let context = JobContext {
             vfs: &*self.vfs,
             dir: &self.dir,
@@ -189,7 +213,10 @@ impl Shared {
             table_bytes: if job.output_level == 0 { u64::MAX } else { self.options.table_bytes },
             now_ms: job.created_ms(self.now_ms()),
             stop: self.background.stop_flag(),
-            pace: &|bytes| self.pace(bytes),
+            pace: &|bytes| {
+                self.pace(bytes);
+                self.check_room(kept)
+            },
             on_bad_row: &|number, key| drop(bad_row.replace(Some((number, Box::from(key))))),
         };
         let run = Job::new(job, context);
@@ -234,6 +261,15 @@ impl Shared {
                 self.quarantine(table, vec![Quarantined { table: number, smallest, largest }])
             }
             None => Ok(()),
+        }
+    }
+
+    /// Refuses a job to go on when it has come to what is kept for log and manifest.
+    fn check_room(&self, kept: u64) -> Result<()> {
+        let (available, _) = self.compaction_space();
+        match available < kept {
+            true => Err(Error::DiskFull { path: self.dir.clone(), available, reserve: kept }),
+            false => Ok(()),
         }
     }
 

@@ -202,6 +202,8 @@ pub(crate) struct Shared {
     now_ms: AtomicU64,
     /// What continues `clock`, in milliseconds.
     ages_from_ms: u64,
+    /// When a compaction is tried again that there may be no room for, in milliseconds of `clock`.
+    less_room_after_ms: AtomicU64,
     /// Whether free space is below the reserve. Relaxed: a write more or less does not matter.
     disk_full: AtomicBool,
     /// Millionths of the disk in use. Relaxed: a figure.

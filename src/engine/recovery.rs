@@ -118,6 +118,7 @@ pub fn open(
         ingest_lock: Mutex::new(()),
         seal_lock: Mutex::new(()),
         now_ms: AtomicU64::new(now_ms),
+        less_room_after_ms: AtomicU64::new(0),
         ages_from_ms,
         clock,
         disk_full: AtomicBool::new(false),

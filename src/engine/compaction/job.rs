@@ -55,7 +55,7 @@ pub struct JobContext<'a> {
     pub stop: &'a AtomicBool,
     /// Told every 256 KiB of input how many bytes were written since; waits as long as the
     /// [`Pacer`](super::Pacer) says, or until `stop` is set.
-    pub pace: &'a dyn Fn(u64),
+    pub pace: &'a dyn Fn(u64) -> Result<()>,
     /// Told of a row that cannot be joined, by its table and key: no checksum shows that.
     pub on_bad_row: &'a dyn Fn(u64, &[u8]),
 }
@@ -289,7 +289,7 @@ impl Merge<'_, '_> {
             cursor.next_group()?;
             if unchecked >= CHECK_BYTES {
                 unchecked = 0;
-                (self.job.context.pace)(std::mem::take(&mut self.written));
+                (self.job.context.pace)(std::mem::take(&mut self.written))?;
                 if self.job.context.stop.load(Ordering::Relaxed) {
                     return Ok(false);
                 }

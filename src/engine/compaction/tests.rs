@@ -182,7 +182,7 @@ impl Tree {
             table_bytes: self.table_bytes,
             now_ms: self.now_ms,
             stop: &self.stop,
-            pace: &|_| {},
+            pace: &|_| Ok(()),
             on_bad_row: &|_, _| {},
         };
         let job = Job::new(compaction, context);

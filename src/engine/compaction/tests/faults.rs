@@ -107,6 +107,7 @@ fn job_is_paced() {
         if told.borrow().len() == 3 {
             tree.stop.store(true, Ordering::Relaxed);
         }
+        Ok(())
     };
     let context = JobContext {
         vfs: &*tree.vfs,
