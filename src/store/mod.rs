@@ -500,9 +500,17 @@ impl Store {
         self.identity.lease().bound()
     }
 
-    /// The bound that the disk held when this store was opened.
+    /// See [`IdentityFile::lease_found`].
     pub fn lease_found(&self) -> u64 {
-        self.identity.lease().found()
+        self.identity.lease_found()
+    }
+
+    /// See [`IdentityFile::confirm_lease`].
+    ///
+    /// # Errors
+    /// I/O, after which the next start may be unclean.
+    pub fn confirm_lease(&self) -> Result<()> {
+        self.identity.confirm_lease()
     }
 
     /// Whether writes that begin here get a time: the lease of the clock can be extended, and the
