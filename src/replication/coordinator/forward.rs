@@ -5,7 +5,7 @@
 //!    reached, or takes no writes at all. A replica whose disk has failed must not fail the writes
 //!    that the others can take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -117,7 +117,7 @@ impl Coordinator {
             for (at, result) in left.iter().zip(said) {
                 results[*at] = Some(result);
             }
-            left.retain(|at| matches!(&results[*at], Some(Err(error)) if is_of_the_node(error)));
+            left = to_another(&left, &group, &results);
             if left.is_empty() {
                 break;
             }
@@ -125,6 +125,34 @@ impl Coordinator {
         let none = || Err(Error::NotForwarded { why: why.clone() });
         results.into_iter().map(|result| result.unwrap_or_else(none)).collect()
     }
+}
+
+/// Which of the writes that a replica was asked for go to another one: those that it refused for
+/// what it is, but for those behind which it has done another write of the same key. They would
+/// come after that one.
+fn to_another(
+    asked: &[usize],
+    group: &[Mutation],
+    results: &[Option<Result<Written>>],
+) -> Vec<usize> {
+    let mut done: BTreeSet<&[u8]> = BTreeSet::new();
+    let mut left = Vec::new();
+    for at in asked.iter().rev() {
+        let key = &group[*at].key[..];
+        match &results[*at] {
+            Some(Err(error)) if is_of_the_node(error) => {
+                if !done.contains(key) {
+                    left.push(*at);
+                }
+            }
+            Some(Err(error)) if error.outcome() == Outcome::NotApplied => {}
+            _ => {
+                done.insert(key);
+            }
+        }
+    }
+    left.reverse();
+    left
 }
 
 /// Whether a write was refused for what the replica is, not for what the write is.
@@ -148,4 +176,30 @@ fn outcomes(reply: proto::ForwardWriteReply, items: usize) -> Vec<Result<Written
         None => Err(Error::Lost { why: "no outcome".to_owned() }),
     };
     results.into_iter().map(outcome).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A replica with a full disk refuses a put and takes the delete behind it: the put must not be
+    /// done somewhere else, after the delete.
+    #[test]
+    fn no_write_overtakes_a_later_one_of_its_key() {
+        let put = |key: &str| Mutation { key: key.into(), ..Mutation::default() };
+        let group = ["a", "b", "a", "b", "c"].map(put);
+        let failed = |reason: &str, outcome: proto::Outcome| {
+            let (reason, outcome) = (reason.to_owned(), outcome.into());
+            let failure = proto::Failure { reason, outcome, ..proto::Failure::default() };
+            Some(Err(Error::Forwarded(Box::new(failure))))
+        };
+        let full = || failed("DISK_FULL", proto::Outcome::NotApplied);
+        let unknown = || failed("DISK_FULL", proto::Outcome::Unknown);
+        let bad = || failed("VALUE_TOO_LONG", proto::Outcome::NotApplied);
+        let left =
+            |results: [Option<Result<Written>>; 5]| to_another(&[0, 1, 2, 3, 4], &group, &results);
+        assert_eq!(left([full(), full(), full(), full(), full()]), [0, 1, 2, 3, 4]);
+        assert_eq!(left([full(), full(), unknown(), bad(), full()]), [1, 4]);
+        assert_eq!(left([bad(), full(), full(), unknown(), bad()]), [2]);
+    }
 }
