@@ -501,16 +501,19 @@ fn look_after(store: &Store, health: &Health, is_alone: bool) {
         true => store.advance_safe_points().map(|_| ()),
         false => store.check_writable(),
     };
-    let checked = checked.and_then(|()| store.check_mints());
-    if health.note_store(&checked) {
-        match &checked {
+    let is_read_only = matches!(checked, Err(store::Error::ReadOnly { .. }));
+    // Whatever else is wrong: a clock is set right meanwhile, or goes wrong.
+    let said = if is_read_only { checked.clone() } else { store.check_mints() };
+    if health.note_store(&said) {
+        match &said {
             Ok(()) => tracing::info!("the store takes writes again"),
             Err(error) => tracing::error!(%error, "the store takes no more writes"),
         }
     }
-    match checked {
-        Ok(()) | Err(store::Error::ReadOnly { .. } | store::Error::ClockUnsafe { .. }) => {}
-        Err(error) => tracing::warn!(%error, "cannot advance the safe points"),
+    if let Err(error) = checked
+        && !is_read_only
+    {
+        tracing::warn!(%error, "cannot advance the safe points");
     }
     let disk = store.disk_state();
     if health.set_disk(disk) {

@@ -246,7 +246,7 @@ impl Cluster {
         let owners: Vec<NodeId> = layout.document().owners.keys().copied().collect();
         let node = |id: &NodeId| {
             let facts = heard.get(id).cloned().unwrap_or_default();
-            let is_up = *id == self.node || (facts.is_up && facts.run_state == RunState::Serving);
+            let is_up = (*id == self.node || facts.is_up) && facts.run_state == RunState::Serving;
             proto::ServingNode {
                 node_id: id.to_string(),
                 address: facts.addresses.for_clients(),

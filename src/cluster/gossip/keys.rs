@@ -21,7 +21,7 @@
 use chitchat::{ChitchatId, NodeState};
 
 use super::{Entry, generation_of, node_of};
-use crate::cluster::view::{Addresses, Facts};
+use crate::cluster::view::{Addresses, Facts, RunState};
 
 /// Of any value.
 const VALUE_BYTES_MAX: usize = 300;
@@ -70,7 +70,8 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         peer if peer.is_empty() => id.gossip_advertise_addr.to_string(),
         peer => peer,
     };
-    let run_state = value("st")?.parse().ok()?;
+    // One that a later version has may be sent requests.
+    let run_state = value("st")?.parse().unwrap_or(RunState::Serving);
     let facts = Facts {
         node: node_of(id)?,
         generation: generation_of(id.generation_id),

@@ -222,7 +222,7 @@ settings! {
         message_bytes_max: Size = "4MiB",
         /// Greatest time to live.
         ttl_max: Duration = "3650d",
-        /// How far a context may be ahead of this node's clock.
+        /// How far the birth of an idempotency key may be ahead of this node's clock.
         clock_skew_max: Duration = "2s",
         /// Percentage of the disk in use from which there is a warning.
         disk_warn_percent: u64 = "80",
@@ -431,7 +431,9 @@ impl Config {
             ("cluster.join_timeout", self.cluster.join_timeout),
             ("kubernetes.timeout", self.kubernetes.timeout),
         ];
-        if let Some((name, _)) = lasting.iter().find(|(_, time)| time.is_zero()) {
+        let is_off = |name: &str| name.starts_with("kubernetes.") && !self.kubernetes.enabled;
+        let is_bad = |(name, time): &&(&str, Duration)| time.is_zero() && !is_off(name);
+        if let Some((name, _)) = lasting.iter().find(is_bad) {
             return invalid(format!("{name} = 0 must be at least 1ms"));
         }
         let texts = [("node.name", &self.node.name), ("node.zone", &self.node.zone)];
@@ -457,8 +459,10 @@ impl Config {
             return invalid(format!("{name} = {value} is more than 1000000"));
         }
         logging::check(&self.log).map_err(Error::Invalid)?;
-        let judged = kubernetes::check(&self.kubernetes);
-        judged.map_err(|error| Error::Invalid(error.to_string()))?;
+        if self.kubernetes.enabled {
+            let judged = kubernetes::check(&self.kubernetes);
+            judged.map_err(|error| Error::Invalid(error.to_string()))?;
+        }
         self.validate_addresses()
     }
 

@@ -99,10 +99,10 @@ fn settings_that_do_not_go_together_are_refused() {
         ("[cluster]\nseeds = \"node-1:0\"\n", "\"node-1:0\""),
         ("[cluster]\nseeds = \"fd00::1:7946\"\n", "\"fd00::1:7946\""),
         ("[log]\nlevel = \"pairdb=loud\"\n", "\"pairdb=loud\""),
-        ("[kubernetes]\ntimeout = 0\n", "kubernetes.timeout"),
-        ("[kubernetes]\napi = \"http://10.0.0.1\"\n", "http://10.0.0.1"),
-        ("[kubernetes]\napi = \"no url\"\n", "\"no url\""),
-        ("[kubernetes]\npod_name = \"pairdb\"\n", "\"pairdb\""),
+        ("[kubernetes]\nenabled = true\ntimeout = 0\n", "kubernetes.timeout"),
+        ("[kubernetes]\nenabled = true\napi = \"http://10.0.0.1\"\n", "http://10.0.0.1"),
+        ("[kubernetes]\nenabled = true\napi = \"no url\"\n", "\"no url\""),
+        ("[kubernetes]\nenabled = true\npod_name = \"pairdb\"\n", "\"pairdb\""),
     ] {
         let file = file(text);
         let error = load(&source(&file)).expect_err(text);
@@ -112,7 +112,8 @@ fn settings_that_do_not_go_together_are_refused() {
     for text in [
         "[cluster]\nadvertise = \"[fd00::1]:7946\"\n",
         "[cluster]\nseeds = \"node-1:7946,10.0.0.1:7946,[fd00::1]:7946\"\n",
-        "[kubernetes]\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
+        "[kubernetes]\nenabled = true\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
+        "[kubernetes]\ntimeout = 0\npod_name = \"pairdb\"\n",
     ] {
         load(&source(&file(text))).expect(text);
     }
