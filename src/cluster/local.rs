@@ -44,7 +44,6 @@ pub struct Local {
     superseded: watch::Sender<bool>,
     lease_found: u64,
     rolled_back: watch::Sender<bool>,
-    confirmed: watch::Sender<bool>,
     // Held for a look-up.
     known: Mutex<BTreeMap<NodeId, Known>>,
 }
@@ -84,7 +83,6 @@ impl Local {
             superseded: watch::Sender::new(false),
             lease_found: u64::MAX,
             rolled_back: watch::Sender::new(false),
-            confirmed: watch::Sender::new(false),
             known: Mutex::new(BTreeMap::from([(node, own)])),
         }
     }
@@ -184,19 +182,6 @@ impl Local {
     /// Whether others know of a later state of this node than the one it was started with.
     pub fn rolled_back(&self) -> watch::Receiver<bool> {
         self.rolled_back.subscribe()
-    }
-
-    /// Whether somebody who knows this generation knows of no later state of this node. Before that
-    /// nobody is told a bound of this life: it would pass for one of an earlier life in the next.
-    pub fn confirmed(&self) -> watch::Receiver<bool> {
-        self.confirmed.subscribe()
-    }
-
-    /// Somebody who knows this generation has told what else it knows.
-    pub fn confirm(&self) {
-        if !*self.rolled_back.borrow() {
-            self.confirmed.send_replace(true);
-        }
     }
 
     /// Hears of a bound of a node's clock that it told in a generation.

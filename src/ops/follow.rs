@@ -122,22 +122,9 @@ pub(super) async fn catch_up(
     }
 }
 
-/// The bound of the clock that others may be told; 0: none yet. That they know of no later one is
-/// noted first: else the next start would take what is told now for what was told before.
-pub(super) async fn lease_to_tell(local: &Local, store: &Arc<Store>, work: &Work) -> u64 {
-    if !*local.confirmed().borrow() {
-        return 0;
-    }
-    let of = Arc::clone(store);
-    let noted = work.run(move || of.confirm_lease().map(|()| of.lease())).await;
-    // What cannot be written is told by others: the store takes no more writes.
-    noted.ok().and_then(Result::ok).unwrap_or(0)
-}
-
 /// Tells the others how the node fares.
 pub(super) async fn tell(
     gossip: Arc<Gossip>,
-    local: Arc<Local>,
     store: Arc<Store>,
     hints: Arc<Hints>,
     moving: Moving,
@@ -149,7 +136,6 @@ pub(super) async fn tell(
         let of = Arc::clone(&store);
         // It asks the file system for its room.
         let Ok(stats) = work.run(move || of.stats()).await else { continue };
-        let lease = lease_to_tell(&local, &store, &work).await;
         gossip.tell(|facts| {
             facts.load = store.pressure();
             facts.load_bytes = stats.engine.data_bytes();
@@ -158,7 +144,7 @@ pub(super) async fn tell(
             facts.hints = hints.stats().pending;
             facts.damaged = stats.partitions_damaged;
             facts.unreadable = stats.blocks_unreadable;
-            facts.lease = lease;
+            facts.lease = store.lease();
             facts.moving = moving.figures().to_text();
         });
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::{Config, Size};
-use super::follow::{Proposals, catch_up, follow, lease_to_tell, tell};
+use super::follow::{Proposals, catch_up, follow, tell};
 use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
@@ -34,7 +34,6 @@ use crate::cluster::layout::{Answer, Layout, Member, MemberState};
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
-use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::Departure;
 use crate::replication::departure::certificate::Certificates;
@@ -86,7 +85,6 @@ pub(super) struct Joined {
     coordinator: Arc<Coordinator>,
     hints: Arc<Hints>,
     store: Arc<Store>,
-    work: Work,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -153,6 +151,7 @@ pub(super) async fn start(
         run_state: RunState::Starting,
         version: super::VERSION.to_owned(),
         protocols: PROTOCOLS,
+        lease: store.lease(),
         ..Facts::default()
     };
     // The members known from before too: seeds may be gone for good.
@@ -372,7 +371,6 @@ pub(super) async fn start(
     ));
     tasks.spawn(tell(
         Arc::clone(&gossip),
-        Arc::clone(&local),
         Arc::clone(&store),
         Arc::clone(&hints),
         moving.clone(),
@@ -389,7 +387,6 @@ pub(super) async fn start(
         coordinator,
         hints,
         store,
-        work: world.work.clone(),
         closing,
         tasks,
     };
@@ -469,9 +466,7 @@ impl Joined {
             self.gossip.tell(|facts| facts.run_state = RunState::Fenced);
             return Err(Error::Fenced { has_left: state == MemberState::Left });
         }
-        let lease = lease_to_tell(&self.local, &self.store, &self.work).await;
         self.gossip.tell(|facts| {
-            facts.lease = lease;
             facts.cluster = Some(cluster_id);
             facts.run_state = match state {
                 Some(MemberState::Leaving) => RunState::Draining,

@@ -94,10 +94,6 @@ struct Contents {
     actor: String,
     /// The bound of the lease at a clean stop; nothing while the node runs.
     clean: Option<u64>,
-    /// The least bound of the lease that was found since others last confirmed that they know of no
-    /// later one.
-    #[serde(default)]
-    unconfirmed: Option<u64>,
 }
 
 /// The open identity of a running node.
@@ -107,7 +103,6 @@ pub struct IdentityFile {
     environment: Environment,
     document: Document,
     lease: Arc<Lease>,
-    lease_found: u64,
     start: Start,
     // Held while the document is written.
     state: Mutex<State>,
@@ -116,8 +111,6 @@ pub struct IdentityFile {
 #[derive(Debug)]
 struct State {
     identity: Identity,
-    /// See `Contents`.
-    unconfirmed: Option<u64>,
     /// Why nothing is written any more.
     refused: Option<Error>,
 }
@@ -133,7 +126,6 @@ pub struct Starting {
     lease: Option<Lease>,
     /// What the lease's bound must be at least.
     bound: u64,
-    unconfirmed: Option<u64>,
     start: Start,
 }
 
@@ -165,20 +157,17 @@ impl Starting {
     /// # Errors
     /// I/O, after which the next start may be unclean.
     pub fn begin(self) -> Result<IdentityFile> {
-        let Self { environment, dir, document, identity, lease, bound, unconfirmed, start } = self;
+        let Self { environment, dir, document, identity, lease, bound, start } = self;
         let lease = match lease {
             Some(lease) => lease,
             None => Lease::create(&*environment.vfs, &dir)?,
         };
         // A slot of the lease that rotted away took its bound with it; the mark still knows it.
         lease.extend(bound)?;
-        // Noted before the clock extends it: the next start would find its own.
-        let found = lease.bound();
-        let found = unconfirmed.map_or(found, |least| least.min(found));
-        let state = State { identity, unconfirmed: Some(found), refused: None };
-        let (lease, state) = (Arc::new(lease), Mutex::new(state));
-        let file = IdentityFile { environment, document, lease, lease_found: found, start, state };
-        file.write(&file.state.lock(), None)?;
+        let state = Mutex::new(State { identity, refused: None });
+        let lease = Arc::new(lease);
+        let file = IdentityFile { environment, document, lease, start, state };
+        file.write(&identity, None)?;
         Ok(file)
     }
 }
@@ -206,28 +195,6 @@ impl IdentityFile {
         &self.lease
     }
 
-    /// The least bound of the lease that was found since others last confirmed that they know of no
-    /// later one: at this start, or at one before it that met nobody.
-    pub fn lease_found(&self) -> u64 {
-        self.lease_found
-    }
-
-    /// Notes that others know of no later bound than was found, durable when it returns. After an
-    /// error that may have written, nothing is written until the next start.
-    pub fn confirm_lease(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        if state.unconfirmed.is_none() {
-            return Ok(());
-        }
-        if let Some(refused) = &state.refused {
-            return Err(refused.clone());
-        }
-        state.unconfirmed = None;
-        self.write(&state, None).inspect_err(|error| {
-            state.refused = Some(Error::ReadOnly { cause: error.to_string() });
-        })
-    }
-
     /// Mints a new actor, durable when it returns. The caller mints nothing under the old one from
     /// before the call on. After an error the node must take no more writes: it can have neither
     /// actor, and its next start will not be clean.
@@ -239,8 +206,7 @@ impl IdentityFile {
         let rotated =
             mint_actor(&*self.environment.random, state.identity.actor).and_then(|actor| {
                 let identity = Identity { actor, ..state.identity };
-                let after = State { identity, refused: None, ..*state };
-                self.write(&after, None).map(|()| identity)
+                self.write(&identity, None).map(|()| identity)
             });
         match rotated {
             Ok(identity) => state.identity = identity,
@@ -263,8 +229,7 @@ impl IdentityFile {
             return Err(refused.clone());
         }
         let identity = Identity { cluster_id: Some(cluster_id), ..state.identity };
-        let after = State { identity, refused: None, ..*state };
-        match self.write(&after, None) {
+        match self.write(&identity, None) {
             Ok(()) => state.identity = identity,
             Err(ref error) => {
                 state.refused = Some(Error::ReadOnly { cause: error.to_string() });
@@ -283,18 +248,16 @@ impl IdentityFile {
         }
         state.refused = Some(Error::Closed);
         let bound = self.lease.close();
-        self.write(&state, Some(bound))
+        self.write(&state.identity, Some(bound))
     }
 
-    fn write(&self, state: &State, clean: Option<u64>) -> Result<()> {
-        let identity = &state.identity;
+    fn write(&self, identity: &Identity, clean: Option<u64>) -> Result<()> {
         let contents = Contents {
             cluster_id: identity.cluster_id.map(uuid::to_text),
             node_id: uuid::to_text(identity.node_id),
             generation: identity.generation,
             actor: format!("{:016x}", identity.actor),
             clean,
-            unconfirmed: state.unconfirmed,
         };
         self.document.replace(&*self.environment.vfs, &contents)
     }
@@ -327,7 +290,6 @@ fn first_start(
         identity,
         lease,
         bound: 0,
-        unconfirmed: None,
         start: Start::First,
     })
 }
@@ -359,7 +321,7 @@ fn restart(
     contents: Contents,
     options: IdentityOptions,
 ) -> Result<Starting> {
-    let (clean, unconfirmed) = (contents.clean, contents.unconfirmed);
+    let clean = contents.clean;
     let mut identity = contents.parse().map_err(|why| document.invalid(0, why))?;
     match (identity.cluster_id, options.cluster_id) {
         (Some(found), Some(expected)) => check_cluster(&document, expected, found)?,
@@ -385,7 +347,6 @@ fn restart(
         identity,
         lease: Some(lease),
         bound: clean.unwrap_or(0),
-        unconfirmed,
         start,
     })
 }

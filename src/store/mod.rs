@@ -500,17 +500,9 @@ impl Store {
         self.identity.lease().bound()
     }
 
-    /// See [`IdentityFile::lease_found`].
+    /// The bound that the disk held when this store was opened.
     pub fn lease_found(&self) -> u64 {
-        self.identity.lease_found()
-    }
-
-    /// See [`IdentityFile::confirm_lease`].
-    ///
-    /// # Errors
-    /// I/O, after which the next start may be unclean.
-    pub fn confirm_lease(&self) -> Result<()> {
-        self.identity.confirm_lease()
+        self.identity.lease().found()
     }
 
     /// Whether writes that begin here get a time: the lease of the clock can be extended, and the

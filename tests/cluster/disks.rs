@@ -88,12 +88,6 @@ fn a_directory_that_was_put_back_is_never_served() {
 
     std::fs::rename(&dir, &latest).expect("moved");
     copy(&snapshot, &dir);
-    // A life in which nobody answers, and which ends: its bound must not pass for what was found.
-    let others = [0, 1];
-    others.iter().for_each(|at| nodes.pause(*at));
-    nodes.restart(2);
-    nodes.kill(2);
-    others.iter().for_each(|at| nodes.resume(*at));
     let (code, why) = nodes.restart_refused(2);
     assert_eq!(code, 70, "{why}");
     assert!(why.contains("put back to an earlier state"), "{why}");

@@ -200,7 +200,6 @@ impl Link {
             Service::new(channel).max_decoding_message_size(limit).max_encoding_message_size(limit);
         let target = self.target.node();
         let hello = hello::hello(&shared.local, target, self.class);
-        let told = hello.lease_heard;
         let requests = Requests::new(Arc::clone(exchange), hello);
         let replies = service.exchange(requests).await;
         let mut replies = replies.map_err(|status| lost("talk to", &status))?.into_inner();
@@ -218,14 +217,6 @@ impl Link {
             shared.counters.refuse(&refusal, &address);
             lost("talk to", &PeerError::from(refusal))
         })?;
-        let heard = shared.local.lease_heard(partner.node);
-        if target.is_some() && heard > told {
-            // It has begun another life, and what it told in the one before counts now.
-            return Err(lost("talk to", &"it was not told all that was heard of it"));
-        }
-        if partner.cluster.is_some() && target.is_some() {
-            shared.local.confirm();
-        }
         exchange.open(partner.node);
         Ok(replies)
     }
