@@ -4,11 +4,7 @@
 //!    is over, or a copy of the directory, and is not listened to.
 //! 2. A node that hears of a higher generation of its own id is such a copy itself:
 //!    [`Local::superseded`] says so, and it must fence itself.
-//! 3. A node of whom others have heard a later bound of its clock than its disk held when it
-//!    started has lost what it had promised: its directory was put back to an earlier state.
-//!    [`Local::rolled_back`] says so, and it must not go on. Only what it told in an earlier
-//!    generation counts: what it tells now is later than what it found.
-//! 4. A cluster, once entered, does not change, nor does what it was formed as.
+//! 3. A cluster, once entered, does not change, nor does what it was formed as.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,22 +38,8 @@ pub struct Local {
     epoch: AtomicU64,
     epoch_heard: watch::Sender<u64>,
     superseded: watch::Sender<bool>,
-    lease_found: u64,
-    rolled_back: watch::Sender<bool>,
     // Held for a look-up.
-    known: Mutex<BTreeMap<NodeId, Known>>,
-}
-
-/// What was heard of a node.
-#[derive(Debug, Default)]
-struct Known {
-    /// Its highest generation.
-    generation: Arc<AtomicU64>,
-    /// The generation of `lease`, and the greatest bound of its clock that it told in it.
-    of: u64,
-    lease: u64,
-    /// The greatest that it told in those before.
-    lease_before: u64,
+    known: Mutex<BTreeMap<NodeId, Arc<AtomicU64>>>,
 }
 
 impl Local {
@@ -70,7 +52,7 @@ impl Local {
         address: String,
         clock: Arc<dyn WallClock>,
     ) -> Self {
-        let own = Known { generation: Arc::new(generation.into()), ..Known::default() };
+        let own = Arc::new(AtomicU64::new(generation));
         Self {
             node,
             generation,
@@ -81,16 +63,8 @@ impl Local {
             epoch: AtomicU64::new(0),
             epoch_heard: watch::Sender::new(0),
             superseded: watch::Sender::new(false),
-            lease_found: u64::MAX,
-            rolled_back: watch::Sender::new(false),
             known: Mutex::new(BTreeMap::from([(node, own)])),
         }
-    }
-
-    /// With the bound of its clock that its disk held when it started. Without one it is never
-    /// found to be put back.
-    pub fn with_lease_found(self, lease_found: u64) -> Self {
-        Self { lease_found, ..self }
     }
 
     /// Its id.
@@ -179,48 +153,6 @@ impl Local {
         self.superseded.subscribe()
     }
 
-    /// Whether others know of a later state of this node than the one it was started with.
-    pub fn rolled_back(&self) -> watch::Receiver<bool> {
-        self.rolled_back.subscribe()
-    }
-
-    /// Hears of a bound of a node's clock that it told in a generation.
-    pub fn hear_lease(&self, node: NodeId, generation: u64, lease: u64) {
-        if node == self.node {
-            if generation < self.generation {
-                self.hear_own_lease(lease);
-            }
-            return;
-        }
-        let mut known = self.known.lock();
-        // Who is not remembered has no generation either.
-        let Some(known) = known.get_mut(&node) else { return };
-        if generation > known.of {
-            known.lease_before = known.lease_before.max(known.lease);
-            (known.of, known.lease) = (generation, lease);
-        } else if generation == known.of {
-            known.lease = known.lease.max(lease);
-        } else {
-            known.lease_before = known.lease_before.max(lease);
-        }
-    }
-
-    /// Hears of a bound that this node is said to have told in an earlier generation.
-    pub fn hear_own_lease(&self, lease: u64) {
-        if lease > self.lease_found {
-            self.rolled_back.send_replace(true);
-        }
-    }
-
-    /// The greatest bound that a node told in generations before its highest one; 0: none is known.
-    pub fn lease_heard(&self, node: NodeId) -> u64 {
-        let known = self.known.lock();
-        known.get(&node).map_or(0, |known| {
-            let is_over = known.generation.load(Ordering::Relaxed) > known.of;
-            if is_over { known.lease_before.max(known.lease) } else { known.lease_before }
-        })
-    }
-
     /// Hears of a generation of a node.
     ///
     /// # Errors
@@ -229,12 +161,11 @@ impl Local {
         let mut known = self.known.lock();
         let full = known.len() >= KNOWN_MAX;
         let highest = match known.get(&node) {
-            Some(known) => Arc::clone(&known.generation),
+            Some(highest) => Arc::clone(highest),
             None => {
                 let highest = Arc::new(AtomicU64::new(generation));
                 if !full {
-                    let generation = Arc::clone(&highest);
-                    known.insert(node, Known { generation, ..Known::default() });
+                    known.insert(node, Arc::clone(&highest));
                 }
                 highest
             }
@@ -303,37 +234,6 @@ mod tests {
         assert!(!*local.superseded().borrow());
         local.hear_generation(NodeId(1), 11).expect("one that is ahead");
         assert!(*local.superseded().borrow());
-    }
-
-    /// What a node tells in this life is later than what it found: it does not count against it.
-    #[test]
-    fn a_node_that_was_put_back_learns_it_from_what_it_had_told_before() {
-        let (peer, x) = (local(), NodeId(2));
-        let told = |generation, lease| {
-            let _ = peer.hear_generation(x, generation);
-            peer.hear_lease(x, generation, lease);
-            peer.lease_heard(x)
-        };
-        assert_eq!((told(7, 100), told(7, 300), told(7, 200)), (0, 0, 0), "it still lives");
-        peer.hear_generation(x, 8).expect("a later one");
-        assert_eq!(peer.lease_heard(x), 300, "before it has told anything");
-        assert_eq!((told(8, 500), told(7, 400), told(9, 600)), (300, 400, 500));
-        assert_eq!(peer.lease_heard(NodeId(3)), 0);
-
-        let started = |found| {
-            let clock = Arc::new(ManualClock::new(5));
-            Local::new(x, 8, None, "a:2".into(), clock).with_lease_found(found)
-        };
-        for (found, is_back) in [(300, false), (299, true)] {
-            let node = started(found);
-            node.hear_own_lease(300);
-            assert_eq!(*node.rolled_back().borrow(), is_back, "by a peer's word");
-            let node = started(found);
-            node.hear_lease(x, 8, 900);
-            assert!(!*node.rolled_back().borrow(), "it is its own word");
-            node.hear_lease(x, 7, 300);
-            assert_eq!(*node.rolled_back().borrow(), is_back, "by what it had gossiped");
-        }
     }
 
     #[test]

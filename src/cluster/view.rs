@@ -170,8 +170,6 @@ pub struct Facts {
     pub damaged: u64,
     /// Blocks of its tables that cannot be read.
     pub unreadable: u64,
-    /// The durable bound of its clock: it was never below what it told.
-    pub lease: u64,
 }
 
 #[cfg(test)]

@@ -144,7 +144,6 @@ pub(super) async fn tell(
             facts.hints = hints.stats().pending;
             facts.damaged = stats.partitions_damaged;
             facts.unreadable = stats.blocks_unreadable;
-            facts.lease = store.lease();
             facts.moving = moving.figures().to_text();
         });
     }

@@ -121,14 +121,13 @@ pub(super) async fn start(
         let formation = fence.document().formation;
         tracing::warn!(%formation, "brought back from a checkpoint: a cluster of one begins again");
     }
-    let local = Local::new(
+    let local = Arc::new(Local::new(
         node,
         identity.generation,
         identity.cluster_id.map(NodeId),
         advertise.to_string(),
         Arc::clone(&environment.clock),
-    );
-    let local = Arc::new(local.with_lease_found(store.lease_found()));
+    ));
     let counters = Arc::new(Counters::default());
     let peers = PeerClient::new(
         Arc::clone(&local),
@@ -151,7 +150,6 @@ pub(super) async fn start(
         run_state: RunState::Starting,
         version: super::VERSION.to_owned(),
         protocols: PROTOCOLS,
-        lease: store.lease(),
         ..Facts::default()
     };
     // The members known from before too: seeds may be gone for good.
@@ -399,11 +397,6 @@ impl Joined {
         self.local.superseded()
     }
 
-    /// Becomes true when others know of a later state of this node than its directory holds.
-    pub fn rolled_back(&self) -> watch::Receiver<bool> {
-        self.local.rolled_back()
-    }
-
     /// The layout the node acts under.
     pub fn layout(&self) -> watch::Receiver<Arc<Layout>> {
         self.fence.watch()
@@ -452,9 +445,6 @@ impl Joined {
             }
         }
         self.ask_others().await;
-        if *self.local.rolled_back().borrow() {
-            return Err(Error::RolledBack);
-        }
         let node = self.local.node();
         let mut layout = self.fence.watch();
         let stands = layout.wait_for(|layout| layout.document().members.contains_key(&node));

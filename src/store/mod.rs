@@ -495,16 +495,6 @@ impl Store {
         self.engine.poisoned().map_or(Ok(()), |cause| Err(Error::ReadOnly { cause }))
     }
 
-    /// The durable bound of the clock: no time above it was ever minted.
-    pub fn lease(&self) -> u64 {
-        self.identity.lease().bound()
-    }
-
-    /// The bound that the disk held when this store was opened.
-    pub fn lease_found(&self) -> u64 {
-        self.identity.lease().found()
-    }
-
     /// Whether writes that begin here get a time: the lease of the clock can be extended, and the
     /// clock is not too far ahead of the wall clock.
     ///

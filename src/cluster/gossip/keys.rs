@@ -8,7 +8,7 @@
 //! | `peer`, `client`, `admin` | `host:port` |
 //! | `lay` | the layout epoch |
 //! | `load`, `disk` | thousandths |
-//! | `bytes`, `hints`, `lease` | a number |
+//! | `bytes`, `hints` | a number |
 //! | `free` | a number; empty: the disk has not been looked at |
 //! | `moving`, `ver` | text |
 //! | `st` | the run state |
@@ -49,7 +49,6 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("free", facts.disk_room.map(|room| room.to_string()).unwrap_or_default()),
         ("moving", facts.moving.clone()),
         ("ver", facts.version.clone()),
-        ("lease", facts.lease.to_string()),
         ("st", facts.run_state.to_string()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -92,7 +91,6 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         hints: number("hints"),
         damaged: number("damaged"),
         unreadable: number("unreadable"),
-        lease: number("lease"),
     };
     Some(Entry { incarnation: id.generation_id, facts })
 }

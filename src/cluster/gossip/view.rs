@@ -40,7 +40,6 @@ impl GossipView {
                 self.local.hear_epoch(entry.facts.epoch);
                 // An older one is known already where this fails.
                 let _ = self.local.hear_generation(node, generation);
-                self.local.hear_lease(node, generation, entry.facts.lease);
             }
             let known =
                 newest.get(&node).is_some_and(|other| other.incarnation > entry.incarnation);

@@ -28,20 +28,17 @@ pub enum Reason {
     Protocol,
     /// It has no cluster, or this node has none.
     NoCluster,
-    /// This node's directory was put back to an earlier state.
-    RolledBack,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::WrongCluster,
         Self::WrongFormation,
         Self::WrongNode,
         Self::StaleGeneration,
         Self::Protocol,
         Self::NoCluster,
-        Self::RolledBack,
     ];
 
     /// As it stands in failures, logs and metrics.
@@ -53,7 +50,6 @@ impl Reason {
             Self::StaleGeneration => "STALE_GENERATION",
             Self::Protocol => "PROTOCOL",
             Self::NoCluster => "NO_CLUSTER",
-            Self::RolledBack => "ROLLED_BACK",
         }
     }
 }
@@ -115,7 +111,6 @@ pub(super) fn hello(local: &Local, target: Option<NodeId>, class: Class) -> Hell
         class: number_of(class),
         address: local.address().to_owned(),
         formation: bytes(local.formation()),
-        lease_heard: target.map_or(0, |target| local.lease_heard(target)),
     }
 }
 
@@ -151,8 +146,6 @@ pub(super) fn check(
     if expected.is_some_and(|expected| expected != node) {
         return Err(Refusal::new(Reason::WrongNode, format!("it is {node}")));
     }
-    local.hear_own_lease(hello.lease_heard);
-    not_rolled_back(local)?;
     let heard = local.hear_generation(node, hello.generation);
     let heard = heard.map_err(|known| stale(node, hello.generation, known))?;
     Ok(Partner { node, cluster, heard, class })
@@ -161,15 +154,6 @@ pub(super) fn check(
 fn stale(node: NodeId, generation: u64, known: u64) -> Refusal {
     let message = format!("{node} was heard of in generation {known}, this one is {generation}");
     Refusal::new(Reason::StaleGeneration, message)
-}
-
-/// A node that has lost what it had promised neither answers nor asks: others would count it.
-fn not_rolled_back(local: &Local) -> Result<(), Refusal> {
-    if *local.rolled_back().borrow() {
-        let message = "the data directory of this node was put back to an earlier state";
-        return Err(Refusal::new(Reason::RolledBack, message));
-    }
-    Ok(())
 }
 
 fn same_cluster(local: &Local, theirs: Option<(NodeId, NodeId)>) -> Result<bool, Refusal> {
@@ -192,7 +176,6 @@ fn same_cluster(local: &Local, theirs: Option<(NodeId, NodeId)>) -> Result<bool,
 
 /// Whether `partner` may ask this now.
 pub(super) fn admit(local: &Local, partner: &Partner, request: &Request) -> Result<(), Refusal> {
-    not_rolled_back(local)?;
     if let Err(known) = partner.heard.check() {
         return Err(stale(partner.node, partner.heard.generation(), known));
     }

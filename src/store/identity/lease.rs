@@ -38,7 +38,6 @@ pub struct Lease {
     // Constant after open.
     path: PathBuf,
     file: Arc<dyn File>,
-    found: u64,
     /// Written under the lock. Release and acquire: who sees a bound sees it durable.
     bound: AtomicU64,
     writer: Mutex<Writer>,
@@ -68,7 +67,7 @@ impl Lease {
         let (current, bound) = newest(&path, &bytes)?;
         let file = vfs.open(&path).map_err(engine::Error::io("open", &path))?;
         let writer = Mutex::new(Writer { free: 1 - current, refused: None });
-        Ok(Some(Self { path, file, found: bound, bound: AtomicU64::new(bound), writer }))
+        Ok(Some(Self { path, file, bound: AtomicU64::new(bound), writer }))
     }
 
     /// Puts a lease with bound 0 into `dir`, which has none.
@@ -85,11 +84,6 @@ impl Lease {
     /// The current bound: the greatest time that may have been minted.
     pub fn bound(&self) -> u64 {
         self.bound.load(Ordering::Acquire)
-    }
-
-    /// The bound as it was when the lease was opened.
-    pub fn found(&self) -> u64 {
-        self.found
     }
 
     /// Raises the bound to `to`, durable when it returns; a lower `to` changes nothing. After an
