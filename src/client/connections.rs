@@ -88,15 +88,15 @@ impl Connector {
 }
 
 impl Connections {
-    /// One to each node, the next one first.
-    pub fn turn(&self) -> impl Iterator<Item = Channel> {
-        let at = self.next.fetch_add(1, Ordering::Relaxed);
-        (at..at + self.nodes).map(|at| self.channels[at % self.channels.len()].clone())
-    }
-
     /// The next one.
     pub fn next(&self) -> Channel {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        self.channels[at].clone()
+        self.turn().0
+    }
+
+    /// The next one, and one to each other node.
+    pub fn turn(&self) -> (Channel, impl Iterator<Item = Channel>) {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let at = |at: usize| self.channels[at % self.channels.len()].clone();
+        (at(first), (1..self.nodes).map(move |behind| at(first + behind)))
     }
 }

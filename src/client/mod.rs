@@ -159,12 +159,6 @@ impl Client {
             .max_decoding_message_size(self.options.message_bytes_max)
     }
 
-    /// The raw client of the `Admin` service, on the next connection.
-    pub fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.given.next())
-            .max_decoding_message_size(self.options.message_bytes_max)
-    }
-
     /// Reads a row.
     ///
     /// # Errors
@@ -290,9 +284,8 @@ impl Client {
         deadline: Deadline,
         call: impl AsyncFn(&mut Admin, Request<M>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let mut turn = self.given.turn().peekable();
+        let (mut channel, mut others) = self.given.turn();
         loop {
-            let channel = turn.next().unwrap_or_else(|| self.given.next());
             let limit = self.options.message_bytes_max;
             let mut admin = Admin::new(channel).max_decoding_message_size(limit);
             let mut request = Request::new(message.clone());
@@ -304,9 +297,10 @@ impl Client {
                 Err(status) => Error::of(&status, false),
             };
             // Nothing was sent: it is not made twice.
-            if error.reason() != "UNREACHABLE" || turn.peek().is_none() || deadline.passed() {
-                return Err(error);
-            }
+            channel = match others.next() {
+                Some(other) if error.reason() == "UNREACHABLE" && !deadline.passed() => other,
+                _ => return Err(error),
+            };
         }
     }
 

@@ -44,11 +44,6 @@ impl State {
             Self::Draining => "draining",
         }
     }
-
-    /// Whether clients may be sent to the node, but for their writes.
-    pub fn takes_no_writes(self) -> bool {
-        matches!(self, Self::ReadOnly | Self::ClockUnsafe)
-    }
 }
 
 /// The state, shared.

@@ -24,7 +24,7 @@ use super::kubernetes::{Fate, Pod};
 use super::node::{Error, Node};
 use super::stop::End;
 use super::world::World;
-use crate::client::{self, Client, Options};
+use crate::client::{self, Admin, Client, Options};
 use crate::cluster::NodeId;
 use crate::cluster::fence::Fence;
 use crate::cluster::layout::{Document, MemberState};
@@ -226,9 +226,10 @@ impl Node {
         let options = Options { endpoints, ..Options::default() };
         let client = Client::over(&self.net, options)?;
         let said = |status| client::Error::of(&status, false);
+        let call = async |admin: &mut Admin, request| admin.drain_node(request).await;
         let cancel = wanted == DrainPhase::Cancelled;
         let request = DrainNodeRequest { cancel, ..Default::default() };
-        let mut progress = client.admin().drain_node(request).await.map_err(said)?.into_inner();
+        let mut progress = client.admin_stream(request, call).await?;
         let mut phase = DrainPhase::Unspecified;
         while let Some(told) = progress.message().await.map_err(said)? {
             if told.phase() != phase {

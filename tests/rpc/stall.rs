@@ -15,13 +15,12 @@ use pairdb::proto::{
 };
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
 use parking_lot::{Condvar, Mutex};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
+use crate::admin;
 use crate::node::{config, connect, read, refusal, values, write};
 
 /// Syncs of the commit log wait while it is closed.
@@ -125,11 +124,7 @@ impl Stalling {
 
     /// Writes whose outcome was counted as `outcome`.
     async fn counted(&self, outcome: &str) -> u64 {
-        let mut stream = TcpStream::connect(&self.node.ready.admin_listen).await.expect("listens");
-        let request = b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
-        stream.write_all(request).await.expect("sent");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.expect("an answer in UTF-8");
+        let (_, text) = admin::get(&self.node.ready.admin_listen, "/metrics").await;
         let name = format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&name));
         line.map_or(0, |value| value.parse().expect("a number"))

@@ -276,9 +276,10 @@ impl Operator {
     async fn drain(&self, node: NodeId) {
         let request = DrainNodeRequest { node: node.to_string(), ..DrainNodeRequest::default() };
         let client = self.any();
-        let begun = tokio::time::timeout(DRAIN_TIMEOUT, client.admin().drain_node(request)).await;
-        if let Ok(Err(status)) = begun {
-            self.desk.order(Order::Note(format!("refused: {status}")));
+        let call = async |admin: &mut Admin, request| admin.drain_node(request).await;
+        let begun = tokio::time::timeout(DRAIN_TIMEOUT, client.admin_stream(request, call)).await;
+        if let Ok(Err(error)) = begun {
+            self.desk.order(Order::Note(format!("refused: {error}")));
         }
     }
 

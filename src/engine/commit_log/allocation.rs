@@ -89,10 +89,8 @@ impl Files<'_> {
             let first = u64::from(self.options.grow_bytes).max(1);
             let step = tip.allocated.clamp(first, first * STEPS_MAX);
             let len = end.next_multiple_of(step).min(self.options.segment_bytes.into());
-            let allocate = |len: u64| match file.allocate(len) {
-                Ok(()) => Ok(len),
-                Err(source) => Err(Error::io("allocate", &path())(source)),
-            };
+            let failed = |source| Error::io("allocate", &path())(source);
+            let allocate = |len: u64| file.allocate(len).map(|()| len).map_err(failed);
             // A step is a courtesy: what is to be written may have room where the step has none.
             tip.allocated = allocate(len).or_else(|error| match error.is_storage_full() {
                 true => allocate(end),

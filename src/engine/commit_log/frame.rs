@@ -180,72 +180,86 @@ pub(super) fn put_record(body: &mut Vec<u8>, before: &mut Head, key: &[u8], row:
     *before = head;
 }
 
-/// A record: key, row.
-type Record<'b, 'r> = (&'b [u8], &'r [u8]);
-
 /// A body that does not divide into records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
+/// A record as it stands in a body.
+struct Written<'b> {
+    key: &'b [u8],
+    /// The bytes of the head that are those of the row before.
+    shared: u8,
+    /// Bytes of the head.
+    head_bytes: usize,
+    /// The row without them.
+    rest: &'b [u8],
+}
+
+/// Cuts a record off the front of `body`, `before` being the bytes of the head before it.
+fn cut<'b>(body: &mut &'b [u8], before: usize) -> Result<Written<'b>, Malformed> {
+    let split = || {
+        let (key_bytes, rest) = split_varint(body)?;
+        let (row_bytes, rest) = split_varint(rest)?;
+        let (&shared, rest) = rest.split_first()?;
+        let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
+        let row_bytes = usize::try_from(row_bytes).ok()?;
+        let head_bytes = row_bytes.min(HEAD_BYTES);
+        if shared & !bits_below(head_bytes.min(before)) != 0 {
+            return None;
+        }
+        let (row, rest) = rest.split_at_checked(row_bytes - shared.count_ones() as usize)?;
+        Some((Written { key, shared, head_bytes, rest: row }, rest))
+    };
+    let (record, rest) = split().ok_or(Malformed)?;
+    *body = rest;
+    Ok(record)
+}
+
 /// Whether a body divides into records.
-pub(super) fn is_whole(body: &[u8]) -> bool {
-    let mut records = Records::new(body);
-    loop {
-        match records.next() {
-            Ok(Some(_)) => {}
-            end => return end.is_ok(),
+pub(super) fn is_whole(mut body: &[u8]) -> bool {
+    let mut before = 0;
+    while !body.is_empty() {
+        match cut(&mut body, before) {
+            Ok(record) => before = record.head_bytes,
+            Err(Malformed) => return false,
         }
     }
+    true
 }
+
+/// A record: key, row.
+type Record<'b, 'r> = (&'b [u8], &'r [u8]);
 
 /// Reads the records of a body one after the other.
 #[derive(Debug)]
 pub(super) struct Records<'b> {
-    rest: &'b [u8],
+    body: &'b [u8],
     before: Head,
     row: Vec<u8>,
 }
 
 impl<'b> Records<'b> {
     pub(super) fn new(body: &'b [u8]) -> Self {
-        Self { rest: body, before: Head::default(), row: Vec::new() }
+        Self { body, before: Head::default(), row: Vec::new() }
     }
 
-    /// The next one; `None` behind the last.
+    /// The next one, its row put together; `None` behind the last.
     pub(super) fn next(&mut self) -> Result<Option<Record<'b, '_>>, Malformed> {
-        if self.rest.is_empty() {
+        if self.body.is_empty() {
             return Ok(None);
         }
-        self.split().map(|key| Some((key, &self.row[..]))).ok_or(Malformed)
-    }
-
-    /// Takes a record off: its key; its row is put together.
-    fn split(&mut self) -> Option<&'b [u8]> {
-        let (key_bytes, rest) = split_varint(self.rest)?;
-        let (row_bytes, rest) = split_varint(rest)?;
-        let (&shared, rest) = rest.split_first()?;
-        let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
-        let row_bytes = usize::try_from(row_bytes).ok()?;
-        let head_bytes = row_bytes.min(HEAD_BYTES);
-        if shared & !bits_below(head_bytes.min(self.before.len)) != 0 {
-            return None;
-        }
-        let written = row_bytes - shared.count_ones() as usize;
-        let (mut written, rest) = rest.split_at_checked(written)?;
+        let Written { key, shared, head_bytes, rest } = cut(&mut self.body, self.before.len)?;
+        let own_bytes = head_bytes - shared.count_ones() as usize;
+        let (own, rest) = rest.split_at_checked(own_bytes).ok_or(Malformed)?;
+        let mut own = own.iter();
         self.row.clear();
-        for at in 0..head_bytes {
-            if shared >> at & 1 == 1 {
-                self.row.push(self.before.bytes[at]);
-            } else {
-                let (&byte, rest) = written.split_first()?;
-                self.row.push(byte);
-                written = rest;
-            }
-        }
-        self.row.extend_from_slice(written);
+        self.row.extend((0..head_bytes).filter_map(|at| match shared >> at & 1 {
+            1 => Some(self.before.bytes[at]),
+            _ => own.next().copied(),
+        }));
+        self.row.extend_from_slice(rest);
         self.before = Head::of(&self.row);
-        self.rest = rest;
-        Some(key)
+        Ok(Some((key, &self.row)))
     }
 }
 

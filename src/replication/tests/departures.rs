@@ -433,20 +433,25 @@ async fn what_the_owners_have_forgotten_is_with_them() {
     }
 }
 
+/// Has a node keep rows for others, as ones that they have missed.
+fn keep_hints(cluster: &Cluster, keeper: &Node, hints: &[(usize, &str)]) {
+    let tenant = keeper.store.tenant("default").expect("there").id;
+    cluster.nodes[0].store.write("default", put("k", "v")).expect("itself");
+    let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
+    let row = bytes::Bytes::from(row.expect("written"));
+    for (target, key) in hints {
+        let (tenant_id, key, row) = (tenant.0, (*key).into(), row.clone());
+        keeper.missed.keep(id(*target), crate::proto::RowState { tenant_id, key, row });
+    }
+}
+
 /// Hints of one node that cannot be read hold up those of no other, and are told of.
 #[tokio::test(start_paused = true)]
 async fn a_leaver_hands_over_the_hints_that_it_can_read() {
     let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 74);
     let leaver = &cluster.nodes[3];
-    let tenant = leaver.store.tenant("default").expect("there").id;
-    cluster.nodes[0].store.write("default", put("k", "v")).expect("itself");
-    let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
-    let row = bytes::Bytes::from(row.expect("written"));
     cluster.world.take_down(id(2));
-    for (target, key) in [(1, "unreadable"), (2, "readable")] {
-        let (tenant_id, key, row) = (tenant.0, key.into(), row.clone());
-        leaver.missed.keep(id(target), crate::proto::RowState { tenant_id, key, row });
-    }
+    keep_hints(&cluster, leaver, &[(1, "unreadable"), (2, "readable")]);
     tokio::time::sleep(SECOND).await;
     assert_eq!(leaver.hints.targets(), [id(1), id(2)]);
     leaver.faults.inject(Fault {
@@ -471,13 +476,7 @@ async fn a_leaver_hands_over_the_hints_that_it_can_read() {
 async fn a_leaver_hands_over_no_hint_that_is_too_old() {
     let cluster = Cluster::with_owners(4, &[0, 1, 2, 3], 73);
     let leaver = &cluster.nodes[3];
-    let tenant = leaver.store.tenant("default").expect("there").id;
-    cluster.nodes[0].store.write("default", put("k", "v")).expect("itself");
-    let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
-    let row = row.expect("written").into();
-    leaver
-        .missed
-        .keep(id(1), crate::proto::RowState { tenant_id: tenant.0, key: "old".into(), row });
+    keep_hints(&cluster, leaver, &[(1, "old")]);
     tokio::time::sleep(SECOND).await;
     assert!(leaver.hints.stats().pending > 0);
     (0..3).for_each(|at| cluster.world.lose(id(at), "write"));

@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::merge::{From, own_row};
+use super::merge::{From, own_row, word};
 use super::{Error, Transfer};
-use crate::cluster::peer::{PeerError, Request};
+use crate::cluster::peer::Request;
 use crate::engine::Position;
 use crate::proto;
 use crate::replication::messages::messages;
-use crate::replication::reason::NOT_A_REPLICA;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId};
 
 /// A row of this node, as it was when it was looked at.
@@ -98,18 +97,6 @@ impl Transfer {
     }
 }
 
-/// What a source says of a row; none, of one that is not its.
-fn word(answer: proto::RowAnswer) -> Result<Option<proto::RowAnswer>, PeerError> {
-    match &answer.failure {
-        None => Ok(Some(answer)),
-        Some(failure) if failure.reason == NOT_A_REPLICA => Ok(None),
-        Some(failure) => {
-            let (reason, message) = (failure.reason.clone(), failure.message.clone());
-            Err(PeerError::Refused { reason, message })
-        }
-    }
-}
-
 /// Rows of this node with a version at or below a floor, and where to go on.
 fn old_rows(
     store: &Store,
@@ -132,6 +119,7 @@ fn old_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::reason::NOT_A_REPLICA;
 
     /// One that cannot read its row, say: what is dead by its word would stay for good.
     #[test]

@@ -224,20 +224,14 @@ impl Transfer {
             let answers = self.ask(from, request).await?.row_answers(asked.len())?;
             let mut rows = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {
-                match (answer.failure, answer.row) {
-                    (Some(failure), _) if failure.reason == REPLY_TOO_LARGE => keys.push(key),
-                    // Who is no replica of a row is no source of it.
-                    (Some(failure), _) if failure.reason == NOT_A_REPLICA => {}
-                    (Some(failure), _) => {
-                        let (reason, message) = (failure.reason, failure.message);
-                        return Err(PeerError::Refused { reason, message }.into());
-                    }
-                    (None, Some(row)) => {
-                        rows.push((TenantId(key.tenant_id), key.key, row));
-                    }
-                    // It was forgotten in between: a delete that all replicas had.
-                    (None, None) => {}
+                if answer.failure.as_ref().is_some_and(|it| it.reason == REPLY_TOO_LARGE) {
+                    keys.push(key);
+                    continue;
                 }
+                // No word: who is no replica of a row is no source of it. No row: it was forgotten
+                // in between, a delete that all replicas had.
+                let Some(row) = word(answer)?.and_then(|answer| answer.row) else { continue };
+                rows.push((TenantId(key.tenant_id), key.key, row));
             }
             let rows = Arc::new(rows);
             self.join(from, &rows).await?;
@@ -410,5 +404,17 @@ pub(super) fn own_row(store: &Store, tenant: TenantId, key: &[u8]) -> store::Res
     match store.raw_row(tenant, key) {
         Err(store::Error::Damaged { .. }) => store.damaged_row(tenant, key),
         own => own,
+    }
+}
+
+/// What a source says of a row; none, of one that is not its.
+pub(super) fn word(answer: proto::RowAnswer) -> Result<Option<proto::RowAnswer>, PeerError> {
+    match &answer.failure {
+        None => Ok(Some(answer)),
+        Some(failure) if failure.reason == NOT_A_REPLICA => Ok(None),
+        Some(failure) => {
+            let (reason, message) = (failure.reason.clone(), failure.message.clone());
+            Err(PeerError::Refused { reason, message })
+        }
     }
 }
