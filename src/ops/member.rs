@@ -41,7 +41,8 @@ use crate::replication::duties::{self, Report};
 use crate::replication::hints::{HintOptions, HintParts, Hints};
 use crate::replication::progress::Rate;
 use crate::replication::transfer::Transfer;
-use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica};
+use crate::replication::tree::Trees;
+use crate::replication::{Coordinator, CoordinatorOptions, LayoutFence, Replica, replica};
 use crate::rpc::Cluster;
 use crate::rpc::cluster::Moving;
 use crate::rpc::peer::{Counters, Options as PeerOptions, PeerClient, PeerService};
@@ -243,18 +244,21 @@ pub(super) async fn start(
         work: world.work.clone(),
         pages_max: usize::try_from(config.limits.scan_threads).unwrap_or(usize::MAX),
     });
-    let replica = Replica::new(
+    let trees = Arc::new(Trees::new(Arc::clone(&store), world.anti_entropy.patience()));
+    let replica = Replica::new(replica::Parts {
         node,
-        Arc::clone(&store),
-        Arc::clone(&coordinator),
-        Arc::clone(&layout_fence),
-        fence.watch(),
-        world.background.clone(),
-        |error| Problem::from(error).into(),
-    );
+        store: Arc::clone(&store),
+        trees: Arc::clone(&trees),
+        coordinator: Arc::clone(&coordinator),
+        fence: Arc::clone(&layout_fence),
+        layout: fence.watch(),
+        background: world.background.clone(),
+        to_failure: |error| Problem::from(error).into(),
+    });
     let anti_entropy = AntiEntropy::new(anti_entropy::Parts {
         node,
         store: Arc::clone(&store),
+        trees,
         peers: Arc::clone(&others),
         layout: fence.watch(),
         fence: Arc::clone(&layout_fence),

@@ -18,6 +18,7 @@
 //! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
 //! | `page` | rows of a range of tokens, a page at a time |
+//! | [`tree`], `sum` | hashes of leaves, kept up to date; what rows add up to |
 //! | `reading` | rows by their keys |
 //!
 //! Ownership comes from the layout document, liveness from hearsay: the first decides, the second
@@ -41,9 +42,11 @@ pub mod progress;
 mod reading;
 pub mod reason;
 pub mod replica;
+mod sum;
 #[cfg(test)]
 mod tests;
 pub mod transfer;
+pub mod tree;
 
 pub use coordinator::{
     Coordinator, CoordinatorOptions, KeyRead, ReadOptions, ScannedRow, Seen, Walk, WalkPage, Want,

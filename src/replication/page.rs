@@ -8,27 +8,29 @@
 //!    here of rows that this node does not own it gives to nobody but their owners, and what the
 //!    asker will not own nobody would wait for it to give back. So under a Stable layout no rows
 //!    are told, only what says whether they are there.
-//! 3. Sums do not depend on order or on where pages end: two nodes that hold the same rows of a
-//!    range get the same sum of it. To add rows up, or to take their digests, they are not copied.
+//! 3. To add rows up, or to take their digests, they are not copied. A sum that is known
+//!    ([`sum`]) is told at once, of the whole range.
 //! 4. Whatever is told of is durable here: it is counted as held.
 //! 5. Rows are packed only where that makes them shorter. What is unpacked has a bound that is
 //!    known before anything is allocated.
 //! 6. Rows travel as one field of bytes. They are encoded, packed, unpacked and decoded on threads
 //!    that all others go before: those that serve clients pass on what may be a mebibyte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use xxhash_rust::xxh3::Xxh3Default;
 
 use super::fence::Fence;
 use super::replica::{enter, refused_by_store};
+use super::sum;
+use super::tree::Trees;
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::proto;
+use crate::store::tenant::Tenant;
 use crate::store::{self, EngineKey, Store, TenantId, TokenRange, Words};
 
 /// Bytes of a page where the request names none.
@@ -67,6 +69,40 @@ impl<'l> Compared<'l> {
         *known.entry((partition, tenant)).or_insert_with(is_compared)
     }
 
+    /// The partition whose tokens a range is, and of which numbers of replicas all rows in it are
+    /// compared. `None`: the range is something else, or of rows with as many replicas some are
+    /// compared and some are not, or the store and the layout know tenants otherwise.
+    pub(super) fn whole_factors(
+        &mut self,
+        store: &Store,
+        range: TokenRange,
+    ) -> Option<(u32, BTreeSet<u8>)> {
+        let layout = self.layout;
+        let partition = layout.partition_of(range.start);
+        let is_whole = layout.document().partition_bits == store.partition_bits()
+            && layout.tokens_of(&(partition..=partition)) == (range.start, range.end_inclusive);
+        let tenants = store.tenants();
+        let named = &layout.document().tenants;
+        let is_known = |id: &TenantId| tenants.iter().any(|tenant| tenant.id == *id);
+        if !is_whole || !named.keys().all(is_known) {
+            return None;
+        }
+        let mut factors: BTreeMap<u8, bool> = BTreeMap::new();
+        for tenant in tenants {
+            let factor = tenant.replication_factor;
+            let is_other = |named: &Tenant| named.replication_factor != factor;
+            if named.get(&tenant.id).is_some_and(is_other) {
+                return None;
+            }
+            let has = self.has(tenant.id, range.start);
+            if *factors.entry(factor).or_insert(has) != has {
+                return None;
+            }
+        }
+        factors.retain(|_, has| *has);
+        Some((partition, factors.into_keys().collect()))
+    }
+
     /// Whether the row of an engine key is.
     pub(super) fn has_key(&mut self, engine_key: &[u8]) -> bool {
         EngineKey::decode(engine_key).is_ok_and(|at| self.has(at.tenant, at.token))
@@ -76,6 +112,7 @@ impl<'l> Compared<'l> {
 /// Answers a request for a page of what is compared.
 pub(super) fn answer(
     store: &Store,
+    trees: &Trees,
     fence: &dyn Fence,
     compared: &mut Compared<'_>,
     request: &proto::PageRequest,
@@ -95,13 +132,18 @@ pub(super) fn answer(
     // The row that reaches the bound goes beyond it.
     let mut rows = Rows { bytes: bytes_max + bytes_max / 16, ..Rows::default() };
     let is_told = layout.document().is_joint() || request.sum || request.digests;
-    let cursor = store.visit_by_token(range, cursor, bytes_max, |engine_key, row| {
-        if is_told && compared.has_key(engine_key) {
-            tell(&mut reply, &mut rows, store, request, engine_key, row)?;
-        }
-        Ok(true)
-    });
-    reply.cursor = cursor.map_err(refused_by_store)?.unwrap_or_default().into();
+    if request.sum && cursor.is_none() {
+        reply.sum = sum::kept(trees, store, compared, range).map_err(refused_by_store)?;
+    }
+    if reply.sum.is_none() {
+        let cursor = store.visit_by_token(range, cursor, bytes_max, |engine_key, row| {
+            if is_told && compared.has_key(engine_key) {
+                tell(&mut reply, &mut rows, store, request, engine_key, row)?;
+            }
+            Ok(true)
+        });
+        reply.cursor = cursor.map_err(refused_by_store)?.unwrap_or_default().into();
+    }
     // It may have waited for the disk, so the epoch was free to rise.
     drop(enter(fence, layout.epoch())?);
     // A source that has lost data would be counted for what it does not know. Nothing is discarded
@@ -130,7 +172,7 @@ fn tell(
         reply.keys.push(proto::KeyDigest { engine_key, digest });
         return Ok(());
     }
-    add_row(reply.sum.get_or_insert_default(), store, engine_key, row)?;
+    sum::add_row(reply.sum.get_or_insert_default(), store, engine_key, row)?;
     if !request.sum {
         let EngineKey { tenant, key, .. } = EngineKey::decode(engine_key)?;
         rows.add(tenant, key, row);
@@ -169,27 +211,6 @@ impl Rows {
     }
 }
 
-/// Adds a row to a sum, as it is under no floor.
-pub(super) fn add_row(
-    sum: &mut proto::PageSum,
-    store: &Store,
-    engine_key: &[u8],
-    row: &[u8],
-) -> store::Result<()> {
-    let digest = store.digest_under(row, 0)?;
-    let mut hash = Xxh3Default::new();
-    hash.update(engine_key);
-    hash.update(&digest.to_le_bytes());
-    add(sum, &proto::PageSum { rows: 1, digest: hash.digest() });
-    Ok(())
-}
-
-/// Both together.
-pub(super) fn add(sum: &mut proto::PageSum, more: &proto::PageSum) {
-    sum.rows += more.rows;
-    sum.digest = sum.digest.wrapping_add(more.digest);
-}
-
 /// What a source said of its rows.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Told {
@@ -201,7 +222,7 @@ pub(super) struct Told {
 impl Told {
     /// Adds what a page of them says.
     pub(super) fn add(&mut self, page: &proto::PageReply) -> Result<(), PeerError> {
-        add(&mut self.sum, &page.sum.ok_or_else(PeerError::unexpected)?);
+        sum::add(&mut self.sum, &page.sum.ok_or_else(PeerError::unexpected)?);
         self.words = Words { guard: page.guard, floor: page.floor };
         Ok(())
     }

@@ -23,6 +23,7 @@ use super::coordinator::{Coordinator, Part, WriteOptions};
 use super::error::Error;
 use super::fence::{Closed, Fence};
 use super::reading::{Reading, check_items};
+use super::tree::Trees;
 use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
@@ -40,32 +41,40 @@ type Rows = Vec<(TenantId, Bytes, Bytes)>;
 /// Answers [`WriteRows`](proto::WriteRows), [`RepairRows`](proto::RepairRows),
 /// [`ReadRows`](proto::ReadRows), forwarded writes and pages.
 pub struct Replica {
-    node: NodeId,
-    store: Arc<Store>,
-    coordinator: Arc<Coordinator>,
-    fence: Arc<dyn Fence>,
-    layout: watch::Receiver<Arc<Layout>>,
-    /// Where all is read that no client waits for.
-    background: Work,
-    to_failure: ToFailure,
+    parts: Parts,
     reading: Arc<Reading>,
 }
 
+/// What [`Replica::new`] needs.
+pub struct Parts {
+    /// This node.
+    pub node: NodeId,
+    /// Its rows.
+    pub store: Arc<Store>,
+    /// What they add up to.
+    pub trees: Arc<Trees>,
+    /// Where forwarded writes go.
+    pub coordinator: Arc<Coordinator>,
+    /// The epoch this node acts under.
+    pub fence: Arc<dyn Fence>,
+    /// Who owns what.
+    pub layout: watch::Receiver<Arc<Layout>>,
+    /// Where all is read that no client waits for.
+    pub background: Work,
+    /// How errors are told.
+    pub to_failure: ToFailure,
+}
+
 impl Replica {
-    /// The replica side of `node`.
-    pub fn new(
-        node: NodeId,
-        store: Arc<Store>,
-        coordinator: Arc<Coordinator>,
-        fence: Arc<dyn Fence>,
-        layout: watch::Receiver<Arc<Layout>>,
-        background: Work,
-        to_failure: ToFailure,
-    ) -> Self {
-        let reading =
-            Reading { node, store: Arc::clone(&store), fence: Arc::clone(&fence), to_failure };
-        let reading = Arc::new(reading);
-        Self { node, store, coordinator, fence, layout, background, to_failure, reading }
+    /// The replica side of a node.
+    pub fn new(parts: Parts) -> Self {
+        let reading = Arc::new(Reading {
+            node: parts.node,
+            store: Arc::clone(&parts.store),
+            fence: Arc::clone(&parts.fence),
+            to_failure: parts.to_failure,
+        });
+        Self { parts, reading }
     }
 
     /// Whether a request is one of those answered here.
@@ -92,16 +101,16 @@ impl Replica {
             Closed::Stale { epoch } => Err(PeerError::StaleLayout { epoch }),
             Closed::Behind { .. } => Ok(()),
         };
-        if let Err(closed) = self.fence.enter(epoch).map(drop) {
+        if let Err(closed) = self.parts.fence.enter(epoch).map(drop) {
             own(closed)?;
             let timeout = deadline.saturating_duration_since(Instant::now());
-            self.fence.learn(from, epoch, timeout).await?;
-            if let Err(closed) = self.fence.enter(epoch).map(drop) {
+            self.parts.fence.learn(from, epoch, timeout).await?;
+            if let Err(closed) = self.parts.fence.enter(epoch).map(drop) {
                 own(closed)?;
                 return Err(refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is not known here")));
             }
         }
-        let mut layout = self.layout.clone();
+        let mut layout = self.parts.layout.clone();
         let reached = layout.wait_for(|layout| layout.epoch() >= epoch);
         let layout = match tokio::time::timeout_at(deadline, reached).await {
             Ok(Ok(layout)) => Arc::clone(&layout),
@@ -115,7 +124,7 @@ impl Replica {
 
     /// Whether the tenants of all rows of a request are known here.
     fn knows_tenants(&self, request: &Request) -> bool {
-        let is_known = |id: u32| self.store.tenant_by_id(TenantId(id)).is_ok();
+        let is_known = |id: u32| self.parts.store.tenant_by_id(TenantId(id)).is_ok();
         match request {
             Request::WriteRows(request) => request.rows.iter().all(|row| is_known(row.tenant_id)),
             Request::RepairRows(request) => {
@@ -126,7 +135,7 @@ impl Replica {
             Request::ScanRows(request) => is_known(request.tenant_id),
             Request::ForwardWrite(request) => {
                 let name = request.request.as_ref().map(|request| request.tenant.as_str());
-                name.is_none_or(|name| self.store.tenant(name).is_ok())
+                name.is_none_or(|name| self.parts.store.tenant(name).is_ok())
             }
             _ => true,
         }
@@ -160,8 +169,8 @@ impl Replica {
                 let _ = done.send(results);
             });
             match floors {
-                None => self.store.submit_rows(&rows, told),
-                Some(floors) => self.store.submit_repairs(&rows, &floors, told),
+                None => self.parts.store.submit_rows(&rows, told),
+                Some(floors) => self.parts.store.submit_repairs(&rows, &floors, told),
             }
         }
         let lost = |why: &str| refused("NOT_DURABLE", why.to_owned());
@@ -191,7 +200,7 @@ impl Replica {
     ) -> Result<Reply, PeerError> {
         let early = if class == Class::Background {
             let reading = Arc::clone(&self.reading);
-            let peeking = self.background.run(move || reading.peek(&layout, &request));
+            let peeking = self.parts.background.run(move || reading.peek(&layout, &request));
             peeking.await.map_err(|_| stopping())??
         } else {
             self.reading.peek(&layout, &request)?
@@ -199,7 +208,7 @@ impl Replica {
         let answers = if early.upto == Position::ZERO {
             early.found
         } else {
-            let told = tokio::time::timeout_at(deadline, settled(&self.store, early)).await;
+            let told = tokio::time::timeout_at(deadline, settled(&self.parts.store, early)).await;
             told.map_err(|_| refused("NOT_DURABLE", "the rows are not durable in time".to_owned()))?
                 .map_err(refused_by_store)?
         };
@@ -215,7 +224,7 @@ impl Replica {
         let request = request.request.unwrap_or_default();
         let items = request.mutations.len();
         check_items(items)?;
-        let tenant = self.store.tenant(&request.tenant).map_err(refused_by_store)?;
+        let tenant = self.parts.store.tenant(&request.tenant).map_err(refused_by_store)?;
         let batch: Option<Vec<_>> = request.mutations.into_iter().map(convert::received).collect();
         let Some(batch) = batch else {
             return Err(refused("INVALID_ARGUMENT", "neither a value nor a delete".to_owned()));
@@ -226,14 +235,14 @@ impl Replica {
             // Who forwarded it may be gone; the writes go on.
             let _ = done.send(results);
         });
-        let taken = self.coordinator.submit_forwarded(&tenant, batch, options, done);
+        let taken = self.parts.coordinator.submit_forwarded(&tenant, batch, options, done);
         taken.map_err(|()| PeerError::NotAReplica)?;
         let lost = || Err(Error::Lost { why: "the coordinator is stopping".to_owned() });
         let outcomes = outcomes.await.unwrap_or_else(|_| (0..items).map(|_| lost()).collect());
         let results = outcomes.into_iter().map(|result| {
             let item = match result {
                 Ok(written) => Item::Written(written.into()),
-                Err(error) => Item::Failure((self.to_failure)(&error)),
+                Err(error) => Item::Failure((self.parts.to_failure)(&error)),
             };
             proto::BatchWriteResult { result: Some(item) }
         });
@@ -249,7 +258,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Reply, PeerError> {
         let tenant =
-            self.store.tenant_by_id(TenantId(request.tenant_id)).map_err(refused_by_store)?;
+            self.parts.store.tenant_by_id(TenantId(request.tenant_id)).map_err(refused_by_store)?;
         if !self.holds(layout, &tenant, &request.from, &request.to) {
             return Err(PeerError::NotAReplica);
         }
@@ -260,7 +269,7 @@ impl Replica {
             start: request.start.to_vec(),
             end: request.end.to_vec(),
         };
-        let coordinator = Arc::clone(&self.coordinator);
+        let coordinator = Arc::clone(&self.parts.coordinator);
         let page = coordinator.page_for(filter, &request, layout.epoch(), deadline).await?;
         Ok(Reply::ScanRows(page))
     }
@@ -270,7 +279,7 @@ impl Replica {
         let mut part =
             Part::at(layout, tenant, from.to_vec(), Some(to).filter(|to| !to.is_empty()));
         loop {
-            if !part.contains(self.node) {
+            if !part.contains(self.parts.node) {
                 return false;
             }
             match part.behind(to) {
@@ -281,7 +290,7 @@ impl Replica {
     }
 
     fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
-        enter(&*self.fence, epoch)
+        enter(&*self.parts.fence, epoch)
     }
 }
 
@@ -309,7 +318,7 @@ impl PeerHandler for Replica {
         let layout = self.layout_of(from, epoch, deadline).await?;
         if !self.knows_tenants(&request) {
             // A tenant that was just created: the sender knows it. Without it the rows are refused.
-            let _ = self.fence.refresh(from, timeout).await;
+            let _ = self.parts.fence.refresh(from, timeout).await;
         }
         let is_counted = class == Class::Background && is_of_rows(&request);
         let reply = match request {
@@ -325,21 +334,21 @@ impl PeerHandler for Replica {
             Request::ForwardWrite(request) => self.forward_write(request, deadline).await,
             Request::ScanRows(request) => self.scan_rows(&layout, request, deadline).await,
             Request::Page(request) => {
-                let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-                let node = self.node;
+                let (store, trees) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.trees));
+                let (node, fence) = (self.parts.node, Arc::clone(&self.parts.fence));
                 let page = move || {
                     let mut compared = page::Compared::new(&layout, node, from);
-                    page::answer(&store, &*fence, &mut compared, &request)
+                    page::answer(&store, &trees, &*fence, &mut compared, &request)
                 };
                 // It reads a good deal, perhaps from the disk.
-                let page = self.background.run(page).await;
+                let page = self.parts.background.run(page).await;
                 page.map_err(|_| stopping())?
             }
             _ => Err(refused("UNIMPLEMENTED", "it is not about rows".to_owned())),
         }?;
-        if is_counted && self.store.keeps("counted_when_durable") {
-            let store = Arc::clone(&self.store);
-            let durable = self.background.run(move || store.sync_acknowledged()).await;
+        if is_counted && self.parts.store.keeps("counted_when_durable") {
+            let store = Arc::clone(&self.parts.store);
+            let durable = self.parts.background.run(move || store.sync_acknowledged()).await;
             durable.map_err(|_| stopping())?.map_err(refused_by_store)?;
         }
         Ok(reply)

@@ -11,13 +11,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::compare::Scope;
-use super::tree::LeafPage;
 use super::{AntiEntropy, Error};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto::{self, RoundStep};
 use crate::replication::replica::refused_by_store;
+use crate::replication::tree::LeafPage;
 use crate::store::Participant;
 use crate::store::leaves::{LEAF_BITS, LEAVES};
 

@@ -14,12 +14,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::tree::{KeyDigests, LeafPage, leaves_of};
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
 use crate::cluster::layout::{Layout, Sets};
 use crate::cluster::peer::{Class, PeerError, Reply, Request};
 use crate::proto;
+use crate::replication::tree::{KeyDigests, LeafPage, leaves_of};
 
 /// Partitions whose roots are asked for at once.
 const ROOTS_MAX: usize = 1024;

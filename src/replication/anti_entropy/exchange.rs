@@ -15,11 +15,11 @@ use std::sync::atomic::Ordering;
 
 use super::compare::Pair;
 use super::heal::givers;
-use super::tree::leaves_of;
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::PeerError;
+use crate::replication::tree::leaves_of;
 
 impl AntiEntropy {
     /// Exchanges what damaged partitions lack with the peers that are up.

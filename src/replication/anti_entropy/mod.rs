@@ -2,7 +2,6 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`tree`] | hashes of leaves, kept up to date by reading what was written to |
 //! | [`compare`] | one node's partitions beside another's: roots, leaves, keys |
 //! | [`repair`] | rows that differ: joined, put where they are missing |
 //! | [`heal`] | blocks that cannot be read any more: marked, given up, had back |
@@ -33,7 +32,6 @@ pub mod repair;
 pub mod round;
 #[cfg(test)]
 mod tests;
-pub mod tree;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -53,7 +51,7 @@ use crate::cluster::work::Work;
 use crate::store::{self, Store};
 
 use super::fence::{Closed, Fence};
-use tree::Trees;
+use super::tree::Trees;
 
 /// How often it is looked whether there is damage to mend.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -89,6 +87,14 @@ impl Default for Settings {
             round_retry: Duration::from_secs(120),
             round_margin: Duration::from_secs(3 * 3600 + 12),
         }
+    }
+}
+
+impl Settings {
+    /// How long leaves may be read for one answer: whoever asks for hashes waits for as long as one
+    /// request may take, for both sides' work.
+    pub fn patience(&self) -> Duration {
+        self.timeout / 4
     }
 }
 
@@ -208,6 +214,8 @@ pub struct Parts {
     pub node: NodeId,
     /// Its rows.
     pub store: Arc<Store>,
+    /// Their hashes.
+    pub trees: Arc<Trees>,
     /// The others.
     pub peers: Arc<dyn Peers>,
     /// Who owns what.
@@ -225,9 +233,7 @@ pub struct Parts {
 impl AntiEntropy {
     /// Nothing runs before [`AntiEntropy::run`].
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { node, store, peers, layout, fence, liveness, work, settings } = parts;
-        // Whoever asks for hashes waits for as long as one request may take, for both sides' work.
-        let trees = Arc::new(Trees::new(Arc::clone(&store), settings.timeout / 4));
+        let Parts { node, store, trees, peers, layout, fence, liveness, work, settings } = parts;
         Arc::new(Self {
             node,
             store,

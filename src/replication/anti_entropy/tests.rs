@@ -22,7 +22,7 @@ use super::super::coordinator::{Coordinator, CoordinatorOptions, KeyRead, ReadOp
 use super::super::error;
 use super::super::fence::{Closed, Fence, Pass};
 use super::super::level::Level;
-use super::super::replica::Replica;
+use super::super::replica::{self, Replica};
 use super::super::tests::gate::Gate;
 use super::*;
 use crate::causality::clock::time_of_ms;
@@ -292,9 +292,11 @@ impl Trio {
         let link = Arc::new(Link { node: node.id, net: Arc::clone(&self.net) });
         let fence: Arc<dyn Fence> = Arc::clone(&node.gate) as _;
         let layout = node.shown.subscribe();
+        let trees = Arc::new(Trees::new(Arc::clone(&store), self.settings.patience()));
         let anti_entropy = AntiEntropy::new(Parts {
             node: node.id,
             store: Arc::clone(&store),
+            trees: Arc::clone(&trees),
             peers: Arc::clone(&link) as _,
             layout: layout.clone(),
             fence: Arc::clone(&fence),
@@ -320,15 +322,16 @@ impl Trio {
             message: error.to_string(),
             ..proto::Failure::default()
         };
-        let replica = Replica::new(
-            node.id,
-            Arc::clone(&store),
-            coordinator.clone(),
+        let replica = Replica::new(replica::Parts {
+            node: node.id,
+            store: Arc::clone(&store),
+            trees,
+            coordinator: coordinator.clone(),
             fence,
             layout,
-            Work::Inline,
-            failure,
-        );
+            background: Work::Inline,
+            to_failure: failure,
+        });
         let handler = Handler { replica, anti_entropy: Arc::clone(&anti_entropy) };
         self.net.handlers.lock().insert(node.id, Arc::new(handler));
         self.net.down.lock().remove(&node.id);

@@ -34,7 +34,8 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::PeerError;
 use crate::proto;
-use crate::replication::page::{self, Asking};
+use crate::replication::page::Asking;
+use crate::replication::sum;
 use crate::store::{self, EngineKey, Store, TokenRange};
 
 /// What this node holds of a partition that is not its own.
@@ -68,7 +69,7 @@ impl Own {
         self.keys += 1;
         self.bytes += (key.len() + row.len()) as u64;
         self.digest = xxh3_64_with_seed(row, xxh3_64_with_seed(engine_key, self.digest));
-        page::add_row(self.sums.entry(factor).or_default(), store, engine_key, row)
+        sum::add_row(self.sums.entry(factor).or_default(), store, engine_key, row)
     }
 }
 
@@ -119,7 +120,7 @@ impl Departure {
         for (owner, told) in join_all(asked).await {
             let mut sum = proto::PageSum::default();
             let its = owners.iter().filter(|(_, owners)| owners.contains(&owner));
-            its.for_each(|(factor, _)| page::add(&mut sum, &own.sums[factor]));
+            its.for_each(|(factor, _)| sum::add(&mut sum, &own.sums[factor]));
             match told {
                 Ok(told) if told.sum == sum || !self.store.keeps("owners_sum_is_equal") => {
                     equal.insert(owner);

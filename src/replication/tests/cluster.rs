@@ -18,6 +18,7 @@ use super::super::fence::{Closed, Fence, Pass};
 use super::super::hints::{HintOptions, HintParts, HintSender, Hints};
 use super::super::progress::Rate;
 use super::super::transfer::{self, Transfer};
+use super::super::tree::Trees;
 use super::super::*;
 use super::gate::Gate;
 use crate::cluster::NodeId;
@@ -30,7 +31,8 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::proto;
 use crate::store::environment::{ManualClock, SeededRandom};
 use crate::store::{
-    self, Environment, Mode, Mutation, Random, Store, StoreOptions, TenantSpec, Written,
+    self, Environment, Mode, Mutation, Random, Store, StoreOptions, TenantChange, TenantSpec,
+    Written,
 };
 
 pub const T0_MS: u64 = 1_700_000_000_000;
@@ -296,6 +298,7 @@ pub struct Node {
     /// What goes wrong with that.
     pub faults: FaultVfs,
     pub store: Arc<Store>,
+    pub trees: Arc<Trees>,
     pub coordinator: Arc<Coordinator>,
     pub fence: Arc<TestFence>,
     pub hints: Arc<Hints>,
@@ -420,7 +423,14 @@ impl Cluster {
     /// Commits a document; who has not been told acts under the old one.
     pub fn commit(&self, layout: Arc<Layout>, told: &[usize]) {
         self.world.layout.send_replace(Arc::clone(&layout));
-        told.iter().for_each(|index| self.nodes[*index].fence.adopt(&layout));
+        for node in told.iter().map(|index| &self.nodes[*index]) {
+            node.fence.adopt(&layout);
+            for tenant in layout.document().tenants.values() {
+                let replication_factor = Some(tenant.replication_factor);
+                let change = TenantChange { replication_factor, ..TenantChange::default() };
+                node.store.alter_tenant(&tenant.name, change).expect("altered");
+            }
+        }
     }
 
     pub async fn put(&self, at: usize, level: Level, mutation: Mutation) -> Result<Written> {
@@ -562,6 +572,7 @@ impl Node {
             rate: Arc::new(Rate::new(RATE)),
             progress: Arc::default(),
         });
+        let trees = Arc::new(Trees::new(Arc::clone(&store), SECOND));
         let transfer = Arc::new(Transfer {
             node: id,
             store: Arc::clone(&store),
@@ -588,15 +599,16 @@ impl Node {
             work: Work::Inline,
             pages_max: 4,
         });
-        let replica = Replica::new(
-            id,
-            Arc::clone(&store),
-            Arc::clone(&coordinator),
-            Arc::clone(&fence) as Arc<dyn Fence>,
+        let replica = Replica::new(replica::Parts {
+            node: id,
+            store: Arc::clone(&store),
+            trees: Arc::clone(&trees),
+            coordinator: Arc::clone(&coordinator),
+            fence: Arc::clone(&fence) as Arc<dyn Fence>,
             layout,
-            Work::Inline,
-            failure,
-        );
+            background: Work::Inline,
+            to_failure: failure,
+        });
         let answering = Answering { replica, certificates: Arc::clone(&certificates) };
         world.handlers.lock().insert(id, Arc::new(answering));
         Self {
@@ -604,6 +616,7 @@ impl Node {
             vfs,
             faults,
             store,
+            trees,
             coordinator,
             fence,
             hints,

@@ -440,7 +440,8 @@ fn keep_hints(cluster: &Cluster, keeper: &Node, hints: &[(usize, &str)]) {
     let row = cluster.nodes[0].store.raw_row(tenant, b"k").expect("readable").row;
     let row = bytes::Bytes::from(row.expect("written"));
     for (target, key) in hints {
-        let (tenant_id, key, row) = (tenant.0, (*key).into(), row.clone());
+        let key = bytes::Bytes::copy_from_slice(key.as_bytes());
+        let (tenant_id, row) = (tenant.0, row.clone());
         keeper.missed.keep(id(*target), crate::proto::RowState { tenant_id, key, row });
     }
 }

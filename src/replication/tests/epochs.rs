@@ -239,6 +239,12 @@ async fn a_page_is_refused_if_the_epoch_rose_while_it_was_read() {
     let rising = Rising { epoch: RwLock::new(2), looks: AtomicU64::new(0) };
     let mut compared = page::Compared::new(&joint, id(0), id(3));
     let request = proto::PageRequest { token_end: u64::MAX, ..Default::default() };
-    let answer = page::answer(&cluster.nodes[0].store, &rising, &mut compared, &request);
+    let answer = page::answer(
+        &cluster.nodes[0].store,
+        &cluster.nodes[0].trees,
+        &rising,
+        &mut compared,
+        &request,
+    );
     assert_eq!(answer, Err(PeerError::StaleLayout { epoch: 3 }));
 }

@@ -76,15 +76,16 @@ async fn rows_that_no_client_waits_for_are_read_in_the_background() {
     cluster.put(0, Level::All, put("k", "v")).await.expect("itself");
     let node = &cluster.nodes[0];
     let background = Background::start().expect("threads");
-    let replica = Replica::new(
-        node.id,
-        Arc::clone(&node.store),
-        Arc::clone(&node.coordinator),
-        Arc::clone(&node.fence) as Arc<dyn Fence>,
-        node.departure.layout.clone(),
-        background.work(),
-        failure,
-    );
+    let replica = Replica::new(replica::Parts {
+        node: node.id,
+        store: Arc::clone(&node.store),
+        trees: Arc::clone(&node.trees),
+        coordinator: Arc::clone(&node.coordinator),
+        fence: Arc::clone(&node.fence) as Arc<dyn Fence>,
+        layout: node.departure.layout.clone(),
+        background: background.work(),
+        to_failure: failure,
+    });
     background.stop();
     let tenant_id = node.store.tenant("default").expect("there").id.0;
     let keys = vec![proto::RowKey { tenant_id, key: "k".into() }];

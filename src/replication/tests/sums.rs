@@ -1,10 +1,13 @@
-//! Rule D1 by sums: what an owner holds is seen from what it adds up to, row by row only where that
-//! differs.
+//! What rows add up to is what reading them gives; and rule D1 by sums: what an owner holds is seen
+//! from what it adds up to, row by row only where that differs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
+use super::super::page::Compared;
 use super::super::*;
 use super::cluster::*;
 use super::departures::*;
@@ -13,7 +16,9 @@ use crate::cluster::layout::{Document, MemberState};
 use crate::cluster::peer::{Reply, Request};
 use crate::engine::{SyncMode, without_rules};
 use crate::proto::PageRequest;
-use crate::store::{Environment, Mutation, Store, TenantId};
+use crate::store::environment::WallClock as _;
+use crate::store::leaves::LEAVES;
+use crate::store::{Environment, Mutation, Store, TenantChange, TenantId, TokenRange};
 
 const KEYS: usize = 40;
 
@@ -334,4 +339,147 @@ async fn under_a_stable_layout_pages_say_what_is_there_and_have_no_rows() {
     assert_eq!(ask(2, 0, false, false).await, (0, 0, 0), "no rows");
     assert_eq!(ask(1, 0, true, false).await, (0, 0, 0), "they are its own");
     assert_eq!(ask(0, 2, true, false).await, (0, 0, 0), "it owns none of them");
+}
+
+/// What may happen to rows between two looks at what they add up to.
+#[derive(Clone, Debug)]
+enum Step {
+    Put(usize, usize),
+    Delete(usize, usize),
+    /// A floor that so many seconds are below.
+    Floor(u64),
+    /// To the disk, and what is dead by the floor away.
+    Forget,
+    /// A tenant has so many replicas, in the store and the layout or the layout alone.
+    Factor(usize, u8, bool),
+    Damage(u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..TENANTS.len(), 0..12_usize).prop_map(|(tenant, key)| Step::Put(tenant, key)),
+        3 => (0..TENANTS.len(), 0..12_usize).prop_map(|(tenant, key)| Step::Delete(tenant, key)),
+        2 => (0..5_u64).prop_map(Step::Floor),
+        2 => Just(Step::Forget),
+        1 => (0..TENANTS.len(), 1..4_u8, any::<bool>())
+            .prop_map(|(tenant, factor, both)| Step::Factor(tenant, factor, both)),
+        1 => (0..4_u32).prop_map(Step::Damage),
+    ];
+    proptest::collection::vec(step, 1..30)
+}
+
+const TENANTS: [&str; 3] = ["default", "two", "lww"];
+
+fn take(cluster: &Cluster, document: &mut Document, step: &Step) {
+    let store = &cluster.nodes[0].store;
+    match *step {
+        Step::Put(tenant, key) => {
+            let context = store.read(TENANTS[tenant], format!("k{key}").as_bytes());
+            let context = context.map(|row| row.context).unwrap_or_default();
+            let write = over(&format!("k{key}"), "v", &context);
+            store.write(TENANTS[tenant], write).expect("written");
+        }
+        Step::Delete(tenant, key) => {
+            store.write(TENANTS[tenant], delete(&format!("k{key}"), None)).expect("deleted");
+        }
+        Step::Floor(behind) => {
+            cluster.world.clock.advance_ms(3000);
+            let time = cluster.world.clock.now_ms() - behind * 1000;
+            let time = crate::causality::clock::time_of_ms(time);
+            for partition in 0..4 {
+                let Ok(was) = store.fence(&[partition..=partition], time) else { continue };
+                let _ = store.install_floor(&[partition..=partition], time, was);
+            }
+        }
+        Step::Forget => {
+            store.flush().expect("flushed");
+            store.compact().expect("compacted");
+            while store.step().expect("worked") {}
+        }
+        Step::Factor(tenant, factor, both) => {
+            let id = tenant_of(cluster, TENANTS[tenant]);
+            document.tenants.get_mut(&id).expect("there").replication_factor = factor;
+            if both {
+                let replication_factor = Some(factor);
+                let change = TenantChange { replication_factor, ..TenantChange::default() };
+                store.alter_tenant(TENANTS[tenant], change).expect("altered");
+            }
+        }
+        Step::Damage(partition) => {
+            store.mark_damaged(partition..=partition, &[]).expect("marked");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Law: what is kept is what reading the rows gives, whatever happened since; so it does not
+    /// matter to anybody which of the two a node has told.
+    #[test]
+    fn what_is_kept_is_what_reading_gives(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let _within = runtime.enter();
+        let cluster = Cluster::with_owners(4, &[0, 1, 2], 95);
+        let (store, trees) = (&cluster.nodes[0].store, &cluster.nodes[0].trees);
+        let joint = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
+        let mut documents = [joint, drawn(&cluster).layout(2, &[0, 1, 2], None)]
+            .map(|layout| Document::clone(layout.document()));
+        cluster.commit(Arc::new(Layout::new(Arc::new(documents[1].clone()))), &[0]);
+        let mut kept = 0;
+        for step in &steps {
+            documents.iter_mut().for_each(|document| take(&cluster, document, step));
+            for layout in documents.clone().map(|document| Layout::new(Arc::new(document))) {
+                for partition in 0..4 {
+                    let range = tokens_of(&layout, partition);
+                    let mut compared = Compared::new(&layout, id(0), id(3));
+                    let sum = sum::kept(trees, store, &mut compared, range).expect("readable");
+                    let read = sum::read(store, &mut compared, range, 1 << 20).expect("readable");
+                    prop_assert!(sum.is_none_or(|sum| sum == read), "{step:?}: {sum:?} {read:?}");
+                    kept += usize::from(sum.is_some());
+                }
+            }
+        }
+        // Only a layout that knows other numbers of replicas than the store, or damage, may be why
+        // none is.
+        let is_in_the_way =
+            |step: &Step| matches!(step, Step::Factor(_, _, false) | Step::Damage(_));
+        prop_assert!(kept > 0 || steps.iter().any(is_in_the_way));
+    }
+}
+
+/// Who asks again costs no reading: only leaves that were written to are read.
+#[tokio::test]
+async fn what_was_added_up_is_not_read_again() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 96);
+    fill(&cluster, "default", &[0]);
+    let layout = drawn(&cluster).layout(2, &[0, 1, 2], Some(&[0, 1, 3]));
+    cluster.commit(Arc::clone(&layout), &[0]);
+    let node = &cluster.nodes[0];
+    let all = || {
+        let mut compared = Compared::new(&layout, id(0), id(3));
+        let mut all = crate::proto::PageSum::default();
+        for partition in 0..4 {
+            let range = tokens_of(&layout, partition);
+            let of_one = sum::kept(&node.trees, &node.store, &mut compared, range);
+            sum::add(&mut all, &of_one.expect("readable").expect("kept"));
+        }
+        all
+    };
+    let before = all();
+    assert_eq!(before.rows, KEYS as u64);
+    write_alone(&cluster, 0, "default", put("key-0", "w"));
+    // Whoever takes a mark reads the leaf after: here nobody does.
+    let marks = node.store.dirty_leaves();
+    let written: Vec<u32> = (0..LEAVES as u32).filter(|leaf| marks.take(*leaf)).collect();
+    assert_eq!((written.len(), all()), (1, before));
+    marks.mark_leaf(written[0]);
+    let after = all();
+    assert!(after.rows == before.rows && after != before);
+}
+
+fn tokens_of(layout: &Layout, partition: u32) -> TokenRange {
+    let (start, end_inclusive) = layout.tokens_of(&(partition..=partition));
+    TokenRange { start, end_inclusive }
 }

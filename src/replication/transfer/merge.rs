@@ -43,6 +43,7 @@ use crate::replication::Fence;
 use crate::replication::messages::MESSAGE_ROWS_MAX;
 use crate::replication::page::{self, Asking, Compared, Told};
 use crate::replication::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
+use crate::replication::sum;
 use crate::store::{self, EngineKey, RawRow, Store, TenantId, TokenRange};
 
 /// Rows that are joined under one pass of the fence: who raises the epoch waits for it, and all
@@ -143,9 +144,10 @@ impl Transfer {
         let (store, range) = (Arc::clone(&self.store), from.tokens());
         let bytes = self.settings.page_bytes as usize;
         let (layout, source, node) = (from.layout.clone(), from.source, self.node);
-        let adding = self
-            .work
-            .run(move || own_sum(&store, range, bytes, &mut Compared::new(&layout, source, node)));
+        let adding = self.work.run(move || {
+            let mut merged = Compared::new(&layout, source, node);
+            sum::read(&store, &mut merged, range, bytes)
+        });
         adding.await.map_err(|_| Error::Stopping)?.map_err(Error::from)
     }
 
@@ -363,28 +365,6 @@ fn judge(store: &Store, rows: &[Row]) -> store::Result<(Rows, Vec<u64>)> {
         floors.push(floor);
     }
     Ok((judged, floors))
-}
-
-/// What this node's rows of a range add up to, those that are merged.
-fn own_sum(
-    store: &Store,
-    range: TokenRange,
-    bytes: usize,
-    merged: &mut Compared<'_>,
-) -> store::Result<proto::PageSum> {
-    let mut sum = proto::PageSum::default();
-    let mut cursor: Option<Vec<u8>> = None;
-    loop {
-        cursor = store.visit_by_token(range, cursor.as_deref(), bytes, |engine_key, row| {
-            if merged.has_key(engine_key) {
-                page::add_row(&mut sum, store, engine_key, row)?;
-            }
-            Ok(true)
-        })?;
-        if cursor.is_none() {
-            return Ok(sum);
-        }
-    }
 }
 
 /// How many of some rows this node does not cover: joined once more they would change what is here.

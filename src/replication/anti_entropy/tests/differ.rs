@@ -1,6 +1,7 @@
 //! Replicas that differ become equal, and ones that do not are left alone.
 
 use super::*;
+use crate::replication::tree::LeafPage;
 
 /// No hint, no read, no message: the comparison alone.
 #[tokio::test(start_paused = true)]
@@ -162,7 +163,7 @@ fn a_page_of_a_leaf_is_bounded_by_keys_and_by_bytes() {
         if !store.dirty_leaves().is_marked(leaf) {
             continue;
         }
-        let page = |after| tree::LeafPage { replicas: 3, leaf, after, floor: 0 };
+        let page = |after| LeafPage { replicas: 3, leaf, after, floor: 0 };
         let (keys, more) = trees.keys(page(Vec::new()), 1, usize::MAX).expect("read");
         let (by_bytes, _) = trees.keys(page(Vec::new()), usize::MAX, 1).expect("read");
         assert_eq!(keys, by_bytes, "the first key is always in it");

@@ -19,17 +19,22 @@
 //!    partition.
 //! 3. The rows of a tenant count among those of tenants with as many replicas as it has now. When
 //!    that number changes all leaves are read again, though nothing was written to them.
-//! 4. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
+//! 4. Beside its hash a leaf has the sum of its rows (`super::sum`), which is under no floor. It
+//!    is what reading them would give: below the floor a compaction may change rows that nobody
+//!    writes to, so where one is not yet as it will be the leaf is read each time.
+//! 5. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
 //!    is not known yet.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use xxhash_rust::xxh3::Xxh3Default;
 
+use super::sum;
+use crate::proto::PageSum;
 use crate::store::leaves::{DirtyLeaves, LEAF_BITS, LEAVES, leaf_of, tokens_of};
 use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store, TenantId};
 
@@ -52,6 +57,8 @@ pub struct Trees {
 
 /// By number of replicas.
 type Classes = BTreeMap<u8, Box<[u64]>>;
+/// By number of replicas.
+type Sums = BTreeMap<u8, Box<[PageSum]>>;
 
 /// How many replicas tenants had when their rows were hashed, for all hashes alike.
 #[derive(Debug, Default)]
@@ -66,15 +73,24 @@ struct Factors {
 struct Hashes {
     factors: Factors,
     own: Classes,
-    /// By leaf: the least floor under which its hash may be another.
-    until: Box<[u64]>,
-    /// By leaf: the least floor under which a row of it may be forgotten.
-    purgeable_at: Box<[u64]>,
+    of_own: OfOwn,
     other: Classes,
     /// By partition: the floor of `other`.
     other_floors: BTreeMap<u32, u64>,
     /// Leaves of `other` to be read again.
     other_stale: DirtyLeaves,
+}
+
+/// What else is known of each leaf when it was hashed under the own floor.
+#[derive(Debug)]
+struct OfOwn {
+    sums: Sums,
+    /// Those of which a compaction may change the sum.
+    unsettled: DirtyLeaves,
+    /// The least floor under which the hash may be another.
+    until: Box<[u64]>,
+    /// The least floor under which a row may be forgotten.
+    purgeable_at: Box<[u64]>,
 }
 
 /// Where the hashes of leaves go.
@@ -83,8 +99,26 @@ struct Run<'h> {
     floor: u64,
     factors: &'h mut Factors,
     classes: &'h mut Classes,
-    /// `until` and `purgeable_at`, if they are of this floor.
-    bounds: Option<(&'h mut [u64], &'h mut [u64])>,
+    /// The rest, if they are of this floor.
+    of_own: Option<&'h mut OfOwn>,
+}
+
+/// Leaves that are marked again if they are not read to their end, for whatever reason.
+struct Unread<'m> {
+    marks: &'m DirtyLeaves,
+    leaves: Range<u32>,
+}
+
+impl Unread<'_> {
+    fn are_read(mut self) {
+        self.leaves = 0..0;
+    }
+}
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        self.leaves.clone().for_each(|leaf| self.marks.mark_leaf(leaf));
+    }
 }
 
 /// A row's key and digest, in key order within a leaf.
@@ -170,8 +204,17 @@ impl Hashes {
         let marked = marks.next(leaves.clone());
         let fresh = leaves.start..marked.unwrap_or(leaves.end);
         let is_due = |until: &u64| *until <= floor;
-        let due = self.until[indexes(&fresh)].iter().position(is_due);
+        let due = self.of_own.until[indexes(&fresh)].iter().position(is_due);
         due.map(|at| leaves.start + at as u32).or(marked)
+    }
+}
+
+impl OfOwn {
+    fn clear(&mut self, leaves: &Range<u32>) {
+        self.sums.values_mut().for_each(|sums| sums[indexes(leaves)].fill(PageSum::default()));
+        leaves.clone().for_each(|leaf| _ = self.unsettled.take(leaf));
+        self.until[indexes(leaves)].fill(u64::MAX);
+        self.purgeable_at[indexes(leaves)].fill(u64::MAX);
     }
 }
 
@@ -181,8 +224,12 @@ impl Trees {
         let hashes = Hashes {
             factors: Factors::default(),
             own: Classes::new(),
-            until: none(),
-            purgeable_at: none(),
+            of_own: OfOwn {
+                sums: Sums::new(),
+                unsettled: DirtyLeaves::all(),
+                until: none(),
+                purgeable_at: none(),
+            },
             other: Classes::new(),
             other_floors: BTreeMap::new(),
             other_stale: DirtyLeaves::all(),
@@ -259,8 +306,35 @@ impl Trees {
         if !self.refresh(&mut hashes, leaves.clone(), floor, self.deadline())? {
             return Ok(None);
         }
-        let least = hashes.purgeable_at[indexes(&leaves)].iter().min();
+        let least = hashes.of_own.purgeable_at[indexes(&leaves)].iter().min();
         Ok(Some(least.copied().unwrap_or(u64::MAX)))
+    }
+
+    /// What the rows of a partition add up to, those of tenants with so many replicas. `None`: not
+    /// all were read yet, or the partition is damaged.
+    ///
+    /// # Errors
+    /// A source that cannot be read.
+    pub fn sum(&self, partition: u32, factors: &BTreeSet<u8>) -> Result<Option<PageSum>> {
+        let Ok(floor) = self.store.floor_of_partition(partition) else { return Ok(None) };
+        let leaves = leaves_of(partition, self.store.partition_bits());
+        let deadline = self.deadline();
+        let mut hashes = self.hashes.lock();
+        let mut from = leaves.start;
+        while let Some(leaf) = hashes.of_own.unsettled.next(from..leaves.end) {
+            self.store.dirty_leaves().mark_leaf(leaf);
+            from = leaf + 1;
+        }
+        if !self.refresh(&mut hashes, leaves.clone(), floor, deadline)? {
+            return Ok(None);
+        }
+        let mut sum = PageSum::default();
+        for (_, of_class) in
+            hashes.of_own.sums.iter().filter(|(factor, _)| factors.contains(factor))
+        {
+            of_class[indexes(&leaves)].iter().for_each(|leaf| sum::add(&mut sum, leaf));
+        }
+        Ok(Some(sum))
     }
 
     fn hashes_until(
@@ -287,7 +361,7 @@ impl Trees {
         let hashes = &mut *hashes;
         let other = hashes.other.entry(replicas).or_insert_with(zeros);
         for (hash, leaf) in all.iter_mut().zip(leaves) {
-            if hashes.until[leaf as usize] <= floor {
+            if hashes.of_own.until[leaf as usize] <= floor {
                 *hash = other[leaf as usize];
             }
         }
@@ -304,7 +378,7 @@ impl Trees {
     ) -> Result<bool> {
         if hashes.factors.have_changed(&self.store) {
             // Due under every floor: those of `other` are read again after them.
-            hashes.until.fill(0);
+            hashes.of_own.until.fill(0);
         }
         let marks = self.store.dirty_leaves();
         let mut leaf = leaves.start;
@@ -314,25 +388,24 @@ impl Trees {
             }
             leaf = first;
             let is_stale =
-                |leaf: u32| marks.is_marked(leaf) || hashes.until[leaf as usize] <= floor;
+                |leaf: u32| marks.is_marked(leaf) || hashes.of_own.until[leaf as usize] <= floor;
             let end = leaves.end.min(leaf + RUN_LEAVES);
             let run = leaf..(leaf..end).find(|leaf| !is_stale(*leaf)).unwrap_or(end);
             leaf = run.end;
+            let unread = Unread { marks, leaves: run.clone() };
             run.clone().for_each(|leaf| {
                 marks.take(leaf);
                 hashes.other_stale.mark_leaf(leaf);
             });
             let into = Run {
-                leaves: run.clone(),
+                leaves: run,
                 floor,
                 factors: &mut hashes.factors,
                 classes: &mut hashes.own,
-                bounds: Some((&mut hashes.until, &mut hashes.purgeable_at)),
+                of_own: Some(&mut hashes.of_own),
             };
-            if let Err(error) = self.rehash(into) {
-                run.for_each(|leaf| marks.mark_leaf(leaf));
-                return Err(error);
-            }
+            self.rehash(into)?;
+            unread.are_read();
         }
         Ok(true)
     }
@@ -350,7 +423,7 @@ impl Trees {
             leaves.clone().for_each(|leaf| hashes.other_stale.mark_leaf(leaf));
         }
         for leaf in leaves {
-            let is_needed = hashes.until[leaf as usize] <= floor;
+            let is_needed = hashes.of_own.until[leaf as usize] <= floor;
             if !is_needed || !hashes.other_stale.is_marked(leaf) {
                 continue;
             }
@@ -362,7 +435,7 @@ impl Trees {
                 floor,
                 factors: &mut hashes.factors,
                 classes: &mut hashes.other,
-                bounds: None,
+                of_own: None,
             })?;
             hashes.other_stale.take(leaf);
         }
@@ -370,17 +443,15 @@ impl Trees {
     }
 
     fn rehash(&self, run: Run<'_>) -> Result<()> {
-        let Run { leaves, floor, factors, classes, mut bounds } = run;
+        let Run { leaves, floor, factors, classes, mut of_own } = run;
         for class in classes.values_mut() {
             class[indexes(&leaves)].fill(0);
         }
-        if let Some((until, purgeable_at)) = &mut bounds {
-            until[indexes(&leaves)].fill(u64::MAX);
-            purgeable_at[indexes(&leaves)].fill(u64::MAX);
+        if let Some(of_own) = &mut of_own {
+            of_own.clear(&leaves);
         }
-        let mut piece = Vec::new();
         let range = KeyRange::of_tokens(tokens_of(leaves.start).0, tokens_of(leaves.end - 1).1);
-        self.each_row(range, floor, |key, found| {
+        self.each_row(range, floor, |key, row, found| {
             let at = EngineKey::decode(key)?;
             let leaf = leaf_of(at.token) as usize;
             let Some(replicas) = factors.of(&self.store, at.tenant) else {
@@ -388,16 +459,22 @@ impl Trees {
                 self.store.dirty_leaves().mark_leaf(leaf as u32);
                 return Ok(true);
             };
-            if let Some((until, purgeable_at)) = &mut bounds {
-                until[leaf] = until[leaf].min(found.until);
-                purgeable_at[leaf] = purgeable_at[leaf].min(found.purgeable_at);
-            }
+            let mut hash = None;
             if found.digest != 0 {
-                piece.clear();
-                piece.extend_from_slice(key);
-                piece.extend_from_slice(&found.digest.to_le_bytes());
                 let class = classes.entry(replicas).or_insert_with(|| vec![0; LEAVES].into());
-                class[leaf] ^= xxh3_64(&piece);
+                class[leaf] ^= *hash.insert(sum::hash_of(key, found.digest));
+            }
+            if let Some(of_own) = &mut of_own {
+                of_own.until[leaf] = of_own.until[leaf].min(found.until);
+                of_own.purgeable_at[leaf] = of_own.purgeable_at[leaf].min(found.purgeable_at);
+                let digest = self.store.digest_under(row, 0)?;
+                let hash = hash.filter(|_| digest == found.digest).unwrap_or_else(|| {
+                    of_own.unsettled.mark_leaf(leaf as u32);
+                    sum::hash_of(key, digest)
+                });
+                let none = || vec![PageSum::default(); LEAVES].into();
+                let sums = of_own.sums.entry(replicas).or_insert_with(none);
+                sum::add(&mut sums[leaf], &PageSum { rows: 1, digest: hash });
             }
             Ok(true)
         })
@@ -422,7 +499,7 @@ impl Trees {
         if !after.is_empty() {
             range.start = range.start.max([&after[..], &[0]].concat());
         }
-        self.each_row(range, floor, |key, found| {
+        self.each_row(range, floor, |key, _, found| {
             let tenant = EngineKey::decode(key)?.tenant;
             let is_one = factor_of(&self.store, tenant) == Some(replicas);
             if found.digest == 0 || !is_one {
@@ -439,17 +516,17 @@ impl Trees {
         Ok((keys, more))
     }
 
-    /// Calls `each` with engine key and digest of every row of a range, until it says no.
+    /// Calls `each` with engine key, bytes and digest of every row of a range, until it says no.
     fn each_row(
         &self,
         mut range: KeyRange,
         floor: u64,
-        mut each: impl FnMut(&[u8], FloorDigest) -> Result<bool>,
+        mut each: impl FnMut(&[u8], &[u8], FloorDigest) -> Result<bool>,
     ) -> Result<()> {
         let mut goes_on = true;
         loop {
             let next = self.store.visit_within(&range, PAGE_BYTES, |key, row| {
-                goes_on = each(key, self.store.floor_digest(row, floor)?)?;
+                goes_on = each(key, row, self.store.floor_digest(row, floor)?)?;
                 Ok(goes_on)
             })?;
             match next {

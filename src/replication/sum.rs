@@ -1,0 +1,84 @@
+//! What rows add up to.
+//!
+//! 1. A sum depends neither on the order of the rows nor on where pages end: two nodes that hold
+//!    the same rows of a range get the same sum of it. Rows count as they are under no floor.
+//! 2. The rows of a partition are added up leaf by leaf as leaves are hashed, and kept
+//!    ([`Trees::sum`]): to tell a sum that is kept takes no reading. It is what reading the rows
+//!    would give, so where there is none they are read.
+
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::page::Compared;
+use super::tree::Trees;
+use crate::proto::PageSum;
+use crate::store::{self, Store, TokenRange};
+
+/// What a row adds to a sum, from its digest.
+pub(super) fn hash_of(engine_key: &[u8], digest: u64) -> u64 {
+    let mut hash = Xxh3Default::new();
+    hash.update(engine_key);
+    hash.update(&digest.to_le_bytes());
+    hash.digest()
+}
+
+/// Adds a row to a sum, as it is under no floor.
+pub(super) fn add_row(
+    sum: &mut PageSum,
+    store: &Store,
+    engine_key: &[u8],
+    row: &[u8],
+) -> store::Result<()> {
+    let digest = hash_of(engine_key, store.digest_under(row, 0)?);
+    add(sum, &PageSum { rows: 1, digest });
+    Ok(())
+}
+
+/// Both together.
+pub(super) fn add(sum: &mut PageSum, more: &PageSum) {
+    sum.rows += more.rows;
+    sum.digest = sum.digest.wrapping_add(more.digest);
+}
+
+/// What the rows of a partition's `range` that are compared add up to, from what is kept. `None`:
+/// they are to be read.
+///
+/// # Errors
+/// A source that cannot be read.
+pub(super) fn kept(
+    trees: &Trees,
+    store: &Store,
+    compared: &mut Compared<'_>,
+    range: TokenRange,
+) -> store::Result<Option<PageSum>> {
+    let version = store.tenants_version();
+    let Some((partition, factors)) = compared.whole_factors(store, range) else { return Ok(None) };
+    let sum = trees.sum(partition, &factors)?;
+    // Else rows may be counted among those of another number of replicas.
+    Ok(sum.filter(|_| store.tenants_version() == version))
+}
+
+/// What the rows of a `range` that are compared add up to, as they are read now.
+///
+/// # Errors
+/// A source that cannot be read.
+pub(super) fn read(
+    store: &Store,
+    compared: &mut Compared<'_>,
+    range: TokenRange,
+    page_bytes: usize,
+) -> store::Result<PageSum> {
+    let mut sum = PageSum::default();
+    let mut cursor: Option<Vec<u8>> = None;
+    loop {
+        cursor =
+            store.visit_by_token(range, cursor.as_deref(), page_bytes, |engine_key, row| {
+                if compared.has_key(engine_key) {
+                    add_row(&mut sum, store, engine_key, row)?;
+                }
+                Ok(true)
+            })?;
+        if cursor.is_none() {
+            return Ok(sum);
+        }
+    }
+}
