@@ -15,6 +15,9 @@
 //! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it
 //!    is given one once, durably, by [`IdentityFile::assign_cluster`].
 //! 8. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
+//! 9. What a start believes to have found ([`IdentityFile::lease_found`]) is no less than any bound
+//!    of the lease that others were told before it, if they are told none before
+//!    [`IdentityFile::confirm_lease`] has returned: only a directory that was put back finds less.
 //!
 //! The caller holds the lock of the directory. In a new one it writes the catalog, begins, and then
 //! makes the engine's directory: only so is a directory without `IDENTITY` a new one. In any other
@@ -94,6 +97,10 @@ struct Contents {
     actor: String,
     /// The bound of the lease at a clean stop; nothing while the node runs.
     clean: Option<u64>,
+    /// The bound of the lease that the first start found since others last confirmed that they know
+    /// of no later one; `u64::MAX`: it found half of it damaged, and cannot tell.
+    #[serde(default)]
+    unconfirmed: Option<u64>,
 }
 
 /// The open identity of a running node.
@@ -103,6 +110,7 @@ pub struct IdentityFile {
     environment: Environment,
     document: Document,
     lease: Arc<Lease>,
+    lease_found: u64,
     start: Start,
     // Held while the document is written.
     state: Mutex<State>,
@@ -111,6 +119,8 @@ pub struct IdentityFile {
 #[derive(Debug)]
 struct State {
     identity: Identity,
+    /// See `Contents`.
+    unconfirmed: Option<u64>,
     /// Why nothing is written any more.
     refused: Option<Error>,
 }
@@ -124,8 +134,9 @@ pub struct Starting {
     identity: Identity,
     /// `None`: one must be made.
     lease: Option<Lease>,
-    /// What the lease's bound must be at least.
-    bound: u64,
+    /// What the lease's bound must be at least, by the mark of a clean stop.
+    clean: Option<u64>,
+    unconfirmed: Option<u64>,
     start: Start,
 }
 
@@ -157,17 +168,22 @@ impl Starting {
     /// # Errors
     /// I/O, after which the next start may be unclean.
     pub fn begin(self) -> Result<IdentityFile> {
-        let Self { environment, dir, document, identity, lease, bound, start } = self;
+        let Self { environment, dir, document, identity, lease, clean, unconfirmed, start } = self;
         let lease = match lease {
             Some(lease) => lease,
             None => Lease::create(&*environment.vfs, &dir)?,
         };
+        let is_known = clean.is_some() || lease.was_whole();
         // A slot of the lease that rotted away took its bound with it; the mark still knows it.
-        lease.extend(bound)?;
-        let state = Mutex::new(State { identity, refused: None });
-        let lease = Arc::new(lease);
-        let file = IdentityFile { environment, document, lease, start, state };
-        file.write(&identity, None)?;
+        lease.extend(clean.unwrap_or(0))?;
+        // A slot that is not whole may have held a later bound; the mark would know it.
+        let found = if is_known { lease.bound() } else { u64::MAX };
+        // Noted before the clock extends it: the next start would find its own.
+        let found = unconfirmed.unwrap_or(found);
+        let state = State { identity, unconfirmed: Some(found), refused: None };
+        let (lease, state) = (Arc::new(lease), Mutex::new(state));
+        let file = IdentityFile { environment, document, lease, lease_found: found, start, state };
+        file.write(&file.state.lock(), None)?;
         Ok(file)
     }
 }
@@ -195,6 +211,37 @@ impl IdentityFile {
         &self.lease
     }
 
+    /// The bound of the lease that was found since others last confirmed that they know of no later
+    /// one: by this start, or by the first of those before it that met nobody. `u64::MAX`: half of
+    /// the lease was damaged, and nobody knows what it had held.
+    pub fn lease_found(&self) -> u64 {
+        self.lease_found
+    }
+
+    /// Notes that others know of no later bound than was found, durable when it returns; before
+    /// that no bound of this life may be told. After an error that may have written, nothing is
+    /// written until the next start.
+    pub fn confirm_lease(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.unconfirmed.is_none() {
+            return Ok(());
+        }
+        if let Some(refused) = &state.refused {
+            return Err(refused.clone());
+        }
+        let after = State { unconfirmed: None, refused: None, ..*state };
+        let written = self.write(&after, None);
+        match &written {
+            Ok(()) => state.unconfirmed = None,
+            Err(error @ Error::Unknown { .. }) => {
+                state.refused = Some(Error::ReadOnly { cause: error.to_string() });
+            }
+            // The document is the one before.
+            Err(_) => {}
+        }
+        written
+    }
+
     /// Mints a new actor, durable when it returns. The caller mints nothing under the old one from
     /// before the call on. After an error the node must take no more writes: it can have neither
     /// actor, and its next start will not be clean.
@@ -206,7 +253,8 @@ impl IdentityFile {
         let rotated =
             mint_actor(&*self.environment.random, state.identity.actor).and_then(|actor| {
                 let identity = Identity { actor, ..state.identity };
-                self.write(&identity, None).map(|()| identity)
+                let after = State { identity, refused: None, ..*state };
+                self.write(&after, None).map(|()| identity)
             });
         match rotated {
             Ok(identity) => state.identity = identity,
@@ -229,7 +277,8 @@ impl IdentityFile {
             return Err(refused.clone());
         }
         let identity = Identity { cluster_id: Some(cluster_id), ..state.identity };
-        match self.write(&identity, None) {
+        let after = State { identity, refused: None, ..*state };
+        match self.write(&after, None) {
             Ok(()) => state.identity = identity,
             Err(ref error) => {
                 state.refused = Some(Error::ReadOnly { cause: error.to_string() });
@@ -248,16 +297,18 @@ impl IdentityFile {
         }
         state.refused = Some(Error::Closed);
         let bound = self.lease.close();
-        self.write(&state.identity, Some(bound))
+        self.write(&state, Some(bound))
     }
 
-    fn write(&self, identity: &Identity, clean: Option<u64>) -> Result<()> {
+    fn write(&self, state: &State, clean: Option<u64>) -> Result<()> {
+        let identity = &state.identity;
         let contents = Contents {
             cluster_id: identity.cluster_id.map(uuid::to_text),
             node_id: uuid::to_text(identity.node_id),
             generation: identity.generation,
             actor: format!("{:016x}", identity.actor),
             clean,
+            unconfirmed: state.unconfirmed,
         };
         self.document.replace(&*self.environment.vfs, &contents)
     }
@@ -289,7 +340,8 @@ fn first_start(
         document,
         identity,
         lease,
-        bound: 0,
+        clean: None,
+        unconfirmed: None,
         start: Start::First,
     })
 }
@@ -321,7 +373,7 @@ fn restart(
     contents: Contents,
     options: IdentityOptions,
 ) -> Result<Starting> {
-    let clean = contents.clean;
+    let (clean, unconfirmed) = (contents.clean, contents.unconfirmed);
     let mut identity = contents.parse().map_err(|why| document.invalid(0, why))?;
     match (identity.cluster_id, options.cluster_id) {
         (Some(found), Some(expected)) => check_cluster(&document, expected, found)?,
@@ -346,7 +398,8 @@ fn restart(
         document,
         identity,
         lease: Some(lease),
-        bound: clean.unwrap_or(0),
+        clean,
+        unconfirmed,
         start,
     })
 }

@@ -495,6 +495,24 @@ impl Store {
         self.engine.poisoned().map_or(Ok(()), |cause| Err(Error::ReadOnly { cause }))
     }
 
+    /// The durable bound of the clock: no time above it was ever minted.
+    pub fn lease(&self) -> u64 {
+        self.identity.lease().bound()
+    }
+
+    /// See [`IdentityFile::lease_found`].
+    pub fn lease_found(&self) -> u64 {
+        self.identity.lease_found()
+    }
+
+    /// See [`IdentityFile::confirm_lease`].
+    ///
+    /// # Errors
+    /// I/O, after which the next start may be unclean.
+    pub fn confirm_lease(&self) -> Result<()> {
+        self.identity.confirm_lease()
+    }
+
     /// Whether writes that begin here get a time: the lease of the clock can be extended, and the
     /// clock is not too far ahead of the wall clock.
     ///

@@ -38,6 +38,7 @@ pub struct Lease {
     // Constant after open.
     path: PathBuf,
     file: Arc<dyn File>,
+    was_whole: bool,
     /// Written under the lock. Release and acquire: who sees a bound sees it durable.
     bound: AtomicU64,
     writer: Mutex<Writer>,
@@ -65,9 +66,11 @@ impl Lease {
             return Ok(None);
         };
         let (current, bound) = newest(&path, &bytes)?;
+        let is_whole = |slot: &[u8]| slot.first_chunk().and_then(decode).is_some();
+        let was_whole = bytes.chunks(SLOT_STRIDE).all(is_whole);
         let file = vfs.open(&path).map_err(engine::Error::io("open", &path))?;
         let writer = Mutex::new(Writer { free: 1 - current, refused: None });
-        Ok(Some(Self { path, file, bound: AtomicU64::new(bound), writer }))
+        Ok(Some(Self { path, file, was_whole, bound: AtomicU64::new(bound), writer }))
     }
 
     /// Puts a lease with bound 0 into `dir`, which has none.
@@ -84,6 +87,12 @@ impl Lease {
     /// The current bound: the greatest time that may have been minted.
     pub fn bound(&self) -> u64 {
         self.bound.load(Ordering::Acquire)
+    }
+
+    /// Whether both slots were whole when it was opened. If not, an extension was torn, or a later
+    /// bound than this one is lost.
+    pub(super) fn was_whole(&self) -> bool {
+        self.was_whole
     }
 
     /// Raises the bound to `to`, durable when it returns; a lower `to` changes nothing. After an

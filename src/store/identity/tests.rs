@@ -211,6 +211,7 @@ fn ids_that_are_none_are_refused() {
             generation: 1,
             actor: actor.to_owned(),
             clean: None,
+            unconfirmed: None,
         };
         Document::new(dir(), NAME, FORMAT).replace(&vfs, &contents).unwrap();
         let error = start(&shared(&vfs), 1, plain()).unwrap_err();
@@ -227,6 +228,7 @@ fn a_lease_that_lost_its_newest_bound_costs_the_actor_and_not_the_bound() {
     let born = first.identity();
     first.lease().extend(50).unwrap();
     first.lease().extend(90).unwrap();
+    first.confirm_lease().unwrap();
     first.close().unwrap();
     let newest_at = [0, 4096]
         .into_iter()
@@ -242,6 +244,7 @@ fn a_lease_that_lost_its_newest_bound_costs_the_actor_and_not_the_bound() {
     let second = start(&shared(&below), 2, plain()).unwrap();
     assert_eq!((second.start(), second.lease().bound()), (Start::Unclean, 90));
     assert_ne!(second.identity().actor, born.actor);
+    assert_eq!(second.lease_found(), 90, "nothing of it is lost");
 }
 
 /// A rotation was demanded because history may be lost. If it fails, the old actor must not come
@@ -281,6 +284,8 @@ struct Ledger {
     minted: BTreeMap<u64, u64>,
     /// A node that may mint was running.
     running: bool,
+    /// The greatest bound that others were told.
+    told: u64,
     generation: u64,
     ids: Option<(Option<u128>, u128)>,
 }
@@ -299,6 +304,8 @@ fn live(
     let identity = node.identity();
     let mut seen = ledger.lock();
     seen.check(&identity, node.lease().bound());
+    // Whoever was told of more than this start believes to have found takes it for put back.
+    assert!(node.lease_found() >= seen.told, "{} {seen:?}", node.lease_found());
     seen.running = true;
     seen.generation = identity.generation;
     seen.ids = Some((identity.cluster_id, identity.node_id));
@@ -311,6 +318,15 @@ fn mint(node: &IdentityFile, ledger: &SharedLedger, more: u64) -> Result<()> {
     node.lease().extend(bound)?;
     ledger.lock().minted.insert(node.identity().actor, bound);
     Ok(())
+}
+
+/// Tells others the bound, as soon as it may be told: it is asked for again after an error.
+fn tell(node: &IdentityFile, ledger: &SharedLedger) -> Result<()> {
+    let first = node.confirm_lease();
+    if node.confirm_lease().is_ok() {
+        ledger.lock().told = node.lease().bound();
+    }
+    first
 }
 
 fn stop(node: &IdentityFile, ledger: &SharedLedger) -> Result<()> {
@@ -330,19 +346,22 @@ impl Ledger {
 }
 
 /// First start, extensions, a rotation, a clean stop, a kept actor, one asked for, a kill, and
-/// a last clean life after it.
+/// a last clean life after it. All but the third meet others, and tell them their bound.
 fn story(vfs: &SharedVfs, ledger: &SharedLedger) -> Result<()> {
     let environment = Environment::simulated(Arc::clone(vfs), &ManualClock::new(NOW_MS), 99);
     LocalCatalog::open_or_create(&environment, dir())?;
     let node = live(vfs, ledger, 1, plain())?;
     mint(&node, ledger, 10)?;
+    tell(&node, ledger)?;
     mint(&node, ledger, 10)?;
     node.rotate()?;
     mint(&node, ledger, 10)?;
+    tell(&node, ledger)?;
     stop(&node, ledger)?;
     let node = live(vfs, ledger, 2, plain())?;
     assert_eq!(node.start(), Start::Clean);
     mint(&node, ledger, 10)?;
+    tell(&node, ledger)?;
     stop(&node, ledger)?;
     let node = live(vfs, ledger, 3, rotate())?;
     mint(&node, ledger, 10)?;
@@ -350,6 +369,7 @@ fn story(vfs: &SharedVfs, ledger: &SharedLedger) -> Result<()> {
     let node = live(vfs, ledger, 4, plain())?;
     assert_eq!(node.start(), Start::Unclean);
     mint(&node, ledger, 10)?;
+    tell(&node, ledger)?;
     stop(&node, ledger)
 }
 
@@ -451,4 +471,78 @@ fn a_flipped_bit_never_passes_for_another_identity() {
         }
     }
     assert!(noticed > 250, "{noticed} flips were noticed");
+}
+
+/// Each start raises the bound: what the first of those that met nobody found is what counts, until
+/// somebody is met; also in a clean stop between them.
+#[test]
+fn a_start_that_met_nobody_keeps_the_bound_it_found() {
+    let vfs = empty();
+    let extend = |file: &IdentityFile, to| file.lease().extend(to).unwrap();
+    let first = start(&shared(&vfs), 1, plain()).unwrap();
+    assert_eq!(first.lease_found(), 0);
+    first.confirm_lease().unwrap();
+    extend(&first, 500);
+    first.close().unwrap();
+    for (seed, clean) in [(2, false), (3, true), (4, false)] {
+        let met_nobody = start(&shared(&vfs), seed, plain()).unwrap();
+        assert_eq!(met_nobody.lease_found(), 500);
+        extend(&met_nobody, 500 + 100 * seed);
+        if clean {
+            met_nobody.close().unwrap();
+        }
+    }
+    let met = start(&shared(&vfs), 5, plain()).unwrap();
+    assert_eq!(met.lease_found(), 500);
+    met.confirm_lease().unwrap();
+    met.confirm_lease().unwrap();
+    assert_eq!(start(&shared(&vfs), 6, plain()).unwrap().lease_found(), 900);
+}
+
+/// What was not noted must not be told: the next start would find less, and pass for put back. It
+/// is noted later only where the failed note has certainly changed nothing.
+#[test]
+fn a_failed_note_is_not_taken_for_one() {
+    use Operation::{Rename, SyncData, SyncDir, WriteAt};
+    for (operation, may_have_written) in
+        [(WriteAt, false), (SyncData, false), (Rename, true), (SyncDir, true)]
+    {
+        let below = empty();
+        let faults = FaultVfs::new(shared(&below));
+        let vfs: SharedVfs = Arc::new(faults.clone());
+        let node = start(&vfs, 1, plain()).unwrap();
+        node.lease().extend(50).unwrap();
+        faults.inject(Fault { operation: Some(operation), times: 2, ..Fault::default() });
+        node.confirm_lease().unwrap_err();
+        let again = node.confirm_lease().unwrap_err();
+        assert_eq!(again.reason() == "READ_ONLY", may_have_written, "{operation:?}");
+        faults.heal();
+        assert_eq!(node.confirm_lease().is_err(), may_have_written, "{operation:?}");
+        assert_eq!(node.close().is_err(), may_have_written, "{operation:?}");
+        let found = start(&vfs, 2, plain()).unwrap().lease_found();
+        assert!(found == 50 || operation == Rename && found == 0, "{operation:?}: {found}");
+    }
+}
+
+/// A slot of the lease rots while a node is down that was killed. Which bound it held nobody knows:
+/// the one that is left is not what others compare with what they were told.
+#[test]
+fn a_lease_that_lost_a_bound_without_a_mark_is_not_held_against_the_node() {
+    for slot in [0, 4096] {
+        let below = empty();
+        let first = start(&shared(&below), 1, plain()).unwrap();
+        first.lease().extend(50).unwrap();
+        first.lease().extend(90).unwrap();
+        first.confirm_lease().unwrap();
+        drop(first);
+        below.open(&dir().join("LEASE")).unwrap().write_at(slot + 16, &[0xff]).unwrap();
+        for seed in [2, 3] {
+            let met_nobody = start(&shared(&below), seed, plain()).unwrap();
+            assert_eq!(met_nobody.lease_found(), u64::MAX, "life {seed}");
+            met_nobody.lease().extend(40 + 50 * seed).unwrap();
+        }
+        let met = start(&shared(&below), 4, plain()).unwrap();
+        met.confirm_lease().unwrap();
+        assert_eq!(start(&shared(&below), 5, plain()).unwrap().lease_found(), 190);
+    }
 }
