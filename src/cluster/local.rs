@@ -4,8 +4,14 @@
 //!    is over, or a copy of the directory, and is not listened to.
 //! 2. A node that hears of a higher generation of its own id is such a copy itself:
 //!    [`Local::superseded`] says so, and it must fence itself.
-//! 3. A cluster, once entered, does not change, nor does what it was formed as.
+//! 3. A node of whom others have heard a later bound of its clock than it can have told has lost
+//!    what it had promised: its directory was put back to an earlier state. [`Local::rolled_back`]
+//!    says so, and it must not go on. What it told in earlier generations is no more than its disk
+//!    held when it started, and what it told in this one is known here ([`Local::tell_lease`]).
+//!    What was told in a later one is another process's: 2 is about that.
+//! 4. A cluster, once entered, does not change, nor does what it was formed as.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -38,8 +44,46 @@ pub struct Local {
     epoch: AtomicU64,
     epoch_heard: watch::Sender<u64>,
     superseded: watch::Sender<bool>,
+    lease_found: u64,
+    /// The greatest bound that others were told in this life.
+    lease_told: AtomicU64,
+    rolled_back: watch::Sender<bool>,
+    confirmed: watch::Sender<bool>,
     // Held for a look-up.
-    known: Mutex<BTreeMap<NodeId, Arc<AtomicU64>>>,
+    known: Mutex<BTreeMap<NodeId, Known>>,
+}
+
+/// What was heard of a node.
+#[derive(Debug, Default)]
+struct Known {
+    /// Its highest generation.
+    highest: Arc<AtomicU64>,
+    /// In the highest generation it told anything in.
+    told: Told,
+}
+
+/// The bounds of its clock that a node has told others, as far as somebody has heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// A generation of it; 0: it was not heard of.
+    pub generation: u64,
+    /// The greatest bound that it told in that; 0: none.
+    pub lease: u64,
+    /// The greatest that it told in earlier ones; 0: none.
+    pub lease_before: u64,
+}
+
+impl Told {
+    fn hear(&mut self, generation: u64, lease: u64) {
+        if generation > self.generation {
+            self.lease_before = self.lease_before.max(self.lease);
+            (self.generation, self.lease) = (generation, lease);
+        } else if generation == self.generation {
+            self.lease = self.lease.max(lease);
+        } else {
+            self.lease_before = self.lease_before.max(lease);
+        }
+    }
 }
 
 impl Local {
@@ -52,7 +96,7 @@ impl Local {
         address: String,
         clock: Arc<dyn WallClock>,
     ) -> Self {
-        let own = Arc::new(AtomicU64::new(generation));
+        let own = Known { highest: Arc::new(generation.into()), ..Known::default() };
         Self {
             node,
             generation,
@@ -63,8 +107,18 @@ impl Local {
             epoch: AtomicU64::new(0),
             epoch_heard: watch::Sender::new(0),
             superseded: watch::Sender::new(false),
+            lease_found: u64::MAX,
+            lease_told: AtomicU64::new(0),
+            rolled_back: watch::Sender::new(false),
+            confirmed: watch::Sender::new(false),
             known: Mutex::new(BTreeMap::from([(node, own)])),
         }
+    }
+
+    /// With the bound of its clock that its disk held when it started; `u64::MAX`, as without:
+    /// whatever others were told in earlier generations, it may have been there.
+    pub fn with_lease_found(self, lease_found: u64) -> Self {
+        Self { lease_found, ..self }
     }
 
     /// Its id.
@@ -153,6 +207,64 @@ impl Local {
         self.superseded.subscribe()
     }
 
+    /// Whether others know of a later state of this node than the one it was started with.
+    pub fn rolled_back(&self) -> watch::Receiver<bool> {
+        self.rolled_back.subscribe()
+    }
+
+    /// Whether somebody who knows this generation knows of no later state of this node. Before that
+    /// nobody is told a bound of this life: it would pass for one of an earlier life in the next.
+    pub fn confirmed(&self) -> watch::Receiver<bool> {
+        self.confirmed.subscribe()
+    }
+
+    /// Others are told this bound from now on. To be called before they are.
+    pub fn tell_lease(&self, lease: u64) {
+        self.lease_told.fetch_max(lease, Ordering::Relaxed);
+    }
+
+    /// Hears of a bound of a node's clock that it told in a generation. Its own old ones come back
+    /// to a node by those who have heard them.
+    pub fn hear_lease(&self, node: NodeId, generation: u64, lease: u64) {
+        // Who is not remembered has no generation either.
+        if node != self.node
+            && let Some(known) = self.known.lock().get_mut(&node)
+        {
+            known.told.hear(generation, lease);
+        }
+    }
+
+    /// What a node has told, in its highest generation and before.
+    pub fn told_by(&self, node: NodeId) -> Told {
+        let known = self.known.lock();
+        known.get(&node).map_or(Told::default(), |known| {
+            let mut told = known.told;
+            let highest = known.highest.load(Ordering::Relaxed);
+            if highest > told.generation {
+                told.hear(highest, 0);
+            }
+            told
+        })
+    }
+
+    /// Another member says what it has heard of this node.
+    pub fn hear_of_itself(&self, told: Told) {
+        let Told { generation, lease, lease_before } = told;
+        let is_back = match generation.cmp(&self.generation) {
+            Less => lease.max(lease_before) > self.lease_found,
+            Equal => {
+                lease_before > self.lease_found || lease > self.lease_told.load(Ordering::Relaxed)
+            }
+            // It speaks of a copy of this node: what that one told was never here.
+            Greater => return,
+        };
+        if is_back {
+            self.rolled_back.send_replace(true);
+        } else if generation == self.generation && !*self.rolled_back.borrow() {
+            self.confirmed.send_replace(true);
+        }
+    }
+
     /// Hears of a generation of a node.
     ///
     /// # Errors
@@ -161,11 +273,12 @@ impl Local {
         let mut known = self.known.lock();
         let full = known.len() >= KNOWN_MAX;
         let highest = match known.get(&node) {
-            Some(highest) => Arc::clone(highest),
+            Some(known) => Arc::clone(&known.highest),
             None => {
                 let highest = Arc::new(AtomicU64::new(generation));
                 if !full {
-                    known.insert(node, Arc::clone(&highest));
+                    let highest = Arc::clone(&highest);
+                    known.insert(node, Known { highest, ..Known::default() });
                 }
                 highest
             }
@@ -234,6 +347,57 @@ mod tests {
         assert!(!*local.superseded().borrow());
         local.hear_generation(NodeId(1), 11).expect("one that is ahead");
         assert!(*local.superseded().borrow());
+    }
+
+    fn told(generation: u64, lease: u64, lease_before: u64) -> Told {
+        Told { generation, lease, lease_before }
+    }
+
+    #[test]
+    fn what_a_node_told_is_kept_apart_by_whether_its_life_is_over() {
+        let (peer, x) = (local(), NodeId(2));
+        let hear = |generation, lease| {
+            let _ = peer.hear_generation(x, generation);
+            peer.hear_lease(x, generation, lease);
+            peer.told_by(x)
+        };
+        peer.hear_lease(x, 7, 900);
+        assert_eq!(peer.told_by(x), Told::default(), "of a stranger nothing is kept");
+        assert_eq!(hear(7, 100), told(7, 100, 0));
+        assert_eq!((hear(7, 300), hear(7, 200)), (told(7, 300, 0), told(7, 300, 0)));
+        peer.hear_generation(x, 8).expect("a later one");
+        assert_eq!(peer.told_by(x), told(8, 0, 300), "before it has told anything");
+        assert_eq!((hear(7, 400), hear(8, 500)), (told(8, 0, 400), told(8, 500, 400)));
+        assert_eq!((hear(7, 450), hear(9, 600)), (told(8, 500, 450), told(9, 600, 500)));
+        assert_eq!(peer.told_by(peer.node()), told(10, 0, 0));
+    }
+
+    /// In generation 8 it found 300, and has told 400.
+    #[test]
+    fn a_node_that_was_put_back_learns_it_from_what_it_cannot_have_told() {
+        for (heard, is_back) in [
+            (told(0, 0, 0), false),
+            (told(7, 300, 200), false),
+            (told(7, 301, 0), true),
+            (told(7, 0, 301), true),
+            (told(8, 400, 300), false),
+            (told(8, 401, 0), true),
+            (told(8, 0, 301), true),
+            (told(9, 900, 800), false),
+        ] {
+            let clock = Arc::new(ManualClock::new(5));
+            let node = Local::new(NodeId(2), 8, None, "a:2".into(), clock).with_lease_found(300);
+            node.tell_lease(400);
+            node.tell_lease(0);
+            node.hear_of_itself(heard);
+            assert_eq!(*node.rolled_back().borrow(), is_back, "{heard:?}");
+            let knows_this_life = heard.generation == 8 && !is_back;
+            assert_eq!(*node.confirmed().borrow(), knows_this_life, "{heard:?}");
+            node.hear_of_itself(told(7, 301, 0));
+            node.hear_of_itself(told(8, 0, 0));
+            assert!(*node.rolled_back().borrow(), "another one knows more");
+            assert_eq!(*node.confirmed().borrow(), knows_this_life, "no more after that");
+        }
     }
 
     #[test]

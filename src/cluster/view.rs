@@ -140,6 +140,8 @@ pub struct Facts {
     pub is_up: bool,
     /// Its cluster; none while it looks for one.
     pub cluster: Option<NodeId>,
+    /// What its cluster was formed as; zero: it is not known.
+    pub formation: NodeId,
     /// Its name, for people.
     pub name: String,
     /// Its failure zone.
@@ -170,6 +172,8 @@ pub struct Facts {
     pub damaged: u64,
     /// Blocks of its tables that cannot be read.
     pub unreadable: u64,
+    /// The durable bound of its clock: it was never below what it told.
+    pub lease: u64,
 }
 
 #[cfg(test)]

@@ -122,9 +122,32 @@ pub(super) async fn catch_up(
     }
 }
 
+/// The bound of the clock that others may be told; 0: none yet. That they know of no later one is
+/// noted first: else the next start would take what is told now for what was told before.
+pub(super) async fn lease_to_tell(local: &Local, store: &Arc<Store>, work: &Work) -> u64 {
+    if !*local.confirmed().borrow() {
+        return 0;
+    }
+    let of = Arc::clone(store);
+    let noted = work.run(move || of.confirm_lease().map(|()| of.lease())).await;
+    match noted {
+        Ok(Ok(lease)) => {
+            local.tell_lease(lease);
+            lease
+        }
+        Ok(Err(error)) => {
+            // The next one tries again, if it may.
+            tracing::debug!(%error, "cannot note that the bound of the clock was confirmed");
+            0
+        }
+        Err(_) => 0,
+    }
+}
+
 /// Tells the others how the node fares.
 pub(super) async fn tell(
     gossip: Arc<Gossip>,
+    local: Arc<Local>,
     store: Arc<Store>,
     hints: Arc<Hints>,
     moving: Moving,
@@ -136,6 +159,7 @@ pub(super) async fn tell(
         let of = Arc::clone(&store);
         // It asks the file system for its room.
         let Ok(stats) = work.run(move || of.stats()).await else { continue };
+        let lease = lease_to_tell(&local, &store, &work).await;
         gossip.tell(|facts| {
             facts.load = store.pressure();
             facts.load_bytes = stats.engine.data_bytes();
@@ -144,6 +168,7 @@ pub(super) async fn tell(
             facts.hints = hints.stats().pending;
             facts.damaged = stats.partitions_damaged;
             facts.unreadable = stats.blocks_unreadable;
+            facts.lease = lease;
             facts.moving = moving.figures().to_text();
         });
     }

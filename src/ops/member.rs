@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::{Config, Size};
-use super::follow::{Proposals, catch_up, follow, tell};
+use super::follow::{Proposals, catch_up, follow, lease_to_tell, tell};
 use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
@@ -34,6 +34,7 @@ use crate::cluster::layout::{Answer, Layout, Member, MemberState};
 use crate::cluster::local::{Local, PROTOCOLS};
 use crate::cluster::peer::Peers;
 use crate::cluster::view::{Addresses, Facts, RunState, View};
+use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::Departure;
 use crate::replication::departure::certificate::Certificates;
@@ -86,6 +87,7 @@ pub(super) struct Joined {
     coordinator: Arc<Coordinator>,
     hints: Arc<Hints>,
     store: Arc<Store>,
+    work: Work,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -122,13 +124,14 @@ pub(super) async fn start(
         let formation = fence.document().formation;
         tracing::warn!(%formation, "brought back from a checkpoint: a cluster of one begins again");
     }
-    let local = Arc::new(Local::new(
+    let local = Local::new(
         node,
         identity.generation,
         identity.cluster_id.map(NodeId),
         advertise.to_string(),
         Arc::clone(&environment.clock),
-    ));
+    );
+    let local = Arc::new(local.with_lease_found(store.lease_found()));
     let counters = Arc::new(Counters::default());
     let peers = PeerClient::new(
         Arc::clone(&local),
@@ -373,6 +376,7 @@ pub(super) async fn start(
     ));
     tasks.spawn(tell(
         Arc::clone(&gossip),
+        Arc::clone(&local),
         Arc::clone(&store),
         Arc::clone(&hints),
         moving.clone(),
@@ -389,6 +393,7 @@ pub(super) async fn start(
         coordinator,
         hints,
         store,
+        work: world.work.clone(),
         closing,
         tasks,
     };
@@ -399,6 +404,11 @@ impl Joined {
     /// Becomes true when another process acts as this node.
     pub fn superseded(&self) -> watch::Receiver<bool> {
         self.local.superseded()
+    }
+
+    /// Becomes true when others know of a later state of this node than its directory holds.
+    pub fn rolled_back(&self) -> watch::Receiver<bool> {
+        self.local.rolled_back()
     }
 
     /// The layout the node acts under.
@@ -422,8 +432,18 @@ impl Joined {
     /// Waits until the node stands in a document it acts under.
     ///
     /// # Errors
-    /// It was refused, or no cluster was found in time.
+    /// It was refused or put back, or no cluster was found in time.
     pub async fn enter(&self, config: &Config) -> Result<(), Error> {
+        let mut rolled_back = self.rolled_back();
+        tokio::select! {
+            // In this order: the place that it stands in is not its own any more.
+            biased;
+            _ = rolled_back.wait_for(|back| *back) => Err(Error::RolledBack),
+            found = self.find_place(config) => found,
+        }
+    }
+
+    async fn find_place(&self, config: &Config) -> Result<(), Error> {
         let deadline = Instant::now() + config.cluster.join_timeout;
         let is_new = self.local.cluster().is_none();
         let refused = |error: &dyn std::fmt::Display| Error::System {
@@ -460,7 +480,9 @@ impl Joined {
             self.gossip.tell(|facts| facts.run_state = RunState::Fenced);
             return Err(Error::Fenced { has_left: state == MemberState::Left });
         }
+        let lease = lease_to_tell(&self.local, &self.store, &self.work).await;
         self.gossip.tell(|facts| {
+            facts.lease = lease;
             facts.cluster = Some(cluster_id);
             facts.run_state = match state {
                 Some(MemberState::Leaving) => RunState::Draining,

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod node;
 mod open;
 mod peer_handler;
+mod rolled_back;
 mod scrub;
 pub mod shutdown;
 mod stop;

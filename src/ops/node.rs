@@ -27,7 +27,7 @@ use super::member::{self, Joined, Running};
 use super::metrics::{Exposition, NodeParts};
 use super::ticks::Ticks;
 use super::world::World;
-use super::{VERSION, open, scrub};
+use super::{VERSION, open, rolled_back, scrub};
 use crate::cluster::NodeId;
 use crate::cluster::incoming::Incoming;
 use crate::cluster::layout::Layout;
@@ -35,6 +35,7 @@ use crate::cluster::net::Net;
 use crate::cluster::view::Addresses;
 use crate::cluster::work::Work;
 use crate::engine;
+use crate::engine::vfs::Vfs;
 use crate::rpc::{Listeners, Metrics, NodeFacts, Parts, Server, Serving};
 use crate::store::identity::uuid;
 use crate::store::{self, DiskState, Store};
@@ -76,6 +77,12 @@ pub enum Error {
     /// Another process acts as this node: a copy of its directory was started later.
     #[error("another process acts as this node: its directory was copied, or started twice")]
     Superseded,
+    /// Its directory was put back to an earlier state, of which others know a later one.
+    #[error(
+        "the data directory was put back to an earlier state than the cluster knows of; replace \
+         the node by an empty one"
+    )]
+    RolledBack,
     /// The node was to leave the cluster before it ended, and has not: its data is still needed.
     #[error("the node was to leave the cluster and has not: {why}; its data is still needed")]
     NotDrained {
@@ -107,7 +114,7 @@ impl Error {
     /// | code | meaning |
     /// |--:|---|
     /// | 1 | any other error |
-    /// | 70 | the data is corrupt: file and offset are named |
+    /// | 70 | the data is corrupt: file and offset are named; or older than the cluster knows |
     /// | 71 | an address is in use or cannot be bound |
     /// | 72 | the data directory is in use by another process |
     /// | 73 | the data directory cannot be written (permission, read-only, full) |
@@ -122,6 +129,7 @@ impl Error {
             Self::Config(_) => 78,
             Self::Bind { .. } => 71,
             Self::Superseded => 72,
+            Self::RolledBack => 70,
             Self::NotDrained { .. } => 79,
             Self::Fenced { .. } => 77,
             Self::System { source, .. } => exit_code_of_io(source),
@@ -188,6 +196,7 @@ pub struct Node {
     pub(super) work: Work,
     pub(super) asked_to_stop: CancellationToken,
     pub(super) net: Arc<dyn Net>,
+    pub(super) vfs: Arc<dyn Vfs>,
     pub(super) pod: Option<Pod>,
 }
 
@@ -238,6 +247,7 @@ impl Node {
         let pod = Pod::of(&config.kubernetes, |name| std::env::var(name).ok())
             .map_err(|error| config::Error::Invalid(error.to_string()))?;
         let (work, net) = (world.work.clone(), Arc::clone(&world.net));
+        let vfs = Arc::clone(&world.environment.vfs);
         let background = world.background.clone();
         let bound = Bound::bind(&config, &world).await?;
         let health = Health::default();
@@ -289,10 +299,14 @@ impl Node {
             work,
             asked_to_stop,
             net,
+            vfs,
             pod,
         };
         // Peers are answered from here on: who forms a cluster needs the others' answers.
         if let Err(error) = node.joined.enter(&node.config).await {
+            if matches!(error, Error::RolledBack) {
+                node.note_rolled_back();
+            }
             node.stop(&CancellationToken::new()).await?;
             return Err(error);
         }
@@ -384,6 +398,7 @@ impl Node {
 fn open_all(config: Config, world: &World) -> Result<(Config, open::Opened), Error> {
     let dir = config.node.data_dir.clone();
     let vfs = &*world.environment.vfs;
+    rolled_back::check(vfs, &dir)?;
     let system = |what: &str, path: &Path| {
         let what = format!("{what} {}", path.display());
         move |source| Error::System { what, source }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::health::State;
 use super::node::{Error, Node, TICK, blocking};
+use super::rolled_back;
 use super::shutdown::Shutdown;
 use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
@@ -36,6 +37,8 @@ pub(super) enum End {
     Removed,
     /// Another process acts as it.
     Superseded,
+    /// Its directory was put back to an earlier state.
+    RolledBack,
 }
 
 impl Node {
@@ -73,11 +76,26 @@ impl Node {
                 self.stop(&shutdown.fast).await?;
                 Err(Error::Superseded)
             }
+            End::RolledBack => {
+                self.note_rolled_back();
+                shutdown.fast.cancel();
+                self.stop(&shutdown.fast).await?;
+                Err(Error::RolledBack)
+            }
+        }
+    }
+
+    /// Sees to it that nothing is started from the directory again.
+    pub(super) fn note_rolled_back(&self) {
+        tracing::error!("others know of a later state of this node: it was put back; stopping");
+        if let Err(error) = rolled_back::note(&*self.vfs, &self.config.node.data_dir) {
+            tracing::error!(%error, "cannot note that the directory was put back");
         }
     }
 
     async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
         let mut superseded = self.joined.superseded();
+        let mut rolled_back = self.joined.rolled_back();
         let mut layout = self.joined.layout();
         loop {
             layout.borrow_and_update();
@@ -90,6 +108,7 @@ impl Node {
                 () = shutdown.graceful.cancelled() => return End::Signalled,
                 () = self.asked_to_stop.cancelled() => return End::Asked,
                 _ = superseded.wait_for(|over| *over) => return End::Superseded,
+                _ = rolled_back.wait_for(|back| *back) => return End::RolledBack,
                 changed = layout.changed() => if changed.is_err() { return End::Asked },
             }
         }

@@ -1,6 +1,6 @@
-//! A disk that loses a bit, under a node of three.
+//! A disk that loses a bit, or goes back to what it held, under a node of three.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::CONVERGED_WITHIN;
 use crate::nodes::{Nodes, values};
@@ -55,4 +55,58 @@ fn a_flipped_byte_in_a_table_heals_from_the_other_nodes() {
     assert_eq!(nodes.stop(2), 0);
     nodes.restart(2);
     nodes.wait_until_equal(&written, 2, CONVERGED_WITHIN);
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("it is not there yet");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("known").is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).expect("copied")),
+        }
+    }
+}
+
+/// A volume's snapshot that is put back under a node has forgotten what the node acknowledged and
+/// voted since, and would give the same times again. The others remember; from then on the
+/// directory does, whoever else is there.
+#[test]
+fn a_directory_that_was_put_back_is_never_served() {
+    let mut nodes = Nodes::start(3);
+    let before = nodes.write_keys("before", 5, 2);
+    assert_eq!(nodes.stop(2), 0);
+    let dir = nodes.data_dir(2).to_owned();
+    let (snapshot, latest) = (dir.with_extension("snapshot"), dir.with_extension("latest"));
+    copy(&dir, &snapshot);
+    nodes.restart(2);
+    nodes.wait_until_up(0, 3);
+    nodes.wait_until_up(1, 3);
+    let since = nodes.write_keys("since", 20, 2);
+    assert_eq!(nodes.stop(2), 0);
+
+    std::fs::rename(&dir, &latest).expect("moved");
+    copy(&snapshot, &dir);
+    // A life in which nobody answers, and which ends: its bound must not pass for what was found.
+    let others = [0, 1];
+    others.iter().for_each(|at| nodes.pause(*at));
+    nodes.restart(2);
+    nodes.kill(2);
+    others.iter().for_each(|at| nodes.resume(*at));
+    let (code, why) = nodes.restart_refused(2);
+    assert_eq!(code, 70, "{why}");
+    assert!(why.contains("put back to an earlier state"), "{why}");
+    nodes.kill(0);
+    nodes.kill(1);
+    let (code, why) = nodes.restart_refused(2);
+    assert_eq!(code, 70, "nobody is there to tell: {why}");
+
+    std::fs::remove_dir_all(&dir).expect("removed");
+    std::fs::rename(&latest, &dir).expect("moved");
+    for at in [0, 1, 2] {
+        nodes.restart(at);
+    }
+    nodes.wait_until_up(0, 3);
+    nodes.wait_until_equal(&[before, since].concat(), 2, CONVERGED_WITHIN);
 }

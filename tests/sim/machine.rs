@@ -171,6 +171,8 @@ impl Machine {
                 tracing::info!(machine = self.name, %source, "no cluster");
                 Some(Ended::NoCluster)
             }
+            // Nothing is ever put back here, whatever else fails.
+            Err(error @ Error::RolledBack) => return Err(error.into()),
             Err(_) if self.faulty.lock().1 => Some(Ended::Broken),
             Err(error) => return Err(error.into()),
         };

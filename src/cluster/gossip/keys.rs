@@ -3,12 +3,13 @@
 //! | key | value |
 //! |---|---|
 //! | `cl` | the cluster; empty for none |
+//! | `form` | what it was formed as |
 //! | `pv` | `oldest-newest` version of the peer protocol |
 //! | `name`, `zone` | text |
 //! | `peer`, `client`, `admin` | `host:port` |
 //! | `lay` | the layout epoch |
 //! | `load`, `disk` | thousandths |
-//! | `bytes`, `hints` | a number |
+//! | `bytes`, `hints`, `lease` | a number |
 //! | `free` | a number; empty: the disk has not been looked at |
 //! | `moving`, `ver` | text |
 //! | `st` | the run state |
@@ -33,6 +34,7 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
     let (oldest, newest) = facts.protocols;
     let pairs = [
         ("cl", cluster),
+        ("form", facts.formation.to_string()),
         ("pv", format!("{oldest}-{newest}")),
         ("name", facts.name.clone()),
         ("zone", facts.zone.clone()),
@@ -49,6 +51,7 @@ pub(super) fn of(facts: &Facts) -> Vec<(String, String)> {
         ("free", facts.disk_room.map(|room| room.to_string()).unwrap_or_default()),
         ("moving", facts.moving.clone()),
         ("ver", facts.version.clone()),
+        ("lease", facts.lease.to_string()),
         ("st", facts.run_state.to_string()),
     ];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
@@ -76,6 +79,7 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         generation: generation_of(id.generation_id),
         is_up: is_live,
         cluster,
+        formation: value("form").and_then(|id| id.parse().ok()).unwrap_or_default(),
         name: text("name"),
         zone: text("zone"),
         addresses: Addresses { peer, client: text("client"), admin: text("admin") },
@@ -91,6 +95,7 @@ pub(super) fn read(id: &ChitchatId, state: &NodeState, is_live: bool) -> Option<
         hints: number("hints"),
         damaged: number("damaged"),
         unreadable: number("unreadable"),
+        lease: number("lease"),
     };
     Some(Entry { incarnation: id.generation_id, facts })
 }

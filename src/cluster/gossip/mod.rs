@@ -239,6 +239,7 @@ impl Runner {
     async fn refresh(&mut self, chitchat: &ChitchatHandle) {
         let mut own = self.own.borrow_and_update().clone();
         own.cluster = self.local.cluster();
+        own.formation = self.local.formation();
         own.epoch = own.epoch.max(self.local.epoch());
         let entries = chitchat
             .with_chitchat(|chitchat| {

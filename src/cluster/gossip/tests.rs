@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::*;
+use crate::cluster::local::Told;
 use crate::cluster::peer::Request;
 use crate::cluster::view::{Liveness, View};
 use crate::store::environment::ManualClock;
@@ -199,6 +200,33 @@ async fn a_gossip_loop_that_ends_is_started_again_and_is_believed() {
         () = until(&one, "news of its second life", |view| hints(view) == 5) => {}
     }
     assert!(one.view().is_up(NodeId(2)));
+}
+
+/// A node that was brought back from a checkpoint is of the same cluster by its id. What it told
+/// before is passed on by one who waits to join, and must not make it seem to be put back.
+#[tokio::test(start_paused = true)]
+async fn what_was_told_in_a_cluster_formed_apart_is_not_remembered() {
+    let cluster = Cluster::new();
+    let (_, waits) = cluster.start(1, 1, None);
+    let (old, before) = cluster.start(2, 7, Some(CLUSTER));
+    old.formed_as(NodeId(11));
+    before.tell(|facts| facts.lease = 900);
+    let lease = |view: &GossipView| view.nodes().get(&NodeId(2)).map_or(0, |two| two.lease);
+    until(&waits, "what two told", |view| lease(view) == 900).await;
+    drop(before);
+    let (new, after) = cluster.start(2, 8, Some(CLUSTER));
+    new.formed_as(NodeId(12));
+    after.tell(|facts| facts.lease = 300);
+    let (third, joins) = cluster.start(3, 1, Some(CLUSTER));
+    third.formed_as(NodeId(12));
+    until(&joins, "what two tells now", |view| lease(view) == 300).await;
+    let told = Told { generation: 8, lease: 300, lease_before: 0 };
+    assert_eq!(third.told_by(NodeId(2)), told);
+    let (fourth, joins) = cluster.start(4, 1, Some(CLUSTER));
+    fourth.formed_as(NodeId(11));
+    until(&joins, "what two tells now", |view| lease(view) == 300).await;
+    let told = Told { generation: 8, lease: 0, lease_before: 900 };
+    assert_eq!(fourth.told_by(NodeId(2)), told, "of the same formation it is");
 }
 
 #[test]

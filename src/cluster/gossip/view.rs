@@ -32,7 +32,7 @@ impl GossipView {
     pub(super) fn update(&self, own: Facts, entries: Vec<Entry>) {
         let mut newest: BTreeMap<NodeId, Entry> = BTreeMap::new();
         for entry in entries {
-            let Facts { node, cluster, generation, .. } = entry.facts;
+            let Facts { node, cluster, formation, generation, .. } = entry.facts;
             if own.cluster.is_some() && cluster.is_some() && cluster != own.cluster {
                 continue;
             }
@@ -40,6 +40,11 @@ impl GossipView {
                 self.local.hear_epoch(entry.facts.epoch);
                 // An older one is known already where this fails.
                 let _ = self.local.hear_generation(node, generation);
+                // A node brought back from a checkpoint forms the cluster anew: what it told in the
+                // old one does not count, though somebody without a cluster may pass it on.
+                if formation == own.formation {
+                    self.local.hear_lease(node, generation, entry.facts.lease);
+                }
             }
             let known =
                 newest.get(&node).is_some_and(|other| other.incarnation > entry.incarnation);

@@ -5,11 +5,14 @@
 //! 2. Where one side has no cluster yet, only what it needs to find, form or join one goes through,
 //!    and on the control class only. That is decided anew for every request: the receiver may have
 //!    entered a cluster since the stream began.
+//! 3. Each tells the other what it has heard of it: who calls by what it knew before, who answers
+//!    with the caller's generation. What a member says is taken before anything else is, and nobody
+//!    speaks to a node that has found out by it that it was put back.
 
 use std::fmt;
 
 use crate::cluster::NodeId;
-use crate::cluster::local::{Heard, Local, PROTOCOLS};
+use crate::cluster::local::{Heard, Local, PROTOCOLS, Told};
 use crate::cluster::peer::{Class, PeerError, Request};
 use crate::proto::Hello;
 
@@ -28,17 +31,20 @@ pub enum Reason {
     Protocol,
     /// It has no cluster, or this node has none.
     NoCluster,
+    /// This node's directory was put back to an earlier state.
+    RolledBack,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::WrongCluster,
         Self::WrongFormation,
         Self::WrongNode,
         Self::StaleGeneration,
         Self::Protocol,
         Self::NoCluster,
+        Self::RolledBack,
     ];
 
     /// As it stands in failures, logs and metrics.
@@ -50,6 +56,7 @@ impl Reason {
             Self::StaleGeneration => "STALE_GENERATION",
             Self::Protocol => "PROTOCOL",
             Self::NoCluster => "NO_CLUSTER",
+            Self::RolledBack => "ROLLED_BACK",
         }
     }
 }
@@ -100,6 +107,7 @@ fn number_of(class: Class) -> u32 {
 /// How this node presents itself to `target`, where that is known.
 pub(super) fn hello(local: &Local, target: Option<NodeId>, class: Class) -> Hello {
     let bytes = |id: NodeId| bytes::Bytes::copy_from_slice(&id.to_bytes());
+    let told = target.map_or(Told::default(), |target| local.told_by(target));
     Hello {
         cluster_id: bytes(local.cluster().unwrap_or_default()),
         node_id: bytes(local.node()),
@@ -111,6 +119,9 @@ pub(super) fn hello(local: &Local, target: Option<NodeId>, class: Class) -> Hell
         class: number_of(class),
         address: local.address().to_owned(),
         formation: bytes(local.formation()),
+        generation_heard: told.generation,
+        lease_heard: told.lease,
+        lease_heard_before: told.lease_before,
     }
 }
 
@@ -146,6 +157,14 @@ pub(super) fn check(
     if expected.is_some_and(|expected| expected != node) {
         return Err(Refusal::new(Reason::WrongNode, format!("it is {node}")));
     }
+    if cluster.is_some() {
+        local.hear_of_itself(Told {
+            generation: hello.generation_heard,
+            lease: hello.lease_heard,
+            lease_before: hello.lease_heard_before,
+        });
+    }
+    not_rolled_back(local)?;
     let heard = local.hear_generation(node, hello.generation);
     let heard = heard.map_err(|known| stale(node, hello.generation, known))?;
     Ok(Partner { node, cluster, heard, class })
@@ -154,6 +173,15 @@ pub(super) fn check(
 fn stale(node: NodeId, generation: u64, known: u64) -> Refusal {
     let message = format!("{node} was heard of in generation {known}, this one is {generation}");
     Refusal::new(Reason::StaleGeneration, message)
+}
+
+/// A node that has lost what it had promised neither answers nor asks: others would count it.
+fn not_rolled_back(local: &Local) -> Result<(), Refusal> {
+    if *local.rolled_back().borrow() {
+        let message = "the data directory of this node was put back to an earlier state";
+        return Err(Refusal::new(Reason::RolledBack, message));
+    }
+    Ok(())
 }
 
 fn same_cluster(local: &Local, theirs: Option<(NodeId, NodeId)>) -> Result<bool, Refusal> {
@@ -176,6 +204,7 @@ fn same_cluster(local: &Local, theirs: Option<(NodeId, NodeId)>) -> Result<bool,
 
 /// Whether `partner` may ask this now.
 pub(super) fn admit(local: &Local, partner: &Partner, request: &Request) -> Result<(), Refusal> {
+    not_rolled_back(local)?;
     if let Err(known) = partner.heard.check() {
         return Err(stale(partner.node, partner.heard.generation(), known));
     }

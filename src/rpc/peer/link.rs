@@ -5,7 +5,8 @@
 //! 2. The address is asked for anew each time: a node that comes back elsewhere is found again.
 //! 3. Who answers must be the node that was meant; see `hello`.
 //! 4. A stream that was begun before this node had a cluster is closed when it enters one: the
-//!    other side holds us to what we said.
+//!    other side holds us to what we said. All are closed when it learns that it was put back: no
+//!    new one is opened then (see `hello`).
 
 use std::io;
 use std::pin::pin;
@@ -162,9 +163,13 @@ impl Link {
     /// Returns when the stream is of no use any more.
     async fn until_useless(&self, exchange: &Exchange, cluster: Option<NodeId>) {
         let mut entered = self.shared.local.cluster_watch();
+        let mut rolled_back = self.shared.local.rolled_back();
         let changed = async {
-            // It fails only when the node itself is gone.
-            let _ = entered.wait_for(|now| *now != cluster).await;
+            // They fail only when the node itself is gone.
+            tokio::select! {
+                _ = entered.wait_for(|now| *now != cluster) => {}
+                _ = rolled_back.wait_for(|back| *back) => {}
+            }
         };
         let mut changed = pin!(changed);
         loop {

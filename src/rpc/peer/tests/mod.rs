@@ -1,6 +1,7 @@
 //! Nodes that talk to each other, over a network in memory and over the machine's.
 
 mod net;
+mod put_back;
 mod refusals;
 mod speed;
 mod streams;
@@ -110,11 +111,14 @@ struct World {
     ports: bool,
     book: Arc<Book>,
     options: Options,
+    /// By the nodes started from here on.
+    lease_found: u64,
 }
 
 impl World {
     fn new(net: Arc<dyn Net>, ports: bool) -> Self {
-        Self { net, ports, book: Arc::default(), options: Options::default() }
+        let (book, options) = (Arc::default(), Options::default());
+        Self { net, ports, book, options, lease_found: u64::MAX }
     }
 
     /// Over the loopback of the machine.
@@ -146,7 +150,8 @@ impl World {
         let address = listener.local_addr().expect("bound").to_string();
         let node = NodeId(id);
         let clock = Arc::new(ManualClock::new(1));
-        let local = Arc::new(Local::new(node, generation, cluster, address.clone(), clock));
+        let local = Local::new(node, generation, cluster, address.clone(), clock);
+        let local = Arc::new(local.with_lease_found(self.lease_found));
         self.book.0.lock().insert(node, address.clone());
         let handler = Arc::new(Echo::default());
         let counters = Arc::new(Counters::default());
