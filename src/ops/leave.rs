@@ -74,8 +74,11 @@ pub async fn end_before_serving(
 /// Whether the node of the data directory holds nothing for its cluster.
 fn owes_nothing_in(config: &Config, world: &World) -> store::Result<bool> {
     let (dir, environment) = (&config.node.data_dir, &world.environment);
-    let options = IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
-    let identity = Starting::read(environment, dir, options)?.identity();
+    let options = || IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
+    let read = || Starting::read(environment, dir, options());
+    // The start that was given up may have made the directory while it was read, which then looks
+    // as if it lacked something. What is made in one step is there the second time.
+    let identity = read().or_else(|_| read())?.identity();
     if identity.cluster_id.is_none() {
         return Ok(true);
     }
