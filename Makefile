@@ -94,7 +94,7 @@ crash: ## Kill a real node RUNS=20 times and compare (SEED= repeats a run)
 
 sim: ## Simulate SEEDS=200 clusters and their faults (NODES=, FIRST=, MINUTES=10); SEED= repeats one
 	$(if $(SEED),SEED=$(SEED),SEEDS=$(SEEDS)) $(if $(FIRST),FIRST=$(FIRST)) MINUTES=$(MINUTES) \
-		$(if $(NODES),NODES=$(NODES)) $(if $(CHANGES),CHANGES=$(CHANGES)) \
+		$(if $(NODES),NODES=$(NODES)) $(if $(CHANGES),CHANGES=$(CHANGES)) $(if $(AIM),AIM=$(AIM)) \
 		$(if $(HISTORY),HISTORY=$(HISTORY)) $(if $(LOG),LOG=$(LOG)) \
 		$(CARGO) test --locked --test sim -- \
 		--exact $(if $(SEED),one_seed --ignored,no_seed_breaks_a_promise) --nocapture

@@ -162,6 +162,17 @@ pub fn all_strikes() -> Vec<Strike> {
     all
 }
 
+/// Those of [`all_strikes`] that are named, with commas between them.
+///
+/// # Panics
+/// If there is no strike of a name.
+pub fn strikes_named(names: &str) -> Vec<Strike> {
+    let all = all_strikes();
+    let named = |name| all.iter().find(|strike| strike.to_string() == name).copied();
+    let known = |name| named(name).unwrap_or_else(|| panic!("there is no strike {name:?}"));
+    names.split(',').map(known).collect()
+}
+
 /// So many runs of this sort want each strike so often: it depends on timing whether it is dealt.
 const RUNS: u64 = 40;
 const CHANCES: usize = 4;

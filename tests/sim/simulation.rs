@@ -22,7 +22,7 @@ use crate::machine::{Machine, Parts, SimTime, small};
 use crate::nemesis::{Planned, Stage};
 use crate::observer::Observer;
 use crate::operator::{Desk, Operator};
-use crate::scenario::{FOUNDERS, Few, MACHINES, Scenario};
+use crate::scenario::{FOUNDERS, Few, MACHINES, Scenario, Strike};
 use crate::strikes::Strikes;
 use crate::wire::SimNet;
 
@@ -50,6 +50,8 @@ pub struct Simulation {
     pub nodes: usize,
     /// Whether its members change: which run of this sort it is.
     pub changes: Option<u64>,
+    /// Whom to strike instead of those that it draws.
+    pub aim: Option<Vec<Strike>>,
     pub clients: usize,
     /// How long things go wrong.
     pub faults_for: Duration,
@@ -163,7 +165,8 @@ impl Simulation {
         let (clients, operated) = (self.clients, desk.is_some());
         let stage = Stage { nodes: count, clients, operated, rots, clock_jump_ms_max };
         let faults: Vec<Planned> = stage.plan(&dice, self.faults_for);
-        let strikes = scenario.map(|scenario| scenario.strikes).unwrap_or_default();
+        let drawn = || scenario.map(|scenario| scenario.strikes).unwrap_or_default();
+        let strikes = self.aim.clone().unwrap_or_else(drawn);
         let world = World {
             sim,
             machines,
