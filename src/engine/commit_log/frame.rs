@@ -18,9 +18,10 @@ const FIXED_BYTES: usize = MARK_BYTES + 4;
 pub(super) const HEADER_BYTES_MIN: usize = FIXED_BYTES + 2;
 /// Longest header of a frame, in bytes. A segment is below 2^32 bytes.
 pub(super) const HEADER_BYTES_MAX: usize = FIXED_BYTES + 5 + VARINT_BYTES_MAX;
-/// Fewest bytes of a record.
-const RECORD_BYTES_MIN: u64 = 3;
-/// Bytes at the front of a row that need not be written again if the row before has them too.
+/// Fewest bytes of a frame's first record, and so of its body.
+const BODY_BYTES_MIN: u64 = 3;
+/// Bytes at the front of a row that need not be written again if the row before has them too: the
+/// head.
 const HEAD_BYTES: usize = 8;
 
 /// What the header of a frame says, apart from its checksum and its own place.
@@ -48,7 +49,7 @@ impl Header {
         let header_bytes = bytes.len() - rest.len();
         let end = u64::from(position.offset()) + header_bytes as u64;
         let fits = end.checked_add(body_bytes)? <= file_bytes.min(u64::from(u32::MAX));
-        if body_bytes < RECORD_BYTES_MIN || !fits {
+        if body_bytes < BODY_BYTES_MIN || !fits {
             return None;
         }
         let durable_upto = match behind.checked_sub(1) {
@@ -127,27 +128,72 @@ pub(super) fn find_mark(bytes: &[u8], first: Position) -> Option<usize> {
     })
 }
 
-/// The first bytes of a row. Rows that are written one after the other were often written by the
-/// same node at nearly the same time, which is what rows begin with.
+/// What a record need not say again if it is as in the one before it in the frame. Records that are
+/// written one after the other were often written by the same node at nearly the same time, which
+/// is what rows begin with; and keys and rows of one kind are often equally long.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Head {
-    bytes: [u8; HEAD_BYTES],
-    len: usize,
+pub(super) struct Before {
+    /// `None` before the first record.
+    lengths: Option<Lengths>,
+    /// The first bytes of the row, as many as it has.
+    head: [u8; HEAD_BYTES],
 }
 
-impl Head {
-    fn of(row: &[u8]) -> Self {
-        let len = row.len().min(HEAD_BYTES);
-        let mut bytes = [0; HEAD_BYTES];
-        bytes[..len].copy_from_slice(&row[..len]);
-        Self { bytes, len }
+/// Bytes of a record's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lengths {
+    key: usize,
+    row: usize,
+}
+
+impl Lengths {
+    fn head(self) -> usize {
+        self.row.min(HEAD_BYTES)
+    }
+}
+
+impl Before {
+    fn of(lengths: Lengths, row: &[u8]) -> Self {
+        let mut head = [0; HEAD_BYTES];
+        head[..lengths.head()].copy_from_slice(&row[..lengths.head()]);
+        Self { lengths: Some(lengths), head }
     }
 
-    /// A bit for each byte that both have in the same place, the lowest for the first.
-    fn shared(&self, other: &Self) -> u8 {
-        let same = |at: &usize| self.bytes[*at] == other.bytes[*at];
+    fn head_bytes(&self) -> usize {
+        self.lengths.map_or(0, Lengths::head)
+    }
+
+    /// What both have in common.
+    fn shared(&self, other: &Self) -> Shared {
+        let same = |at: &usize| self.head[*at] == other.head[*at];
         let all = (0..HEAD_BYTES).filter(same).fold(0_u8, |bits, at| bits | 1 << at);
-        all & bits_below(self.len.min(other.len))
+        let head = all & bits_below(self.head_bytes().min(other.head_bytes()));
+        Shared { lengths: self.lengths == other.lengths, head }
+    }
+}
+
+/// What a record has in common with the one before it, a byte in the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shared {
+    /// Key and row are equally long.
+    lengths: bool,
+    /// A bit for each byte of the head, the lowest for the first. What cannot be said is not told:
+    /// bytes 4 and 5 only together.
+    head: u8,
+}
+
+impl Shared {
+    /// In every row there is, these two are parts of one number that seldom changes.
+    const PAIR: u8 = 0b0011_0000;
+
+    fn to_byte(self) -> u8 {
+        let pair = u8::from(self.head & Self::PAIR == Self::PAIR) << 4;
+        self.head & 0xF | pair | self.head >> 1 & 0x60 | u8::from(self.lengths) << 7
+    }
+
+    fn from_byte(byte: u8) -> Self {
+        let pair = if byte & 0x10 == 0 { 0 } else { Self::PAIR };
+        Self { lengths: byte & 0x80 != 0, head: byte & 0xF | pair | (byte & 0x60) << 1 }
     }
 }
 
@@ -161,23 +207,27 @@ pub(super) fn record_bytes_max(key: &[u8], row: &[u8]) -> usize {
     varint_len(key.len() as u64) + varint_len(row.len() as u64) + 1 + key.len() + row.len()
 }
 
-/// Appends a record to a frame's body, `before` being the head of the row before it in the frame,
-/// and becoming that of this one. The caller has checked the lengths.
-pub(super) fn put_record(body: &mut Vec<u8>, before: &mut Head, key: &[u8], row: &[u8]) {
-    let head = Head::of(row);
-    let shared = head.shared(before);
-    put_varint(body, key.len() as u64);
-    put_varint(body, row.len() as u64);
-    body.push(shared);
+/// Appends a record to a frame's body behind the record `before`, which becomes this one. The
+/// caller has checked the lengths.
+pub(super) fn put_record(body: &mut Vec<u8>, before: &mut Before, key: &[u8], row: &[u8]) {
+    let lengths = Lengths { key: key.len(), row: row.len() };
+    let this = Before::of(lengths, row);
+    let byte = this.shared(before).to_byte();
+    let shared = Shared::from_byte(byte);
+    body.push(byte);
+    if !shared.lengths {
+        put_varint(body, key.len() as u64);
+        put_varint(body, row.len() as u64);
+    }
     body.extend_from_slice(key);
     let (mut own, mut count) = ([0; HEAD_BYTES], 0);
-    for at in 0..head.len {
-        own[count] = head.bytes[at];
-        count += usize::from(shared >> at & 1 == 0);
+    for at in 0..lengths.head() {
+        own[count] = this.head[at];
+        count += usize::from(shared.head >> at & 1 == 0);
     }
     body.extend_from_slice(&own[..count]);
-    body.extend_from_slice(&row[head.len..]);
-    *before = head;
+    body.extend_from_slice(&row[lengths.head()..]);
+    *before = this;
 }
 
 /// A body that does not divide into records.
@@ -186,29 +236,34 @@ pub(super) struct Malformed;
 
 /// A record as it stands in a body.
 struct Written<'b> {
+    lengths: Lengths,
     key: &'b [u8],
     /// The bytes of the head that are those of the row before.
     shared: u8,
-    /// Bytes of the head.
-    head_bytes: usize,
     /// The row without them.
     rest: &'b [u8],
 }
 
-/// Cuts a record off the front of `body`, `before` being the bytes of the head before it.
-fn cut<'b>(body: &mut &'b [u8], before: usize) -> Result<Written<'b>, Malformed> {
+/// Cuts a record off the front of `body`, `before` being the lengths of the one before it.
+fn cut<'b>(body: &mut &'b [u8], before: Option<Lengths>) -> Result<Written<'b>, Malformed> {
     let split = || {
-        let (key_bytes, rest) = split_varint(body)?;
-        let (row_bytes, rest) = split_varint(rest)?;
-        let (&shared, rest) = rest.split_first()?;
-        let (key, rest) = rest.split_at_checked(usize::try_from(key_bytes).ok()?)?;
-        let row_bytes = usize::try_from(row_bytes).ok()?;
-        let head_bytes = row_bytes.min(HEAD_BYTES);
-        if shared & !bits_below(head_bytes.min(before)) != 0 {
+        let (&byte, rest) = body.split_first()?;
+        let shared = Shared::from_byte(byte);
+        let (lengths, rest) = if shared.lengths {
+            (before?, rest)
+        } else {
+            let (key, rest) = split_varint(rest)?;
+            let (row, rest) = split_varint(rest)?;
+            (Lengths { key: usize::try_from(key).ok()?, row: usize::try_from(row).ok()? }, rest)
+        };
+        let both = lengths.head().min(before.map_or(0, Lengths::head));
+        if shared.head & !bits_below(both) != 0 {
             return None;
         }
-        let (row, rest) = rest.split_at_checked(row_bytes - shared.count_ones() as usize)?;
-        Some((Written { key, shared, head_bytes, rest: row }, rest))
+        let (key, rest) = rest.split_at_checked(lengths.key)?;
+        let own_bytes = lengths.row - shared.head.count_ones() as usize;
+        let (row, rest) = rest.split_at_checked(own_bytes)?;
+        Some((Written { lengths, key, shared: shared.head, rest: row }, rest))
     };
     let (record, rest) = split().ok_or(Malformed)?;
     *body = rest;
@@ -217,10 +272,10 @@ fn cut<'b>(body: &mut &'b [u8], before: usize) -> Result<Written<'b>, Malformed>
 
 /// Whether a body divides into records.
 pub(super) fn is_whole(mut body: &[u8]) -> bool {
-    let mut before = 0;
+    let mut before = None;
     while !body.is_empty() {
         match cut(&mut body, before) {
-            Ok(record) => before = record.head_bytes,
+            Ok(record) => before = Some(record.lengths),
             Err(Malformed) => return false,
         }
     }
@@ -234,13 +289,13 @@ type Record<'b, 'r> = (&'b [u8], &'r [u8]);
 #[derive(Debug)]
 pub(super) struct Records<'b> {
     body: &'b [u8],
-    before: Head,
+    before: Before,
     row: Vec<u8>,
 }
 
 impl<'b> Records<'b> {
     pub(super) fn new(body: &'b [u8]) -> Self {
-        Self { body, before: Head::default(), row: Vec::new() }
+        Self { body, before: Before::default(), row: Vec::new() }
     }
 
     /// The next one, its row put together; `None` behind the last.
@@ -248,17 +303,17 @@ impl<'b> Records<'b> {
         if self.body.is_empty() {
             return Ok(None);
         }
-        let Written { key, shared, head_bytes, rest } = cut(&mut self.body, self.before.len)?;
-        let own_bytes = head_bytes - shared.count_ones() as usize;
+        let Written { lengths, key, shared, rest } = cut(&mut self.body, self.before.lengths)?;
+        let own_bytes = lengths.head() - shared.count_ones() as usize;
         let (own, rest) = rest.split_at_checked(own_bytes).ok_or(Malformed)?;
         let mut own = own.iter();
         self.row.clear();
-        self.row.extend((0..head_bytes).filter_map(|at| match shared >> at & 1 {
-            1 => Some(self.before.bytes[at]),
+        self.row.extend((0..lengths.head()).filter_map(|at| match shared >> at & 1 {
+            1 => Some(self.before.head[at]),
             _ => own.next().copied(),
         }));
         self.row.extend_from_slice(rest);
-        self.before = Head::of(&self.row);
+        self.before = Before::of(lengths, &self.row);
         Ok(Some((key, &self.row)))
     }
 }

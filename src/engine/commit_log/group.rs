@@ -18,7 +18,7 @@
 
 use std::ops::Range;
 
-use super::frame::Head;
+use super::frame::Before;
 use super::{frame, segment};
 use crate::engine::Position;
 use crate::engine::error::Result;
@@ -100,8 +100,8 @@ struct Open {
     position: Position,
     /// Where its body begins in the buffer.
     body: usize,
-    /// The head of its last row.
-    last: Head,
+    /// Its last record.
+    last: Before,
 }
 
 impl Tail {
@@ -205,7 +205,7 @@ impl Tail {
         let position = self.position;
         self.group.bytes.extend_from_slice(&[0; frame::HEADER_BYTES_MAX]);
         self.position = after(position, frame::HEADER_BYTES_MIN);
-        Open { position, body: self.group.bytes.len(), last: Head::default() }
+        Open { position, body: self.group.bytes.len(), last: Before::default() }
     }
 
     fn begin_segment(&mut self) -> Result<()> {

@@ -18,7 +18,7 @@
 //!
 //! # Format
 //!
-//! Files `NNNNNNNNNN.log`, little-endian, version 3. They grow in steps ahead of what is written. A
+//! Files `NNNNNNNNNN.log`, little-endian, version 4. They grow in steps ahead of what is written. A
 //! `NNNNNNNNNN.spare` is a flushed segment that waits to be renamed to the next one; what it holds
 //! means nothing.
 //!
@@ -27,7 +27,7 @@
 //! | offset | bytes | what |
 //! |--:|--:|---|
 //! | 0 | 8 | magic `PAIRDLOG` |
-//! | 8 | 4 | format version, 3 |
+//! | 8 | 4 | format version, 4 |
 //! | 12 | 4 | segment number, as in the file name |
 //! | 16 | 8 | position where the log ended in the segment before; 0 in a log's first segment |
 //! | 24 | 4 | CRC-32 (IEEE) of bytes 0 to 23 |
@@ -49,11 +49,11 @@
 //!
 //! | bytes | what |
 //! |--:|---|
-//! | varint | bytes of the key (k) |
-//! | varint | bytes of the row (r) |
-//! | 1 | s: bit `i` says that byte `i` of the row, one of the first 8, is that of the row before it in the frame |
+//! | 1 | s: what is as in the record before it in the frame. Bits 0 to 3: bytes 0 to 3 of the row; bit 4: bytes 4 and 5; bits 5 and 6: bytes 6 and 7; bit 7: the lengths of key and row |
+//! | varint | bytes of the key (k), if they are not as before |
+//! | varint | bytes of the row (r), if they are not as before |
 //! | k | key |
-//! | r less the bits of s | row, without those bytes |
+//! | r less those of s | row, without the bytes that are as before |
 //!
 //! A segment may end anywhere: zeros or frames of an older number follow, and the next segment's
 //! header says that it ended there. Numbers may have gaps. A log that was flushed to its end at a

@@ -16,7 +16,7 @@ use crate::engine::vfs::{File, Vfs};
 /// Header of a segment, in bytes; the first frame follows.
 pub(super) const HEADER_BYTES: usize = 32;
 const MAGIC: [u8; 8] = *b"PAIRDLOG";
-const FORMAT_VERSION: u32 = 3;
+const FORMAT_VERSION: u32 = 4;
 const LOG: &str = "log";
 const SPARE: &str = "spare";
 

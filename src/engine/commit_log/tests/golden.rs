@@ -1,8 +1,8 @@
-//! The bytes of format 3, as a program that is out in the world has written them.
+//! The bytes of format 4, as a program that is out in the world has written them.
 
 use super::*;
 
-const GOLDEN: &str = include_str!("../../../../tests/golden/commit-log-v3.hex");
+const GOLDEN: &str = include_str!("../../../../tests/golden/commit-log-v4.hex");
 
 /// Two groups: records 0 and 1 in one append, synced; then record 2, twice, and one without bytes.
 fn written() -> Vec<u8> {
@@ -37,7 +37,7 @@ fn the_format_is_what_it_was() {
 }
 
 #[test]
-fn a_segment_of_format_3_is_read() {
+fn a_segment_of_format_4_is_read() {
     let vfs = disk();
     let file = vfs.create(&directory().join("0000000007.log")).unwrap();
     file.write_at(0, &golden()).unwrap();
