@@ -58,15 +58,24 @@ fn load(task: &Task, base: Base) -> Result<()> {
         Base::Empty => return Err("an empty base needs no load".into()),
         Base::Small => (task.scale.keys, Values::new(SMALL_BYTES)),
         Base::Records => (task.scale.records, Values::new(RECORD_BYTES)),
+        Base::States => (states(&task.scale), Values::new(SMALL_BYTES)),
     };
     for i in 0..keys {
-        store.put(&key(i), values.of(i))?;
+        match base {
+            Base::States => store.merge(&key(i), i + 1, values.of(i))?,
+            _ => store.put(&key(i), values.of(i))?,
+        }
     }
     store.settle()?;
     if store.pass_a_minute() {
         disk_bytes_at_rest(&task.dir, REST)?;
     }
     store.close()
+}
+
+/// Keys of [`Base::States`]: the workload joins two states into each on top of the first one.
+fn states(scale: &Scale) -> u64 {
+    (scale.keys / 2).max(1)
 }
 
 fn print_options(task: &Task) -> Result<()> {
@@ -407,12 +416,7 @@ impl Bench<'_> {
 
     fn merge(&self, workload: &Workload, count: u64) -> Result<Vec<Outcome>> {
         let threads = workload.threads;
-        // Two states a key on top of the first one.
-        let keys = (threads * count / 2).max(1);
-        for i in 0..keys {
-            self.store.merge(&key(i), i + 1, self.values.of(i))?;
-        }
-        self.store.settle()?;
+        let keys = states(&self.task.scale);
         let time = AtomicU64::new(keys + 1);
         let existing = |phase, thread, i| below(random(phase, thread, i), keys);
         let all = || keys;

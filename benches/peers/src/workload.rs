@@ -13,6 +13,8 @@ pub enum Base {
     Small,
     /// `records` keys with values of 1,000 bytes, likewise.
     Records,
+    /// Half of `keys` as [`Small`](Base::Small), with states to be joined instead of values.
+    States,
 }
 
 /// One of YCSB's core workloads.
@@ -104,7 +106,7 @@ pub const WORKLOADS: &[Workload] = &[
     workload("fillsync-8", Kind::FillSync, Base::Empty, 8),
     workload("fillsync-32", Kind::FillSync, Base::Empty, 32),
     workload("hotkey-8", Kind::HotKey, Base::Empty, 8),
-    workload("merge-2", Kind::Merge, Base::Empty, 2),
+    workload("merge-2", Kind::Merge, Base::States, 2),
     workload("overwrite", Kind::Overwrite, Base::Small, 1),
     workload("readrandom-1", Kind::ReadRandom, Base::Small, 1),
     both_tables("readrandom-2", Kind::ReadRandom, Base::Small, 2),

@@ -38,12 +38,9 @@ const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
 /// compaction later would be large.
 pub(super) const GRANDPARENTS_MAX: u64 = 10;
-/// Level 0 of a tree at rest goes down if the tree has at most so many times its bytes: level by
-/// level that is what it rewrites.
-const REST_TREE_MAX: u64 = 10;
-/// Or if the job itself has: not much more than under load, where level 0 is fuller when it goes
-/// down. What it pushes beyond the base level's target would be pushed sooner or later.
-const REST_JOB_MAX: u64 = 4;
+/// Level 0 of a tree at rest goes down if that rewrites at most so many times its bytes. What it
+/// pushes beyond the base level's target would be pushed sooner or later.
+const REST_REWRITE_MAX: u64 = 10;
 /// Excised bytes are taken back at rest if there is one for so many of the table, and under load.
 const RECLAIM_REST_MAX: u64 = 10;
 const RECLAIM_BUSY_MAX: u64 = 2;
@@ -414,10 +411,7 @@ impl<'a> Picker<'a> {
         let job = self.pick_level0(Reason::Rest)?;
         let upper = job.inputs.iter().filter(|table| table.level == 0);
         let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
-        let tree_bytes: u64 = (1..LEVELS).map(|level| self.state.level_bytes(level)).sum();
-        let is_small = upper_bytes.saturating_mul(REST_TREE_MAX) >= upper_bytes + tree_bytes;
-        let is_cheap = upper_bytes.saturating_mul(REST_JOB_MAX) >= job.input_bytes();
-        (is_small || is_cheap).then_some(job)
+        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {
