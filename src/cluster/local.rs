@@ -255,8 +255,12 @@ impl Local {
             Equal => {
                 lease_before > self.lease_found || lease > self.lease_told.load(Ordering::Relaxed)
             }
-            // It speaks of a copy of this node: what that one told was never here.
-            Greater => return,
+            // It speaks of a copy of this node: what that one told was never here. But it is the
+            // later one, or this node was started with a clock behind that of an earlier start.
+            Greater => {
+                self.superseded.send_replace(true);
+                return;
+            }
         };
         if is_back {
             self.rolled_back.send_replace(true);

@@ -6,7 +6,7 @@
 //! and fetches the range again.
 
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{Corruption, Error, Result};
@@ -84,6 +84,12 @@ impl Engine {
     pub fn has_table(&self, file: &Path) -> bool {
         let view = self.shared.super_version.load();
         view.version.tables().any(|table| table.path() == file)
+    }
+
+    /// The file of a table that rows are read from.
+    pub fn table_file(&self, number: u64) -> Option<PathBuf> {
+        let view = self.shared.super_version.load();
+        view.version.table(number).map(|table| table.path().to_path_buf())
     }
 
     /// The blocks that cannot be read.

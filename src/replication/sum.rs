@@ -52,6 +52,10 @@ pub(super) fn kept(
 ) -> store::Result<Option<PageSum>> {
     let version = store.tenants_version();
     let Some((partition, factors)) = compared.whole_factors(store, range) else { return Ok(None) };
+    // What was added up and cannot be read any more is not held: to read it is what fails.
+    if store.is_unreadable_in(&(partition..=partition)) {
+        return Ok(None);
+    }
     let sum = trees.sum(partition, &factors)?;
     // Else rows may be counted among those of another number of replicas.
     Ok(sum.filter(|_| store.tenants_version() == version))

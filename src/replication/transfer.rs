@@ -287,7 +287,8 @@ impl Newcomer {
     }
 
     /// Takes back what the node has vouched for in partitions of which it will own rows that it
-    /// did not own. To be called before anybody acts under the document.
+    /// did not own, and has it write under another actor. To be called before anybody acts under the
+    /// document.
     pub fn begin_anew(&self, document: &Document) {
         let node = self.node;
         let next = document.next_owners.as_ref();
@@ -300,9 +301,9 @@ impl Newcomer {
         }
         let layout = Layout::new(Arc::new(document.clone()));
         let partitions: Vec<_> = layout.newly_owned(node).into_iter().map(|at| at..=at).collect();
-        if let Err(error) = self.store.reset_safe_points(&partitions) {
+        if let Err(error) = self.store.begin_anew(&partitions) {
             // The store takes no writes then.
-            tracing::error!(%error, "cannot take safe points back");
+            tracing::error!(%error, "cannot begin anew with partitions");
         }
     }
 }

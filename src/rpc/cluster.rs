@@ -16,7 +16,7 @@ use crate::cluster::layout::{Answer, Command, Layout, MemberState, reason};
 use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::{Facts, RunState, View};
 use crate::proto;
-use crate::replication::anti_entropy::AntiEntropy;
+use crate::replication::anti_entropy::{AntiEntropy, Summary};
 use crate::replication::coordinator::Coordinator;
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
@@ -381,7 +381,7 @@ impl Cluster {
     /// Compares partitions now.
     ///
     /// # Errors
-    /// A replica could not be compared with.
+    /// A replica that is up could not be compared with.
     pub async fn repair(
         &self,
         request: &proto::RepairPartitionsRequest,
@@ -390,11 +390,21 @@ impl Cluster {
         if request.partition.is_some_and(|partition| partition >= partitions) {
             return Err(Problem::invalid("partition", format!("there are {partitions}")));
         }
-        let summary = self.anti_entropy.repair(request.partition).await.map_err(|error| {
+        let done = self.anti_entropy.repair(request.partition).await.map_err(|error| {
             Problem::new(Code::Unavailable, "REPAIR_INCOMPLETE", error.to_string())
         })?;
-        let (partitions, rows) = (summary.partitions, summary.rows);
-        Ok(proto::RepairPartitionsResponse { partitions, rows })
+        let Summary { partitions, rows, refused, left, later } = done.summary;
+        let layout = self.layout();
+        let name_of = |node: &NodeId| layout.document().name_of(*node);
+        let nodes_down = done.down.iter().map(name_of).collect();
+        Ok(proto::RepairPartitionsResponse {
+            partitions,
+            rows,
+            rows_refused: refused,
+            partitions_left: left,
+            leaves_left: later,
+            nodes_down,
+        })
     }
 }
 

@@ -132,6 +132,14 @@ impl Store {
         tables
     }
 
+    /// Whether there is a block that cannot be read and may hold rows of these partitions.
+    pub fn is_unreadable_in(&self, partitions: &RangeInclusive<u32>) -> bool {
+        let meets = |block: &RangeInclusive<u32>| {
+            block.start() <= partitions.end() && partitions.start() <= block.end()
+        };
+        self.engine.quarantined().iter().any(|block| meets(&self.partitions_of(block)))
+    }
+
     fn partitions_of(&self, block: &Quarantined) -> RangeInclusive<u32> {
         let bits = self.engine.options().partition_bits;
         let partition = |key: &[u8]| partition_of(key, bits) as u32;
@@ -149,6 +157,11 @@ impl Store {
     pub fn discard(&self, unreadable: &Unreadable, permit: &Permit<'_>) -> Result<bool> {
         self.check_writable()?;
         let Unreadable { table, blocks } = unreadable;
+        // A compaction may have met the damage first, which tells nobody but the engine.
+        if let Some(file) = self.engine.table_file(*table) {
+            self.meet(&mut self.damage.lock(), &file);
+            self.check_writable()?;
+        }
         let may_go = |block: &Quarantined| {
             block.table == *table && blocks.contains(&self.partitions_of(block))
         };
@@ -168,23 +181,28 @@ impl Store {
         result.map_err(|error| self.noted(error))
     }
 
-    /// Passes an error on. Where it tells of damage in a file in which none was met before, the
-    /// actor is replaced before anything else is written: what was lost may be versions that others
-    /// have from this actor, and a new dot of it would kill them.
+    /// Passes an error on. See [`Store::meet`] for one that tells of damage.
     pub(super) fn noted(&self, error: Error) -> Error {
         if let Error::Corruption { file, offset, .. } = &error {
             let mut damage = self.damage.lock();
-            if !damage.places.contains_key(file) {
-                // Few tables are ever damaged: a good moment to forget those that are gone.
-                damage.places.retain(|file, _| self.engine.has_table(file));
-                damage.places.insert(file.clone(), HashSet::new());
-                self.rotate_actor();
-            }
+            self.meet(&mut damage, file);
             if damage.remember(file, *offset) {
                 damage.suspects.insert(file.clone());
             }
         }
         error
+    }
+
+    /// Takes note of a file with damage. If it is the first in that file the actor is replaced before
+    /// anything else is written: what was lost may be versions that others have from this actor, and
+    /// a new dot of it would kill them.
+    fn meet(&self, damage: &mut Met, file: &Path) {
+        if !damage.places.contains_key(file) {
+            // Few tables are ever damaged: a good moment to forget those that are gone.
+            damage.places.retain(|file, _| self.engine.has_table(file));
+            damage.places.insert(file.to_path_buf(), HashSet::new());
+            self.rotate_actor();
+        }
     }
 
     /// Takes a new actor; without one nothing more is written.
@@ -241,7 +259,9 @@ impl Store {
         Ok(any)
     }
 
-    fn rotate_on_loss(&self) -> Result<()> {
+    /// Has the node write under another actor: it may not know all that it has written under this
+    /// one.
+    pub(super) fn rotate_on_loss(&self) -> Result<()> {
         if self.keeps("rotate_on_loss") {
             self.rotate_actor();
         }

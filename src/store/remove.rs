@@ -54,22 +54,27 @@ impl Store {
     }
 
     /// Takes back what this node has vouched for in partitions: it starts anew there, as a replica
-    /// that knows of no round. What has lost data has lost no less. Durable.
+    /// that knows of no round, and under another actor. Rows that it has written and then given away
+    /// are not here any more, so what it writes next does not follow from them; under the same actor
+    /// it would seem to. What has lost data has lost no less. Durable. No partition: nothing is done.
     ///
     /// # Errors
     /// I/O, which may leave the store read-only.
-    pub fn reset_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+    pub fn begin_anew(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
         self.engine.reset_safe_points(partitions)?;
         // Their hashes were taken under the floors that are gone.
         partitions.iter().for_each(|range| self.mark_leaves(range));
-        Ok(())
+        self.rotate_on_loss()
     }
 
-    /// [`Store::reset_safe_points`] for partitions of whose rows none is left: no data of them is
-    /// missed any more. Which these are is asked while no safe point can change.
+    /// Takes the same back for partitions of whose rows none is left: no data of them is missed any
+    /// more. Which these are is asked while no safe point can change.
     ///
     /// # Errors
-    /// As [`Store::reset_safe_points`].
+    /// As [`Store::begin_anew`].
     pub fn forget_safe_points(
         &self,
         partitions: impl FnOnce() -> Vec<RangeInclusive<u32>>,

@@ -115,6 +115,10 @@ impl AntiEntropy {
             return Err(invalid("a partition", found, layout.partitions() - 1));
         }
         self.check_replica(&layout, replicas, partitions.iter().copied())?;
+        // Hashes are kept for each number of replicas that was asked for.
+        if !layout.document().replication_factors().contains(&replicas) {
+            return Err(refused("NO_SUCH_TENANT", format!("no tenant has {replicas} replicas")));
+        }
         let each = partitions.iter().copied().zip(floors.iter().copied());
         let mut reply = proto::TreeReply::default();
         if request.roots {
@@ -211,7 +215,7 @@ impl AntiEntropy {
         let with = NodeId::from_bytes(&request.with);
         let with = with.ok_or_else(|| invalid("the length of the id", request.with.len(), 16))?;
         let ranges = ranges_of(&request.partitions, layout.partitions())?;
-        let summary = self.compare_with(with, Scope::of(ranges)).await.map_err(failed)?;
+        let summary = self.compare_with(with, &Scope::of(ranges)).await.map_err(failed)?;
         self.still_under(epoch)?;
         let (rows, refused, left) = (summary.rows, summary.refused, summary.left);
         Ok(proto::CompareReply { rows, refused, left })

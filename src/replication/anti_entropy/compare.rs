@@ -72,13 +72,7 @@ impl AntiEntropy {
         let layout = self.checked_layout()?;
         let mut summary = Summary::default();
         for replicas in layout.document().replication_factors() {
-            let shared: Vec<u32> = scope
-                .partitions()
-                .filter(|partition| {
-                    let sets = layout.sets(*partition, replicas);
-                    [self.node, peer].iter().all(|node| is_compared(&layout, &sets, *node))
-                })
-                .collect();
+            let shared: Vec<u32> = self.shared(&layout, peer, replicas, scope).collect();
             summary.partitions = summary.partitions.max(shared.len() as u32);
             let pair = Pair { layout: &layout, peer, replicas, floor: 0, is_damaged: false };
             let mut leaves = Vec::new();
@@ -96,6 +90,27 @@ impl AntiEntropy {
         Ok(summary)
     }
 
+    /// The partitions of a scope that this node and `peer` are both compared in.
+    fn shared<'s>(
+        &self,
+        layout: &'s Layout,
+        peer: NodeId,
+        replicas: u8,
+        scope: &'s Scope,
+    ) -> impl Iterator<Item = u32> + 's {
+        let both = [self.node, peer];
+        scope.partitions().filter(move |partition| {
+            let sets = layout.sets(*partition, replicas);
+            both.iter().all(|node| is_compared(layout, &sets, *node))
+        })
+    }
+
+    /// Whether there are any.
+    pub(super) fn shares(&self, layout: &Layout, peer: NodeId, scope: &Scope) -> bool {
+        let mut factors = layout.document().replication_factors().into_iter();
+        factors.any(|replicas| self.shared(layout, peer, replicas, scope).next().is_some())
+    }
+
     async fn repair_leaves(
         &self,
         pair: Pair<'_>,
@@ -106,7 +121,7 @@ impl AntiEntropy {
         if leaves.is_empty() {
             return Ok(());
         }
-        summary.left += leaves.len().saturating_sub(leaves_max) as u64;
+        summary.later += leaves.len().saturating_sub(leaves_max) as u64;
         // Not the same ones every time, if there are too many.
         let turn = self.counters.comparisons.load(Ordering::Relaxed) as usize;
         let begin = turn.wrapping_mul(leaves_max) % leaves.len();

@@ -147,15 +147,25 @@ pub struct Summary {
     pub rows: u64,
     /// Rows that one of the sides did not give or take.
     pub refused: u64,
-    /// Partitions and leaves that were left for the next comparison: not read yet, damaged, or
-    /// simply too many.
+    /// Partitions that were left for the next comparison: not read yet, or damaged.
     pub left: u64,
+    /// Leaves that were left for it: too many for one.
+    pub later: u64,
+}
+
+/// What a repair that somebody asked for came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Of all comparisons.
+    pub summary: Summary,
+    /// Other replicas that are down.
+    pub down: Vec<NodeId>,
 }
 
 impl Summary {
     /// Whether every row was equal on both at some moment.
     pub fn is_whole(&self) -> bool {
-        self.refused == 0 && self.left == 0
+        self.refused == 0 && self.left == 0 && self.later == 0
     }
 
     fn add(&mut self, other: Self) {
@@ -163,6 +173,7 @@ impl Summary {
         self.rows += other.rows;
         self.refused += other.refused;
         self.left += other.left;
+        self.later += other.later;
     }
 }
 
@@ -336,41 +347,65 @@ impl AntiEntropy {
             }
             // The next interval tries again.
             let _ = self
-                .compare_with(peer, compare::Scope::all(&layout, self.settings.leaves_max))
+                .compare_with(peer, &compare::Scope::all(&layout, self.settings.leaves_max))
                 .await;
         }
     }
 
-    /// Compares partitions of this node with all their other replicas that are up, now.
+    /// Compares partitions of this node with all their other replicas that are up, now, as often as
+    /// it takes to come to all leaves that differ.
     ///
     /// # Errors
     /// The first failure; the others were compared all the same.
-    pub async fn repair(&self, partition: Option<u32>) -> Result<Summary, Error> {
+    pub async fn repair(&self, partition: Option<u32>) -> Result<Repaired, Error> {
         let layout = self.layout();
-        let mut total = Summary::default();
+        let mut repaired = Repaired::default();
         let mut failed = None;
+        let scope = match partition {
+            Some(partition) => compare::Scope::of(vec![partition..=partition]),
+            None => compare::Scope::all(&layout, self.settings.leaves_max),
+        };
         for peer in layout.document().members.keys().copied() {
-            if peer == self.node || !self.liveness.is_up(peer) {
+            if peer == self.node || !self.shares(&layout, peer, &scope) {
                 continue;
             }
-            let scope = match partition {
-                Some(partition) => compare::Scope::of(vec![partition..=partition]),
-                None => compare::Scope::all(&layout, self.settings.leaves_max),
-            };
-            match self.compare_with(peer, scope).await {
-                Ok(summary) => {
-                    total.add(summary);
-                }
+            if !self.liveness.is_up(peer) {
+                repaired.down.push(peer);
+                continue;
+            }
+            match self.compare_to_the_end(peer, &scope).await {
+                Ok(summary) => repaired.summary.add(summary),
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
-        failed.map_or(Ok(total), Err)
+        failed.map_or(Ok(repaired), Err)
+    }
+
+    /// Compares with one node until no leaf is left for later, or there are no fewer than before:
+    /// who writes faster than rows are compared is not waited for.
+    async fn compare_to_the_end(
+        &self,
+        peer: NodeId,
+        scope: &compare::Scope,
+    ) -> Result<Summary, Error> {
+        let mut last = self.compare_with(peer, scope).await?;
+        let (mut rows, mut refused) = (last.rows, last.refused);
+        while last.later > 0 {
+            let before = last.later;
+            last = self.compare_with(peer, scope).await?;
+            rows += last.rows;
+            refused += last.refused;
+            if last.later >= before {
+                break;
+            }
+        }
+        Ok(Summary { rows, refused, ..last })
     }
 
     /// Compares with one node; counted and logged.
-    async fn compare_with(&self, peer: NodeId, scope: compare::Scope) -> Result<Summary, Error> {
+    async fn compare_with(&self, peer: NodeId, scope: &compare::Scope) -> Result<Summary, Error> {
         let _one = self.running.lock().await;
-        let result = self.compare(peer, &scope).await;
+        let result = self.compare(peer, scope).await;
         match &result {
             Ok(summary) => {
                 self.counters.comparisons.fetch_add(1, Ordering::Relaxed);

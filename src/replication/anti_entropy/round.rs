@@ -262,7 +262,7 @@ impl AntiEntropy {
         group: &Group,
     ) -> Result<Summary, Error> {
         if one == self.node {
-            return self.compare_with(other, Scope::of(group.partitions.clone())).await;
+            return self.compare_with(other, &Scope::of(group.partitions.clone())).await;
         }
         let body = Request::Compare(proto::CompareRequest {
             with: other.to_bytes().to_vec().into(),
@@ -275,7 +275,8 @@ impl AntiEntropy {
             return Err(PeerError::unexpected().into());
         };
         let proto::CompareReply { rows, refused, left } = reply;
-        Ok(Summary { partitions: 0, rows, refused, left })
+        // Of a scope that leaves nothing for later.
+        Ok(Summary { partitions: 0, rows, refused, left, later: 0 })
     }
 }
 

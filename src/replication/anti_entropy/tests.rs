@@ -436,7 +436,7 @@ impl Trio {
     }
 
     async fn compare(&self, at: usize, with: usize) -> Result<Summary, Error> {
-        self.anti_entropy(at).compare_with(id(with), compare::Scope::of(vec![ALL])).await
+        self.anti_entropy(at).compare_with(id(with), &compare::Scope::of(vec![ALL])).await
     }
 
     /// A second later, a round over everything; how many of its parts failed.

@@ -305,6 +305,7 @@ pub struct Node {
     pub missed: HintSender,
     pub departure: Arc<Departure>,
     pub transfer: Arc<Transfer>,
+    newcomer: transfer::Newcomer,
     pub certificates: Arc<Certificates>,
     /// What it proposed.
     pub reports: Reports,
@@ -424,6 +425,7 @@ impl Cluster {
     pub fn commit(&self, layout: Arc<Layout>, told: &[usize]) {
         self.world.layout.send_replace(Arc::clone(&layout));
         for node in told.iter().map(|index| &self.nodes[*index]) {
+            node.newcomer.begin_anew(layout.document());
             node.fence.adopt(&layout);
             for tenant in layout.document().tenants.values() {
                 let replication_factor = Some(tenant.replication_factor);
@@ -586,6 +588,7 @@ impl Node {
             rate: Arc::new(Rate::new(RATE)),
             progress: Arc::default(),
         });
+        let newcomer = transfer::Newcomer::new(id, Arc::clone(&store));
         let coordinator = Coordinator::new(CoordinatorOptions {
             node: id,
             store: Arc::clone(&store),
@@ -623,6 +626,7 @@ impl Node {
             missed: sender,
             departure,
             transfer,
+            newcomer,
             certificates,
             reports,
         }

@@ -135,6 +135,29 @@ async fn an_owner_that_is_behind_gets_what_it_lacks() {
     assert_eq!(values(&row), ["v", "w"]);
 }
 
+/// A node that gave its rows away and is to own them again has forgotten what it wrote to them. A
+/// write of it that has seen nothing must not pass for one that has seen all of that.
+#[tokio::test(start_paused = true)]
+async fn what_a_node_wrote_before_it_gave_its_rows_away_is_not_replaced_by_what_it_writes_later() {
+    for is_aborted in [false, true] {
+        let cluster = Cluster::with_owners(4, &[0, 1, 2], 63);
+        let drawn = drawn(&cluster);
+        if is_aborted {
+            // It has come to own them for a while only.
+            cluster.commit(drawn.layout(2, &[0, 1, 3], Some(&[0, 1, 2])), &[0, 1, 2, 3]);
+        }
+        cluster.put(2, Level::All, put("k", "x")).await.expect("all are up");
+        cluster.commit(drawn.layout(3, &[0, 1, 3], None), &[0, 1, 2, 3]);
+        run_departures(&cluster, 10).await;
+        assert!(!holds(&cluster, 2, "k"));
+        cluster.commit(drawn.layout(4, &[0, 1, 3], Some(&[0, 1, 2])), &[0, 1, 2, 3]);
+        cluster.put(2, Level::All, put("k", "y")).await.expect("all are up");
+        for at in [0, 1, 3] {
+            assert_eq!(cluster.local(at, "k"), ["x", "y"]);
+        }
+    }
+}
+
 /// How far it is is told by the partitions that were looked through, not by those that had rows.
 #[tokio::test(start_paused = true)]
 async fn partitions_count_as_handed_over_when_they_were_looked_through() {

@@ -186,6 +186,40 @@ fn only_what_is_given_up_is_compared_again() {
     assert!(leaves.next(all).is_some());
 }
 
+/// Partitions may be marked already when a compaction meets more damage, and a compaction tells
+/// nobody. What is given up may hold versions of the actor that is there now all the same.
+#[test]
+fn what_is_given_up_was_written_by_another_actor_whoever_met_the_damage() {
+    let mut node = Node::new();
+    for n in 0..300 {
+        node.put("default", &format!("key{n}"), &"v".repeat(100));
+    }
+    node.store().compact().unwrap();
+    node.store.take().expect("started").close().unwrap();
+    for table in tables(&node.vfs) {
+        node.vfs.open(&table).unwrap().write_at(600, b"damage").unwrap();
+    }
+    node.start();
+    let store = node.store();
+    let marks: Vec<_> =
+        (0..1 << store.partition_bits()).map(|partition| (partition, vec![7])).collect();
+    assert!(store.mark_each_damaged(&marks).unwrap());
+    let actor = store.identity().actor;
+    let mut pass = store.engine.begin_scrub();
+    while store.engine.scrub_some(&mut pass, u64::MAX).unwrap().is_some() {}
+    let unreadable = store.unreadable();
+    assert!(!unreadable.is_empty() && !store.mark_each_damaged(&marks).unwrap());
+    assert_eq!(store.identity().actor, actor, "nobody was told");
+    for _ in 0..3 {
+        assert!(!store.discard(&unreadable[0], &|_| None).unwrap());
+    }
+    let rotated = store.identity().actor;
+    assert_ne!(rotated, actor);
+    assert!(store.discard(&unreadable[0], &|install| Some(install())).unwrap());
+    let count = store.stats().actor_rotations;
+    assert_eq!((store.identity().actor, count), (rotated, 2), "once for a table");
+}
+
 /// A partition that begins anew as a new replica has lost no less: only an exchange with those who
 /// have the data lets it count again, or that none of its rows is left.
 #[test]
@@ -194,7 +228,7 @@ fn taking_safe_points_back_mends_no_damage() {
     let store = node.store();
     store.fence(&[0..=1], 5).unwrap();
     store.mark_damaged(1..=1, &[7]).unwrap();
-    store.reset_safe_points(&[0..=1]).unwrap();
+    store.begin_anew(&[0..=1]).unwrap();
     let points = store.engine.safe_points();
     assert_eq!((points[0].guard, points[1].guard), (0, 0));
     assert_eq!(store.damaged(), [(1, vec![7])]);

@@ -25,6 +25,27 @@ async fn replicas_become_equal_without_hints() {
     }
 }
 
+/// Who asks for a repair waits for all of it, however little a comparison does at a time, and is told
+/// whom it did not reach.
+#[tokio::test(start_paused = true)]
+async fn a_repair_comes_to_all_that_differs_and_names_who_is_down() {
+    let trio = Trio::with(|settings| settings.leaves_max = 1, &[]);
+    for key in 0..40 {
+        trio.write_at(key % 3, "default", put(&format!("k{key}"), "v"));
+    }
+    let whole = trio.anti_entropy(0).repair(None).await.expect("compared");
+    assert!(whole.summary.is_whole() && whole.summary.rows >= 40, "{whole:?}");
+    assert_eq!(whole.down, []);
+    for key in 0..40 {
+        assert_eq!(trio.values(0, "default", &format!("k{key}")), ["v"]);
+    }
+    trio.write_at(0, "default", put("late", "v"));
+    trio.net.down.lock().insert(id(2));
+    let partly = trio.anti_entropy(0).repair(None).await.expect("compared");
+    assert_eq!(partly.down, [id(2)]);
+    assert_eq!(trio.values(1, "default", "late"), ["v"]);
+}
+
 /// A newcomer lacks all that it merges. To compare it with owners would bring it over row by row,
 /// beside the pages. What it misses later is found also while others still merge.
 #[tokio::test(start_paused = true)]

@@ -276,8 +276,8 @@ async fn a_round_compares_all_leaves_however_few_a_comparison_repairs_at_a_time(
     }
     trio.litter();
     let scope = compare::Scope::all(&trio.anti_entropy(0).layout(), 1);
-    let left = trio.anti_entropy(0).compare_with(id(1), scope).await.expect("compared").left;
-    assert!(left > 10, "{left}");
+    let later = trio.anti_entropy(0).compare_with(id(1), &scope).await.expect("compared").later;
+    assert!(later > 10, "{later}");
     assert_eq!(trio.round().await, 0);
     let digests = |at: usize| {
         let row = |key: usize| trio.values(at, "default", &format!("k{key}"));

@@ -119,6 +119,8 @@ async fn what_a_copy_told_is_not_held_against_the_original() {
         assert!(error.to_string().contains("STALE_GENERATION"), "{error}");
     }
     assert_eq!(stage.learnt(), (false, false));
+    // But it does not go on: it would alone, since nobody speaks to it.
+    assert!(*stage.two.local.superseded().borrow());
 }
 
 #[tokio::test(start_paused = true)]
