@@ -210,19 +210,29 @@ impl<'a> Picker<'a> {
     }
 
     /// The next step of a compaction of everything that has a file number below `before`: first
-    /// all goes down level by level, then what was not rewritten on the way is rewritten. `None`
-    /// with no job running: it is done.
+    /// all goes down level by level, then what was not rewritten on the way is rewritten. What
+    /// there is no room for stays where it is, and the levels below go on without it. `None` with
+    /// no job running: it is done, or all that is left lacks room.
     pub fn pick_all(&self, before: u64) -> Option<Compaction> {
         let is_sound = |table: &Arc<TableMeta>| !self.quarantined.contains(&table.number);
-        let upper = (0..LAST).find(|level| self.state.level(*level).iter().any(is_sound));
-        match upper {
-            Some(0) => self.pick_level0(Reason::Manual),
-            Some(level) => self.pick_run(level),
-            None => self
-                .idle_tables(LAST)
-                .filter(|table| table.number < before)
-                .find_map(|table| self.complete(vec![Arc::clone(table)], LAST, Reason::Manual)),
+        for level in (0..LAST).filter(|level| self.state.level(*level).iter().any(is_sound)) {
+            let picked = match level {
+                0 => self.pick_level0(Reason::Manual),
+                level => self.pick_run(level),
+            };
+            // Room that a job has comes back with it.
+            if picked.is_some() || self.lacked_room().is_none() || !self.is_alone() {
+                return picked;
+            }
         }
+        self.idle_tables(LAST)
+            .filter(|table| table.number < before)
+            .find_map(|table| self.complete(vec![Arc::clone(table)], LAST, Reason::Manual))
+    }
+
+    /// Whether no job runs: what is found then is not for want of tables or room that one has.
+    pub fn is_alone(&self) -> bool {
+        self.running.is_empty()
     }
 
     /// Tables to be replaced where they are, all in one edit; `None` if one of them is not there

@@ -2,11 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::options::Compression;
 use crate::engine::vfs::Vfs;
+use crate::engine::vfs::fault::{FaultVfs, Operation};
+use crate::engine::vfs::hold::Hold;
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options};
 
@@ -122,4 +125,64 @@ fn a_compaction_leaves_a_quarter_of_the_reserve() {
         let stats = engine.stats();
         assert_eq!((stats.compactions, stats.compactions_put_off), (1, put_off));
     }
+}
+
+/// What the engine lacks may come back at any moment: of a job that ends just when there was found
+/// to be no room beside it, say. Then there is room, and `compact_all` does not say otherwise.
+#[test]
+fn a_compaction_of_all_does_not_fail_for_room_that_came_back() {
+    let disk = MemVfs::new();
+    let engine = open(Arc::new(disk.clone()), options()).expect("opens");
+    flush(&engine, 10_000..11_000, 1);
+    let other = engine.shared.super_version.load().version.level(0).tables()[0].meta.number;
+    while engine.step().expect("moves it down") {}
+    table_over_table(&engine);
+    let busy = engine.shared.reserve(|picker| picker.pick_tables(&[other])).expect("is idle");
+    leave(&disk, engine.stats().table_bytes() - 1);
+    engine.shared.hooks.lock().insert(
+        "compact:put_off",
+        Box::new(|shared| {
+            shared.compacting.lock().clear();
+            // Nobody waits for it in vain.
+            shared.background.progress();
+        }),
+    );
+    engine.compact_all().expect("there is room");
+    assert!(engine.shared.hooks.lock().is_empty(), "there was none before");
+    drop(busy);
+    let view = engine.shared.super_version.load();
+    assert!(view.version.level(0).tables().is_empty());
+}
+
+/// Files that a job replaced are removed a little later than it ends, when nobody reads them any
+/// more: that is waited for.
+#[test]
+fn a_compaction_of_all_waits_for_files_that_are_about_to_be_removed() {
+    let disk = MemVfs::new();
+    let vfs = FaultVfs::new(Arc::new(disk.clone()));
+    let options = Options { compaction_threads: 1, level0_tables_trigger: 10, ..options() };
+    let engine = open(Arc::new(vfs.clone()), options).expect("opens");
+    for time in 1..=2 {
+        for keys in [0..2_000, 10_000..12_000] {
+            flush(&engine, keys, time);
+        }
+    }
+    let removals = Hold::of(&vfs, Operation::Remove, "sst");
+    removals.close();
+    // For one half after the other, if the first one's files are gone by then.
+    leave(&disk, engine.stats().table_bytes() / 5 * 4);
+    let reader = engine.shared.super_version.load_full();
+    std::thread::scope(|scope| {
+        let compacted = scope.spawn(|| engine.compact_all());
+        let patience = Instant::now() + Duration::from_secs(60);
+        while engine.stats().compactions_put_off == 0 && !compacted.is_finished() {
+            assert!(Instant::now() < patience, "nothing is put off");
+            std::thread::yield_now();
+        }
+        assert!(engine.stats().compactions_put_off > 0);
+        drop(reader);
+        removals.open();
+        compacted.join().expect("no panic").expect("there is room");
+    });
+    assert!(engine.shared.super_version.load().version.level(0).tables().is_empty());
 }
