@@ -292,6 +292,13 @@ impl<'a> Picker<'a> {
 
     /// Tables of level 0, oldest first, each with all the older ones it overlaps.
     fn pick_level0(&self, reason: Reason) -> Option<Compaction> {
+        self.pick_level0_as(|tables| self.complete(tables, self.targets.base_level, reason))
+    }
+
+    fn pick_level0_as(
+        &self,
+        complete: impl Fn(Vec<Arc<TableMeta>>) -> Option<Compaction>,
+    ) -> Option<Compaction> {
         let mut picked: Option<Compaction> = None;
         let mut tables: Vec<Arc<TableMeta>> = Vec::new();
         let mut bytes = 0_u64;
@@ -304,7 +311,7 @@ impl<'a> Picker<'a> {
             if !self.is_busy(table) && !held && fits {
                 // Newest first, as a merge takes its sources.
                 tables.insert(0, Arc::clone(table));
-                if let Some(next) = self.complete(tables.clone(), self.targets.base_level, reason) {
+                if let Some(next) = complete(tables.clone()) {
                     bytes += table.bytes;
                     picked = Some(next);
                     continue;
@@ -418,11 +425,18 @@ impl<'a> Picker<'a> {
         if !self.is_at_rest(self.state.level(0).iter()) {
             return None;
         }
-        let job = self.pick_level0(Reason::Rest)?;
+        let base = self.targets.base_level;
+        // What is not worth the rewriting does not wait for room.
+        let whole = self.pick_level0_as(|tables| self.job_of(tables, base, Reason::Rest));
+        whole.filter(|job| self.is_worth_it(job))?;
+        self.pick_level0(Reason::Rest).filter(|job| self.is_worth_it(job))
+    }
+
+    fn is_worth_it(&self, job: &Compaction) -> bool {
         let upper = job.inputs.iter().filter(|table| table.level == 0);
         let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
         let below: u64 = (1..LEVELS).map(|level| self.state.level_bytes(level)).sum();
-        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= upper_bytes + below).then_some(job)
+        upper_bytes.saturating_mul(REST_REWRITE_MAX) >= upper_bytes + below
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {
@@ -470,10 +484,27 @@ impl<'a> Picker<'a> {
         })
     }
 
-    /// The job that takes `upper`, which are idle and newest first, to `output_level`: adds what
-    /// they overlap there. `None` if that collides with a job that runs or with a rule, or takes
-    /// more than the room there is.
+    /// The job that takes `upper`, which are idle and newest first, to `output_level`, if there is
+    /// room for it.
     fn complete(
+        &self,
+        upper: Vec<Arc<TableMeta>>,
+        output_level: usize,
+        reason: Reason,
+    ) -> Option<Compaction> {
+        let job = self.job_of(upper, output_level, reason)?;
+        let bytes = job.room_bytes();
+        if bytes > self.room {
+            let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
+            self.lacked_room.set(Some(least));
+            return None;
+        }
+        Some(job)
+    }
+
+    /// The same, whatever room there is: adds what they overlap there. `None` if that collides with
+    /// a job that runs or with a rule.
+    fn job_of(
         &self,
         upper: Vec<Arc<TableMeta>>,
         output_level: usize,
@@ -513,14 +544,7 @@ impl<'a> Picker<'a> {
             LEVELS => Vec::new(),
             level => self.state.overlapping(level, smallest, largest).cloned().collect(),
         };
-        let job = Compaction { reason, inputs, output_level, grandparents, trivial_move };
-        let bytes = job.room_bytes();
-        if bytes > self.room {
-            let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
-            self.lacked_room.set(Some(least));
-            return None;
-        }
-        Some(job)
+        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move })
     }
 
     /// Whether tables that overlap nothing at `output_level` can go there without being read.
