@@ -31,8 +31,8 @@ use super::rules::{Rule, Rules};
 use super::targets::Targets;
 use crate::engine::options::{Compression, LEVELS, Options};
 use crate::engine::version::{TableMeta, VersionState};
-use compaction::hull;
 pub use compaction::{Compaction, Reason};
+use compaction::{hull, visible_bytes};
 
 const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
@@ -151,7 +151,7 @@ impl<'a> Picker<'a> {
     /// The same picker where jobs may take `bytes` of the disk, the running ones among them.
     #[must_use]
     pub fn with_room(mut self, bytes: u64) -> Self {
-        let taken = self.running.iter().map(|job| job.room_bytes()).sum();
+        let taken = self.running.iter().map(|job| job.room_bytes).sum();
         self.room = bytes.saturating_sub(taken);
         self
     }
@@ -235,15 +235,15 @@ impl<'a> Picker<'a> {
         self.running.is_empty()
     }
 
-    /// Tables to be replaced where they are, all in one edit; `None` if one of them is not there
-    /// any more, or taken.
-    pub fn pick_tables(&self, numbers: &[u64]) -> Option<Compaction> {
+    /// Tables to be replaced where they are, all in one edit, by what takes `room_bytes` of the
+    /// disk at most; `None` if one of them is not there any more, or taken.
+    pub fn pick_tables(&self, numbers: &[u64], room_bytes: u64) -> Option<Compaction> {
         let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
         let alone = self.rules.hold(Rule::RemovalAlone);
         let idle = |table: &&Arc<TableMeta>| !self.is_busy(table) || !alone;
         let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
         // They stay at their levels: nothing that others write there can come between.
-        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0))
+        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0, room_bytes))
     }
 
     /// A table with an unreadable block alone, which no other choice takes; `None` if it is not
@@ -252,7 +252,7 @@ impl<'a> Picker<'a> {
         let table = self.state.tables().find(|table| table.number == number)?;
         let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
         let level = usize::from(table.level);
-        let alone = || Self::in_place(vec![Arc::clone(table)], level);
+        let alone = || Self::in_place(vec![Arc::clone(table)], level, table.visible_bytes());
         (!self.running.iter().any(has_it)).then(alone)
     }
 
@@ -265,20 +265,22 @@ impl<'a> Picker<'a> {
         let tables = self.state.tables().filter(|table| self.quarantined.contains(&table.number));
         let mut in_the_way = tables.filter(|table| !self.is_aside(table));
         let job = in_the_way.find_map(|table| self.pick_quarantined(table.number))?;
-        Some(Compaction { reason: Reason::Damage, output_level: 0, trivial_move: true, ..job })
+        let reason = Reason::Damage;
+        Some(Compaction { reason, output_level: 0, trivial_move: true, room_bytes: 0, ..job })
     }
 
     fn is_aside(&self, table: &TableMeta) -> bool {
         table.level == 0 && table.demote_full && self.quarantined.contains(&table.number)
     }
 
-    fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize) -> Compaction {
+    fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize, room_bytes: u64) -> Compaction {
         Compaction {
             reason: Reason::Manual,
             inputs,
             output_level,
             grandparents: Vec::new(),
             trivial_move: false,
+            room_bytes,
         }
     }
 
@@ -493,7 +495,7 @@ impl<'a> Picker<'a> {
         reason: Reason,
     ) -> Option<Compaction> {
         let job = self.job_of(upper, output_level, reason)?;
-        let bytes = job.room_bytes();
+        let bytes = job.room_bytes;
         if bytes > self.room {
             let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
             self.lacked_room.set(Some(least));
@@ -544,7 +546,8 @@ impl<'a> Picker<'a> {
             LEVELS => Vec::new(),
             level => self.state.overlapping(level, smallest, largest).cloned().collect(),
         };
-        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move })
+        let room_bytes = if trivial_move { 0 } else { visible_bytes(&inputs) };
+        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move, room_bytes })
     }
 
     /// Whether tables that overlap nothing at `output_level` can go there without being read.

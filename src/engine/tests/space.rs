@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::row::Row;
 use super::{open, tiny};
+use crate::engine::compaction::Picker;
 use crate::engine::options::Compression;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{FaultVfs, Operation};
@@ -134,10 +135,11 @@ fn a_compaction_of_all_does_not_fail_for_room_that_came_back() {
     let disk = MemVfs::new();
     let engine = open(Arc::new(disk.clone()), options()).expect("opens");
     flush(&engine, 10_000..11_000, 1);
-    let other = engine.shared.super_version.load().version.level(0).tables()[0].meta.number;
+    let other = engine.shared.super_version.load().version.level(0).tables()[0].meta.clone();
     while engine.step().expect("moves it down") {}
     table_over_table(&engine);
-    let busy = engine.shared.reserve(|picker| picker.pick_tables(&[other])).expect("is idle");
+    let pick = |picker: &Picker<'_>| picker.pick_tables(&[other.number], other.bytes);
+    let busy = engine.shared.reserve(pick).expect("is idle");
     leave(&disk, engine.stats().table_bytes() - 1);
     engine.shared.hooks.lock().insert(
         "compact:put_off",
@@ -185,4 +187,29 @@ fn a_compaction_of_all_waits_for_files_that_are_about_to_be_removed() {
         compacted.join().expect("no panic").expect("there is room");
     });
     assert!(engine.shared.super_version.load().version.level(0).tables().is_empty());
+}
+
+/// Keys that go take the room of what is written without them: nothing where whole ranges go, or
+/// what would give room back would wait for it.
+#[test]
+fn a_removal_takes_the_room_of_what_it_writes() {
+    for (in_part, expected) in [(false, 1), (true, 0)] {
+        let disk = MemVfs::new();
+        let engine = open(Arc::new(disk.clone()), options()).expect("opens");
+        flush(&engine, 10_000..12_000, 1);
+        while engine.step().expect("moves it down") {}
+        table_over_table(&engine);
+        let lower = engine.stats().table_bytes() / 3 * 2;
+        leave(&disk, lower + lower / 8 * 3);
+        let keys = |key: u32| key.to_be_bytes().to_vec();
+        let range = [(keys(10_000), Some(keys(11_000)))];
+        let (wholly, some) = if in_part { (&[][..], &range[..]) } else { (&range[..], &[][..]) };
+        let removed = engine.remove(wholly, some, &|_| true, &|install| {
+            engine.step()?;
+            assert_eq!(engine.stats().compactions, expected, "beside the removal");
+            install().map(|()| true)
+        });
+        assert!(removed.expect("there is room").is_some_and(|bytes| bytes > 0));
+        engine.compact_all().expect("there is room");
+    }
 }
