@@ -4,6 +4,7 @@
 //! what a cluster does about it.
 
 use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -78,22 +79,28 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let end = Instant::now() + PATIENCE;
         let ready = wait_until_ready(&mut nodes, &shutdown, end).await?;
         wait_until_heard(&ready, &shutdown, end).await?;
-        for (node, ready) in nodes.0.iter().zip(&ready) {
-            let Ready { listen, admin, .. } = ready;
-            let (name, pid) = (&node.name, node.child.id());
-            println!("{name}  {listen}  admin http://{admin}  process {pid}");
-        }
-        println!("{} nodes serve; Ctrl-C stops them. Try:", nodes.0.len());
-        println!("  pairdb status --endpoint http://127.0.0.1:{}", args.client_port);
+        // Who does not read it has a cluster all the same.
+        let _ = present(&nodes, &ready, args.client_port);
         shutdown.graceful.cancelled().await;
         stop_all(&mut nodes, &shutdown).await
     })
 }
 
+fn present(nodes: &Nodes, ready: &[Ready], client_port: u16) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for (node, Ready { listen, admin, .. }) in nodes.0.iter().zip(ready) {
+        let (name, pid) = (&node.name, node.child.id());
+        writeln!(out, "{name}  {listen}  admin http://{admin}  process {pid}")?;
+    }
+    writeln!(out, "{} nodes serve; Ctrl-C stops them. Try:", nodes.0.len())?;
+    writeln!(out, "  pairdb status --endpoint http://127.0.0.1:{client_port}")?;
+    out.flush()
+}
+
 fn start_all(args: &Args) -> Result<Nodes, Failure> {
     let failed = |what: &str, path: &Path| {
         let what = format!("cannot {what} {}", path.display());
-        move |error: std::io::Error| Failure::error(format!("{what}: {error}"))
+        move |error: io::Error| Failure::error(format!("{what}: {error}"))
     };
     let program = std::env::current_exe()
         .map_err(|error| Failure::error(format!("cannot find this program: {error}")))?;
@@ -111,7 +118,7 @@ fn start_all(args: &Args) -> Result<Nodes, Failure> {
         let err = log.try_clone().map_err(failed("open", &log_path))?;
         let ready_file = args.data_dir.join(format!("{name}.ready"));
         if let Err(error) = fs::remove_file(&ready_file)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && error.kind() != io::ErrorKind::NotFound
         {
             return Err(failed("remove", &ready_file)(error));
         }

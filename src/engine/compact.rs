@@ -25,6 +25,8 @@ use super::{Engine, Shared};
 
 /// How long `compact_all` waits for a job of another thread before it looks again.
 const JOB_WAIT: Duration = Duration::from_secs(1);
+/// How long `compact_all` waits for those who read what was replaced, if it lacks room.
+const READERS_WAIT: Duration = Duration::from_secs(5);
 /// How long a job that had too little room is not tried again.
 const LESS_ROOM_WAIT: Duration = Duration::from_secs(60);
 
@@ -38,20 +40,34 @@ impl Engine {
     pub fn compact_all(&self) -> Result<()> {
         self.shared.flush_all()?;
         let before = self.shared.versions.allocate_file_number();
+        // Since the last job: files are removed a little later than it ends.
+        let mut is_freed = false;
         loop {
             let installs = self.shared.background.installs();
             if self.shared.closed() {
                 return Err(Error::Closed);
             }
             while self.shared.set_aside()? {}
-            let picked = self.shared.reserve_with_room(|picker| picker.pick_all(before));
-            if let Ok(Some(job)) = picked {
-                self.shared.run_compaction(&job)?;
-            } else if self.shared.compacting.lock().is_empty() {
-                return picked.map(|_| ());
-            } else {
-                self.shared.background.wait_for_install(installs, JOB_WAIT);
+            let is_alone = Cell::new(false);
+            let picked = self.shared.reserve_with_room(|picker| {
+                is_alone.set(picker.is_alone());
+                picker.pick_all(before)
+            });
+            match picked {
+                Ok(Some(job)) => self.shared.run_compaction(&job)?,
+                // It may have had what was missing.
+                Ok(None) | Err(_) if !is_alone.get() => {
+                    self.shared.background.wait_for_install(installs, JOB_WAIT);
+                }
+                Ok(None) => return Ok(()),
+                Err(error) if is_freed => return Err(error),
+                Err(_) => {
+                    self.shared.versions.wait_until_freed(READERS_WAIT);
+                    is_freed = true;
+                    continue;
+                }
             }
+            is_freed = false;
         }
     }
 }
@@ -163,6 +179,7 @@ impl Shared {
         });
         let Some(bytes) = lacked_room.get() else { return Ok(reserved) };
         self.counters.compactions_put_off.add(1);
+        self.hook("compact:put_off");
         let reserve = bytes.saturating_add(kept);
         Err(Error::DiskFull { path: self.dir.clone(), available, reserve })
     }

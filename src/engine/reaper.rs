@@ -11,7 +11,7 @@
 //! # Invariants
 //! 1. What was handed over is freed, in its order, at the latest when the reaper is stopped.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex};
@@ -81,6 +81,14 @@ impl Reaper {
         }
     }
 
+    /// Waits until all that was handed over by now is freed.
+    pub fn wait(&self) {
+        let (last, freed) = mpsc::channel::<()>();
+        self.free(last);
+        // Nothing is sent: its end is what is waited for.
+        let _ = freed.recv();
+    }
+
     fn run(&self) {
         // Memory that waits for it is memory that a writer cannot have.
         priority::lower(priority::FLUSH);
@@ -140,10 +148,13 @@ mod tests {
                 freed
             })
             .collect();
-        reaper.stop();
+        reaper.wait();
         // All of them, and at once.
         assert!(freed.iter().all(|one| one.try_recv() == Ok(Some(THREAD.to_owned()))));
 
+        reaper.stop();
+
+        reaper.wait();
         let (after, freed_after) = told();
         reaper.free(after);
         assert_eq!(freed_after.recv(), Ok(here));

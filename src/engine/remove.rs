@@ -227,7 +227,10 @@ impl Shared {
             return Ok(Piece::Gone(0));
         }
         let numbers: Vec<u64> = tables.iter().map(|(table, _)| table.meta.number).collect();
-        let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers)) else {
+        // What is only excised is not written.
+        let rewritten = tables.iter().filter(|(_, change)| *change == Change::Rewrite);
+        let room_bytes = rewritten.map(|(table, _)| table.meta.visible_bytes()).sum();
+        let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers, room_bytes)) else {
             let unreadable = tables.iter().find(|(table, _)| self.is_unreadable(table));
             return unreadable.map_or(Ok(Piece::Busy), |(table, _)| Err(damage(table)));
         };

@@ -85,7 +85,8 @@ pub struct Stats {
     pub compacted_bytes_read: u64,
     /// Bytes of compaction outputs.
     pub compacted_bytes_written: u64,
-    /// Times that a compaction was due and not begun, since the disk had no room for it.
+    /// Times that there was no room on the disk for a compaction that was due: it waits, or is
+    /// tried in less.
     pub compactions_put_off: u64,
     /// Rows forgotten below the floor.
     pub rows_purged: u64,

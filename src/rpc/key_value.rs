@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::convert::bytes_of;
@@ -79,7 +79,7 @@ impl KeyValue for KeyValueService {
         request: Request<proto::ReadRequest>,
     ) -> Result<Response<proto::ReadResponse>, Status> {
         let deadline = Deadline::of(&request);
-        Ok(Response::new(read_one(&self.0, deadline, request.into_inner()).await?))
+        Ok(Response::new(read_one(&self.0, deadline, &request.into_inner()).await?))
     }
 
     async fn batch_write(
@@ -111,16 +111,13 @@ impl KeyValue for KeyValueService {
         let deadline = Deadline::of(&request);
         let core = Arc::clone(&self.0);
         let place = core.pipelines.enter(deadline).await?;
-        let in_flight_max = core.options.pipeline_in_flight_max;
-        // One more than operations: the error that ends the stream.
-        let (answers, receiver) = mpsc::channel(in_flight_max + 1);
-        let in_flight = Arc::new(Semaphore::new(in_flight_max));
+        let (outlet, answers) = pipeline::channel(core.options.pipeline_in_flight_max);
         let tasks = core.tasks.clone();
         tasks.spawn(async move {
             let _place = place;
-            pipeline::run(&core, request.into_inner(), deadline, in_flight, answers).await;
+            pipeline::run(&core, request.into_inner(), deadline, outlet).await;
         });
-        Ok(Response::new(Answers::new(receiver)))
+        Ok(Response::new(answers))
     }
 
     async fn scan(
@@ -153,9 +150,9 @@ impl KeyValue for KeyValueService {
 pub(super) async fn read_one(
     core: &Core,
     deadline: Deadline,
-    request: proto::ReadRequest,
+    request: &proto::ReadRequest,
 ) -> Result<proto::ReadResponse, Problem> {
-    if let Some(row) = read_here(core, &request) {
+    if let Some(row) = read_here(core, request) {
         return answer_early(core, deadline, request.key.len(), row).await;
     }
     let options =

@@ -12,6 +12,7 @@
 //! | `connection` | connections of any network, as the gRPC library takes them |
 //! | `blocking` | the bounded pool for scans, streams and upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
+//! | `room` | room for the answers of a pipeline |
 //! | `migrate` | rows copied to another member |
 //! | [`peer`] | the streams between nodes, both sides |
 //! | [`cluster`] | the cluster as the services see it, and the questions about it |
@@ -43,6 +44,7 @@ mod pipeline;
 mod plan;
 mod replica;
 pub mod request_id;
+mod room;
 mod scan;
 pub mod server;
 pub mod status;

@@ -3,24 +3,30 @@
 //! # Invariants
 //! 1. An operation holds a permit from its receipt until its answer is taken by the connection.
 //!    There are as many permits as places in the channel of answers, so that an engine thread that
-//!    answers never waits, and memory is bounded when a client does not read.
-//! 2. Operations reach the store in the order of the stream. Writes that arrive together are
+//!    answers never waits.
+//! 2. An answer of a read has room for its bytes (`room`), from before it waits for the connection:
+//!    memory is bounded when a client does not read. While there is none nothing else is taken from
+//!    the stream, and what was taken before is on its way.
+//! 3. Operations reach the store in the order of the stream. Writes that arrive together are
 //!    submitted together; a read of a key that waits among them submits them first.
-//! 3. Every accepted operation is answered, also when the stream ends early on the client's side.
+//! 4. Every accepted operation is answered, also when the stream ends early on the client's side.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
+use super::convert::bytes_of;
 use super::deadline::Deadline;
 use super::key_value::{
     admit, answer_early, answer_of, bytes_in, count, lost, read_here, read_one,
 };
+use super::room::{Gone, Room, Taken};
 use super::server::Core;
 use super::status::Problem;
 use crate::engine::Position;
@@ -36,24 +42,49 @@ const GROUP_MAX: usize = 128;
 /// of a batch, which a write on a pipeline must never meet.
 const GROUP_BYTES_MAX: usize = 1 << 20;
 
-/// An answer and the permit of its operation; the final error has none.
-type Answer = (Result<PipelineResponse, Status>, Option<OwnedSemaphorePermit>);
+/// What an operation holds until its answer is taken.
+struct Held {
+    _place: OwnedSemaphorePermit,
+    _room: Taken,
+}
+
+/// An answer; the final error holds nothing.
+type Answer = (Result<PipelineResponse, Status>, Option<Held>);
+
+/// Where answers go.
+#[derive(Clone)]
+pub(super) struct Outlet {
+    answers: mpsc::Sender<Answer>,
+    in_flight: Arc<Semaphore>,
+    room: Room,
+}
 
 /// The answers of a pipeline.
-pub(super) struct Answers(mpsc::Receiver<Answer>);
+pub(super) struct Answers {
+    answers: mpsc::Receiver<Answer>,
+    room: Room,
+}
 
-impl Answers {
-    pub(super) fn new(receiver: mpsc::Receiver<Answer>) -> Self {
-        Self(receiver)
-    }
+/// The way of the answers to `in_flight_max` operations.
+pub(super) fn channel(in_flight_max: usize) -> (Outlet, Answers) {
+    // One more than operations: the error that ends the stream.
+    let (sender, answers) = mpsc::channel(in_flight_max + 1);
+    let (in_flight, room) = (Arc::new(Semaphore::new(in_flight_max)), Room::new(in_flight_max));
+    (Outlet { answers: sender, in_flight, room: room.clone() }, Answers { answers, room })
 }
 
 impl Stream for Answers {
     type Item = Result<PipelineResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Taking the answer drops the permit: its place in the channel is free.
-        self.0.poll_recv(cx).map(|answer| answer.map(|(response, _permit)| response))
+        // Taking the answer drops what it held: its place in the channel and its room are free.
+        self.answers.poll_recv(cx).map(|answer| answer.map(|(response, _held)| response))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.room.close();
     }
 }
 
@@ -79,24 +110,21 @@ pub(super) async fn run(
     core: &Arc<Core>,
     mut requests: Streaming<PipelineRequest>,
     deadline: Deadline,
-    in_flight: Arc<Semaphore>,
-    answers: mpsc::Sender<Answer>,
+    outlet: Outlet,
 ) {
     core.metrics.pipelines.inc();
-    let serving = serve(core, &mut requests, deadline, &in_flight, &answers);
+    let serving = serve(core, &mut requests, deadline, &outlet);
     let end = tokio::select! {
         end = serving => end,
-        () = core.stopping.cancelled() => {
-            Err(Problem::new(Code::Unavailable, "STOPPING", "the node is stopping").into())
-        }
+        () = core.stopping.cancelled() => Err(stopping().into()),
         // The client went away: what is submitted goes on.
-        () = answers.closed() => Ok(()),
+        () = outlet.answers.closed() => Ok(()),
     };
     if let Err(status) = end {
         // Behind the answers of all operations in flight: each still holds its permit.
-        let all = in_flight.acquire_many(core.options.pipeline_in_flight_max as u32);
+        let all = outlet.in_flight.acquire_many(core.options.pipeline_in_flight_max as u32);
         let _ = deadline.within(core.options.deadline_max).limit(all).await;
-        let _ = answers.try_send((Err(status), None));
+        let _ = outlet.answers.try_send((Err(status), None));
     }
     core.metrics.pipelines.dec();
 }
@@ -105,29 +133,28 @@ async fn serve(
     core: &Arc<Core>,
     requests: &mut Streaming<PipelineRequest>,
     deadline: Deadline,
-    in_flight: &Arc<Semaphore>,
-    answers: &mpsc::Sender<Answer>,
+    outlet: &Outlet,
 ) -> Result<(), Status> {
     let mut group = Group::default();
     loop {
-        let permit = Arc::clone(in_flight).acquire_owned().await;
+        let permit = Arc::clone(&outlet.in_flight).acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
         let Some(request) = deadline.limit(requests.message()).await else {
             return Err(Problem::deadline("the pipeline's time is over").into());
         };
         let Some(request) = request? else { return Ok(()) };
-        take(core, deadline, &mut group, request, permit, answers).await;
+        take(core, deadline, &mut group, request, permit, outlet).await;
         // What has arrived already joins the group; nothing is waited for.
         while group.waiting.len() < GROUP_MAX.min(core.options.batch_max) {
-            let Ok(permit) = Arc::clone(in_flight).try_acquire_owned() else { break };
+            let Ok(permit) = Arc::clone(&outlet.in_flight).try_acquire_owned() else { break };
             let Poll::Ready(next) = poll_now(requests).await else { break };
             let Some(request) = next.transpose()? else {
-                submit(core, deadline, &mut group, answers).await;
+                submit(core, deadline, &mut group, outlet).await;
                 return Ok(());
             };
-            take(core, deadline, &mut group, request, permit, answers).await;
+            take(core, deadline, &mut group, request, permit, outlet).await;
         }
-        submit(core, deadline, &mut group, answers).await;
+        submit(core, deadline, &mut group, outlet).await;
     }
 }
 
@@ -145,16 +172,16 @@ async fn take(
     group: &mut Group,
     request: PipelineRequest,
     permit: OwnedSemaphorePermit,
-    answers: &mpsc::Sender<Answer>,
+    outlet: &Outlet,
 ) {
     core.metrics.pipeline_operations.inc();
     let tag = request.tag;
     let (tenant, level, mutation, is_delete) = match request.operation {
         Some(Operation::Read(read)) => {
             if group.mutations.iter().any(|mutation| mutation.key == read.key) {
-                submit(core, deadline, group, answers).await;
+                submit(core, deadline, group, outlet).await;
             }
-            return read_and_answer(core, deadline, tag, read, permit, answers);
+            return read_and_answer(core, deadline, group, tag, read, permit, outlet).await;
         }
         Some(Operation::Write(mut write)) => {
             let tenant = std::mem::take(&mut write.tenant);
@@ -166,13 +193,13 @@ async fn take(
         }
         None => {
             let problem = Problem::invalid("operation", "none is given");
-            return answer(answers, tag, Answered::Failure(problem.into()), permit);
+            return answer(outlet, tag, Answered::Failure(problem.into()), permit);
         }
     };
     let bytes = mutation.bytes();
     let is_other = group.tenant != tenant || group.level != level;
     if is_other || group.bytes + bytes > GROUP_BYTES_MAX {
-        submit(core, deadline, group, answers).await;
+        submit(core, deadline, group, outlet).await;
         (group.tenant, group.level) = (tenant, level);
     }
     group.bytes += bytes;
@@ -182,43 +209,79 @@ async fn take(
 
 /// Answers a read right here where that is all it takes; else it goes on by itself, and others of
 /// the stream with it.
-fn read_and_answer(
-    core: &Arc<Core>,
-    deadline: Deadline,
-    tag: u64,
-    read: proto::ReadRequest,
-    permit: OwnedSemaphorePermit,
-    answers: &mpsc::Sender<Answer>,
-) {
-    let to_answer = |row: Result<proto::ReadResponse, Problem>| match row {
-        Ok(row) => Answered::Read(row),
-        Err(problem) => Answered::Failure(problem.into()),
-    };
-    let early = match read_here(core, &read) {
-        Some(Early { found, upto: Position::ZERO }) => {
-            let row = answer_of(core, read.key.len(), found);
-            return answer(answers, tag, to_answer(row), permit);
-        }
-        early => early,
-    };
-    let (core, answers) = (Arc::clone(core), answers.clone());
-    let tasks = core.tasks.clone();
-    tasks.spawn(async move {
-        let row = match early {
-            Some(early) => answer_early(&core, deadline, read.key.len(), early).await,
-            None => read_one(&core, deadline, read).await,
-        };
-        answer(&answers, tag, to_answer(row), permit);
-    });
-}
-
-/// Submits the group; its answers come when it is durable.
-async fn submit(
+async fn read_and_answer(
     core: &Arc<Core>,
     deadline: Deadline,
     group: &mut Group,
-    answers: &mpsc::Sender<Answer>,
+    tag: u64,
+    read: proto::ReadRequest,
+    permit: OwnedSemaphorePermit,
+    outlet: &Outlet,
 ) {
+    let early = read_here(core, &read);
+    let bytes = match &early {
+        Some(early) => early.found.as_ref().map_or(0, |row| bytes_of(row) as usize),
+        None => outlet.room.expected(),
+    };
+    let taken = match outlet.room.try_take(bytes) {
+        Some(taken) => taken,
+        None => {
+            // They have come before it, and need no room.
+            submit(core, deadline, group, outlet).await;
+            match room_for(core, deadline, outlet, bytes).await {
+                Ok(taken) => taken,
+                Err(problem) => {
+                    return answer(outlet, tag, Answered::Failure(problem.into()), permit);
+                }
+            }
+        }
+    };
+    if let Some(Early { found, upto: Position::ZERO }) = early {
+        let row = answer_of(core, read.key.len(), found);
+        return answer_read(outlet, tag, row, permit, taken);
+    }
+    let (core, outlet) = (Arc::clone(core), outlet.clone());
+    let tasks = core.tasks.clone();
+    tasks.spawn(async move {
+        let read_by_others = || read_one(&core, deadline, &read);
+        let size = |row: &Result<proto::ReadResponse, Problem>| {
+            row.as_ref().map_or(0, proto::ReadResponse::encoded_len)
+        };
+        let wait = |bytes| room_for(&core, deadline, &outlet, bytes);
+        let (row, taken) = match early {
+            Some(early) => (answer_early(&core, deadline, read.key.len(), early).await, taken),
+            None => match outlet.room.fit(taken, read_by_others, size, wait).await {
+                Ok((row, taken)) => (row, taken),
+                Err(problem) => (Err(problem), Taken::default()),
+            },
+        };
+        answer_read(&outlet, tag, row, permit, taken);
+    });
+}
+
+/// Waits for room for an answer, as long as there is somebody to take it.
+async fn room_for(
+    core: &Core,
+    deadline: Deadline,
+    outlet: &Outlet,
+    bytes: usize,
+) -> Result<Taken, Problem> {
+    tokio::select! {
+        taken = deadline.limit(outlet.room.take(bytes)) => match taken {
+            Some(Ok(taken)) => Ok(taken),
+            Some(Err(Gone)) => Err(Problem::new(Code::Cancelled, "CANCELLED", "nobody listens")),
+            None => Err(Problem::deadline("the answers before it are not received yet")),
+        },
+        () = core.stopping.cancelled() => Err(stopping()),
+    }
+}
+
+fn stopping() -> Problem {
+    Problem::new(Code::Unavailable, "STOPPING", "the node is stopping")
+}
+
+/// Submits the group; its answers come when it is durable.
+async fn submit(core: &Arc<Core>, deadline: Deadline, group: &mut Group, outlet: &Outlet) {
     if group.waiting.is_empty() {
         return;
     }
@@ -229,12 +292,12 @@ async fn submit(
         for one in waiting {
             core.metrics.written(Some(Outcome::NotApplied));
             let problem = problem.clone();
-            answer(answers, one.tag, Answered::Failure(problem.into()), one.permit);
+            answer(outlet, one.tag, Answered::Failure(problem.into()), one.permit);
         }
         return;
     }
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
-    let (metrics, answers) = (Arc::clone(&core.metrics), answers.clone());
+    let (metrics, outlet) = (Arc::clone(&core.metrics), outlet.clone());
     let held = core.cluster.coordinator.submit(
         &group.tenant,
         mutations,
@@ -243,7 +306,7 @@ async fn submit(
             let mut results = results.into_iter().map(|result| count(&metrics, result));
             for one in waiting {
                 let result = results.next().unwrap_or_else(|| Err(lost()));
-                answer(&answers, one.tag, written(result, one.is_delete), one.permit);
+                answer(&outlet, one.tag, written(result, one.is_delete), one.permit);
             }
         }),
     );
@@ -261,13 +324,27 @@ fn written(result: Result<Written, Problem>, is_delete: bool) -> Answered {
     }
 }
 
-/// Never waits: the permit is a place in the channel. Fails only when the client is gone.
-fn answer(
-    answers: &mpsc::Sender<Answer>,
+fn answer_read(
+    outlet: &Outlet,
     tag: u64,
-    result: Answered,
+    row: Result<proto::ReadResponse, Problem>,
     permit: OwnedSemaphorePermit,
+    taken: Taken,
 ) {
+    let result = match row {
+        Ok(row) => Answered::Read(row),
+        Err(problem) => Answered::Failure(problem.into()),
+    };
+    send(outlet, tag, result, Held { _place: permit, _room: taken });
+}
+
+/// With anything that is small.
+fn answer(outlet: &Outlet, tag: u64, result: Answered, permit: OwnedSemaphorePermit) {
+    send(outlet, tag, result, Held { _place: permit, _room: Taken::default() });
+}
+
+/// Never waits: the permit is a place in the channel. Fails only when the client is gone.
+fn send(outlet: &Outlet, tag: u64, result: Answered, held: Held) {
     let response = PipelineResponse { tag, result: Some(result) };
-    let _ = answers.try_send((Ok(response), Some(permit)));
+    let _ = outlet.answers.try_send((Ok(response), Some(held)));
 }

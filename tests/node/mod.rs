@@ -80,6 +80,19 @@ pub fn unread(arguments: &[&str], endpoint: &str) -> Done {
     }
 }
 
+/// Begins a command that goes on by itself, with nobody to read what it says on standard output.
+pub fn begin_unread(arguments: &[&str]) -> Child {
+    let mut command = command();
+    command.args(arguments).stdin(Stdio::null()).stdout(closed()).stderr(Stdio::piped());
+    command.spawn().expect("the binary runs")
+}
+
+/// Sends a signal to a process of the test's own.
+pub fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
+}
+
 /// Runs a node that must refuse to start: on `data_dir`, free ports.
 pub fn refused(data_dir: &str, settings: &[(&str, &str)]) -> Done {
     let listen = ["--listen", "--peer-listen", "--admin-listen"];
@@ -170,10 +183,8 @@ impl CliNode {
     }
 
     /// Any signal.
-    pub fn send(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        let pid = pid.expect("a process id");
-        rustix::process::kill_process(pid, signal).expect("it runs");
+    pub fn send(&self, which: rustix::process::Signal) {
+        signal(&self.child, which);
     }
 
     /// The exit code of a node that was told to stop.

@@ -1,14 +1,17 @@
 //! Many operations on one stream.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::proto::pipeline_request::Operation;
 use pairdb::proto::pipeline_response::Result as Answer;
 use pairdb::proto::{PipelineRequest, WriteRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::node::{TestNode, delete, read, values, write};
+use crate::admin;
+use crate::node::{TestNode, connect, delete, read, values, write};
 
 async fn run(node: &TestNode, operations: Vec<Operation>) -> HashMap<u64, Answer> {
     let (sender, receiver) = mpsc::channel(16);
@@ -98,5 +101,64 @@ async fn the_limits_of_a_batch_do_not_concern_a_pipeline() {
         let written = answers.values().filter(|answer| matches!(answer, Answer::Written(_)));
         assert_eq!(written.count(), sent, "{answers:?}");
     }
+    node.stop().await;
+}
+
+/// Bytes of values that the node has answered with, also those that nobody has received yet.
+async fn answered_bytes(node: &TestNode) -> u64 {
+    let (_, text) = admin::get(&node.node.ready.admin_listen, "/metrics").await;
+    let line = text.lines().find_map(|line| line.strip_prefix("pairdb_rpc_sent_bytes_total "));
+    line.expect("it is told").parse().expect("a number")
+}
+
+/// A client that does not receive its answers: what waits for it in memory is bounded in bytes, not
+/// only in number. When it receives again all answers come, in their order where one node is asked.
+#[tokio::test]
+async fn large_answers_that_nobody_receives_are_bounded_in_bytes() {
+    const VALUE: usize = 1 << 20;
+    const READS: u64 = 64;
+    /// Room for eight, one in hand, and what the connection has taken.
+    const WAIT_MAX: u64 = 13 << 20;
+    let node = TestNode::start().await;
+    node.write("large", &"v".repeat(VALUE)).await;
+    let requests = (0..READS).map(|tag| {
+        let operation = match tag % 2 {
+            0 => Operation::Read(read("large")),
+            _ => Operation::Write(write(&format!("small{tag}"), "v")),
+        };
+        PipelineRequest { tag, operation: Some(operation) }
+    });
+    // A connection of its own: its window fills up.
+    let mut client = KeyValueClient::new(connect(&node.node.ready.listen).await)
+        .max_decoding_message_size(64 << 20);
+    let requests: Vec<_> = requests.collect();
+    let stream = client.pipeline(tokio_stream::iter(requests)).await.expect("opened");
+    let mut stream = stream.into_inner();
+    // Until there is no room for one more. What it does meanwhile shows that it goes no further.
+    let filled = async {
+        while answered_bytes(&node).await < 8 << 20 {
+            node.read("small1").await;
+        }
+        for _ in 0..200 {
+            node.read("small1").await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), filled).await.expect("the room is filled");
+    let mut received = 0;
+    let mut tags = Vec::new();
+    loop {
+        let waits = answered_bytes(&node).await - received;
+        assert!(waits <= WAIT_MAX, "{waits} bytes wait after {} answers", tags.len());
+        let next = tokio::time::timeout(Duration::from_secs(60), stream.message()).await;
+        let Some(answer) = next.expect("in time").expect("goes on") else { break };
+        match answer.result.expect("always one") {
+            Answer::Read(row) => received += row.siblings[0].value.len() as u64,
+            other => assert!(matches!(other, Answer::Written(_)), "{other:?}"),
+        }
+        tags.push(answer.tag);
+    }
+    tags.sort_unstable();
+    assert_eq!(tags, (0..READS).collect::<Vec<_>>());
+    assert_eq!(received, READS / 2 * VALUE as u64);
     node.stop().await;
 }

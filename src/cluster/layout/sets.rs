@@ -159,6 +159,15 @@ impl Layout {
         (0..self.partitions()).filter(new).collect()
     }
 
+    /// Whether a node will own rows of a partition because their tenants get more replicas: with
+    /// the numbers as they are it would not.
+    pub fn grows_into(&self, node: NodeId, partition: u32) -> bool {
+        self.document.factor_classes().into_iter().any(|(factor, next)| {
+            !self.sets(partition, factor).contains(node)
+                && self.sets_at(partition, (factor, next)).contains(node)
+        })
+    }
+
     /// The tokens of neighbouring partitions: the first and the last.
     pub fn tokens_of(&self, partitions: &RangeInclusive<u32>) -> (u64, u64) {
         let shift = u64::BITS - self.document.partition_bits;

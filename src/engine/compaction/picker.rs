@@ -31,8 +31,8 @@ use super::rules::{Rule, Rules};
 use super::targets::Targets;
 use crate::engine::options::{Compression, LEVELS, Options};
 use crate::engine::version::{TableMeta, VersionState};
-use compaction::hull;
 pub use compaction::{Compaction, Reason};
+use compaction::{hull, visible_bytes};
 
 const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
@@ -151,7 +151,7 @@ impl<'a> Picker<'a> {
     /// The same picker where jobs may take `bytes` of the disk, the running ones among them.
     #[must_use]
     pub fn with_room(mut self, bytes: u64) -> Self {
-        let taken = self.running.iter().map(|job| job.room_bytes()).sum();
+        let taken = self.running.iter().map(|job| job.room_bytes).sum();
         self.room = bytes.saturating_sub(taken);
         self
     }
@@ -210,30 +210,40 @@ impl<'a> Picker<'a> {
     }
 
     /// The next step of a compaction of everything that has a file number below `before`: first
-    /// all goes down level by level, then what was not rewritten on the way is rewritten. `None`
-    /// with no job running: it is done.
+    /// all goes down level by level, then what was not rewritten on the way is rewritten. What
+    /// there is no room for stays where it is, and the levels below go on without it. `None` with
+    /// no job running: it is done, or all that is left lacks room.
     pub fn pick_all(&self, before: u64) -> Option<Compaction> {
         let is_sound = |table: &Arc<TableMeta>| !self.quarantined.contains(&table.number);
-        let upper = (0..LAST).find(|level| self.state.level(*level).iter().any(is_sound));
-        match upper {
-            Some(0) => self.pick_level0(Reason::Manual),
-            Some(level) => self.pick_run(level),
-            None => self
-                .idle_tables(LAST)
-                .filter(|table| table.number < before)
-                .find_map(|table| self.complete(vec![Arc::clone(table)], LAST, Reason::Manual)),
+        for level in (0..LAST).filter(|level| self.state.level(*level).iter().any(is_sound)) {
+            let picked = match level {
+                0 => self.pick_level0(Reason::Manual),
+                level => self.pick_run(level),
+            };
+            // Room that a job has comes back with it.
+            if picked.is_some() || self.lacked_room().is_none() || !self.is_alone() {
+                return picked;
+            }
         }
+        self.idle_tables(LAST)
+            .filter(|table| table.number < before)
+            .find_map(|table| self.complete(vec![Arc::clone(table)], LAST, Reason::Manual))
     }
 
-    /// Tables to be replaced where they are, all in one edit; `None` if one of them is not there
-    /// any more, or taken.
-    pub fn pick_tables(&self, numbers: &[u64]) -> Option<Compaction> {
+    /// Whether no job runs: what is found then is not for want of tables or room that one has.
+    pub fn is_alone(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Tables to be replaced where they are, all in one edit, by what takes `room_bytes` of the
+    /// disk at most; `None` if one of them is not there any more, or taken.
+    pub fn pick_tables(&self, numbers: &[u64], room_bytes: u64) -> Option<Compaction> {
         let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
         let alone = self.rules.hold(Rule::RemovalAlone);
         let idle = |table: &&Arc<TableMeta>| !self.is_busy(table) || !alone;
         let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
         // They stay at their levels: nothing that others write there can come between.
-        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0))
+        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0, room_bytes))
     }
 
     /// A table with an unreadable block alone, which no other choice takes; `None` if it is not
@@ -242,7 +252,7 @@ impl<'a> Picker<'a> {
         let table = self.state.tables().find(|table| table.number == number)?;
         let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
         let level = usize::from(table.level);
-        let alone = || Self::in_place(vec![Arc::clone(table)], level);
+        let alone = || Self::in_place(vec![Arc::clone(table)], level, table.visible_bytes());
         (!self.running.iter().any(has_it)).then(alone)
     }
 
@@ -255,20 +265,22 @@ impl<'a> Picker<'a> {
         let tables = self.state.tables().filter(|table| self.quarantined.contains(&table.number));
         let mut in_the_way = tables.filter(|table| !self.is_aside(table));
         let job = in_the_way.find_map(|table| self.pick_quarantined(table.number))?;
-        Some(Compaction { reason: Reason::Damage, output_level: 0, trivial_move: true, ..job })
+        let reason = Reason::Damage;
+        Some(Compaction { reason, output_level: 0, trivial_move: true, room_bytes: 0, ..job })
     }
 
     fn is_aside(&self, table: &TableMeta) -> bool {
         table.level == 0 && table.demote_full && self.quarantined.contains(&table.number)
     }
 
-    fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize) -> Compaction {
+    fn in_place(inputs: Vec<Arc<TableMeta>>, output_level: usize, room_bytes: u64) -> Compaction {
         Compaction {
             reason: Reason::Manual,
             inputs,
             output_level,
             grandparents: Vec::new(),
             trivial_move: false,
+            room_bytes,
         }
     }
 
@@ -282,6 +294,13 @@ impl<'a> Picker<'a> {
 
     /// Tables of level 0, oldest first, each with all the older ones it overlaps.
     fn pick_level0(&self, reason: Reason) -> Option<Compaction> {
+        self.pick_level0_as(|tables| self.complete(tables, self.targets.base_level, reason))
+    }
+
+    fn pick_level0_as(
+        &self,
+        complete: impl Fn(Vec<Arc<TableMeta>>) -> Option<Compaction>,
+    ) -> Option<Compaction> {
         let mut picked: Option<Compaction> = None;
         let mut tables: Vec<Arc<TableMeta>> = Vec::new();
         let mut bytes = 0_u64;
@@ -294,7 +313,7 @@ impl<'a> Picker<'a> {
             if !self.is_busy(table) && !held && fits {
                 // Newest first, as a merge takes its sources.
                 tables.insert(0, Arc::clone(table));
-                if let Some(next) = self.complete(tables.clone(), self.targets.base_level, reason) {
+                if let Some(next) = complete(tables.clone()) {
                     bytes += table.bytes;
                     picked = Some(next);
                     continue;
@@ -408,10 +427,17 @@ impl<'a> Picker<'a> {
         if !self.is_at_rest(self.state.level(0).iter()) {
             return None;
         }
-        let job = self.pick_level0(Reason::Rest)?;
+        let base = self.targets.base_level;
+        // What is not worth the rewriting does not wait for room.
+        let whole = self.pick_level0_as(|tables| self.job_of(tables, base, Reason::Rest));
+        whole.filter(|job| self.is_worth_it(job))?;
+        self.pick_level0(Reason::Rest).filter(|job| self.is_worth_it(job))
+    }
+
+    fn is_worth_it(&self, job: &Compaction) -> bool {
         let upper = job.inputs.iter().filter(|table| table.level == 0);
         let upper_bytes: u64 = upper.map(|table| table.bytes).sum();
-        (upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()).then_some(job)
+        upper_bytes.saturating_mul(REST_REWRITE_MAX) >= job.input_bytes()
     }
 
     fn pick_due(&self, due: impl Fn(&TableMeta) -> Option<Reason>) -> Option<Compaction> {
@@ -459,10 +485,27 @@ impl<'a> Picker<'a> {
         })
     }
 
-    /// The job that takes `upper`, which are idle and newest first, to `output_level`: adds what
-    /// they overlap there. `None` if that collides with a job that runs or with a rule, or takes
-    /// more than the room there is.
+    /// The job that takes `upper`, which are idle and newest first, to `output_level`, if there is
+    /// room for it.
     fn complete(
+        &self,
+        upper: Vec<Arc<TableMeta>>,
+        output_level: usize,
+        reason: Reason,
+    ) -> Option<Compaction> {
+        let job = self.job_of(upper, output_level, reason)?;
+        let bytes = job.room_bytes;
+        if bytes > self.room {
+            let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
+            self.lacked_room.set(Some(least));
+            return None;
+        }
+        Some(job)
+    }
+
+    /// The same, whatever room there is: adds what they overlap there. `None` if that collides with
+    /// a job that runs or with a rule.
+    fn job_of(
         &self,
         upper: Vec<Arc<TableMeta>>,
         output_level: usize,
@@ -502,14 +545,8 @@ impl<'a> Picker<'a> {
             LEVELS => Vec::new(),
             level => self.state.overlapping(level, smallest, largest).cloned().collect(),
         };
-        let job = Compaction { reason, inputs, output_level, grandparents, trivial_move };
-        let bytes = job.room_bytes();
-        if bytes > self.room {
-            let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));
-            self.lacked_room.set(Some(least));
-            return None;
-        }
-        Some(job)
+        let room_bytes = if trivial_move { 0 } else { visible_bytes(&inputs) };
+        Some(Compaction { reason, inputs, output_level, grandparents, trivial_move, room_bytes })
     }
 
     /// Whether tables that overlap nothing at `output_level` can go there without being read.

@@ -163,6 +163,7 @@ impl Tree {
             output_level,
             grandparents: Vec::new(),
             trivial_move: false,
+            room_bytes: 0,
         }
     }
 

@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -165,6 +166,12 @@ impl VersionSet {
     pub fn pinned_versions(&self, now_ms: u64) -> (usize, u64) {
         let (count, since) = self.pins.oldest();
         (count, since.map_or(0, |since| now_ms.saturating_sub(since)))
+    }
+
+    /// Waits until the files of tables that were replaced are removed, at most about `limit`: as
+    /// long as somebody reads them they stay.
+    pub fn wait_until_freed(&self, limit: Duration) {
+        self.pins.wait_until_freed(limit);
     }
 
     /// Whether it is unknown what the manifest holds, since an earlier write or sync of it failed:

@@ -7,8 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::handle::TableRef;
 use super::state::VersionState;
@@ -95,6 +96,8 @@ impl Level {
 pub(super) struct Pins {
     /// By version id. Locked for a moment at install and at the end of a version.
     superseded: Mutex<BTreeMap<u64, u64>>,
+    /// Rung when one of them is used no more.
+    released: Condvar,
     /// Who frees what a version held: whoever lets go of it last came to read.
     pub(super) reaper: Arc<Reaper>,
 }
@@ -109,6 +112,14 @@ impl Pins {
     pub(super) fn oldest(&self) -> (usize, Option<u64>) {
         let superseded = self.superseded.lock();
         (superseded.len(), superseded.values().min().copied())
+    }
+
+    /// Waits until no superseded version is in use, at most `limit`, and what they held is freed.
+    pub(super) fn wait_until_freed(&self, limit: Duration) {
+        let mut superseded = self.superseded.lock();
+        self.released.wait_while_for(&mut superseded, |versions| !versions.is_empty(), limit);
+        drop(superseded);
+        self.reaper.wait();
     }
 }
 
@@ -241,9 +252,11 @@ impl Version {
 
 impl Drop for Version {
     fn drop(&mut self) {
-        self.pins.superseded.lock().remove(&self.id);
-        // The files of obsolete tables go with it.
+        // The files of obsolete tables go with it. Handed over first: who is told that it is used
+        // no more waits for the reaper then.
         self.pins.reaper.free(std::mem::take(&mut self.levels));
+        self.pins.superseded.lock().remove(&self.id);
+        self.pins.released.notify_all();
     }
 }
 

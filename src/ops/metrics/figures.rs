@@ -164,7 +164,7 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
         counter(
             "pairdb_compaction_put_off_total",
             e.compactions_put_off,
-            "Times a compaction had no room on the disk.",
+            "Times a compaction that was due had no room on the disk.",
         ),
         counter("pairdb_compaction_rows_purged_total", e.rows_purged, "Deleted rows forgotten."),
         gauge(

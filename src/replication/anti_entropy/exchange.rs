@@ -7,6 +7,8 @@
 //!
 //! 1. A peer counts only when every row of the partition was made equal with it, and only while
 //!    nothing of the partition is unreadable here.
+//!    Rows of tenants that get more replicas are compared when they have them: not before that is a
+//!    partition whole of which this node will own such rows.
 //! 2. A peer that is no replica any more gives nothing back. What it had went to those who are
 //!    before it ceased to be one, so all of them are asked then, also those who were before.
 
@@ -36,7 +38,7 @@ impl AntiEntropy {
         };
         let begun = self.counters.mended.load(Ordering::Relaxed);
         for (partition, peers) in damaged {
-            if is_unreadable(&partition) {
+            if is_unreadable(&partition) || layout.grows_into(self.node, partition) {
                 continue;
             }
             let peers = match self.givers_now(&layout, partition, peers).await {

@@ -19,27 +19,32 @@
 //!    it was decided. Rows that are not this node's to own go without a mark: others own them.
 //! 3. Who is to give rows back is every other replica by the layout of the time. One that is
 //!    none any more has left its rows to those who are: then all of them are asked anew.
+//! 4. A node that will own a partition when tenants have got more replicas is asked for nothing,
+//!    but it holds rows: its partition is marked, or it would vouch for what it has lost of them.
 
 use std::sync::atomic::Ordering;
 
 use super::{AntiEntropy, Error};
 use crate::cluster::NodeId;
-use crate::cluster::layout::Layout;
+use crate::cluster::layout::{Layout, Sets};
 use crate::replication::fence::Fence;
 use crate::store::{self, Store, Unreadable};
 
 /// Who else holds rows of a partition of which `node` does, ascending; `None`: it holds none.
 pub(super) fn givers(layout: &Layout, node: NodeId, partition: u32) -> Option<Vec<u128>> {
     let factors = layout.document().replication_factors().into_iter();
-    let mut members: Vec<NodeId> = factors
-        .map(|factor| layout.sets(partition, factor))
-        .filter(|sets| sets.contains(node))
-        .flat_map(|sets| sets.members())
-        .collect();
-    members.sort_unstable();
-    members.dedup();
-    let is_one = members.contains(&node);
-    is_one.then(|| members.into_iter().filter(|one| *one != node).map(|one| one.0).collect())
+    let mut all_sets: Vec<Sets> = factors.map(|factor| layout.sets(partition, factor)).collect();
+    // With more replicas for its tenants than there are now it is one of them.
+    let grows = layout.grows_into(node, partition);
+    all_sets.retain(|sets| grows || sets.contains(node));
+    if all_sets.is_empty() {
+        return None;
+    }
+    let members = all_sets.iter().flat_map(Sets::members).filter(|one| *one != node);
+    let mut givers: Vec<u128> = members.map(|one| one.0).collect();
+    givers.sort_unstable();
+    givers.dedup();
+    Some(givers)
 }
 
 /// Whether some tenant's rows of a partition are with `node` alone.

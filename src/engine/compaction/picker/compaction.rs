@@ -38,6 +38,9 @@ pub struct Compaction {
     pub grandparents: Vec<Arc<TableMeta>>,
     /// The inputs need not be read: an edit moves them to the output level.
     pub trivial_move: bool,
+    /// Room that its outputs may take on the disk, in bytes: the inputs stay until they are
+    /// replaced.
+    pub room_bytes: u64,
 }
 
 impl Compaction {
@@ -66,17 +69,15 @@ impl Compaction {
         .unwrap_or(now_ms)
     }
 
-    /// Room that its outputs may take on the disk, in bytes: the inputs stay until they are
-    /// replaced.
-    pub fn room_bytes(&self) -> u64 {
-        let kept = |table: &Arc<TableMeta>| table.bytes.saturating_sub(table.excised_bytes);
-        if self.trivial_move { 0 } else { self.inputs.iter().map(kept).sum() }
-    }
-
     /// Whether table `number` is an input.
     pub fn has_input(&self, number: u64) -> bool {
         self.inputs.iter().any(|table| table.number == number)
     }
+}
+
+/// Room for all that is seen of tables, in bytes.
+pub(super) fn visible_bytes(tables: &[Arc<TableMeta>]) -> u64 {
+    tables.iter().map(|table| table.visible_bytes()).sum()
 }
 
 /// The least and greatest key of tables; empty keys if there are none.

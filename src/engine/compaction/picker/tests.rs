@@ -28,6 +28,7 @@ struct Scene {
     oldest_unflushed_epoch: u64,
     now_ms: u64,
     is_short: bool,
+    room: u64,
 }
 
 impl Scene {
@@ -39,13 +40,14 @@ impl Scene {
             oldest_unflushed_epoch: 100,
             now_ms: 0,
             is_short: false,
+            room: u64::MAX,
         }
     }
 
     fn picker(&self) -> Picker<'_> {
         let epoch = self.oldest_unflushed_epoch;
         let picker = Picker::new(&self.state, &self.running, &self.options, epoch, self.now_ms);
-        picker.short_of_space(self.is_short)
+        picker.short_of_space(self.is_short).with_room(self.room)
     }
 
     /// A line such as `L2 7 a-f bytes=10 deltas=1`; without bytes 10 of them, and 10 entries.
@@ -134,6 +136,10 @@ impl Scene {
                 self.is_short = true;
                 String::new()
             }
+            "room" => {
+                self.room = number();
+                String::new()
+            }
             "unflushed" => {
                 self.oldest_unflushed_epoch = number();
                 String::new()
@@ -147,7 +153,8 @@ impl Scene {
                 String::new()
             }
             "scores" => self.scores(),
-            "pick" => show(self.picker().pick().as_ref()),
+            "pick" => self.choice(|picker| picker.pick()),
+            "pick_all" => self.choice(|picker| picker.pick_all(number())),
             "start" => {
                 let job = self.picker().pick();
                 let text = show(job.as_ref());
@@ -157,6 +164,16 @@ impl Scene {
             "run_all" => self.run_all(number()),
             "run_idle" => self.run_idle(),
             other => panic!("no such command: {other}"),
+        }
+    }
+
+    /// A job, or what room was lacking for one.
+    fn choice(&self, pick: impl Fn(&Picker<'_>) -> Option<Compaction>) -> String {
+        let picker = self.picker();
+        let job = pick(&picker);
+        match picker.lacked_room() {
+            Some(bytes) if job.is_none() => format!("nothing, for want of room for {bytes}\n"),
+            _ => show(job.as_ref()),
         }
     }
 

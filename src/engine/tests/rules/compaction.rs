@@ -11,7 +11,8 @@ fn age_contiguous() {
         node.flush();
         let view = node.shared().super_version.load_full();
         let older = view.version.level(0).tables()[0].meta.number;
-        let busy = node.shared().reserve(|picker| picker.pick_tables(&[older])).expect("is idle");
+        let busy = node.shared().reserve(|picker| picker.pick_tables(&[older], 0));
+        let busy = busy.expect("is idle");
         node.apply(&y());
         node.flush();
         node.compact_what_is_due();

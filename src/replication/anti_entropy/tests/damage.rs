@@ -189,6 +189,64 @@ async fn what_a_lost_block_hid_is_shown_to_nobody_and_dies_again() {
     }
 }
 
+/// A tenant gets a third replica, and the node that is to be it has merged its rows and loses some:
+/// it does not say that there are none. It has them back when the tenant has its replicas, whatever
+/// it exchanges with the others until then.
+async fn replica_to_be_loses_rows(has_another_tenant: bool) {
+    let mut trio = Trio::new();
+    for n in 0..120 {
+        trio.write(n % 3, "default", put(&format!("k{n}"), "v"), &[0, 1, 2]);
+    }
+    let has_replicas = |trio: &Trio, factor| {
+        let change = TenantChange { replication_factor: Some(factor), ..TenantChange::default() };
+        let alter = |at| trio.store(at).alter_tenant("default", change.clone()).expect("altered");
+        (0..3).for_each(|at| drop(alter(at)));
+    };
+    has_replicas(&trio, 2);
+    let [growing, other] = TENANTS.map(|name| trio.store(0).tenant(name).expect("there").id);
+    let with_another = |document: &mut Document| {
+        let tenant = Tenant { id: other, ..document.tenants[&growing].clone() };
+        document.tenants.extend(has_another_tenant.then_some((other, tenant)));
+    };
+    let joint = document(2, |document| {
+        with_another(document);
+        document.tenants.entry(growing).and_modify(|tenant| tenant.replication_factor = 2);
+        document.next_factors = [(growing, 3)].into();
+        document.next_owners = Some(document.owners.clone());
+    });
+    let at = (0..3).find(|at| !joint.sets(0, 2).contains(id(*at))).expect("two of three own it");
+    trio.store(at).compact().expect("compacted");
+    trio.restart_rotten(at, Which::All);
+    trio.adopt(&joint, &[0, 1, 2]);
+    let read = |n: usize| trio.store(at).read("default", format!("k{n}").as_bytes());
+    assert!((0..120).filter(|n| read(*n).is_err()).count() > 0, "nothing is lost");
+    trio.anti_entropy(at).heal().await;
+    assert_eq!(trio.store(at).unreadable(), []);
+    trio.anti_entropy(at).exchange_damaged().await;
+    let held = (0..120).map(|n| trio.store(at).raw_row(growing, format!("k{n}").as_bytes()));
+    let (words, refused): (Vec<_>, Vec<_>) = held.partition(Result::is_ok);
+    assert!(words.into_iter().all(|row| row.expect("a word").row.is_some()), "some are lost");
+    assert!(!refused.is_empty());
+
+    has_replicas(&trio, 3);
+    trio.adopt(&document(3, with_another), &[0, 1, 2]);
+    trio.anti_entropy(at).exchange_damaged().await;
+    assert_eq!(trio.store(at).damaged(), []);
+    for n in 0..120 {
+        assert_eq!(trio.all_values("default", &format!("k{n}")), [["v"]; 3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_to_be_that_has_lost_rows_does_not_vouch_for_what_is_left() {
+    replica_to_be_loses_rows(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_to_be_is_not_mended_by_rows_of_another_tenant() {
+    replica_to_be_loses_rows(true).await;
+}
+
 /// Where a tenant has one replica there is nobody to ask: the block stays, its keys fail by name,
 /// other keys are served, and the node says that it keeps a block.
 #[tokio::test(start_paused = true)]
