@@ -56,6 +56,8 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a node that is new to its cluster waits to hear of the others before it serves.
 const MEET_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for one that was started again: gossip takes a second, and who is down does not come.
+const MEET_AGAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Writes that are answered and still wait for slow replicas.
 const LINGERING_MAX: usize = 4096;
 
@@ -489,15 +491,14 @@ impl Joined {
                 _ => RunState::Serving,
             };
         });
-        if is_new {
-            self.meet(cluster_id).await;
-        }
+        self.meet(cluster_id, if is_new { MEET_TIMEOUT } else { MEET_AGAIN_TIMEOUT }).await;
         Ok(())
     }
 
     /// Waits a while until the others are heard of, and so this node by them: what is written
-    /// before becomes hints for those that seem to be down. One of them may be, so it goes on then.
-    async fn meet(&self, cluster_id: NodeId) {
+    /// before becomes hints for those that seem to be down, or is refused. One of them may be, so it
+    /// goes on then.
+    async fn meet(&self, cluster_id: NodeId, timeout: Duration) {
         let others = self.fence.layout().sets(0, u8::MAX).members();
         let mut nodes = self.gossip.view().watch();
         let all = nodes.wait_for(|nodes| {
@@ -505,7 +506,7 @@ impl Joined {
                 nodes.get(other).is_some_and(|node| node.is_up && node.cluster == Some(cluster_id))
             })
         });
-        let _met = tokio::time::timeout(MEET_TIMEOUT, all).await.is_ok();
+        let _met = tokio::time::timeout(timeout, all).await.is_ok();
     }
 
     /// Asks the members that are known for the layout: a node that was away, and perhaps removed

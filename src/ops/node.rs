@@ -304,10 +304,9 @@ impl Node {
         };
         // Peers are answered from here on: who forms a cluster needs the others' answers.
         if let Err(error) = node.joined.enter(&node.config).await {
-            if matches!(error, Error::RolledBack) {
-                node.note_rolled_back();
+            if let Err(stopping) = node.stop(&CancellationToken::new()).await {
+                tracing::error!(error = %stopping, "and the stop that follows from it");
             }
-            node.stop(&CancellationToken::new()).await?;
             return Err(error);
         }
         node.health.set(State::Serving);

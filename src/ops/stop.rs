@@ -12,6 +12,8 @@
 //! The numbered steps take `shutdown_timeout` at most. A second signal skips the waiting and the
 //! flush: the next start then replays the log. Nothing acknowledged is lost either way.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,8 +24,11 @@ use super::shutdown::Shutdown;
 use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
 
-/// The share of `shutdown_timeout` that calls in flight may take; the rest is for the flush.
-const CALLS_SHARE: f64 = 0.7;
+/// Until when steps 1 to 3 may go on, as shares of `shutdown_timeout`: a client that does not read
+/// takes no time from the writes that others wait for. The rest is for the flush.
+const CLIENTS_END: f64 = 0.4;
+const WRITES_END: f64 = 0.55;
+const PEERS_END: f64 = 0.7;
 
 /// Why a node ends.
 pub(super) enum End {
@@ -35,10 +40,8 @@ pub(super) enum End {
     Left,
     /// It is no member any more.
     Removed,
-    /// Another process acts as it.
-    Superseded,
-    /// Its directory was put back to an earlier state.
-    RolledBack,
+    /// See [`Node::must_end`].
+    Condemned,
 }
 
 impl Node {
@@ -53,7 +56,12 @@ impl Node {
         };
         match end {
             End::Signalled => {
-                let left = self.leave_for_good(&shutdown.fast).await;
+                let left = tokio::select! {
+                    biased;
+                    // Nobody speaks to it any more, so a drain would not end.
+                    () = self.must_end() => Ok(()),
+                    left = self.leave_for_good(&shutdown.fast) => left,
+                };
                 self.stop(&shutdown.fast).await?;
                 left
             }
@@ -67,35 +75,45 @@ impl Node {
                 self.stop(&shutdown.fast).await?;
                 Err(Error::Fenced { has_left: false })
             }
-            End::Superseded => {
-                tracing::error!(
-                    "another process acts as this node, with a later start: stopping at once"
-                );
-                // Without the mark of a clean stop: the actor is never used again.
-                shutdown.fast.cancel();
-                self.stop(&shutdown.fast).await?;
-                Err(Error::Superseded)
-            }
-            End::RolledBack => {
-                self.note_rolled_back();
-                shutdown.fast.cancel();
-                self.stop(&shutdown.fast).await?;
-                Err(Error::RolledBack)
-            }
+            // Which says why.
+            End::Condemned => self.stop(&shutdown.fast).await,
         }
     }
 
-    /// Sees to it that nothing is started from the directory again.
-    pub(super) fn note_rolled_back(&self) {
-        tracing::error!("others know of a later state of this node: it was put back; stopping");
-        if let Err(error) = rolled_back::note(&*self.vfs, &self.config.node.data_dir) {
-            tracing::error!(%error, "cannot note that the directory was put back");
+    /// Waits until the node must not go on: its directory was put back to an earlier state, or
+    /// another process acts as this node.
+    async fn must_end(&self) {
+        let mut superseded = self.joined.superseded();
+        let mut rolled_back = self.joined.rolled_back();
+        tokio::select! {
+            _ = superseded.wait_for(|over| *over) => {}
+            _ = rolled_back.wait_for(|back| *back) => {}
         }
+    }
+
+    /// Why it must not go on, if it must not. Then it stops at once, without the mark of a clean
+    /// stop: the actor is never used again.
+    fn verdict(&self, fast: &CancellationToken) -> Option<Error> {
+        let verdict = if *self.joined.rolled_back().borrow() {
+            tracing::error!("others know of a later state of this node: it was put back; stopping");
+            // Nothing is to be started from the directory again.
+            if let Err(error) = rolled_back::note(&*self.vfs, &self.config.node.data_dir) {
+                tracing::error!(%error, "cannot note that the directory was put back");
+            }
+            Error::RolledBack
+        } else if *self.joined.superseded().borrow() {
+            tracing::error!(
+                "another process acts as this node, with a later start: stopping at once"
+            );
+            Error::Superseded
+        } else {
+            return None;
+        };
+        fast.cancel();
+        Some(verdict)
     }
 
     async fn wait_for_end(&self, shutdown: &Shutdown) -> End {
-        let mut superseded = self.joined.superseded();
-        let mut rolled_back = self.joined.rolled_back();
         let mut layout = self.joined.layout();
         loop {
             layout.borrow_and_update();
@@ -105,10 +123,11 @@ impl Node {
                 state => self.show(state == Some(MemberState::Leaving)).await,
             }
             tokio::select! {
+                // In this order: one that must not go on is not asked whether it may stop well.
+                biased;
+                () = self.must_end() => return End::Condemned,
                 () = shutdown.graceful.cancelled() => return End::Signalled,
                 () = self.asked_to_stop.cancelled() => return End::Asked,
-                _ = superseded.wait_for(|over| *over) => return End::Superseded,
-                _ = rolled_back.wait_for(|back| *back) => return End::RolledBack,
                 changed = layout.changed() => if changed.is_err() { return End::Asked },
             }
         }
@@ -135,8 +154,9 @@ impl Node {
     /// Stops; `fast` cuts the waiting short.
     ///
     /// # Errors
-    /// The store could not be closed cleanly.
+    /// The store could not be closed cleanly, or the node turned out to be one that must not go on.
     pub async fn stop(mut self, fast: &CancellationToken) -> Result<(), Error> {
+        let mut verdict = self.verdict(fast);
         self.health.set(State::Stopping);
         self.joined.prepare_to_stop();
         self.show_health().await;
@@ -152,9 +172,11 @@ impl Node {
         let timeout = self.config.node.shutdown_timeout;
         let end = tokio::time::sleep(timeout);
         tokio::select! {
-            () = self.finish_calls(Instant::now() + timeout.mul_f64(CALLS_SHARE)) => {}
+            () = self.finish_calls(timeout) => {}
             () = fast.cancelled() => {}
         }
+        // It may have heard of it while it stopped.
+        verdict = verdict.or_else(|| self.verdict(fast));
         self.closing.cancel();
         let store = self.store;
         let joined = self.joined;
@@ -169,25 +191,29 @@ impl Node {
         };
         // Without the flush nothing acknowledged is lost either: the next start replays the log.
         tokio::select! {
-            closed = closing => closed?,
+            biased;
             () = fast.cancelled() => tracing::warn!("stopping without a flush, as asked"),
+            closed = closing => closed?,
             () = end => tracing::warn!("stopping without a flush: it did not end in time"),
         }
         tracing::info!("stopped");
-        Ok(())
+        verdict.map_or(Ok(()), Err)
     }
 
-    /// Steps 1 to 3 of a stop: what began before it ends, by `end`.
-    async fn finish_calls(&mut self, end: Instant) {
+    /// Steps 1 to 3 of a stop: what began before it ends, each in its share of `timeout`.
+    async fn finish_calls(&mut self, timeout: Duration) {
+        let begin = Instant::now();
+        let end = begin + timeout.mul_f64(CLIENTS_END);
         let farewell = tokio::time::timeout_at(end, self.joined.say_farewell());
         let (finished, _) = tokio::join!(self.server.stop_clients(end), farewell);
         if !finished {
             tracing::warn!("calls were cut: they did not finish in time");
         }
+        let end = begin + timeout.mul_f64(WRITES_END);
         if tokio::time::timeout_at(end, self.joined.finish_writes()).await.is_err() {
             tracing::warn!("replicas still lack writes: the comparison of replicas will find them");
         }
-        if !self.server.stop_peers(end).await {
+        if !self.server.stop_peers(begin + timeout.mul_f64(PEERS_END)).await {
             tracing::warn!("requests of peers were cut: they did not finish in time");
         }
     }
