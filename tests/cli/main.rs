@@ -2,6 +2,7 @@
 
 mod bad_data;
 mod descriptors;
+mod import;
 mod kubernetes;
 mod migrate;
 mod no_room;

@@ -3,12 +3,18 @@
 //! A thread reads and parses; batches are in flight while it goes on, and finish in order, so that
 //! one place in the input says what is done. Every record's write is named after this import and
 //! its line: what is sent again after an interruption is the same write.
+//!
+//! # Invariants
+//! 1. All records before the place are written, or were left out by name. It does not move behind
+//!    a batch that the next run is to send again, whatever became of those after it.
+//! 2. The counts that are saved are of the records before the place.
 
 mod acked;
 mod read;
 
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -120,6 +126,7 @@ struct Saved {
     /// Of the input, to notice that it is another one.
     bytes: u64,
     place: Place,
+    /// Of the records before the place.
     counts: Counts,
 }
 
@@ -131,9 +138,20 @@ struct Counts {
     failed: u64,
 }
 
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.imported += other.imported;
+        self.repeated += other.repeated;
+        self.failed += other.failed;
+    }
+}
+
 /// What became of a batch: the records that failed, by line.
+#[derive(Default)]
 struct Sent {
     end: Place,
+    /// Records that were bad before they could be sent.
+    left_out: u64,
     imported: u64,
     repeated: u64,
     failed: Vec<(u64, Error)>,
@@ -149,8 +167,10 @@ struct Import {
     checkpoint: Checkpoint,
     acked: Option<AckedFile>,
     saved: Saved,
-    /// Failures of earlier runs whose records were left out for good.
-    skipped_before: u64,
+    /// What was met behind the place and is met again by the next run.
+    beyond: Counts,
+    /// Whether a batch is to be sent again by the next run: the place stays before it.
+    is_held: bool,
     bar: ProgressBar,
     /// The first failure that ends it.
     stopped: Option<Failure>,
@@ -193,8 +213,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         in_flight_max: args.in_flight as usize,
         checkpoint,
         acked,
-        skipped_before: saved.counts.failed,
         saved,
+        beyond: Counts::default(),
+        is_held: false,
         bar: bar(bytes),
         stopped: None,
     };
@@ -246,7 +267,13 @@ impl Import {
                     let sending = send(client, tenant, batch, self.overwrite);
                     in_flight.push_back(tokio::spawn(sending));
                 }
-                Event::Bad { line, why } => self.fail(line, &why, None),
+                Event::Bad { line, why } if self.on_error == OnError::Skip => {
+                    self.tell_skipped(line, &why);
+                }
+                Event::Bad { line, why } => {
+                    self.beyond.failed += 1;
+                    self.stop(Failure::error(format!("line {line}: {why}")));
+                }
                 Event::Broken(why) => self.stop(Failure::error(why)),
             }
             while in_flight.len() >= self.in_flight_max {
@@ -261,52 +288,51 @@ impl Import {
         drop(reader);
         match self.stopped {
             None => self.checkpoint.done(),
-            Some(_) => {
-                let mut saved = self.saved.clone();
-                if self.on_error == OnError::Stop {
-                    // The next run meets the record again, and counts it then.
-                    saved.counts.failed = self.skipped_before;
-                }
-                self.checkpoint.save(&saved, true)?;
-            }
+            Some(_) => self.checkpoint.save(&self.saved, true)?,
         }
         Ok(())
     }
 
-    /// Waits for the oldest batch and moves the place behind it.
+    /// Waits for the oldest batch and moves the place behind it, if all before is done.
     async fn finish(&mut self, sending: Option<JoinHandle<Sent>>) -> Result<(), Failure> {
         let Some(sending) = sending else { return Ok(()) };
         let sent = sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
-        self.saved.counts.imported += sent.imported;
-        self.saved.counts.repeated += sent.repeated;
         if let Some(acked) = &mut self.acked {
             acked.append(&sent.acked)?;
         }
-        let stops = self.on_error == OnError::Stop && !sent.failed.is_empty();
+        let failed = sent.left_out + sent.failed.len() as u64;
+        let counts = Counts { imported: sent.imported, repeated: sent.repeated, failed };
         for (line, error) in sent.failed {
-            self.fail(line, &error.to_string(), Some(error.clone()));
+            if self.on_error == OnError::Skip {
+                self.tell_skipped(line, &error.to_string());
+            } else {
+                self.is_held = true;
+                self.stop(Failure::from(error).at(line));
+            }
         }
-        // The next run sends a batch with a failure again: its writes are the same writes.
-        if self.stopped.is_none() || !stops {
-            self.saved.place = sent.end;
-            self.checkpoint.save(&self.saved, false)?;
+        match self.is_held {
+            // The next run sends it again: its writes are the same writes.
+            true => self.beyond += counts,
+            false => {
+                self.saved.counts += counts;
+                self.saved.place = sent.end;
+                self.checkpoint.save(&self.saved, false)?;
+            }
         }
         self.bar.set_position(sent.end.offset);
-        self.bar.set_message(format!("{} records", self.saved.counts.imported));
+        self.bar.set_message(format!("{} records", self.counts().imported));
         Ok(())
     }
 
-    fn fail(&mut self, line: u64, why: &str, error: Option<Error>) {
-        self.saved.counts.failed += 1;
-        let message = format!("line {line}: {why}");
-        if self.on_error == OnError::Skip {
-            self.bar.suspend(|| say(format_args!("{message}; skipped")));
-            return;
-        }
-        self.stop(match error {
-            None => Failure::error(message),
-            Some(error) => Failure::from(error).at(line),
-        });
+    /// Of all runs so far.
+    fn counts(&self) -> Counts {
+        let mut counts = self.saved.counts;
+        counts += self.beyond;
+        counts
+    }
+
+    fn tell_skipped(&self, line: u64, why: &str) {
+        self.bar.suspend(|| say(format_args!("line {line}: {why}; skipped")));
     }
 
     fn stop(&mut self, failure: Failure) {
@@ -318,8 +344,7 @@ impl Import {
 
 /// Sends a batch; what is refused for the moment is sent again.
 async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
-    let mut sent =
-        Sent { end: batch.end, imported: 0, repeated: 0, failed: Vec::new(), acked: Vec::new() };
+    let mut sent = Sent { end: batch.end, left_out: batch.left_out, ..Sent::default() };
     let mut items = batch.items;
     if overwrite && let Err(error) = give_contexts(&client, &tenant, &mut items).await {
         sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
@@ -397,7 +422,7 @@ async fn give_contexts(client: &Client, tenant: &str, items: &mut [Item]) -> Res
 }
 
 fn report(connect: &Connect, import: &Import, took: Duration) -> Result<(), Failure> {
-    let counts = import.saved.counts;
+    let counts = import.counts();
     let place = import.saved.place;
     let mut text = format!(
         "{} records imported, {} failed, {} lines and {} bytes read, in {:.1} s",

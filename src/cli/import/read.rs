@@ -48,6 +48,8 @@ pub(super) struct Batch {
     pub items: Vec<Item>,
     /// Behind the last of them.
     pub end: Place,
+    /// Bad records before that, which are left out.
+    pub left_out: u64,
     bytes: usize,
 }
 
@@ -204,6 +206,7 @@ impl Reading<'_> {
             }
             Err(why) if self.input.go_on => {
                 self.batch.end = end;
+                self.batch.left_out += 1;
                 self.tell(Event::Bad { line, why })
             }
             Err(why) => {
