@@ -4,7 +4,7 @@ use std::fs;
 
 use super::node::CliNode;
 
-fn sorted(text: &str) -> Vec<String> {
+pub(super) fn sorted(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
     lines.sort_unstable();
     lines

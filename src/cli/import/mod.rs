@@ -37,6 +37,22 @@ use read::{Batch, Event, Input, Item, Place};
 /// Times that a record is sent again when the node is overloaded.
 const ATTEMPTS: u32 = 8;
 
+/// What is wrong with a record itself: no other try, node or day makes it good. All else is no
+/// reason to leave it out.
+const BAD_RECORD: [&str; 8] = [
+    "EMPTY_KEY",
+    "KEY_TOO_LONG",
+    "VALUE_TOO_LONG",
+    "CONTENT_TYPE_TOO_LONG",
+    "INVALID_TTL",
+    "IDEMPOTENCY_CONFLICT",
+    "TOO_MANY_SIBLINGS",
+    "ROW_TOO_LARGE",
+];
+
+/// Of a record if it was sent alone, else of the batch: its parts may fit.
+const BAD_BATCH: [&str; 2] = ["MESSAGE_TOO_LARGE", "BATCH_TOO_LARGE"];
+
 /// Write the records of a file
 ///
 /// JSON Lines: {"key": ..., "value": ...}, with key_base64 and value_base64 for what is not
@@ -112,7 +128,7 @@ impl Format {
 enum OnError {
     /// It ends the import.
     Stop,
-    /// It is named, counted and left out.
+    /// It is named, counted and left out. Only what is wrong with a record itself is skipped.
     Skip,
 }
 
@@ -303,7 +319,7 @@ impl Import {
         let failed = sent.left_out + sent.failed.len() as u64;
         let counts = Counts { imported: sent.imported, repeated: sent.repeated, failed };
         for (line, error) in sent.failed {
-            if self.on_error == OnError::Skip {
+            if self.on_error == OnError::Skip && is_bad_record(&error) {
                 self.tell_skipped(line, &error.to_string());
             } else {
                 self.is_held = true;
@@ -342,21 +358,53 @@ impl Import {
     }
 }
 
-/// Sends a batch; what is refused for the moment is sent again.
+/// Whether it is the record that is wrong: what a batch is refused for is so once its parts are.
+fn is_bad_record(error: &Error) -> bool {
+    BAD_RECORD.contains(&error.reason()) || BAD_BATCH.contains(&error.reason())
+}
+
+/// Sends a batch; what is too large is sent in parts.
 async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
     let mut sent = Sent { end: batch.end, left_out: batch.left_out, ..Sent::default() };
     let mut items = batch.items;
+    // Once: the values of one record are siblings, whatever part they are sent in.
     if overwrite && let Err(error) = give_contexts(&client, &tenant, &mut items).await {
         sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
         return sent;
     }
+    let mut parts = vec![items];
+    while let Some(items) = parts.pop() {
+        if items.is_empty() {
+            continue;
+        }
+        let mut half = send_part(&client, &tenant, items, &mut sent).await;
+        let rest = half.split_off(half.len() / 2);
+        parts.extend([rest, half]);
+    }
+    sent
+}
+
+/// Sends items; what is refused for the moment is sent again. Gives back, of several, those that
+/// may fit into smaller parts.
+async fn send_part(
+    client: &Client,
+    tenant: &str,
+    mut items: Vec<Item>,
+    sent: &mut Sent,
+) -> Vec<Item> {
+    let is_alone = items.len() == 1;
+    let mut too_large = Vec::new();
     for attempt in 1.. {
         let mutations = items.iter().map(|item| item.mutation.clone()).collect();
-        let results = match client.batch_write(&tenant, mutations).await {
+        let results = match client.batch_write(tenant, mutations).await {
             Ok(results) if results.len() == items.len() => results,
             Ok(_) => {
                 let error = broken("the answer does not fit the batch");
                 sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
+                break;
+            }
+            Err(error) if BAD_BATCH.contains(&error.reason()) && !is_alone => {
+                too_large.extend(items);
                 break;
             }
             Err(error) => {
@@ -381,6 +429,9 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
                             wait = wait.max(after * attempt);
                             again.push(item);
                         }
+                        _ if BAD_BATCH.contains(&error.reason()) && !is_alone => {
+                            too_large.push(item);
+                        }
                         _ => sent.failed.push((item.line, error)),
                     }
                 }
@@ -393,7 +444,7 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
         tokio::time::sleep(wait).await;
         items = again;
     }
-    sent
+    too_large
 }
 
 fn broken(message: &str) -> Error {
