@@ -46,17 +46,22 @@ impl Checkpoint {
         })
     }
 
+    /// Whether the last time that a place was remembered is long enough ago.
+    pub fn is_due(&self) -> bool {
+        self.path.is_some() && self.written.is_none_or(|at| at.elapsed() >= EVERY)
+    }
+
     /// Remembers a place, if the last time is long enough ago or `now` is set.
     pub fn save(&mut self, place: &impl Serialize, now: bool) -> Result<(), Failure> {
-        let Some(path) = &self.path else { return Ok(()) };
-        if !now && self.written.is_some_and(|at| at.elapsed() < EVERY) {
+        if !now && !self.is_due() {
             return Ok(());
         }
+        let Some(path) = &self.path else { return Ok(()) };
         self.written = Some(Instant::now());
         let aside = path.with_extension("pairdb-progress.new");
         let text = serde_json::to_vec(place).expect("plain fields always serialize");
         let saved = fs::File::create(&aside)
-            .and_then(|mut file| file.write_all(&text))
+            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
             .and_then(|()| fs::rename(&aside, path));
         saved.map_err(|error| {
             Failure::error(format!("cannot write the progress to {}: {error}", path.display()))

@@ -2,6 +2,8 @@
 
 mod bad_data;
 mod descriptors;
+mod export;
+mod fake;
 mod import;
 mod kubernetes;
 mod migrate;

@@ -161,10 +161,10 @@ async fn copy_tenant(
         let error = match sides.here.scan(request.clone()).await {
             Err(error) => error,
             Ok(mut pages) => loop {
-                let page = match pages.message().await {
+                let page = match pages.next().await {
                     Ok(Some(page)) => page,
                     Ok(None) => return Ok(()),
-                    Err(status) => break Error::of(&status, false),
+                    Err(error) => break error,
                 };
                 attempt = 0;
                 let mut done = 0.0;
@@ -178,13 +178,9 @@ async fn copy_tenant(
                     }
                 }
                 copy_rows(job, sides, tenant, rows).await?;
-                let is_last = page.cursor.is_empty();
                 let place = Place { cursor: encode(&page.cursor), ..job.saved.place.clone() };
                 job.reach(place, share(done))?;
                 request.cursor = page.cursor;
-                if is_last {
-                    return Ok(());
-                }
             },
         };
         attempt += 1;

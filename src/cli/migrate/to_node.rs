@@ -125,7 +125,5 @@ async fn follow(
             Err(status) => return Ok(Some((Error::of(&status, false), moved))),
         };
     }
-    let message = "the stream ended before the last page";
-    let status = tonic::Status::unavailable(message);
-    Ok(Some((Error::of(&status, false), moved)))
+    Ok(Some((Error::ended_early(), moved)))
 }
