@@ -16,6 +16,7 @@ use serde_json::json;
 use super::args::{Connect, Tenant, decode, encode};
 use super::failure::{Failure, say};
 use super::import::Format;
+use super::layout::cluster_id;
 use super::progress::{Checkpoint, bar};
 use super::record;
 use super::scan::Range;
@@ -52,6 +53,7 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saved {
+    cluster_id: String,
     /// Which rows and what of them, to notice that it is another export.
     range: String,
     /// Of the scan, in base64; empty at the beginning.
@@ -92,8 +94,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if stdout {
         checkpoint = Checkpoint::beside(None, None);
     }
-    let mut saved = Saved { range, ..Saved::default() };
+    let cluster_id = cluster_id(&client).await?;
+    let mut saved = Saved { cluster_id, range, ..Saved::default() };
     if let Some(before) = checkpoint.load::<Saved>()? {
+        checkpoint.belongs(&before.cluster_id, &saved.cluster_id)?;
         if saved.range != before.range {
             let what = "the progress file belongs to another export; remove it to begin anew";
             return Err(Failure::error(what));

@@ -155,3 +155,15 @@ fn a_limit_is_the_end_of_a_stream() {
     }
     assert_eq!(sorted(&node.ok(&["export"])), sorted(&lines));
 }
+
+/// Cursors and what was written belong to one cluster.
+#[test]
+fn an_export_goes_on_with_the_cluster_it_began_with() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (file, progress) = interrupted(&dir);
+    let other = CliNode::start();
+    let done = other.run(&["export", &file]);
+    assert_eq!(done.code, 1, "{}", done.stderr);
+    assert!(done.stderr.contains("the-fake"), "{}", done.stderr);
+    assert!(done.stderr.contains(&progress), "{}", done.stderr);
+}

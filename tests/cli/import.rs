@@ -110,5 +110,67 @@ fn an_outage_is_no_bad_record() {
         let keys: String = (1..=12).map(|n| format!("k{n}\n")).collect();
         assert_eq!(sorted(&node.ok(&["keys"])), sorted(&keys));
         assert!(!fs::exists(&place).expect("it can be asked"));
+        assert!(done.stdout.starts_with("12 records imported, 0 failed"), "{}", done.stdout);
     }
+}
+
+/// What was imported into one cluster is not in another one.
+#[test]
+fn an_import_goes_on_in_the_cluster_it_began_in() {
+    let (node, other) = (CliNode::start(), CliNode::start());
+    let file = node.path("in.jsonl");
+    fs::write(&file, format!("{}not json\n", line("a", "v"))).expect("written");
+    assert_eq!(node.run(&["import", &file]).code, 1);
+    let id = |node: &CliNode| {
+        let id = node.json(&["status", "--output", "json"])["cluster_id"].clone();
+        id.as_str().expect("an id").to_owned()
+    };
+    let refused = other.run(&["import", &file]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    for part in [&*id(&node), &*id(&other), "in.jsonl.pairdb-progress"] {
+        assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+    }
+    assert_eq!(other.ok(&["keys"]), "");
+    let skip = ["import", &file, "--on-error", "skip"];
+    assert!(node.run(&skip).stderr.contains("going on after line 1"));
+}
+
+/// Standard input is read from its beginning; what is not what was read before is no input to go
+/// on with.
+#[test]
+fn another_input_is_not_gone_on_with() {
+    for (format, header) in [("jsonl", ""), ("csv", "key,value\n")] {
+        let node = CliNode::start();
+        let place = node.path("place");
+        let import = ["import", "-", "--format", format, "--progress-file", &place];
+        let bad = "not,a,record\n";
+        let record = |key: &str| match format {
+            "csv" => format!("{key},v\n"),
+            _ => line(key, "v"),
+        };
+        let stopped = node.run_with(&import, &format!("{header}{}{bad}", record("a")));
+        assert_eq!(stopped.code, 1, "{}", stopped.stderr);
+        let again = node.run_with(&import, &format!("{header}{}{bad}", record("a")));
+        let at = if format == "csv" { "line 3: " } else { "line 2: " };
+        assert!(again.stderr.contains(at), "{}", again.stderr);
+        for other in [format!("{header}{}", record("longer")), header.to_owned()] {
+            let refused = node.run_with(&import, &other);
+            assert_eq!(refused.code, 1, "{other}: {}", refused.stderr);
+            assert!(refused.stderr.contains("another input"), "{other}: {}", refused.stderr);
+        }
+        let done = node.run_with(&import, &format!("{header}{}{}", record("a"), record("b")));
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert_eq!(sorted(&node.ok(&["keys"])), ["a", "b"]);
+    }
+}
+
+/// A progress file that cannot be read may say anything: it is not the same as none.
+#[test]
+fn progress_that_cannot_be_read_is_not_begun_anew() {
+    let node = CliNode::start();
+    let place = node.path("place");
+    std::os::unix::fs::symlink("place", &place).expect("a link to itself");
+    let done = node.run_with(&["import", "--progress-file", &place], &line("a", "v"));
+    assert_eq!(done.code, 1, "{}", done.stderr);
+    assert!(done.stderr.contains(&format!("cannot read {place}")), "{}", done.stderr);
 }

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use super::args::{Connect, Output, Tenant};
 use super::failure::{Failure, say};
+use super::layout::cluster_id;
 use super::progress::{Checkpoint, bar};
 use crate::client::{Client, Error};
 use crate::proto;
@@ -138,6 +139,7 @@ enum OnError {
 struct Saved {
     /// Names this import in the idempotency keys.
     import_id: u64,
+    cluster_id: String,
     tenant: String,
     /// Of the input, to notice that it is another one.
     bytes: u64,
@@ -207,7 +209,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let acked = args.acked_file.as_deref().map(AckedFile::open).transpose()?;
     let subject = (!stdin).then_some(args.file.as_path());
     let checkpoint = Checkpoint::beside(args.progress_file.as_deref(), subject);
-    let saved = resume(&checkpoint, &args, bytes.unwrap_or(0))?;
+    let saved = resume(&checkpoint, &args, cluster_id(&client).await?, bytes.unwrap_or(0))?;
     let input = Input {
         path: (!stdin).then(|| args.file.clone()),
         format: args.format.unwrap_or_else(|| Format::of_name(&args.file)),
@@ -246,8 +248,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// The place that an earlier run has reached, or the beginning.
-fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Failure> {
+fn resume(
+    checkpoint: &Checkpoint,
+    args: &Args,
+    cluster_id: String,
+    bytes: u64,
+) -> Result<Saved, Failure> {
     if let Some(saved) = checkpoint.load::<Saved>()? {
+        checkpoint.belongs(&saved.cluster_id, &cluster_id)?;
         let path = checkpoint.path().map(|path| path.display().to_string()).unwrap_or_default();
         if saved.bytes != bytes || saved.tenant != args.tenant.tenant {
             return Err(Failure::error(format!(
@@ -261,6 +269,7 @@ fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Fai
     let name = format!("{}.{}", now.as_nanos(), std::process::id());
     Ok(Saved {
         import_id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
+        cluster_id,
         tenant: args.tenant.tenant.clone(),
         bytes,
         place: Place::default(),

@@ -4,7 +4,10 @@
 //! 1. A line that is too long is read past without being kept: memory is bounded by the longest
 //!    allowed line and the size of a batch.
 //! 2. A batch's end lies behind all its records and all bad ones before them.
+//! 3. What lies before the start is not told. A file is read from there; standard input from its
+//!    beginning, and it must have a record that ends there.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -79,6 +82,7 @@ pub(super) struct Input {
     pub items_max: usize,
     /// Whether to read on after a bad record.
     pub go_on: bool,
+    /// Behind what an earlier run has done.
     pub start: Place,
 }
 
@@ -121,11 +125,30 @@ impl Input {
         }
     }
 
+    /// Opens the lines at the start.
     fn open_lines(&self) -> Result<Box<dyn BufRead>, End> {
-        let Some(path) = &self.path else { return Ok(Box::new(BufReader::new(io::stdin()))) };
+        let Some(path) = &self.path else {
+            let mut lines = BufReader::new(io::stdin());
+            let mut bytes = 0;
+            for _ in 0..self.start.line {
+                bytes += lines.skip_until(b'\n')? as u64;
+            }
+            return match bytes == self.start.offset {
+                true => Ok(Box::new(lines)),
+                false => Err(self.another()),
+            };
+        };
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(self.start.offset))?;
         Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
+    }
+
+    /// The end of an import whose progress was made with another input.
+    fn another(&self) -> End {
+        let Place { offset, line, .. } = self.start;
+        End::Broken(format!(
+            "the progress belongs to another input: no record ends at byte {offset}, in line {line}"
+        ))
     }
 
     /// Turns a record into mutations, each named by this import, its line and its content.
@@ -272,6 +295,10 @@ impl Reading<'_> {
         let headers = reader.byte_headers().map_err(broken)?.clone();
         let columns = Columns::find(self.input, &headers).map_err(End::Broken)?;
         let mut row = csv::ByteRecord::new();
+        let mut skip_to = match &self.input.path {
+            None => self.input.start.offset,
+            Some(_) => 0,
+        };
         loop {
             let line = reader.position().line();
             let read = reader.read_byte_record(&mut row);
@@ -279,6 +306,14 @@ impl Reading<'_> {
             let at = reader.position();
             let end =
                 Place { offset: at.byte(), line: at.line().saturating_sub(1), record: at.record() };
+            if skip_to > 0 {
+                match end.offset.cmp(&skip_to) {
+                    Ordering::Less if !matches!(read, Ok(false)) => {}
+                    Ordering::Equal => skip_to = 0,
+                    _ => return Err(self.input.another()),
+                }
+                continue;
+            }
             let record = match read {
                 Ok(false) => return Ok(()),
                 Ok(true) => columns.record(&headers, &row),
