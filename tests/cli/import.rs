@@ -174,3 +174,25 @@ fn progress_that_cannot_be_read_is_not_begun_anew() {
     assert_eq!(done.code, 1, "{}", done.stderr);
     assert!(done.stderr.contains(&format!("cannot read {place}")), "{}", done.stderr);
 }
+
+/// The last line of a key is what is there in the end, however many batches are in flight.
+#[test]
+fn of_the_lines_of_a_key_the_last_one_wins() {
+    let node = CliNode::start();
+    node.ok(&["tenant", "create", "lww", "--mode", "last-write-wins"]);
+    let file = node.path("in.jsonl");
+    // Long values first: they are slower.
+    let value = |n: usize| format!("{n} {}", "x".repeat(if n < 500 { 20_000 } else { 0 }));
+    let lines = (0..1000).map(|n| line(&format!("k{}", n % 50), &value(n)));
+    fs::write(&file, lines.collect::<String>()).expect("written");
+    for arguments in [&["--tenant", "lww"][..], &["--overwrite"]] {
+        let more = ["--in-flight", "16", "--output", "json"];
+        let report = node.json(&[&["import", &file][..], &more, arguments].concat());
+        assert_eq!(report["imported"], 1000, "{report}");
+        let tenant = arguments.get(1).copied().unwrap_or("default");
+        for n in 950..1000 {
+            let value = node.ok(&["get", &format!("k{}", n % 50), "--tenant", tenant]);
+            assert_eq!(value, format!("{n} "), "{arguments:?}");
+        }
+    }
+}

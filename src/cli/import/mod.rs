@@ -8,17 +8,21 @@
 //! 1. All records before the place are written, or were left out by name. It does not move behind
 //!    a batch that the next run is to send again, whatever became of those after it.
 //! 2. The counts that are saved are of the records before the place.
+//! 3. Where one value of a key replaces another, the lines of a key are written one after the
+//!    other: no batch has two of them, and none is sent before an earlier one is answered.
+//!    Elsewhere they become siblings in any order.
 
 mod acked;
 mod read;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::IsTerminal as _;
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
@@ -173,7 +177,14 @@ struct Sent {
     imported: u64,
     repeated: u64,
     failed: Vec<(u64, Error)>,
-    acked: Vec<bytes::Bytes>,
+    acked: Vec<Bytes>,
+}
+
+/// A batch that is being sent.
+struct InFlight {
+    /// Where the order of a key's lines counts.
+    keys: HashSet<Bytes>,
+    sending: JoinHandle<Sent>,
 }
 
 struct Import {
@@ -199,7 +210,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     // A node that is not there or a tenant that does not exist is found before anything is read.
     let probe = proto::GetTenantRequest { name: args.tenant.tenant.clone() };
     let ask = async |admin: &mut crate::client::Admin, request| admin.get_tenant(request).await;
-    client.admin_call(probe, ask).await?;
+    let tenant = client.admin_call(probe, ask).await?.tenant.unwrap_or_default();
+    let is_ordered = args.overwrite || tenant.mode() == proto::TenantMode::LastWriteWins;
 
     let stdin = args.file.to_str() == Some("-");
     let bytes = match stdin {
@@ -221,6 +233,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         import_id: saved.import_id,
         items_max: args.batch as usize,
         go_on: args.on_error == OnError::Skip,
+        is_ordered,
         start: saved.place,
     };
     let mut import = Import {
@@ -281,16 +294,24 @@ impl Import {
     async fn work(&mut self, input: Input) -> Result<(), Failure> {
         let (events, mut received) = mpsc::channel(self.in_flight_max);
         let reader = tokio::task::spawn_blocking(move || input.read(&events));
-        let mut in_flight: VecDeque<JoinHandle<Sent>> = VecDeque::new();
+        let mut in_flight: VecDeque<InFlight> = VecDeque::new();
         // Saved before the first batch: what it sends is named by the import's id.
         self.checkpoint.save(&self.saved, true)?;
         while self.stopped.is_none() {
             let Some(event) = received.recv().await else { break };
             match event {
-                Event::Batch(batch) => {
+                Event::Batch(mut batch) => {
+                    let keys = std::mem::take(&mut batch.keys);
+                    while in_flight.iter().any(|earlier| !earlier.keys.is_disjoint(&keys)) {
+                        self.finish(in_flight.pop_front()).await?;
+                    }
+                    if self.stopped.is_some() {
+                        // An earlier line of a key may be sent again, behind this one.
+                        break;
+                    }
                     let (client, tenant) = (Arc::clone(&self.client), self.tenant.clone());
-                    let sending = send(client, tenant, batch, self.overwrite);
-                    in_flight.push_back(tokio::spawn(sending));
+                    let sending = tokio::spawn(send(client, tenant, batch, self.overwrite));
+                    in_flight.push_back(InFlight { keys, sending });
                 }
                 Event::Bad { line, why } if self.on_error == OnError::Skip => {
                     self.tell_skipped(line, &why);
@@ -319,9 +340,10 @@ impl Import {
     }
 
     /// Waits for the oldest batch and moves the place behind it, if all before is done.
-    async fn finish(&mut self, sending: Option<JoinHandle<Sent>>) -> Result<(), Failure> {
-        let Some(sending) = sending else { return Ok(()) };
-        let sent = sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
+    async fn finish(&mut self, batch: Option<InFlight>) -> Result<(), Failure> {
+        let Some(batch) = batch else { return Ok(()) };
+        let sent =
+            batch.sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
         if let Some(acked) = &mut self.acked {
             acked.append(&sent.acked)?;
         }

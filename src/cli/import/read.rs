@@ -4,15 +4,18 @@
 //! 1. A line that is too long is read past without being kept: memory is bounded by the longest
 //!    allowed line and the size of a batch.
 //! 2. A batch's end lies behind all its records and all bad ones before them.
-//! 3. What lies before the start is not told. A file is read from there; standard input from its
+//! 3. Where the order of a key's lines counts no batch has two of them.
+//! 4. What lies before the start is not told. A file is read from there; standard input from its
 //!    beginning, and it must have a record that ends there.
 
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
@@ -53,6 +56,8 @@ pub(super) struct Batch {
     pub end: Place,
     /// Bad records before that, which are left out.
     pub left_out: u64,
+    /// Of the records, where the order of a key's lines counts.
+    pub keys: HashSet<Bytes>,
     bytes: usize,
 }
 
@@ -82,6 +87,8 @@ pub(super) struct Input {
     pub items_max: usize,
     /// Whether to read on after a bad record.
     pub go_on: bool,
+    /// Whether the order of a key's lines counts.
+    pub is_ordered: bool,
     /// Behind what an earlier run has done.
     pub start: Place,
 }
@@ -156,7 +163,7 @@ impl Input {
         if record.key.is_empty() {
             return Err("the key is empty".to_owned());
         }
-        let key = bytes::Bytes::from(record.key);
+        let key = Bytes::from(record.key);
         let mut items = Vec::with_capacity(record.values.len());
         for (at, value) in record.values.into_iter().enumerate() {
             let Some(ttl_ms) = ttl_of(&value)? else { continue };
@@ -170,7 +177,7 @@ impl Input {
                     key: key.clone(),
                     change: Some(proto::mutation::Change::Value(value.bytes.into())),
                     content_type: value.content_type,
-                    context: bytes::Bytes::new(),
+                    context: Bytes::new(),
                     ttl_ms,
                     idempotency_key: name.into(),
                 },
@@ -215,6 +222,13 @@ impl Reading<'_> {
     fn add(&mut self, line: u64, end: Place, record: Result<Record, String>) -> Result<(), End> {
         match record.and_then(|record| self.input.mutations(line, record)) {
             Ok(items) => {
+                if let (true, Some(first)) = (self.input.is_ordered, items.first()) {
+                    // A key that comes again begins a batch.
+                    if self.batch.keys.contains(&first.mutation.key) {
+                        self.flush()?;
+                    }
+                    self.batch.keys.insert(first.mutation.key.clone());
+                }
                 for item in items {
                     self.batch.bytes += item.mutation.key.len() + 64;
                     if let Some(proto::mutation::Change::Value(value)) = &item.mutation.change {
