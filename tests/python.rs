@@ -75,6 +75,14 @@ fn the_python_example_exports_what_export_does() {
         let listed = sorted(&nodes.ok(0, &["keys", "--output", "json", "--tenant", tenant]));
         assert_eq!(keys, listed);
     }
+    // More than an answer has room for: the rest is asked for again.
+    nodes.ok(0, &["tenant", "create", "large"]);
+    let (path, value) = (nodes.path(0, "large.jsonl"), "x".repeat(200_000));
+    let line = |n| format!("{{\"key\":\"large{n}\",\"value\":\"{value}\"}}\n");
+    std::fs::write(&path, (0..100).map(line).collect::<String>()).expect("written");
+    nodes.ok(0, &["import", &path, "--tenant", "large"]);
+    let lines = export(&nodes, &[3], &["values", "--tenant", "large"]);
+    assert_eq!(lines, sorted(&nodes.ok(2, &["export", "--tenant", "large"])));
     // The first node that is given is gone: the next one goes on.
     nodes.kill(1);
     nodes.wait_until_down(0, 1);

@@ -22,6 +22,7 @@ from pairdb.v1 import common_pb2, kv_pb2, kv_pb2_grpc, replica_pb2, replica_pb2_
 from pairdb_row import Value, values_of
 
 ATTEMPTS = 5
+REPLY_TOO_LARGE = "REPLY_TOO_LARGE"
 LEVELS = {
     "one": common_pb2.CONSISTENCY_LEVEL_ONE,
     "quorum": common_pb2.CONSISTENCY_LEVEL_QUORUM,
@@ -136,20 +137,30 @@ def rows(args):
 def read_values(args):
     """Keys by GetKeyRange, their values by BatchRead: on the clients' port alone."""
     stub = kv_pb2_grpc.KeyValueStub(grpc.insecure_channel(args.client[0], OPTIONS))
+
+    def read(some):
+        request = kv_pb2.BatchReadRequest(
+            tenant=args.tenant, keys=some, consistency=LEVELS[args.consistency]
+        )
+        return zip(some, stub.BatchRead(request, timeout=30).results, strict=True)
+
     for page in keys(args):
         for at in range(0, len(page), 100):
             some = page[at : at + 100]
-            request = kv_pb2.BatchReadRequest(
-                tenant=args.tenant, keys=some, consistency=LEVELS[args.consistency]
-            )
-            answer = stub.BatchRead(request, timeout=30)
-            for key, result in zip(some, answer.results, strict=True):
-                if result.WhichOneof("result") == "failure":
-                    raise SystemExit(f"{key!r}: {result.failure.message}")
-                found = result.row.siblings
-                values = [Value(s.value, s.content_type, s.expires_at_ms) for s in found]
-                if values:  # else it was deleted since the page of keys
-                    yield json_line(key, values)
+            while some:
+                left = []  # what the answer had no room for is asked for again, by itself
+                for key, result in read(some):
+                    if result.WhichOneof("result") == "failure":
+                        # The first row always has room: an answer without any is another error.
+                        if result.failure.reason != REPLY_TOO_LARGE or key == some[0]:
+                            raise SystemExit(f"{key!r}: {result.failure.message}")
+                        left.append(key)
+                        continue
+                    found = result.row.siblings
+                    values = [Value(s.value, s.content_type, s.expires_at_ms) for s in found]
+                    if values:  # else it was deleted since the page of keys
+                        yield json_line(key, values)
+                some = left
 
 
 def main() -> None:

@@ -1,17 +1,22 @@
 //! `pairdb export`
+//!
+//! # Invariants
+//! 1. What the progress says is in the file is there, also after a crash of the machine; what the
+//!    file holds beyond that is cut when it goes on.
+//! 2. It ends well only behind the last page.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Seek as _, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::{Connect, Tenant, decode, encode};
 use super::failure::{Failure, say};
 use super::import::Format;
+use super::layout::cluster_id;
 use super::progress::{Checkpoint, bar};
 use super::record;
 use super::scan::Range;
@@ -48,6 +53,7 @@ pub(super) struct Args {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saved {
+    cluster_id: String,
     /// Which rows and what of them, to notice that it is another export.
     range: String,
     /// Of the scan, in base64; empty at the beginning.
@@ -55,6 +61,8 @@ struct Saved {
     /// Of the file.
     bytes: u64,
     records: u64,
+    /// Whether they are all.
+    complete: bool,
 }
 
 /// Counts what goes through it.
@@ -86,20 +94,28 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if stdout {
         checkpoint = Checkpoint::beside(None, None);
     }
-    let mut saved = checkpoint.load::<Saved>()?.unwrap_or_default();
-    if !saved.cursor.is_empty() {
-        if saved.range != range {
+    let cluster_id = cluster_id(&client).await?;
+    let mut saved = Saved { cluster_id, range, ..Saved::default() };
+    if let Some(before) = checkpoint.load::<Saved>()? {
+        checkpoint.belongs(&before.cluster_id, &saved.cluster_id)?;
+        if saved.range != before.range {
             let what = "the progress file belongs to another export; remove it to begin anew";
             return Err(Failure::error(what));
         }
+        saved = before;
         say(format_args!("going on after {} records", saved.records));
         request.cursor = decode("the cursor", &saved.cursor)?;
-        request.limit = left(request.limit, saved.records);
+        if request.limit > 0 {
+            request.limit = request.limit.saturating_sub(saved.records);
+        }
     }
-    saved.range = range;
-    let out: Box<dyn Write> = match stdout {
-        true => Box::new(std::io::stdout()),
-        false => Box::new(open(&args.file, saved.bytes)?),
+    let file = match stdout {
+        true => None,
+        false => Some(open(&args.file, saved.bytes, checkpoint.path())?),
+    };
+    let out: Box<dyn Write + '_> = match &file {
+        None => Box::new(std::io::stdout()),
+        Some(file) => Box::new(file),
     };
     let mut out = Counted { inner: BufWriter::new(out), bytes: saved.bytes };
     if format == Format::Csv && saved.bytes == 0 {
@@ -108,20 +124,24 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let began = Instant::now();
     let bar = bar(None);
     let mut attempt = 0;
-    loop {
-        let end = copy(&client, &mut request, format, &mut out, |cursor, rows, out| {
+    while !saved.complete {
+        let end = copy(&client, &mut request, format, &mut out, |page, is_last, out| {
             attempt = 0;
-            saved.records += rows;
-            saved.cursor = encode(cursor);
+            saved.records += page.rows.len() as u64;
+            saved.cursor = encode(&page.cursor);
             saved.bytes = out.bytes;
+            saved.complete = is_last;
             bar.set_position(out.bytes);
             bar.set_message(format!("{} records", saved.records));
-            // The file is behind what the progress says about it, or equal: never ahead.
             out.flush()?;
-            checkpoint.save(&saved, false)
+            if let (Some(file), true) = (&file, is_last || checkpoint.is_due()) {
+                file.sync_data().map_err(|error| cannot_write(&args.file, &error))?;
+                checkpoint.save(&saved, true)?;
+            }
+            Ok(())
         });
         match end.await {
-            Ok(()) => break,
+            Ok(()) => {}
             Err(End::Failed(failure)) => return Err(failure),
             Err(End::Call(error)) => {
                 attempt += 1;
@@ -144,22 +164,32 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     args.connect.print(&text, &json!({ "exported": saved.records, "bytes": out.bytes }))
 }
 
-/// What is left of a limit; 0 is none.
-fn left(limit: u64, done: u64) -> u64 {
-    if limit == 0 { 0 } else { limit.saturating_sub(done).max(1) }
-}
-
 /// Opens the file and cuts what an interrupted run wrote beyond its progress.
-fn open(path: &Path, bytes: u64) -> Result<File, Failure> {
+fn open(path: &Path, bytes: u64, progress: Option<&Path>) -> Result<File, Failure> {
+    let found = match fs::metadata(path) {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == ErrorKind::NotFound => 0,
+        Err(error) => return Err(cannot_write(path, &error)),
+    };
+    if found < bytes {
+        let progress = progress.map(|path| path.display().to_string()).unwrap_or_default();
+        return Err(Failure::error(format!(
+            "{} has {found} bytes, but {bytes} bytes were written, as {progress} says; \
+             remove that to begin anew",
+            path.display()
+        )));
+    }
     let open = || {
         let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
         file.set_len(bytes)?;
         file.seek(SeekFrom::End(0))?;
         Ok(file)
     };
-    open().map_err(|error: std::io::Error| {
-        Failure::error(format!("cannot write {}: {error}", path.display()))
-    })
+    open().map_err(|error| cannot_write(path, &error))
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::error(format!("cannot write {}: {error}", path.display()))
 }
 
 enum End {
@@ -173,31 +203,27 @@ impl From<std::io::Error> for End {
     }
 }
 
-/// Copies pages until the end; `reached` is told after each.
+/// Copies pages until the end; `reached` is told of each, and whether it is the last.
 async fn copy<W: Write>(
     client: &client::Client,
     request: &mut proto::ScanRequest,
     format: Format,
     out: &mut Counted<W>,
-    mut reached: impl FnMut(&Bytes, u64, &mut Counted<W>) -> Result<(), Failure>,
+    mut reached: impl FnMut(&proto::ScanResponse, bool, &mut Counted<W>) -> Result<(), Failure>,
 ) -> Result<(), End> {
     let mut pages = client.scan(request.clone()).await.map_err(End::Call)?;
-    loop {
-        let page = pages.message().await;
-        let page = page.map_err(|status| End::Call(client::Error::of(&status, false)))?;
-        let Some(page) = page else { return Ok(()) };
+    while let Some(page) = pages.next().await.map_err(End::Call)? {
         for row in &page.rows {
             write(row, format, out)?;
         }
-        let rows = page.rows.len() as u64;
-        reached(&page.cursor, rows, out).map_err(End::Failed)?;
-        let limited = request.limit > 0;
-        request.limit = left(request.limit, rows);
-        if page.cursor.is_empty() || (limited && rows == 0) {
-            return Ok(());
+        reached(&page, pages.is_over(), out).map_err(End::Failed)?;
+        if request.limit > 0 {
+            // It is reached only by the last page.
+            request.limit = request.limit.saturating_sub(page.rows.len() as u64);
         }
         request.cursor = page.cursor;
     }
+    Ok(())
 }
 
 fn write(row: &proto::ScanRow, format: Format, out: &mut impl Write) -> std::io::Result<()> {

@@ -1,8 +1,10 @@
 //! What import and export remember, so that an interrupted one goes on where it was, and the bar
 //! that is shown on a terminal.
+//!
+//! A place is one in one cluster: what was done there is not done in another.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -37,7 +39,13 @@ impl Checkpoint {
     /// What an earlier run left.
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
         let Some(path) = &self.path else { return Ok(None) };
-        let Ok(text) = fs::read(path) else { return Ok(None) };
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(Failure::error(format!("cannot read {}: {error}", path.display())));
+            }
+        };
         serde_json::from_slice(&text).map(Some).map_err(|error| {
             Failure::error(format!(
                 "{} is no progress of this command ({error}); remove it to begin anew",
@@ -46,17 +54,33 @@ impl Checkpoint {
         })
     }
 
-    /// Remembers a place, if the last time is long enough ago or `now` is set.
-    pub fn save(&mut self, place: &impl Serialize, now: bool) -> Result<(), Failure> {
-        let Some(path) = &self.path else { return Ok(()) };
-        if !now && self.written.is_some_and(|at| at.elapsed() < EVERY) {
+    /// Refuses what was begun with one cluster to go on with another one.
+    pub fn belongs(&self, began: &str, now: &str) -> Result<(), Failure> {
+        if began == now {
             return Ok(());
         }
+        let path = self.path.as_deref().unwrap_or(Path::new("the progress file")).display();
+        Err(Failure::error(format!(
+            "{path} belongs to another cluster: {began}, and this is {now}; remove it to begin anew"
+        )))
+    }
+
+    /// Whether the last time that a place was remembered is long enough ago.
+    pub fn is_due(&self) -> bool {
+        self.path.is_some() && self.written.is_none_or(|at| at.elapsed() >= EVERY)
+    }
+
+    /// Remembers a place, if the last time is long enough ago or `now` is set.
+    pub fn save(&mut self, place: &impl Serialize, now: bool) -> Result<(), Failure> {
+        if !now && !self.is_due() {
+            return Ok(());
+        }
+        let Some(path) = &self.path else { return Ok(()) };
         self.written = Some(Instant::now());
         let aside = path.with_extension("pairdb-progress.new");
         let text = serde_json::to_vec(place).expect("plain fields always serialize");
         let saved = fs::File::create(&aside)
-            .and_then(|mut file| file.write_all(&text))
+            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
             .and_then(|()| fs::rename(&aside, path));
         saved.map_err(|error| {
             Failure::error(format!("cannot write the progress to {}: {error}", path.display()))

@@ -5,7 +5,6 @@ use std::io::{BufWriter, Write as _};
 use super::args::{Connect, Output, Tenant};
 use super::failure::Failure;
 use super::record;
-use crate::client;
 use crate::proto;
 
 /// Which keys, for scan, keys and export.
@@ -61,9 +60,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let client = args.connect.rows_client(&args.tenant)?;
     let mut pages = client.scan(args.range.request(args.tenant.tenant)).await?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    loop {
-        let page = pages.message().await.map_err(|status| client::Error::of(&status, false))?;
-        let Some(page) = page else { break };
+    while let Some(page) = pages.next().await? {
         for row in &page.rows {
             match args.connect.output {
                 Output::Json => writeln!(out, "{}", record::to_json_line(row))?,

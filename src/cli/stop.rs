@@ -40,15 +40,23 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let mut uptime_seconds = 0;
     loop {
         let call = async |admin: &mut Admin, request| admin.node_status(request).await;
-        match client.admin_call(NodeStatusRequest {}, call).await {
+        let last = match client.admin_call(NodeStatusRequest {}, call).await {
             // Who has been up for a shorter time than before is another life of the node.
-            Ok(status) if status.uptime_seconds >= uptime_seconds => {
+            Ok(status) if status.uptime_seconds < uptime_seconds => break,
+            Ok(status) => {
                 uptime_seconds = status.uptime_seconds;
+                None
             }
-            _ => break,
-        }
+            Err(error) if matches!(error.reason(), "UNREACHABLE" | "CONNECTION_LOST") => break,
+            // Who is silent or refuses may be there, and may serve others.
+            Err(error) => Some(error),
+        };
         if Instant::now() >= end {
-            return Err(Failure::with_code(5, "the node still takes calls"));
+            let message = match last {
+                None => "the node still takes calls".to_owned(),
+                Some(error) => format!("it is not known whether the node takes calls: {error}"),
+            };
+            return Err(Failure::with_code(5, message));
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -20,7 +20,7 @@ use crate::proto;
 use crate::store::Random as _;
 use crate::store::environment::SystemRandom;
 use crate::verify::checker::{self, Violation, shrink};
-use crate::verify::history::{self, Event, Level, Mode, Outcome};
+use crate::verify::history::{self, Action, Event, Level, Mode, Outcome};
 use crate::verify::recorder::Recorder;
 use crate::verify::workload::{Plan, Target, Worker};
 
@@ -96,7 +96,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Run(args) => {
             let output = args.connect.output;
-            report(&record(args).await?, output)
+            let events = record(args).await?;
+            report(&events, output)?;
+            match events.iter().any(is_acknowledged_write) {
+                true => Ok(()),
+                false => Err(Failure::error("no write was acknowledged: nothing was checked")),
+            }
         }
         Verb::Check { file, output } => {
             let text = fs::read_to_string(&file).map_err(|error| cannot("read", &file, error))?;
@@ -104,6 +109,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             report(&events, output)
         }
     }
+}
+
+fn is_acknowledged_write(event: &Event) -> bool {
+    let Event::Op(op) = event else { return false };
+    matches!(op.action, Action::Write { .. }) && op.outcome == Outcome::Ok
 }
 
 fn cannot(what: &str, path: &Path, error: impl std::fmt::Display) -> Failure {

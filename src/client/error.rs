@@ -91,6 +91,11 @@ impl Error {
         }
     }
 
+    /// A stream of pages ended, and none was the last: as good as a broken connection.
+    pub fn ended_early() -> Self {
+        Self::of(&Status::unavailable("the stream ended before the last page"), false)
+    }
+
     /// The error of one item of a batch or pipeline.
     pub fn of_item(failure: &proto::Failure) -> Self {
         Self::Call {

@@ -5,6 +5,7 @@
 //! | `connections` | connections, taken in turn |
 //! | `ring` | who holds which keys |
 //! | `routes` | which node each key goes to, and how it is learnt |
+//! | `pages` | what a scan gives, up to its last page |
 //! | `retry`, `error` | what is tried again; what a call that failed says |
 //!
 //! With [`Options::direct`] a key's request goes to a node that holds it, the fastest of those that
@@ -23,6 +24,7 @@
 mod batches;
 mod connections;
 mod error;
+mod pages;
 mod retry;
 mod ring;
 mod routes;
@@ -42,6 +44,7 @@ use ring::Ring;
 use routes::{Routes, Way};
 
 pub use error::{Error, Outcome};
+pub use pages::Pages;
 
 use crate::cluster::net::Net;
 use crate::proto;
@@ -216,13 +219,12 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn scan(
-        &self,
-        mut message: proto::ScanRequest,
-    ) -> Result<Streaming<proto::ScanResponse>, Error> {
+    pub async fn scan(&self, mut message: proto::ScanRequest) -> Result<Pages, Error> {
         self.level(&mut message.consistency);
+        let limit = message.limit;
         let answer = self.key_value().scan(message).await;
-        Ok(answer.map_err(|status| Error::of(&status, false))?.into_inner())
+        let stream = answer.map_err(|status| Error::of(&status, false))?.into_inner();
+        Ok(Pages::new(stream, limit))
     }
 
     /// Reads a page of keys.

@@ -2,6 +2,9 @@
 
 mod bad_data;
 mod descriptors;
+mod export;
+mod fake;
+mod import;
 mod kubernetes;
 mod migrate;
 mod no_room;

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::node::CliNode;
 
-fn sorted(text: &str) -> Vec<String> {
+pub(super) fn sorted(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
     lines.sort_unstable();
     lines
@@ -136,4 +136,37 @@ fn a_cluster_that_is_not_there_is_told_and_leaves_no_place() {
     let gone = from.run(&[&nowhere[..], &["--timeout", "1s"]].concat());
     assert_eq!(gone.code, 5, "{}", gone.stderr);
     assert!(!std::path::Path::new(&place).exists());
+}
+
+/// A place is one in a copy from one cluster to another: neither may be another one.
+#[test]
+fn a_copy_goes_on_between_the_clusters_it_began_with() {
+    let (from, mut to) = (CliNode::start(), CliNode::start());
+    let (keys, place, to_cluster) = (from.path("keys"), from.path("place"), to.endpoint());
+    let listed: String = (0..1200).map(|n| format!("k{n}\n")).collect();
+    let lines: String =
+        (0..1200).map(|n| format!("{{\"key\":\"k{n}\",\"value\":\"v\"}}\n")).collect();
+    assert_eq!(from.run_with(&["import"], &lines).code, 0);
+    fs::write(&keys, listed.replace("k1100\n", "\\1100\n")).expect("written");
+    let migrate = ["migrate", "--to-cluster", &to_cluster, "--progress-file", &place];
+    let migrate = [&migrate[..], &["--tenant", "default", "--keys", &keys]].concat();
+    assert_eq!(from.run(&migrate).code, 1);
+    fs::write(&keys, listed).expect("written");
+
+    let other = CliNode::start();
+    let refused = other.run(&migrate);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("another cluster"), "{}", refused.stderr);
+    // Another cluster where that one was.
+    let listen = to.ready["listen"].as_str().expect("an address").to_owned();
+    to.kill();
+    let other = CliNode::with(&[("PAIRDB__LISTEN__CLIENT", &listen)]);
+    let refused = from.run(&migrate);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("another cluster"), "{}", refused.stderr);
+    assert_eq!(other.ok(&["keys"]), "");
+    drop(other);
+    to.restart_with(&[("PAIRDB__LISTEN__CLIENT", &listen)]);
+    let done = from.run(&migrate);
+    assert!(done.stdout.starts_with("1200 keys are there"), "{}", done.stderr);
 }

@@ -61,6 +61,11 @@ fn a_full_disk_refuses_values_by_name_and_takes_deletes() {
     refuses(&node, &["put", "more", "v"]);
     refuses(&node, &["delete", "second"]);
     assert_eq!(node.ok(&["get", "second"]), "v");
+    // A run in which no write was acknowledged has checked nothing.
+    let verify = ["verify", "run", "--duration", "100ms", "--settle", "0s", "--clients", "1"];
+    let checked = node.run(&verify);
+    assert_eq!(checked.code, 1, "{}", checked.stdout);
+    assert!(checked.stderr.contains("no write was acknowledged"), "{}", checked.stderr);
     assert_eq!(node.terminate(), 0);
 
     node.restart();

@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::node::CliNode;
+use tonic::Code;
+
+use pairdb::proto;
+
+use super::fake::{Answer, Fake};
+use super::node::{CliNode, pairdb};
 
 /// The first SIGTERM takes readiness away, while everything is still served, so that balancers can
 /// notice; liveness stays. The second one ends the waiting. What was acknowledged is there after.
@@ -51,4 +56,22 @@ fn a_node_that_is_asked_to_stop_stops_and_keeps_what_it_has() {
     assert_eq!(node.run(&["stop", "--timeout", "1s"]).code, 5, "it is not there any more");
     node.restart();
     assert_eq!(node.ok(&["get", "k"]), "v");
+}
+
+/// Only that a node cannot be reached, or lives again, shows that it has ended.
+#[test]
+fn a_node_that_is_silent_or_refuses_has_not_stopped() {
+    let stopping = |status: fn() -> Answer| {
+        Fake::start(move |method, _| match method {
+            "StopNode" => Answer::one(&proto::StopNodeResponse { within_ms: 300 }),
+            _ => status(),
+        })
+    };
+    let silent = stopping(|| Answer::Silence);
+    let refuses = stopping(|| Answer::refusal(Code::Internal, "ENGINE"));
+    for (fake, why) in [(silent, "TIMEOUT"), (refuses, "ENGINE")] {
+        let done = pairdb(&["stop", "--timeout", "100ms", "--endpoint", &fake.endpoint]);
+        assert_eq!((done.code, &*done.stdout), (5, ""), "{}", done.stderr);
+        assert!(done.stderr.contains(why), "{}", done.stderr);
+    }
 }

@@ -34,6 +34,11 @@ fn finish(mut command: Command, input: &str) -> Done {
     let mut child = command.spawn().expect("the binary runs");
     // A command that does not read its input may be gone already.
     let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    ended(child)
+}
+
+/// What a command did that was begun.
+pub fn ended(child: Child) -> Done {
     let output = child.wait_with_output().expect("it ends");
     Done {
         code: output.status.code().expect("it exits"),
@@ -149,6 +154,14 @@ impl CliNode {
         let mut command = command();
         command.args(arguments).env("PAIRDB_ENDPOINT", self.endpoint());
         finish(command, input)
+    }
+
+    /// Begins a command; the caller writes its input, and ends it by closing that.
+    pub fn begin(&self, arguments: &[&str]) -> Child {
+        let mut command = command();
+        command.args(arguments).env("PAIRDB_ENDPOINT", self.endpoint());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("the binary runs")
     }
 
     /// The output of a command that must succeed.

@@ -3,16 +3,26 @@
 //! A thread reads and parses; batches are in flight while it goes on, and finish in order, so that
 //! one place in the input says what is done. Every record's write is named after this import and
 //! its line: what is sent again after an interruption is the same write.
+//!
+//! # Invariants
+//! 1. All records before the place are written, or were left out by name. It does not move behind
+//!    a batch that the next run is to send again, whatever became of those after it.
+//! 2. The counts that are saved are of the records before the place.
+//! 3. Where one value of a key replaces another, the lines of a key are written one after the
+//!    other: no batch has two of them, and none is sent before an earlier one is answered.
+//!    Elsewhere they become siblings in any order.
 
 mod acked;
 mod read;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::IsTerminal as _;
+use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
@@ -22,6 +32,7 @@ use tokio::task::JoinHandle;
 
 use super::args::{Connect, Output, Tenant};
 use super::failure::{Failure, say};
+use super::layout::cluster_id;
 use super::progress::{Checkpoint, bar};
 use crate::client::{Client, Error};
 use crate::proto;
@@ -30,6 +41,22 @@ use read::{Batch, Event, Input, Item, Place};
 
 /// Times that a record is sent again when the node is overloaded.
 const ATTEMPTS: u32 = 8;
+
+/// What is wrong with a record itself: no other try, node or day makes it good. All else is no
+/// reason to leave it out.
+const BAD_RECORD: [&str; 8] = [
+    "EMPTY_KEY",
+    "KEY_TOO_LONG",
+    "VALUE_TOO_LONG",
+    "CONTENT_TYPE_TOO_LONG",
+    "INVALID_TTL",
+    "IDEMPOTENCY_CONFLICT",
+    "TOO_MANY_SIBLINGS",
+    "ROW_TOO_LARGE",
+];
+
+/// Of a record if it was sent alone, else of the batch: its parts may fit.
+const BAD_BATCH: [&str; 2] = ["MESSAGE_TOO_LARGE", "BATCH_TOO_LARGE"];
 
 /// Write the records of a file
 ///
@@ -106,7 +133,7 @@ impl Format {
 enum OnError {
     /// It ends the import.
     Stop,
-    /// It is named, counted and left out.
+    /// It is named, counted and left out. Only what is wrong with a record itself is skipped.
     Skip,
 }
 
@@ -116,10 +143,12 @@ enum OnError {
 struct Saved {
     /// Names this import in the idempotency keys.
     import_id: u64,
+    cluster_id: String,
     tenant: String,
     /// Of the input, to notice that it is another one.
     bytes: u64,
     place: Place,
+    /// Of the records before the place.
     counts: Counts,
 }
 
@@ -131,13 +160,31 @@ struct Counts {
     failed: u64,
 }
 
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.imported += other.imported;
+        self.repeated += other.repeated;
+        self.failed += other.failed;
+    }
+}
+
 /// What became of a batch: the records that failed, by line.
+#[derive(Default)]
 struct Sent {
     end: Place,
+    /// Records that were bad before they could be sent.
+    left_out: u64,
     imported: u64,
     repeated: u64,
     failed: Vec<(u64, Error)>,
-    acked: Vec<bytes::Bytes>,
+    acked: Vec<Bytes>,
+}
+
+/// A batch that is being sent.
+struct InFlight {
+    /// Where the order of a key's lines counts.
+    keys: HashSet<Bytes>,
+    sending: JoinHandle<Sent>,
 }
 
 struct Import {
@@ -149,8 +196,10 @@ struct Import {
     checkpoint: Checkpoint,
     acked: Option<AckedFile>,
     saved: Saved,
-    /// Failures of earlier runs whose records were left out for good.
-    skipped_before: u64,
+    /// What was met behind the place and is met again by the next run.
+    beyond: Counts,
+    /// Whether a batch is to be sent again by the next run: the place stays before it.
+    is_held: bool,
     bar: ProgressBar,
     /// The first failure that ends it.
     stopped: Option<Failure>,
@@ -161,7 +210,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     // A node that is not there or a tenant that does not exist is found before anything is read.
     let probe = proto::GetTenantRequest { name: args.tenant.tenant.clone() };
     let ask = async |admin: &mut crate::client::Admin, request| admin.get_tenant(request).await;
-    client.admin_call(probe, ask).await?;
+    let tenant = client.admin_call(probe, ask).await?.tenant.unwrap_or_default();
+    let is_ordered = args.overwrite || tenant.mode() == proto::TenantMode::LastWriteWins;
 
     let stdin = args.file.to_str() == Some("-");
     let bytes = match stdin {
@@ -171,7 +221,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let acked = args.acked_file.as_deref().map(AckedFile::open).transpose()?;
     let subject = (!stdin).then_some(args.file.as_path());
     let checkpoint = Checkpoint::beside(args.progress_file.as_deref(), subject);
-    let saved = resume(&checkpoint, &args, bytes.unwrap_or(0))?;
+    let saved = resume(&checkpoint, &args, cluster_id(&client).await?, bytes.unwrap_or(0))?;
     let input = Input {
         path: (!stdin).then(|| args.file.clone()),
         format: args.format.unwrap_or_else(|| Format::of_name(&args.file)),
@@ -183,6 +233,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         import_id: saved.import_id,
         items_max: args.batch as usize,
         go_on: args.on_error == OnError::Skip,
+        is_ordered,
         start: saved.place,
     };
     let mut import = Import {
@@ -193,8 +244,9 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         in_flight_max: args.in_flight as usize,
         checkpoint,
         acked,
-        skipped_before: saved.counts.failed,
         saved,
+        beyond: Counts::default(),
+        is_held: false,
         bar: bar(bytes),
         stopped: None,
     };
@@ -209,8 +261,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// The place that an earlier run has reached, or the beginning.
-fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Failure> {
+fn resume(
+    checkpoint: &Checkpoint,
+    args: &Args,
+    cluster_id: String,
+    bytes: u64,
+) -> Result<Saved, Failure> {
     if let Some(saved) = checkpoint.load::<Saved>()? {
+        checkpoint.belongs(&saved.cluster_id, &cluster_id)?;
         let path = checkpoint.path().map(|path| path.display().to_string()).unwrap_or_default();
         if saved.bytes != bytes || saved.tenant != args.tenant.tenant {
             return Err(Failure::error(format!(
@@ -224,6 +282,7 @@ fn resume(checkpoint: &Checkpoint, args: &Args, bytes: u64) -> Result<Saved, Fai
     let name = format!("{}.{}", now.as_nanos(), std::process::id());
     Ok(Saved {
         import_id: xxhash_rust::xxh3::xxh3_64(name.as_bytes()),
+        cluster_id,
         tenant: args.tenant.tenant.clone(),
         bytes,
         place: Place::default(),
@@ -235,18 +294,32 @@ impl Import {
     async fn work(&mut self, input: Input) -> Result<(), Failure> {
         let (events, mut received) = mpsc::channel(self.in_flight_max);
         let reader = tokio::task::spawn_blocking(move || input.read(&events));
-        let mut in_flight: VecDeque<JoinHandle<Sent>> = VecDeque::new();
+        let mut in_flight: VecDeque<InFlight> = VecDeque::new();
         // Saved before the first batch: what it sends is named by the import's id.
         self.checkpoint.save(&self.saved, true)?;
         while self.stopped.is_none() {
             let Some(event) = received.recv().await else { break };
             match event {
-                Event::Batch(batch) => {
+                Event::Batch(mut batch) => {
+                    let keys = std::mem::take(&mut batch.keys);
+                    while in_flight.iter().any(|earlier| !earlier.keys.is_disjoint(&keys)) {
+                        self.finish(in_flight.pop_front()).await?;
+                    }
+                    if self.stopped.is_some() {
+                        // An earlier line of a key may be sent again, behind this one.
+                        break;
+                    }
                     let (client, tenant) = (Arc::clone(&self.client), self.tenant.clone());
-                    let sending = send(client, tenant, batch, self.overwrite);
-                    in_flight.push_back(tokio::spawn(sending));
+                    let sending = tokio::spawn(send(client, tenant, batch, self.overwrite));
+                    in_flight.push_back(InFlight { keys, sending });
                 }
-                Event::Bad { line, why } => self.fail(line, &why, None),
+                Event::Bad { line, why } if self.on_error == OnError::Skip => {
+                    self.tell_skipped(line, &why);
+                }
+                Event::Bad { line, why } => {
+                    self.beyond.failed += 1;
+                    self.stop(Failure::error(format!("line {line}: {why}")));
+                }
                 Event::Broken(why) => self.stop(Failure::error(why)),
             }
             while in_flight.len() >= self.in_flight_max {
@@ -261,52 +334,52 @@ impl Import {
         drop(reader);
         match self.stopped {
             None => self.checkpoint.done(),
-            Some(_) => {
-                let mut saved = self.saved.clone();
-                if self.on_error == OnError::Stop {
-                    // The next run meets the record again, and counts it then.
-                    saved.counts.failed = self.skipped_before;
-                }
-                self.checkpoint.save(&saved, true)?;
-            }
+            Some(_) => self.checkpoint.save(&self.saved, true)?,
         }
         Ok(())
     }
 
-    /// Waits for the oldest batch and moves the place behind it.
-    async fn finish(&mut self, sending: Option<JoinHandle<Sent>>) -> Result<(), Failure> {
-        let Some(sending) = sending else { return Ok(()) };
-        let sent = sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
-        self.saved.counts.imported += sent.imported;
-        self.saved.counts.repeated += sent.repeated;
+    /// Waits for the oldest batch and moves the place behind it, if all before is done.
+    async fn finish(&mut self, batch: Option<InFlight>) -> Result<(), Failure> {
+        let Some(batch) = batch else { return Ok(()) };
+        let sent =
+            batch.sending.await.map_err(|_| Failure::error("a batch was not sent: a bug"))?;
         if let Some(acked) = &mut self.acked {
             acked.append(&sent.acked)?;
         }
-        let stops = self.on_error == OnError::Stop && !sent.failed.is_empty();
+        let failed = sent.left_out + sent.failed.len() as u64;
+        let counts = Counts { imported: sent.imported, repeated: sent.repeated, failed };
         for (line, error) in sent.failed {
-            self.fail(line, &error.to_string(), Some(error.clone()));
+            if self.on_error == OnError::Skip && is_bad_record(&error) {
+                self.tell_skipped(line, &error.to_string());
+            } else {
+                self.is_held = true;
+                self.stop(Failure::from(error).at(line));
+            }
         }
-        // The next run sends a batch with a failure again: its writes are the same writes.
-        if self.stopped.is_none() || !stops {
-            self.saved.place = sent.end;
-            self.checkpoint.save(&self.saved, false)?;
+        match self.is_held {
+            // The next run sends it again: its writes are the same writes.
+            true => self.beyond += counts,
+            false => {
+                self.saved.counts += counts;
+                self.saved.place = sent.end;
+                self.checkpoint.save(&self.saved, false)?;
+            }
         }
         self.bar.set_position(sent.end.offset);
-        self.bar.set_message(format!("{} records", self.saved.counts.imported));
+        self.bar.set_message(format!("{} records", self.counts().imported));
         Ok(())
     }
 
-    fn fail(&mut self, line: u64, why: &str, error: Option<Error>) {
-        self.saved.counts.failed += 1;
-        let message = format!("line {line}: {why}");
-        if self.on_error == OnError::Skip {
-            self.bar.suspend(|| say(format_args!("{message}; skipped")));
-            return;
-        }
-        self.stop(match error {
-            None => Failure::error(message),
-            Some(error) => Failure::from(error).at(line),
-        });
+    /// Of all runs so far.
+    fn counts(&self) -> Counts {
+        let mut counts = self.saved.counts;
+        counts += self.beyond;
+        counts
+    }
+
+    fn tell_skipped(&self, line: u64, why: &str) {
+        self.bar.suspend(|| say(format_args!("line {line}: {why}; skipped")));
     }
 
     fn stop(&mut self, failure: Failure) {
@@ -316,22 +389,53 @@ impl Import {
     }
 }
 
-/// Sends a batch; what is refused for the moment is sent again.
+/// Whether it is the record that is wrong: what a batch is refused for is so once its parts are.
+fn is_bad_record(error: &Error) -> bool {
+    BAD_RECORD.contains(&error.reason()) || BAD_BATCH.contains(&error.reason())
+}
+
+/// Sends a batch; what is too large is sent in parts.
 async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
-    let mut sent =
-        Sent { end: batch.end, imported: 0, repeated: 0, failed: Vec::new(), acked: Vec::new() };
+    let mut sent = Sent { end: batch.end, left_out: batch.left_out, ..Sent::default() };
     let mut items = batch.items;
+    // Once: the values of one record are siblings, whatever part they are sent in.
     if overwrite && let Err(error) = give_contexts(&client, &tenant, &mut items).await {
         sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
         return sent;
     }
+    let mut parts = vec![items];
+    while let Some(items) = parts.pop() {
+        if items.is_empty() {
+            continue;
+        }
+        let mut half = send_part(&client, &tenant, items, &mut sent).await;
+        let rest = half.split_off(half.len() / 2);
+        parts.extend([rest, half]);
+    }
+    sent
+}
+
+/// Sends items; what is refused for the moment is sent again. Gives back, of several, those that
+/// may fit into smaller parts.
+async fn send_part(
+    client: &Client,
+    tenant: &str,
+    mut items: Vec<Item>,
+    sent: &mut Sent,
+) -> Vec<Item> {
+    let is_alone = items.len() == 1;
+    let mut too_large = Vec::new();
     for attempt in 1.. {
         let mutations = items.iter().map(|item| item.mutation.clone()).collect();
-        let results = match client.batch_write(&tenant, mutations).await {
+        let results = match client.batch_write(tenant, mutations).await {
             Ok(results) if results.len() == items.len() => results,
             Ok(_) => {
                 let error = broken("the answer does not fit the batch");
                 sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
+                break;
+            }
+            Err(error) if BAD_BATCH.contains(&error.reason()) && !is_alone => {
+                too_large.extend(items);
                 break;
             }
             Err(error) => {
@@ -356,6 +460,9 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
                             wait = wait.max(after * attempt);
                             again.push(item);
                         }
+                        _ if BAD_BATCH.contains(&error.reason()) && !is_alone => {
+                            too_large.push(item);
+                        }
                         _ => sent.failed.push((item.line, error)),
                     }
                 }
@@ -368,7 +475,7 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
         tokio::time::sleep(wait).await;
         items = again;
     }
-    sent
+    too_large
 }
 
 fn broken(message: &str) -> Error {
@@ -397,7 +504,7 @@ async fn give_contexts(client: &Client, tenant: &str, items: &mut [Item]) -> Res
 }
 
 fn report(connect: &Connect, import: &Import, took: Duration) -> Result<(), Failure> {
-    let counts = import.saved.counts;
+    let counts = import.counts();
     let place = import.saved.place;
     let mut text = format!(
         "{} records imported, {} failed, {} lines and {} bytes read, in {:.1} s",

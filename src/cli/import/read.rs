@@ -4,12 +4,18 @@
 //! 1. A line that is too long is read past without being kept: memory is bounded by the longest
 //!    allowed line and the size of a batch.
 //! 2. A batch's end lies behind all its records and all bad ones before them.
+//! 3. Where the order of a key's lines counts no batch has two of them.
+//! 4. What lies before the start is not told. A file is read from there; standard input from its
+//!    beginning, and it must have a record that ends there.
 
+use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
@@ -48,6 +54,10 @@ pub(super) struct Batch {
     pub items: Vec<Item>,
     /// Behind the last of them.
     pub end: Place,
+    /// Bad records before that, which are left out.
+    pub left_out: u64,
+    /// Of the records, where the order of a key's lines counts.
+    pub keys: HashSet<Bytes>,
     bytes: usize,
 }
 
@@ -77,6 +87,9 @@ pub(super) struct Input {
     pub items_max: usize,
     /// Whether to read on after a bad record.
     pub go_on: bool,
+    /// Whether the order of a key's lines counts.
+    pub is_ordered: bool,
+    /// Behind what an earlier run has done.
     pub start: Place,
 }
 
@@ -119,11 +132,30 @@ impl Input {
         }
     }
 
+    /// Opens the lines at the start.
     fn open_lines(&self) -> Result<Box<dyn BufRead>, End> {
-        let Some(path) = &self.path else { return Ok(Box::new(BufReader::new(io::stdin()))) };
+        let Some(path) = &self.path else {
+            let mut lines = BufReader::new(io::stdin());
+            let mut bytes = 0;
+            for _ in 0..self.start.line {
+                bytes += lines.skip_until(b'\n')? as u64;
+            }
+            return match bytes == self.start.offset {
+                true => Ok(Box::new(lines)),
+                false => Err(self.another()),
+            };
+        };
         let mut file = File::open(path)?;
         file.seek(SeekFrom::Start(self.start.offset))?;
         Ok(Box::new(BufReader::with_capacity(256 << 10, file)))
+    }
+
+    /// The end of an import whose progress was made with another input.
+    fn another(&self) -> End {
+        let Place { offset, line, .. } = self.start;
+        End::Broken(format!(
+            "the progress belongs to another input: no record ends at byte {offset}, in line {line}"
+        ))
     }
 
     /// Turns a record into mutations, each named by this import, its line and its content.
@@ -131,7 +163,7 @@ impl Input {
         if record.key.is_empty() {
             return Err("the key is empty".to_owned());
         }
-        let key = bytes::Bytes::from(record.key);
+        let key = Bytes::from(record.key);
         let mut items = Vec::with_capacity(record.values.len());
         for (at, value) in record.values.into_iter().enumerate() {
             let Some(ttl_ms) = ttl_of(&value)? else { continue };
@@ -145,7 +177,7 @@ impl Input {
                     key: key.clone(),
                     change: Some(proto::mutation::Change::Value(value.bytes.into())),
                     content_type: value.content_type,
-                    context: bytes::Bytes::new(),
+                    context: Bytes::new(),
                     ttl_ms,
                     idempotency_key: name.into(),
                 },
@@ -190,6 +222,13 @@ impl Reading<'_> {
     fn add(&mut self, line: u64, end: Place, record: Result<Record, String>) -> Result<(), End> {
         match record.and_then(|record| self.input.mutations(line, record)) {
             Ok(items) => {
+                if let (true, Some(first)) = (self.input.is_ordered, items.first()) {
+                    // A key that comes again begins a batch.
+                    if self.batch.keys.contains(&first.mutation.key) {
+                        self.flush()?;
+                    }
+                    self.batch.keys.insert(first.mutation.key.clone());
+                }
                 for item in items {
                     self.batch.bytes += item.mutation.key.len() + 64;
                     if let Some(proto::mutation::Change::Value(value)) = &item.mutation.change {
@@ -204,6 +243,7 @@ impl Reading<'_> {
             }
             Err(why) if self.input.go_on => {
                 self.batch.end = end;
+                self.batch.left_out += 1;
                 self.tell(Event::Bad { line, why })
             }
             Err(why) => {
@@ -269,6 +309,10 @@ impl Reading<'_> {
         let headers = reader.byte_headers().map_err(broken)?.clone();
         let columns = Columns::find(self.input, &headers).map_err(End::Broken)?;
         let mut row = csv::ByteRecord::new();
+        let mut skip_to = match &self.input.path {
+            None => self.input.start.offset,
+            Some(_) => 0,
+        };
         loop {
             let line = reader.position().line();
             let read = reader.read_byte_record(&mut row);
@@ -276,6 +320,14 @@ impl Reading<'_> {
             let at = reader.position();
             let end =
                 Place { offset: at.byte(), line: at.line().saturating_sub(1), record: at.record() };
+            if skip_to > 0 {
+                match end.offset.cmp(&skip_to) {
+                    Ordering::Less if !matches!(read, Ok(false)) => {}
+                    Ordering::Equal => skip_to = 0,
+                    _ => return Err(self.input.another()),
+                }
+                continue;
+            }
             let record = match read {
                 Ok(false) => return Ok(()),
                 Ok(true) => columns.record(&headers, &row),

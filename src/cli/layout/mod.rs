@@ -261,6 +261,11 @@ pub(super) async fn status(client: &Client) -> Result<proto::ClusterStatusRespon
     Ok(client.admin_call(proto::ClusterStatusRequest {}, call).await?)
 }
 
+/// The cluster's id.
+pub(super) async fn cluster_id(client: &Client) -> Result<String, Failure> {
+    Ok(status(client).await?.cluster_id)
+}
+
 /// How far the change of the layout is; all default where no cluster was formed.
 pub(super) fn transition(told: &proto::ClusterStatusResponse) -> proto::TransitionState {
     told.layout.as_ref().and_then(|layout| layout.state.clone()).unwrap_or_default()

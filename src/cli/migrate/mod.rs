@@ -20,10 +20,13 @@ use serde_json::json;
 
 use super::args::{Connect, Consistency, size};
 use super::failure::{Failure, say};
+use super::layout::cluster_id;
 use super::progress::{Checkpoint, share_bar};
+use crate::client::Client;
 use crate::ops::config::Size;
 use indicatif::ProgressBar;
 use keys::KeyFile;
+use to_cluster::Sides;
 
 /// Copy rows to another node, or to another cluster, and check that they are there
 ///
@@ -77,6 +80,8 @@ pub(super) struct Args {
 struct Saved {
     /// What is copied whereto, to notice that it is another copy.
     job: String,
+    /// The cluster that is copied from, and the one that is copied to.
+    clusters: [String; 2],
     place: Place,
     totals: Totals,
 }
@@ -120,6 +125,33 @@ impl Totals {
     }
 }
 
+/// Who copies.
+enum Way {
+    /// This program, from one cluster to another one.
+    ToCluster(Sides),
+    /// This node, to another one of its cluster.
+    ToNode(Client),
+}
+
+impl Way {
+    async fn find(args: &Args) -> Result<Self, Failure> {
+        Ok(match &args.to_cluster {
+            Some(endpoints) => Self::ToCluster(Sides::connect(args, endpoints).await?),
+            None => Self::ToNode(to_node::source(args).await?),
+        })
+    }
+
+    async fn clusters(&self) -> Result<[String; 2], Failure> {
+        match self {
+            Self::ToCluster(sides) => Ok(sides.clusters.clone()),
+            Self::ToNode(source) => {
+                let id = cluster_id(source).await?;
+                Ok([id.clone(), id])
+            }
+        }
+    }
+}
+
 /// A copy under way.
 struct Job {
     args: Args,
@@ -132,12 +164,13 @@ struct Job {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let keys = args.keys.as_deref().map(KeyFile::open).transpose()?;
     let checkpoint = Checkpoint::beside(Some(&args.progress_file), None);
-    let saved = resume(&checkpoint, &args)?;
+    let way = Way::find(&args).await?;
+    let saved = resume(&checkpoint, &args, way.clusters().await?)?;
     let mut job = Job { args, checkpoint, saved, bar: share_bar(), keys };
     let began = Instant::now();
-    let worked = match job.args.to_cluster.clone() {
-        Some(endpoints) => to_cluster::run(&mut job, &endpoints).await,
-        None => to_node::run(&mut job).await,
+    let worked = match way {
+        Way::ToCluster(sides) => to_cluster::run(&mut job, &sides).await,
+        Way::ToNode(source) => to_node::run(&mut job, &source).await,
     };
     job.bar.finish_and_clear();
     match worked {
@@ -155,7 +188,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// The place that an earlier run has reached, or the beginning.
-fn resume(checkpoint: &Checkpoint, args: &Args) -> Result<Saved, Failure> {
+fn resume(checkpoint: &Checkpoint, args: &Args, clusters: [String; 2]) -> Result<Saved, Failure> {
     let job = format!(
         "{:?} to {:?} {:?}, tenant {:?}, {:?} {:?} {:?}, {:?}",
         args.from,
@@ -168,7 +201,7 @@ fn resume(checkpoint: &Checkpoint, args: &Args) -> Result<Saved, Failure> {
         args.overwrite
     );
     let Some(saved) = checkpoint.load::<Saved>()? else {
-        return Ok(Saved { job, ..Saved::default() });
+        return Ok(Saved { job, clusters, ..Saved::default() });
     };
     let path = args.progress_file.display();
     if saved.job != job {
@@ -176,6 +209,9 @@ fn resume(checkpoint: &Checkpoint, args: &Args) -> Result<Saved, Failure> {
             "{path} belongs to another copy ({}); remove it to begin anew",
             saved.job
         )));
+    }
+    for (began, now) in saved.clusters.iter().zip(&clusters) {
+        checkpoint.belongs(began, now)?;
     }
     say(format_args!("going on after {} keys, as {path} says", saved.totals.keys));
     Ok(saved)

@@ -11,15 +11,15 @@
 //!    other values there than here, that is counted too.
 //! 3. In memory there is a page of the scan and the batch that is made of it.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{Job, Place};
+use super::{Args, Job, Place};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
+use crate::cli::layout::cluster_id;
 use crate::client::{Admin, Client, Error, Options};
 use crate::proto;
 use crate::store::TenantId;
@@ -35,11 +35,11 @@ const ATTEMPTS: u32 = 8;
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Both sides.
-struct Sides {
+pub(super) struct Sides {
     here: Client,
     there: Client,
-    /// Names the rows in the idempotency keys.
-    cluster_id: String,
+    /// The ids of both. The first one names the rows in the idempotency keys.
+    pub clusters: [String; 2],
     overwrite: bool,
 }
 
@@ -56,20 +56,25 @@ struct Row {
     siblings: Vec<proto::Sibling>,
 }
 
-pub(super) async fn run(job: &mut Job, endpoints: &str) -> Result<(), Failure> {
-    let consistency = job.args.consistency.into();
-    let options = Options { consistency, ..job.args.connect.options(TIMEOUT)? };
-    let endpoints = endpoints.split(',').map(|uri| uri.trim().to_owned()).collect();
-    let there = Client::new(Options { endpoints, ..options.clone() })?;
-    let here = Client::new(options)?;
-    let call = async |admin: &mut Admin, request| admin.cluster_status(request).await;
-    let cluster_id = here.admin_call(proto::ClusterStatusRequest {}, call).await?.cluster_id;
-    let other_id = there.admin_call(proto::ClusterStatusRequest {}, call).await?.cluster_id;
-    if !cluster_id.is_empty() && cluster_id == other_id {
-        return Err(Failure::usage("--to-cluster is the cluster itself; --to copies to a node"));
+impl Sides {
+    /// Reaches both, which must be two.
+    pub async fn connect(args: &Args, endpoints: &str) -> Result<Self, Failure> {
+        let consistency = args.consistency.into();
+        let options = Options { consistency, ..args.connect.options(TIMEOUT)? };
+        let endpoints = endpoints.split(',').map(|uri| uri.trim().to_owned()).collect();
+        let there = Client::new(Options { endpoints, ..options.clone() })?;
+        let here = Client::new(options)?;
+        let clusters = [cluster_id(&here).await?, cluster_id(&there).await?];
+        if !clusters[0].is_empty() && clusters[0] == clusters[1] {
+            let message = "--to-cluster is the cluster itself; --to copies to a node";
+            return Err(Failure::usage(message));
+        }
+        Ok(Self { here, there, clusters, overwrite: args.overwrite })
     }
-    let sides = Arc::new(Sides { here, there, cluster_id, overwrite: job.args.overwrite });
-    let tenants = tenants(job, &sides).await?;
+}
+
+pub(super) async fn run(job: &mut Job, sides: &Sides) -> Result<(), Failure> {
+    let tenants = tenants(job, sides).await?;
     let all = tenants.len();
     for (at, tenant) in tenants.iter().enumerate() {
         // What stands before the tenant at work, by name, was copied by an earlier run.
@@ -81,8 +86,8 @@ pub(super) async fn run(job: &mut Job, endpoints: &str) -> Result<(), Failure> {
         }
         let share = |done: f64| (at as f64 + done) / all as f64;
         match job.keys.take() {
-            Some(mut file) => copy_keys(job, &sides, tenant, &mut file).await?,
-            None => copy_tenant(job, &sides, tenant, share).await?,
+            Some(mut file) => copy_keys(job, sides, tenant, &mut file).await?,
+            None => copy_tenant(job, sides, tenant, share).await?,
         }
     }
     Ok(())
@@ -161,10 +166,10 @@ async fn copy_tenant(
         let error = match sides.here.scan(request.clone()).await {
             Err(error) => error,
             Ok(mut pages) => loop {
-                let page = match pages.message().await {
+                let page = match pages.next().await {
                     Ok(Some(page)) => page,
                     Ok(None) => return Ok(()),
-                    Err(status) => break Error::of(&status, false),
+                    Err(error) => break error,
                 };
                 attempt = 0;
                 let mut done = 0.0;
@@ -178,13 +183,9 @@ async fn copy_tenant(
                     }
                 }
                 copy_rows(job, sides, tenant, rows).await?;
-                let is_last = page.cursor.is_empty();
                 let place = Place { cursor: encode(&page.cursor), ..job.saved.place.clone() };
                 job.reach(place, share(done))?;
                 request.cursor = page.cursor;
-                if is_last {
-                    return Ok(());
-                }
             },
         };
         attempt += 1;
@@ -316,7 +317,7 @@ impl Sides {
     /// The name of a write: the same for the same version of the same row, whenever it is copied.
     fn name(&self, tenant: &Tenant, key: &[u8], sibling: &proto::Sibling, context: &[u8]) -> Bytes {
         let parts: [&[u8]; 6] = [
-            self.cluster_id.as_bytes(),
+            self.clusters[0].as_bytes(),
             tenant.name.as_bytes(),
             key,
             &sibling.hlc.to_le_bytes(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use super::{Job, Place};
+use super::{Args, Job, Place};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
 use crate::cli::layout;
@@ -14,8 +14,7 @@ use crate::proto;
 /// Times that a broken stream is begun again where it broke, in a row.
 const ATTEMPTS: u32 = 5;
 
-pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
-    let client = source(job).await?;
+pub(super) async fn run(job: &mut Job, client: &Client) -> Result<(), Failure> {
     let mut request = proto::ReplicateDataRequest {
         to: job.args.to.clone().unwrap_or_default(),
         tenant: job.args.tenant.clone().unwrap_or_default(),
@@ -27,7 +26,7 @@ pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
         bytes_per_second: job.args.rate.map_or(0, |rate| rate.0),
     };
     let Some(mut file) = job.keys.take() else {
-        return copy(job, &client, &mut request, &|done, place| (done, place)).await;
+        return copy(job, client, &mut request, &|done, place| (done, place)).await;
     };
     file.seek(job.saved.place.offset)?;
     loop {
@@ -38,14 +37,14 @@ pub(super) async fn run(job: &mut Job) -> Result<(), Failure> {
         // A batch is one page: it is done as a whole, or begun again.
         let (done, offset) = (file.done(), file.offset());
         let placed = |_, place| (done, Place { offset, ..place });
-        copy(job, &client, &mut request, &placed).await?;
+        copy(job, client, &mut request, &placed).await?;
     }
 }
 
 /// A client of the node that has the rows.
-async fn source(job: &Job) -> Result<Client, Failure> {
-    let connect = &job.args.connect;
-    let Some(named) = &job.args.from else { return connect.one_node_client() };
+pub(super) async fn source(args: &Args) -> Result<Client, Failure> {
+    let connect = &args.connect;
+    let Some(named) = &args.from else { return connect.one_node_client() };
     let told = layout::status(&connect.admin_client()?).await?;
     layout::client_of(layout::member(&told, named)?, connect)
 }
@@ -125,7 +124,5 @@ async fn follow(
             Err(status) => return Ok(Some((Error::of(&status, false), moved))),
         };
     }
-    let message = "the stream ended before the last page";
-    let status = tonic::Status::unavailable(message);
-    Ok(Some((Error::of(&status, false), moved)))
+    Ok(Some((Error::ended_early(), moved)))
 }
