@@ -41,15 +41,26 @@ impl Failure {
         Self { code, message: message.into() }
     }
 
-    /// Of a change of the layout: what became of it is no write's outcome.
+    /// Of a change of the layout: what became of it is no write's outcome. A node that was reached
+    /// and did not answer may have begun it.
     pub fn of_change(error: client::Error) -> Self {
+        match (error.outcome(), error.reason()) {
+            (None, "TIMEOUT" | "CONNECTION_LOST") => Self::unknown_change(&error),
+            _ => Self::of_plan(error),
+        }
+    }
+
+    /// Of what would be changed, and of what may be asked for as often as one likes.
+    pub fn of_plan(error: client::Error) -> Self {
         match error.outcome() {
             Some(Outcome::NotApplied) => Self::refused(error),
-            Some(Outcome::Unknown) => {
-                Self::with_code(4, format!("{error}; it is not known whether it was begun"))
-            }
+            Some(Outcome::Unknown) => Self::unknown_change(&error),
             None => error.into(),
         }
+    }
+
+    fn unknown_change(error: &client::Error) -> Self {
+        Self::with_code(4, format!("{error}; it is not known whether it was begun"))
     }
 
     /// Whether it may be otherwise soon: the node could not be reached, or has no time.
@@ -114,6 +125,23 @@ impl From<io::Error> for Failure {
             // The reader has seen enough: not an error, nothing to say.
             io::ErrorKind::BrokenPipe => Self::with_code(0, ""),
             _ => Self::error(format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    /// A change that a node may have begun was not refused: a script would take it for undone.
+    #[test]
+    fn a_change_that_was_not_answered_is_not_called_undone() {
+        for status in [Status::cancelled("timeout"), Status::unknown("the connection is gone")] {
+            let failed = |of: fn(client::Error) -> Failure| of(client::Error::of(&status, false));
+            assert_eq!(failed(Failure::of_change).code, 4);
+            assert_ne!(failed(Failure::of_plan).code, 4);
         }
     }
 }

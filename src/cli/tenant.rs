@@ -101,7 +101,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
             };
             let call = async |admin: &mut Admin, request| admin.create_tenant(request).await;
             let request = proto::CreateTenantRequest { tenant: Some(tenant) };
-            let made = connect.admin_client()?.admin_call(request, call).await?;
+            let made = connect.admin_client()?.admin_call(request, call).await;
+            let made = made.map_err(Failure::of_change)?;
             show(&connect, made.tenant)
         }
         Verb::List { connect } => {

@@ -252,7 +252,7 @@ async fn ask_plan(
 ) -> Result<proto::PlanLayoutResponse, Failure> {
     let call = async |admin: &mut Admin, request| admin.plan_layout(request).await;
     let request = proto::PlanLayoutRequest { change: Some(change) };
-    client.admin_call(request, call).await.map_err(Failure::of_change)
+    client.admin_call(request, call).await.map_err(Failure::of_plan)
 }
 
 /// The cluster as the node that is asked knows it.

@@ -73,7 +73,7 @@ async fn copy(
         };
         attempt += 1;
         if attempt > ATTEMPTS || !error.may_retry() {
-            return Err(Failure::of_change(error));
+            return Err(Failure::of_plan(error));
         }
         tokio::time::sleep(Duration::from_millis(200) * attempt).await;
     }
