@@ -328,7 +328,7 @@ impl Store {
             return Ok((stored.unwrap_or_default().to_vec(), written));
         }
         if let Some(born_ms) = item.born_ms {
-            check_remembered(&row, born_ms, item.now_ms)?;
+            check_remembered(&row, born_ms, item.now_ms, self.limits.clock_skew_ms_max)?;
         }
         let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
         let actor = self.actor();
@@ -434,10 +434,11 @@ impl Mutation {
 }
 
 /// Refuses a token that the row does not know and that is as old as those which it may have
-/// forgotten early: it cannot be told from one that was written.
-fn check_remembered(row: &Row<'_>, born_ms: u64, now_ms: u64) -> Result<()> {
+/// forgotten early: it cannot be told from one that was written. A key may say that it was born
+/// up to `skew_ms` after it was written.
+fn check_remembered(row: &Row<'_>, born_ms: u64, now_ms: u64, skew_ms: u64) -> Result<()> {
     let Some((time, _)) = forgotten_below(row, DEAD_TOKENS_MAX) else { return Ok(()) };
-    let forgotten_ms = clock::ms_of_time(time);
+    let forgotten_ms = clock::ms_of_time(time).saturating_add(skew_ms);
     if born_ms > forgotten_ms {
         return Ok(());
     }

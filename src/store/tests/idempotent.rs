@@ -146,16 +146,17 @@ fn a_row_that_forgets_tokens_forgets_no_delete() {
 }
 
 /// A key that says its age is recognised or refused, also where the row had to forget it within
-/// its window: taken for a new write it would undo what came after it.
+/// its window: taken for a new write it would undo what came after it. The clock of its client may
+/// be right, or ahead.
 #[test]
 fn a_retry_that_was_forgotten_early_is_refused() {
-    let uuid = |node: &Node| {
-        let born = format!("{:012x}", node.clock.now_ms());
+    let uuid = |node: &Node, ahead_ms: u64| {
+        let born = format!("{:012x}", node.clock.now_ms() + ahead_ms);
         format!("{}-{}-7abc-8d01-020304050607", &born[..8], &born[8..])
     };
-    for tenant in ["default", "lww"] {
+    for (tenant, ahead_ms) in [("default", 0), ("lww", 0), ("default", 1_500), ("lww", 1_500)] {
         let node = Node::new();
-        let early = tokened("k", "early", &uuid(&node));
+        let early = tokened("k", "early", &uuid(&node, ahead_ms));
         let context = Some(node.store().write(tenant, early.clone()).unwrap().context);
         assert!(node.store().write(tenant, early.clone()).unwrap().duplicate);
         node.clock.advance_ms(1);
@@ -163,7 +164,10 @@ fn a_retry_that_was_forgotten_early_is_refused() {
         let context = overwrite(&node, tenant, "k");
         let refused = node.store().write(tenant, early).unwrap_err();
         assert_eq!(refused.reason(), "TOKEN_EXPIRED");
-        let write = Mutation { context: Some(context), ..tokened("k", "new", &uuid(&node)) };
+        // By its birth a new one cannot be told from those either before their time has passed.
+        node.clock.advance_ms(node.options.limits.clock_skew_ms_max);
+        let uuid = uuid(&node, ahead_ms);
+        let write = Mutation { context: Some(context), ..tokened("k", "new", &uuid) };
         assert!(!node.store().write(tenant, write.clone()).unwrap().duplicate);
         assert!(node.store().write(tenant, write).unwrap().duplicate);
         assert!(!node.values(tenant, "k").contains(&"early".to_owned()));
