@@ -337,8 +337,7 @@ impl Store {
         let Outcome::Written(mut after) = write(&row, &seen, actor, time, item.new) else {
             return Err(Error::IdempotencyConflict);
         };
-        let expired_by = item.now_ms.saturating_sub(self.limits.clock_skew_ms_max);
-        drop_expired(&mut after, expired_by);
+        self.drop_expired(&mut after, item.now_ms);
         let replaces =
             |token| row.version_of_token(token).is_some() || seen.has_seen(&Dot::Token(token));
         self.counters.tokens_evicted(evict_tokens(&mut after, DEAD_TOKENS_MAX, replaces));
@@ -357,6 +356,17 @@ impl Store {
             _ => Dot::Plain { actor, time },
         };
         Ok((bytes, self.written(item, &after, seen, dot, time)))
+    }
+
+    /// Takes out what has expired, by the steady clock: what is shipped without it is dead
+    /// everywhere.
+    fn drop_expired(&self, row: &mut Row<'_>, now_ms: u64) {
+        let margin_ms = self.limits.clock_skew_ms_max;
+        let seems_by = now_ms.saturating_sub(margin_ms);
+        // Rarely anything has: only then the clock is asked that all writers share.
+        if row.live().iter().any(|(_, version)| version.has_expired_at(seems_by)) {
+            drop_expired(row, now_ms.min(self.steady_ms()).saturating_sub(margin_ms));
+        }
     }
 
     /// The answer to a write that the row has seen before.

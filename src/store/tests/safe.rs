@@ -219,6 +219,28 @@ fn a_clock_that_jumps_ahead_and_back_leaves_no_trace() {
     assert!(node.store().advance_safe_points().unwrap() < clock::time_of_ms(T0_MS));
 }
 
+/// Nor does a write that is made meanwhile drop what seems to have expired: others would learn that
+/// it is dead. Time that has really passed counts.
+#[test]
+fn a_write_while_the_clock_is_ahead_drops_nothing_for_good() {
+    let minute_ms = HOUR_MS / 60;
+    for is_step in [true, false] {
+        let node = Node::new();
+        let brief = Mutation { ttl_ms: Some(30 * minute_ms), ..put("k", "x") };
+        node.store().write("default", brief).unwrap();
+        if is_step {
+            node.clock.set_ms(T0_MS + 50 * minute_ms);
+        } else {
+            node.clock.advance_ms(50 * minute_ms);
+        }
+        node.put("default", "k", "y");
+        assert_eq!(node.values("default", "k"), ["y"], "it is not shown");
+        node.clock.set_ms(T0_MS);
+        let left: &[&str] = if is_step { &["x", "y"] } else { &["y"] };
+        assert_eq!(node.values("default", "k"), left);
+    }
+}
+
 /// A step that stands is the new time: a machine that was asleep for a day takes writes again.
 #[test]
 fn a_clock_that_stays_ahead_is_followed() {
