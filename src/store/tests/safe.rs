@@ -69,6 +69,30 @@ fn a_token_is_kept_for_its_window() {
     assert_eq!(rows(&node), 0);
 }
 
+/// The row of a key that is still there knows its tokens beyond that, however far the floor is: who
+/// has them forgotten while others know them would lose what is written under them anew.
+#[test]
+fn a_row_that_lives_knows_its_tokens_beyond_their_window() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        let write = Mutation { idempotency_key: Some(b"t".to_vec()), ..put("k", "x") };
+        let context = Some(node.store().write(tenant, write.clone()).unwrap().context);
+        node.store().write(tenant, Mutation { context, ..put("k", "y") }).unwrap();
+        for _ in 0..3 {
+            node.clock.advance_ms(24 * HOUR_MS);
+            forget(&node);
+            assert!(node.store().write(tenant, write.clone()).unwrap().duplicate);
+        }
+        assert_eq!(node.values(tenant, "k"), ["y"]);
+        // Deleted and purged it is new.
+        node.store().write(tenant, delete("k")).unwrap();
+        node.clock.advance_ms(25 * HOUR_MS);
+        forget(&node);
+        assert!(!node.store().write(tenant, write).unwrap().duplicate);
+        assert_eq!(node.values(tenant, "k"), ["x"]);
+    }
+}
+
 /// A late copy of a deleted and forgotten version is refused, not taken for news.
 #[test]
 fn a_late_copy_of_a_forgotten_version_is_refused() {
