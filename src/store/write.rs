@@ -284,6 +284,45 @@ impl Store {
         if items.is_empty() {
             return Position::ZERO;
         }
+        let error = match self.try_rewrites(tenant, items, results, on_stall, shipped) {
+            Ok(position) => return position,
+            Err(error) => error,
+        };
+        let is_of_a_key = items.len() > 1 && self.is_of_a_key(&error);
+        // First of all: damage replaces the actor that the others are written under.
+        let error = self.failed(error);
+        if !is_of_a_key {
+            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
+            return Position::ZERO;
+        }
+        // Nothing was written, and it is not said which key it is.
+        let mut end = Position::ZERO;
+        for one in items.chunks(1) {
+            match self.try_rewrites(tenant, one, results, on_stall, shipped) {
+                Ok(position) => end = end.max(position),
+                Err(error) => results[one[0].0] = Err(self.failed(error)),
+            }
+        }
+        end
+    }
+
+    /// Whether a batch failed before anything was written, for a key that cannot be read or put
+    /// back. A store that takes no more writes may have failed in the middle of one.
+    fn is_of_a_key(&self, error: &engine::Error) -> bool {
+        use engine::Error;
+        let is_of_a_key =
+            matches!(error, Error::Corruption(_) | Error::Merge(_) | Error::OutOfBounds { .. });
+        is_of_a_key && self.engine.poisoned().is_none()
+    }
+
+    fn try_rewrites(
+        &self,
+        tenant: &Tenant,
+        items: &[(usize, Checked<'_>)],
+        results: &mut [Result<Written>],
+        on_stall: OnStall,
+        shipped: &mut Shipped,
+    ) -> engine::Result<Position> {
         let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
         let make = |at: usize, row: Option<&[u8]>, guard: u64| {
             let (index, item) = &items[at];
@@ -300,12 +339,7 @@ impl Store {
                 }
             }
         };
-        let updated = self.engine.update_with(&keys, make, on_stall);
-        updated.unwrap_or_else(|error: engine::Error| {
-            let error = self.failed(error);
-            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
-            Position::ZERO
-        })
+        self.engine.update_with(&keys, make, on_stall)
     }
 
     /// The row after the write, and what to tell the client.
