@@ -245,7 +245,7 @@ impl Store {
         let mut rows = Vec::with_capacity(items.len());
         for (index, item) in items {
             let above = item.context.as_ref().map_or(0, Context::time_max);
-            let time = self.mint(above)?;
+            let time = self.minter.mint_lww(above, false)?;
             let version = Version::new(item.new.payload, item.new.expires_at_ms, time);
             let mut row = Vec::with_capacity(self.row_capacity(&item.new));
             codec::encode_lww_version(actor, &version, &mut row);
@@ -366,7 +366,11 @@ impl Store {
         }
         let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
         let actor = self.actor();
-        let time = self.mint(mint_above(&row, &seen).max(guard))?;
+        let above = mint_above(&row, &seen).max(guard);
+        let time = match tenant.mode {
+            Mode::Siblings => self.minter.mint(above)?,
+            Mode::LastWriteWins => self.minter.mint_lww(above, item.new.token.is_some())?,
+        };
         let before = row.live().len();
         let Outcome::Written(mut after) = write(&row, &seen, actor, time, item.new) else {
             return Err(Error::IdempotencyConflict);
@@ -411,7 +415,7 @@ impl Store {
         token: Token,
         time: u64,
     ) -> Result<Written> {
-        if let Some(first) = row.version_of_token(token) {
+        if let Some(first) = row.version_surely_of(token) {
             let retry = Version::new(item.new.payload, item.new.expires_at_ms, time);
             let (known, given) = (first.payload_hash(), retry.payload_hash());
             // The bytes of a stripped version are not known any more.

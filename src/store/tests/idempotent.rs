@@ -77,6 +77,44 @@ fn another_value_under_the_same_token_is_a_conflict() {
     }
 }
 
+/// Two nodes write a last-write-wins key in the same moment: the retry of the write that lost was
+/// made, whatever the winner's value is.
+#[test]
+fn a_retry_is_no_conflict_with_another_nodes_write_of_the_same_time() {
+    for with_token in [false, true] {
+        let (a, mut b) = (Node::new(), Node::new());
+        b.crash(1);
+        // Both clocks are at the same time of day, beyond what the crash has cost the one.
+        [&a, &b].iter().for_each(|node| node.clock.advance_ms(60_000));
+        let actor = |node: &Node| node.store().identity().actor;
+        assert_ne!(actor(&a), actor(&b));
+        let [loser, winner] = if actor(&a) < actor(&b) { [&a, &b] } else { [&b, &a] };
+        let writes = [("x", "t"), ("y", "u")].map(|(value, token)| tokened("k", value, token));
+        let mut prepared = Vec::new();
+        for (node, write) in [loser, winner].iter().zip(&writes) {
+            let mut write = write.clone();
+            if !with_token && write.value == Some(b"y".to_vec()) {
+                write.idempotency_key = None;
+            }
+            prepared.push(node.store().prepare("lww", &[write]));
+        }
+        let times = [0, 1].map(|at: usize| prepared[at].results[0].as_ref().unwrap().hlc);
+        assert_eq!(times[0] == times[1], with_token, "{times:?}");
+        for (to, from) in [(loser, &prepared[1]), (winner, &prepared[0])] {
+            let row = &from.rows[0];
+            let sent = [(row.tenant, row.key.clone(), row.row.clone())];
+            to.store().replicate(&sent).remove(0).unwrap();
+        }
+        assert_eq!(a.values("lww", "k"), b.values("lww", "k"));
+        for node in [&a, &b] {
+            for write in writes.iter().take(1 + usize::from(with_token)) {
+                let retry = node.store().write("lww", write.clone()).unwrap();
+                assert!(retry.duplicate, "{with_token}");
+            }
+        }
+    }
+}
+
 /// Two items of a batch with one token are one write.
 #[test]
 fn a_token_twice_in_a_batch_is_one_write() {
