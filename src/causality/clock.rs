@@ -31,6 +31,12 @@ pub const fn ms_of_time(time: u64) -> u64 {
     time >> COUNTER_BITS
 }
 
+/// Whether a last-write-wins version of this time was written under an idempotency key: see
+/// [`HybridClock::next_lww`].
+pub const fn is_tokened(time: u64) -> bool {
+    time & 1 == 1
+}
+
 /// The next time would reach the durable lease. Nothing was minted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the clock's lease ends at {lease}, a lease up to {wanted} is needed")]
@@ -65,11 +71,37 @@ impl HybridClock {
     /// # Errors
     /// [`LeaseExhausted`] if it would reach the lease.
     pub fn next(&self, now_ms: u64, above: u64) -> Result<u64, LeaseExhausted> {
+        self.next_with(now_ms, above, |time| time)
+    }
+
+    /// [`HybridClock::next`] for a last-write-wins version: odd if it is written under an
+    /// idempotency key, else even. Two nodes may mint the same time, and the row names a version
+    /// that has a token by its time alone; so one that has none is not taken for it.
+    ///
+    /// # Errors
+    /// As [`HybridClock::next`].
+    pub fn next_lww(
+        &self,
+        now_ms: u64,
+        above: u64,
+        has_token: bool,
+    ) -> Result<u64, LeaseExhausted> {
+        let fits = |time| is_tokened(time) == has_token;
+        self.next_with(now_ms, above, |time| if fits(time) { time } else { time.saturating_add(1) })
+    }
+
+    /// A new time; `raise` makes a candidate the one or a later one.
+    fn next_with(
+        &self,
+        now_ms: u64,
+        above: u64,
+        raise: impl Fn(u64) -> u64,
+    ) -> Result<u64, LeaseExhausted> {
         let above = above.max(self.seen.load(Ordering::Acquire));
         let mut last = self.last.load(Ordering::Relaxed);
         loop {
             let lease = self.lease.load(Ordering::Acquire);
-            let next = last.max(above).saturating_add(1).max(time_of_ms(now_ms));
+            let next = raise(last.max(above).saturating_add(1).max(time_of_ms(now_ms)));
             if next >= lease {
                 return Err(LeaseExhausted { lease, wanted: lease_above(next) });
             }
@@ -177,6 +209,18 @@ mod tests {
             last = next;
         }
         assert!(clock.next(5, last + 77).expect("leased") > last + 77);
+    }
+
+    #[test]
+    fn a_last_write_wins_time_says_whether_it_has_a_token() {
+        let clock = leased(1_000);
+        let mut last = 0;
+        for has_token in [true, true, false, false, true, false] {
+            let next = clock.next_lww(1_000, 0, has_token).expect("leased");
+            assert!(next > last && is_tokened(next) == has_token);
+            last = next;
+        }
+        assert!(clock.next_lww(1_000, u64::MAX, false).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! All that is known of one key.
 
 use super::actor::Actor;
+use super::clock::is_tokened;
 use super::dot::{Dot, Token};
 use super::version::Version;
 
@@ -116,6 +117,22 @@ impl<'a> Row<'a> {
                 self.live.iter().map(|(_, version)| version).find(|v| v.time() == time)
             }
         }
+    }
+
+    /// [`Row::version_of_token`] unless it may be another write's. In last-write-wins rows that is
+    /// so where another node has minted the same time: without a token it is none of a token's,
+    /// with one the row knows that too.
+    pub fn version_surely_of(&self, token: Token) -> Option<&Version<'a>> {
+        let version = self.version_of_token(token)?;
+        let is_of_another =
+            |(other, time): &(Token, u64)| *other != token && *time == version.time();
+        let is_sure = match self.mode {
+            Mode::Siblings => true,
+            Mode::LastWriteWins => {
+                is_tokened(version.time()) && !self.tokens.iter().any(is_of_another)
+            }
+        };
+        is_sure.then_some(version)
     }
 }
 

@@ -216,6 +216,27 @@ fn token_kept_for_window() {
     assert_eq!(pruned.tokens(), []);
 }
 
+/// A token whose window is over goes with its row only. If a row that is written on forgot it, a
+/// later write under it would have the dot of the first one, and die where any record (in a lower
+/// table, in the log, at a replica) still knows that as dead.
+#[test]
+fn tokens_stay_while_the_row_is_written() {
+    let start = clock::time_of_ms(1_000);
+    let x = put(&siblings(), &blind(), A, start, tokened("x", 7));
+    let y = put(&x, &Context::of(&x), A, start + 1, value("y"));
+    let floor = clock::time_of_ms(9_000);
+    let again = write::write(&y, &blind(), B, floor + 1, tokened("z", 7));
+    assert_eq!(again, Outcome::Duplicate);
+
+    let mut without_rule = y.clone();
+    assert!(prune(&mut without_rule, floor, 500));
+    let seen = Context::of(&without_rule);
+    let z = put(&without_rule, &seen, B, floor + 1, tokened("z", 7));
+    assert_eq!(values(&z), ["z"]);
+    assert!(!contains(&z, &y, 1_024).expect("one mode"));
+    assert!(values(&join(&z, &y).expect("one mode")).is_empty(), "the reason");
+}
+
 /// One token minted at 1 and, by a retry elsewhere, at 9; y in between. If the token named a dot,
 /// keep-the-greatest and observed-remove together would lose both values in one order of joins.
 /// With plain dots and the token beside them every order ends alike.

@@ -18,6 +18,7 @@ use super::position::Position;
 use super::record::{Kind, Record};
 use super::sstable::TableIter;
 use super::super_version::SuperVersion;
+use super::version::SafePoint;
 use super::{Engine, Shared};
 
 /// A scan in progress. It pins the tables it reads, so it should not be kept for long.
@@ -33,7 +34,7 @@ pub struct Scan {
     operator: Arc<dyn MergeOperator>,
     /// Keeps memtables and tables. Dropped after the cursor, which so is never the last to let go
     /// of one: what ends with the view goes to the reaper.
-    _view: Arc<SuperVersion>,
+    view: Arc<SuperVersion>,
 }
 
 /// One sorted source of a scan.
@@ -160,12 +161,18 @@ impl Shared {
             end_of_log: Position::ZERO,
             buffers: JoinBuffers::default(),
             operator: self.operator.clone(),
-            _view: view,
+            view,
         })
     }
 }
 
 impl Scan {
+    /// The words of all partitions as of the moment in which the scan began: what they say of the
+    /// rows holds for those that it hands out.
+    pub fn safe_points(&self) -> &Arc<[SafePoint]> {
+        self.view.version.state().safe_points()
+    }
+
     /// The next key and its state; `None` at the end.
     ///
     /// # Errors

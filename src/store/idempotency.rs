@@ -2,13 +2,16 @@
 //!
 //! A key is any 1 to 64 bytes that the client chose for one write. Its hash with tenant and row key
 //! is the write's [`Token`]; a row knows the tokens it has seen, so a retry through any node finds
-//! itself there. Rows forget a token once its window is over.
+//! itself there. Tokens go with their row, and not before their window is over. From a row that is
+//! written on they do not go (but see [`forget`](crate::causality::forget)): a second write under a
+//! token would be dead wherever the first is known to be.
 //!
 //! A key that is a UUID of version 7 in its 36 characters says when it was born. Such a key is
 //! refused when it is older than the window, so a retry is safe at any time: it is either
-//! recognised or refused. Any other key is opaque: a retry is the same write within the window and
-//! a new one after it. The 16 bytes of a UUID are opaque too: one in 64 keys of random bytes would
-//! pass for a UUID of version 7, and be refused for a birth that never was.
+//! recognised or refused. Any other key is opaque: a retry is the same write within the window and,
+//! after it, for as long as the row is there; then it is a new one. The 16 bytes of a UUID are
+//! opaque too: one in 64 keys of random bytes would pass for a UUID of version 7, and be refused
+//! for a birth that never was.
 
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -156,11 +156,7 @@ impl Limits {
 
     /// A key has 1 byte to `key_bytes_max`.
     pub fn check_key(&self, key: &[u8]) -> Result<()> {
-        if key.is_empty() {
-            return Err(Error::EmptyKey);
-        }
-        over(key.len(), self.key_bytes_max)
-            .map_or(Ok(()), |(found, limit)| Err(Error::KeyTooLong { found, limit }))
+        check_key(key, self.key_bytes_max)
     }
 
     /// A value has at most `value_bytes_max`; it may be empty.
@@ -255,6 +251,20 @@ impl Limits {
     pub fn scan_bytes(&self, asked: usize) -> usize {
         if asked == 0 { self.scan_bytes_max } else { asked.min(self.scan_bytes_max) }
     }
+}
+
+/// The key of a row that a replica holds or sends: it was accepted once, perhaps under another
+/// limit, and is refused only if no limit allows it.
+pub(super) fn check_held_key(key: &[u8]) -> Result<()> {
+    check_key(key, KEY_BYTES_CEILING)
+}
+
+fn check_key(key: &[u8], bytes_max: usize) -> Result<()> {
+    if key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    over(key.len(), bytes_max)
+        .map_or(Ok(()), |(found, limit)| Err(Error::KeyTooLong { found, limit }))
 }
 
 /// A time to live is 1 ms to `limit`.

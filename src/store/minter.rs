@@ -51,8 +51,20 @@ impl Minter {
     /// # Errors
     /// [`Error::ClockUnsafe`], or the lease cannot be made durable.
     pub fn mint(&self, above: u64) -> Result<u64> {
+        self.mint_by(|now_ms| self.clock.next(now_ms, above))
+    }
+
+    /// [`Minter::mint`] for a last-write-wins version, with an idempotency key or without.
+    ///
+    /// # Errors
+    /// As [`Minter::mint`].
+    pub fn mint_lww(&self, above: u64, has_token: bool) -> Result<u64> {
+        self.mint_by(|now_ms| self.clock.next_lww(now_ms, above, has_token))
+    }
+
+    fn mint_by(&self, next: impl Fn(u64) -> Result<u64, LeaseExhausted>) -> Result<u64> {
         let now_ms = self.wall.now_ms();
-        let time = self.leased(|| self.clock.next(now_ms, above))?;
+        let time = self.leased(|| next(now_ms))?;
         if let Some(wanted) = self.clock.lease_wanted(now_ms)
             && let Some(_one) = self.extending.try_lock()
         {

@@ -463,10 +463,6 @@ impl Store {
         Actor::new(self.actor.load(Ordering::Acquire))
     }
 
-    fn mint(&self, above: u64) -> Result<u64> {
-        self.minter.mint(above)
-    }
-
     /// Gives the node its cluster; see [`IdentityFile::assign_cluster`]. What clients were given
     /// before is of no use after.
     ///

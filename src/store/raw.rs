@@ -5,7 +5,9 @@
 //!    and gives no raw rows, nor one that became so while the row was read.
 //! 3. Equal digests under equal floors mean equal versions: what compaction may lawfully have taken
 //!    from one of two copies does not count.
-//! 4. The join of two raw rows vouches for the higher of their floors: what is at or below it and
+//! 4. What replicas hold was accepted once: they give it to each other whatever this node's limits
+//!    for clients are.
+//! 5. The join of two raw rows vouches for the higher of their floors: what is at or below it and
 //!    not live in the join was dead in one of them.
 
 use std::sync::atomic::Ordering;
@@ -14,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Store;
 use super::error::{Error, Result};
+use super::limits::check_held_key;
 use super::read::Early;
 use super::row::{ReadRow, View, unreadable, values_at};
 use super::tenant::{Tenant, TenantId};
@@ -84,7 +87,7 @@ impl Store {
     /// replica has no word on the row then.
     pub fn raw_row(&self, tenant: TenantId, key: &[u8]) -> Result<RawRow> {
         let tenant = self.catalog.by_id(tenant)?;
-        self.limits.check_key(key)?;
+        check_held_key(key)?;
         let engine_key = tenant.engine_key(key);
         // The floor first: one that is installed meanwhile says less about the row, never more.
         let floor = self.floor_of(&engine_key)?;
@@ -98,7 +101,7 @@ impl Store {
     /// callers that must not block on the log.
     pub fn peek_raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Early<Vec<Result<RawRow>>> {
         let place = |(tenant, key): &(TenantId, &[u8])| {
-            self.limits.check_key(key)?;
+            check_held_key(key)?;
             let engine_key = self.catalog.by_id(*tenant)?.engine_key(key);
             // The floors first, as for one row.
             let floor = self.floor_of(&engine_key)?;
@@ -175,7 +178,7 @@ impl Store {
     /// [`Error::UnknownTenantId`], or a source that cannot be read.
     pub fn damaged_row(&self, tenant: TenantId, key: &[u8]) -> Result<RawRow> {
         let tenant = self.catalog.by_id(tenant)?;
-        self.limits.check_key(key)?;
+        check_held_key(key)?;
         let row = self.watch(self.engine.get(&tenant.engine_key(key)).map_err(Into::into))?;
         Ok(RawRow { row, floor: 0 })
     }

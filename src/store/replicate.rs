@@ -9,7 +9,7 @@
 
 use super::Store;
 use super::error::{Error, Result};
-use super::limits::KEY_BYTES_CEILING;
+use super::limits::check_held_key;
 use super::row::causal_mode;
 use super::tenant::TenantId;
 use crate::causality::codec;
@@ -131,13 +131,7 @@ impl Store {
     fn place(&self, tenant: TenantId, key: &[u8], row: &[u8]) -> Result<Vec<u8>> {
         self.check_open()?;
         let tenant = self.catalog.by_id(tenant)?;
-        if key.is_empty() {
-            return Err(Error::EmptyKey);
-        }
-        if key.len() > KEY_BYTES_CEILING {
-            let (found, limit) = (key.len() as u64, KEY_BYTES_CEILING as u64);
-            return Err(Error::KeyTooLong { found, limit });
-        }
+        check_held_key(key)?;
         if row.len() > ROW_BYTES_MAX {
             let (found, limit) = (row.len() as u64, ROW_BYTES_MAX as u64);
             return Err(Error::RowTooLarge { found, limit });

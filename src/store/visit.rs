@@ -8,13 +8,18 @@
 //!    visited.
 //! 3. What was visited is durable when the visit returns, as for a read of a key.
 //! 4. As one replica of several it says nothing of a partition that has lost data, not even that it
-//!    is empty: it ends before it.
+//!    is empty: it ends before it. Nor of one that was mended since the visit began, whose rows it
+//!    does not look at anew.
+//! 5. The floor of a row is one that was in force when the rows were pinned: a younger one vouches
+//!    for what has come since, too.
+
+use std::sync::Arc;
 
 use super::Store;
 use super::error::{Error, Result};
 use super::key::{EngineKey, KeyRange};
 use super::scan::{RowFilter, next_start};
-use crate::engine;
+use crate::engine::{self, SafePoint};
 
 /// Rows that are passed at most, so that a call has a bound where few rows match.
 const ROWS_PASSED_MAX: usize = 50_000;
@@ -50,6 +55,8 @@ pub struct FoundRow<'r> {
 struct Floors<'s> {
     store: &'s Store,
     on_damage: OnDamage,
+    /// The words of the moment in which the rows were pinned.
+    points: Arc<[SafePoint]>,
     first: u32,
     /// The next one to look at.
     next: u32,
@@ -94,7 +101,8 @@ impl Store {
         let (rows_max, bytes_max) =
             (self.limits.scan_rows(bounds.rows), self.limits.scan_bytes(bounds.bytes));
         let first = self.partition_at(token_at(&range.start));
-        let mut floors = Floors { store: self, on_damage, first, next: first, floor: 0 };
+        let points = Arc::clone(scan.safe_points());
+        let mut floors = Floors { store: self, on_damage, points, first, next: first, floor: 0 };
         let (mut rows, mut bytes, mut passed) = (0, 0, 0);
         while let Some((engine_key, row)) = scan.next()? {
             let place = EngineKey::decode(engine_key)?;
@@ -134,15 +142,17 @@ impl Floors<'_> {
     fn reach(&mut self, token: u64) -> Result<Option<Vec<u8>>> {
         let partition = self.store.partition_at(token);
         while self.next <= partition {
-            let point = self.store.engine.safe_point(self.next)?;
-            if point.is_damaged() && self.on_damage == OnDamage::Stop {
+            let now = self.store.engine.safe_point(self.next)?;
+            let pinned = &self.points[self.next as usize];
+            let is_damaged = pinned.is_damaged() || now.is_damaged();
+            if is_damaged && self.on_damage == OnDamage::Stop {
                 if self.next == self.first {
                     return Err(Error::Damaged { partition: self.next });
                 }
                 let start = self.store.token_of_partition(self.next);
                 return Ok(Some(start.to_be_bytes().to_vec()));
             }
-            self.floor = if point.is_damaged() { 0 } else { point.floor };
+            self.floor = if is_damaged { 0 } else { pinned.floor };
             self.next += 1;
         }
         Ok(None)

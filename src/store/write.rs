@@ -245,7 +245,7 @@ impl Store {
         let mut rows = Vec::with_capacity(items.len());
         for (index, item) in items {
             let above = item.context.as_ref().map_or(0, Context::time_max);
-            let time = self.mint(above)?;
+            let time = self.minter.mint_lww(above, false)?;
             let version = Version::new(item.new.payload, item.new.expires_at_ms, time);
             let mut row = Vec::with_capacity(self.row_capacity(&item.new));
             codec::encode_lww_version(actor, &version, &mut row);
@@ -284,6 +284,45 @@ impl Store {
         if items.is_empty() {
             return Position::ZERO;
         }
+        let error = match self.try_rewrites(tenant, items, results, on_stall, shipped) {
+            Ok(position) => return position,
+            Err(error) => error,
+        };
+        let is_of_a_key = items.len() > 1 && self.is_of_a_key(&error);
+        // First of all: damage replaces the actor that the others are written under.
+        let error = self.failed(error);
+        if !is_of_a_key {
+            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
+            return Position::ZERO;
+        }
+        // Nothing was written, and it is not said which key it is.
+        let mut end = Position::ZERO;
+        for one in items.chunks(1) {
+            match self.try_rewrites(tenant, one, results, on_stall, shipped) {
+                Ok(position) => end = end.max(position),
+                Err(error) => results[one[0].0] = Err(self.failed(error)),
+            }
+        }
+        end
+    }
+
+    /// Whether a batch failed before anything was written, for a key that cannot be read or put
+    /// back. A store that takes no more writes may have failed in the middle of one.
+    fn is_of_a_key(&self, error: &engine::Error) -> bool {
+        use engine::Error;
+        let is_of_a_key =
+            matches!(error, Error::Corruption(_) | Error::Merge(_) | Error::OutOfBounds { .. });
+        is_of_a_key && self.engine.poisoned().is_none()
+    }
+
+    fn try_rewrites(
+        &self,
+        tenant: &Tenant,
+        items: &[(usize, Checked<'_>)],
+        results: &mut [Result<Written>],
+        on_stall: OnStall,
+        shipped: &mut Shipped,
+    ) -> engine::Result<Position> {
         let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
         let make = |at: usize, row: Option<&[u8]>, guard: u64| {
             let (index, item) = &items[at];
@@ -300,12 +339,7 @@ impl Store {
                 }
             }
         };
-        let updated = self.engine.update_with(&keys, make, on_stall);
-        updated.unwrap_or_else(|error: engine::Error| {
-            let error = self.failed(error);
-            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
-            Position::ZERO
-        })
+        self.engine.update_with(&keys, make, on_stall)
     }
 
     /// The row after the write, and what to tell the client.
@@ -328,17 +362,20 @@ impl Store {
             return Ok((stored.unwrap_or_default().to_vec(), written));
         }
         if let Some(born_ms) = item.born_ms {
-            check_remembered(&row, born_ms, item.now_ms)?;
+            check_remembered(&row, born_ms, item.now_ms, self.limits.clock_skew_ms_max)?;
         }
         let seen = item.context.clone().unwrap_or_else(|| Context::of(&row));
         let actor = self.actor();
-        let time = self.mint(mint_above(&row, &seen).max(guard))?;
+        let above = mint_above(&row, &seen).max(guard);
+        let time = match tenant.mode {
+            Mode::Siblings => self.minter.mint(above)?,
+            Mode::LastWriteWins => self.minter.mint_lww(above, item.new.token.is_some())?,
+        };
         let before = row.live().len();
         let Outcome::Written(mut after) = write(&row, &seen, actor, time, item.new) else {
             return Err(Error::IdempotencyConflict);
         };
-        let expired_by = item.now_ms.saturating_sub(self.limits.clock_skew_ms_max);
-        drop_expired(&mut after, expired_by);
+        self.drop_expired(&mut after, item.now_ms);
         let replaces =
             |token| row.version_of_token(token).is_some() || seen.has_seen(&Dot::Token(token));
         self.counters.tokens_evicted(evict_tokens(&mut after, DEAD_TOKENS_MAX, replaces));
@@ -359,6 +396,17 @@ impl Store {
         Ok((bytes, self.written(item, &after, seen, dot, time)))
     }
 
+    /// Takes out what has expired, by the steady clock: what is shipped without it is dead
+    /// everywhere.
+    fn drop_expired(&self, row: &mut Row<'_>, now_ms: u64) {
+        let margin_ms = self.limits.clock_skew_ms_max;
+        let seems_by = now_ms.saturating_sub(margin_ms);
+        // Rarely anything has: only then the clock is asked that all writers share.
+        if row.live().iter().any(|(_, version)| version.has_expired_at(seems_by)) {
+            drop_expired(row, now_ms.min(self.steady_ms()).saturating_sub(margin_ms));
+        }
+    }
+
     /// The answer to a write that the row has seen before.
     fn duplicate(
         &self,
@@ -367,7 +415,7 @@ impl Store {
         token: Token,
         time: u64,
     ) -> Result<Written> {
-        if let Some(first) = row.version_of_token(token) {
+        if let Some(first) = row.version_surely_of(token) {
             let retry = Version::new(item.new.payload, item.new.expires_at_ms, time);
             let (known, given) = (first.payload_hash(), retry.payload_hash());
             // The bytes of a stripped version are not known any more.
@@ -434,10 +482,11 @@ impl Mutation {
 }
 
 /// Refuses a token that the row does not know and that is as old as those which it may have
-/// forgotten early: it cannot be told from one that was written.
-fn check_remembered(row: &Row<'_>, born_ms: u64, now_ms: u64) -> Result<()> {
+/// forgotten early: it cannot be told from one that was written. A key may say that it was born
+/// up to `skew_ms` after it was written.
+fn check_remembered(row: &Row<'_>, born_ms: u64, now_ms: u64, skew_ms: u64) -> Result<()> {
     let Some((time, _)) = forgotten_below(row, DEAD_TOKENS_MAX) else { return Ok(()) };
-    let forgotten_ms = clock::ms_of_time(time);
+    let forgotten_ms = clock::ms_of_time(time).saturating_add(skew_ms);
     if born_ms > forgotten_ms {
         return Ok(());
     }

@@ -108,6 +108,47 @@ fn a_damaged_table_is_named_and_costs_the_actor() {
     assert_ne!(actor, born, "the old actor does not come back");
 }
 
+/// A key of a batch that cannot be read fails alone; the others are written, under the new actor.
+#[test]
+fn an_unreadable_key_fails_alone_in_its_batch() {
+    let node = Node::new();
+    for n in 0..300 {
+        node.put("default", &format!("key{n}"), &"v".repeat(100));
+    }
+    node.store().compact().unwrap();
+    let key_of = |n: usize| format!("key{n}");
+    for round in ["prepare", "write_batch"] {
+        let mut node = node.like();
+        for table in tables(&node.vfs) {
+            node.vfs.open(&table).unwrap().write_at(600, b"damage").unwrap();
+        }
+        node.start();
+        let born = node.store().identity().actor;
+        let store = node.store();
+        // Nobody has read it before: the batch itself meets the damage.
+        let batch: Vec<Mutation> = (0..300).map(|n| put(&key_of(n), "new")).collect();
+        let results = match round {
+            "prepare" => {
+                let prepared = store.prepare("default", &batch);
+                let made = prepared.results.iter().enumerate().filter(|(_, made)| made.is_ok());
+                let shipped: Vec<usize> = prepared.rows.iter().map(|row| row.index).collect();
+                assert_eq!(shipped, made.map(|(index, _)| index).collect::<Vec<_>>());
+                prepared.results
+            }
+            _ => store.write_batch("default", batch),
+        };
+        assert_ne!(store.identity().actor, born);
+        let failed = results.iter().filter_map(|result| result.as_ref().err());
+        let failed: Vec<_> = failed.map(|error| (error.reason(), error.outcome())).collect();
+        assert!(!failed.is_empty() && failed.len() < 200, "{} items failed", failed.len());
+        assert!(failed.iter().all(|one| *one == ("CORRUPTION", Outcome::NotApplied)));
+        for (n, result) in results.iter().enumerate() {
+            let read = store.read("default", key_of(n).as_bytes());
+            assert_eq!(read.map(|row| row.siblings.len()).ok(), result.is_ok().then_some(2));
+        }
+    }
+}
+
 /// A table of which hardly a block can be read costs one actor: what it has lost was written before
 /// the first of them was met. And it is looked into once, however many readers meet the others.
 #[test]

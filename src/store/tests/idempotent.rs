@@ -77,6 +77,44 @@ fn another_value_under_the_same_token_is_a_conflict() {
     }
 }
 
+/// Two nodes write a last-write-wins key in the same moment: the retry of the write that lost was
+/// made, whatever the winner's value is.
+#[test]
+fn a_retry_is_no_conflict_with_another_nodes_write_of_the_same_time() {
+    for with_token in [false, true] {
+        let (a, mut b) = (Node::new(), Node::new());
+        b.crash(1);
+        // Both clocks are at the same time of day, beyond what the crash has cost the one.
+        [&a, &b].iter().for_each(|node| node.clock.advance_ms(60_000));
+        let actor = |node: &Node| node.store().identity().actor;
+        assert_ne!(actor(&a), actor(&b));
+        let [loser, winner] = if actor(&a) < actor(&b) { [&a, &b] } else { [&b, &a] };
+        let writes = [("x", "t"), ("y", "u")].map(|(value, token)| tokened("k", value, token));
+        let mut prepared = Vec::new();
+        for (node, write) in [loser, winner].iter().zip(&writes) {
+            let mut write = write.clone();
+            if !with_token && write.value == Some(b"y".to_vec()) {
+                write.idempotency_key = None;
+            }
+            prepared.push(node.store().prepare("lww", &[write]));
+        }
+        let times = [0, 1].map(|at: usize| prepared[at].results[0].as_ref().unwrap().hlc);
+        assert_eq!(times[0] == times[1], with_token, "{times:?}");
+        for (to, from) in [(loser, &prepared[1]), (winner, &prepared[0])] {
+            let row = &from.rows[0];
+            let sent = [(row.tenant, row.key.clone(), row.row.clone())];
+            to.store().replicate(&sent).remove(0).unwrap();
+        }
+        assert_eq!(a.values("lww", "k"), b.values("lww", "k"));
+        for node in [&a, &b] {
+            for write in writes.iter().take(1 + usize::from(with_token)) {
+                let retry = node.store().write("lww", write.clone()).unwrap();
+                assert!(retry.duplicate, "{with_token}");
+            }
+        }
+    }
+}
+
 /// Two items of a batch with one token are one write.
 #[test]
 fn a_token_twice_in_a_batch_is_one_write() {
@@ -146,16 +184,17 @@ fn a_row_that_forgets_tokens_forgets_no_delete() {
 }
 
 /// A key that says its age is recognised or refused, also where the row had to forget it within
-/// its window: taken for a new write it would undo what came after it.
+/// its window: taken for a new write it would undo what came after it. The clock of its client may
+/// be right, or ahead.
 #[test]
 fn a_retry_that_was_forgotten_early_is_refused() {
-    let uuid = |node: &Node| {
-        let born = format!("{:012x}", node.clock.now_ms());
+    let uuid = |node: &Node, ahead_ms: u64| {
+        let born = format!("{:012x}", node.clock.now_ms() + ahead_ms);
         format!("{}-{}-7abc-8d01-020304050607", &born[..8], &born[8..])
     };
-    for tenant in ["default", "lww"] {
+    for (tenant, ahead_ms) in [("default", 0), ("lww", 0), ("default", 1_500), ("lww", 1_500)] {
         let node = Node::new();
-        let early = tokened("k", "early", &uuid(&node));
+        let early = tokened("k", "early", &uuid(&node, ahead_ms));
         let context = Some(node.store().write(tenant, early.clone()).unwrap().context);
         assert!(node.store().write(tenant, early.clone()).unwrap().duplicate);
         node.clock.advance_ms(1);
@@ -163,7 +202,10 @@ fn a_retry_that_was_forgotten_early_is_refused() {
         let context = overwrite(&node, tenant, "k");
         let refused = node.store().write(tenant, early).unwrap_err();
         assert_eq!(refused.reason(), "TOKEN_EXPIRED");
-        let write = Mutation { context: Some(context), ..tokened("k", "new", &uuid(&node)) };
+        // By its birth a new one cannot be told from those either before their time has passed.
+        node.clock.advance_ms(node.options.limits.clock_skew_ms_max);
+        let uuid = uuid(&node, ahead_ms);
+        let write = Mutation { context: Some(context), ..tokened("k", "new", &uuid) };
         assert!(!node.store().write(tenant, write.clone()).unwrap().duplicate);
         assert!(node.store().write(tenant, write).unwrap().duplicate);
         assert!(!node.values(tenant, "k").contains(&"early".to_owned()));

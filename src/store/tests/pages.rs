@@ -159,6 +159,70 @@ fn a_visit_ends_before_a_partition_that_has_lost_data() {
     }
 }
 
+/// Makes one page of a node with a row in partition 0 and one in 2, as one replica of several, and
+/// `change`s the node at the first row. Returns the floors of the rows, and where to go on.
+fn page_while(
+    node: &Node,
+    change: impl Fn(&Store, &dyn Fn(u32, &str) -> Vec<u8>),
+) -> (Vec<u64>, Option<Vec<u8>>) {
+    let store = node.store();
+    let tenant = store.tenant("lww").unwrap();
+    let key_in = |partition: u32, suffix: &str| {
+        let mut keys = (0..).map(|n: u32| format!("{n}{suffix}").into_bytes());
+        let is_in = |key: &Vec<u8>| {
+            crate::engine::version::partition_of(&tenant.engine_key(key), 2) == partition as usize
+        };
+        keys.find(is_in).expect("there are many")
+    };
+    for partition in [0, 2] {
+        let key = String::from_utf8(key_in(partition, "")).expect("text");
+        node.put("lww", &key, "v");
+    }
+    let plan = store.plan_scan("lww", &ScanRequest::default()).unwrap();
+    let (bounds, mut found) = (PageBounds { rows: 0, bytes: 0 }, Vec::new());
+    let visit = |_: &EngineKey<'_>, row: FoundRow<'_>| {
+        if found.is_empty() {
+            // What is written from here on is in a memtable that the page does not look at.
+            store.flush()?;
+            change(store, &key_in);
+        }
+        found.push(row.floor);
+        Ok(Some(1))
+    };
+    let next = store.visit_rows(&plan.filter, &plan.range, bounds, OnDamage::Stop, visit).unwrap();
+    (found, next)
+}
+
+/// The rows of a page are of the moment in which it began: what an exchange has brought since is
+/// not among them, so a partition that it mended is still left to others.
+#[test]
+fn a_partition_that_was_damaged_when_a_page_began_is_left_to_others() {
+    use crate::causality::{Payload, Version, clock, codec};
+    let node = Node::new();
+    node.store().mark_damaged(2..=2, &[7]).unwrap();
+    let (found, next) = page_while(&node, |store, key_in| {
+        let mut row = Vec::new();
+        let payload = Payload::Value { value: b"lost", content_type: "" };
+        let version = Version::new(payload, 0, clock::time_of_ms(T0_MS));
+        codec::encode_lww_version(Actor::new(7), &version, &mut row);
+        let lost = [(store.tenant("lww").unwrap().id, key_in(2, "lost"), row)];
+        store.repair(&lost, &[0]).remove(0).unwrap();
+        store.mend(2, 7).unwrap();
+    });
+    assert_eq!((found.len(), next), (1, Some((2_u64 << 62).to_be_bytes().to_vec())));
+}
+
+/// Nor does a floor that was set since say anything of them.
+#[test]
+fn a_page_names_no_floor_that_is_younger_than_its_rows() {
+    let node = Node::new();
+    let (floors, next) = page_while(&node, |store, _| {
+        store.engine.fence(0..=3, 5).unwrap();
+        store.engine.set_floor(0..=3, 5).unwrap();
+    });
+    assert_eq!((floors, next), (vec![0, 0], None));
+}
+
 /// A cursor that stands beside another tenant's row does not name it.
 #[test]
 fn a_cursor_names_no_other_tenants_key() {

@@ -140,6 +140,29 @@ fn a_damaged_partition_gives_no_word() {
     assert!(raw(&node, "default", "k").row.is_some());
 }
 
+/// What replicas hold was accepted once: where the limit of keys is lower, or has been lowered, a
+/// replica gives the rows that it has taken all the same, and clients are held to the limit.
+#[test]
+fn a_replica_gives_every_row_that_it_takes() {
+    let from = Node::new();
+    let mut options = from.options.clone();
+    options.limits.key_bytes_max = 16;
+    let to = Node::with(options);
+    let key = "k".repeat(20);
+    for tenant in ["default", "lww"] {
+        ship(&from, &to, tenant, &[put(&key, "v")]);
+        let sent = raw(&from, tenant, &key);
+        assert!(sent.row.is_some());
+        assert_eq!(raw(&to, tenant, &key), sent);
+        let (store, id) = (to.store(), to.store().tenant(tenant).unwrap().id);
+        assert_eq!(store.damaged_row(id, key.as_bytes()).unwrap(), sent);
+        let mut found = store.peek_raw_rows(&[(id, key.as_bytes())]).found;
+        assert_eq!(found.remove(0).unwrap(), sent);
+        let refused = store.read(tenant, key.as_bytes()).unwrap_err();
+        assert_eq!(refused.reason(), "KEY_TOO_LONG");
+    }
+}
+
 #[test]
 fn garbage_is_refused_and_not_joined() {
     let node = Node::new();

@@ -69,6 +69,30 @@ fn a_token_is_kept_for_its_window() {
     assert_eq!(rows(&node), 0);
 }
 
+/// The row of a key that is still there knows its tokens beyond that, however far the floor is: who
+/// has them forgotten while others know them would lose what is written under them anew.
+#[test]
+fn a_row_that_lives_knows_its_tokens_beyond_their_window() {
+    for tenant in ["default", "lww"] {
+        let node = Node::new();
+        let write = Mutation { idempotency_key: Some(b"t".to_vec()), ..put("k", "x") };
+        let context = Some(node.store().write(tenant, write.clone()).unwrap().context);
+        node.store().write(tenant, Mutation { context, ..put("k", "y") }).unwrap();
+        for _ in 0..3 {
+            node.clock.advance_ms(24 * HOUR_MS);
+            forget(&node);
+            assert!(node.store().write(tenant, write.clone()).unwrap().duplicate);
+        }
+        assert_eq!(node.values(tenant, "k"), ["y"]);
+        // Deleted and purged it is new.
+        node.store().write(tenant, delete("k")).unwrap();
+        node.clock.advance_ms(25 * HOUR_MS);
+        forget(&node);
+        assert!(!node.store().write(tenant, write).unwrap().duplicate);
+        assert_eq!(node.values(tenant, "k"), ["x"]);
+    }
+}
+
 /// A late copy of a deleted and forgotten version is refused, not taken for news.
 #[test]
 fn a_late_copy_of_a_forgotten_version_is_refused() {
@@ -217,6 +241,28 @@ fn a_clock_that_jumps_ahead_and_back_leaves_no_trace() {
     node.settle();
     assert_eq!(node.values("default", "day"), ["v"]);
     assert!(node.store().advance_safe_points().unwrap() < clock::time_of_ms(T0_MS));
+}
+
+/// Nor does a write that is made meanwhile drop what seems to have expired: others would learn that
+/// it is dead. Time that has really passed counts.
+#[test]
+fn a_write_while_the_clock_is_ahead_drops_nothing_for_good() {
+    let minute_ms = HOUR_MS / 60;
+    for is_step in [true, false] {
+        let node = Node::new();
+        let brief = Mutation { ttl_ms: Some(30 * minute_ms), ..put("k", "x") };
+        node.store().write("default", brief).unwrap();
+        if is_step {
+            node.clock.set_ms(T0_MS + 50 * minute_ms);
+        } else {
+            node.clock.advance_ms(50 * minute_ms);
+        }
+        node.put("default", "k", "y");
+        assert_eq!(node.values("default", "k"), ["y"], "it is not shown");
+        node.clock.set_ms(T0_MS);
+        let left: &[&str] = if is_step { &["x", "y"] } else { &["y"] };
+        assert_eq!(node.values("default", "k"), left);
+    }
 }
 
 /// A step that stands is the new time: a machine that was asleep for a day takes writes again.
