@@ -10,8 +10,8 @@ use crate::proto::{RepairPartitionsRequest, RepairPartitionsResponse};
 /// Compare the node's partitions with their other replicas now
 ///
 /// Replicas compare and repair each other all the time; this puts the node's partitions first and
-/// waits for them. Ends with an error where one of the replicas could not be asked, or rows are left
-/// that may differ.
+/// waits for them. Ends with an error where one of the replicas could not be asked, or rows are
+/// left that may differ.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Only this partition

@@ -496,8 +496,8 @@ impl Joined {
     }
 
     /// Waits a while until the others are heard of, and so this node by them: what is written
-    /// before becomes hints for those that seem to be down, or is refused. One of them may be, so it
-    /// goes on then.
+    /// before becomes hints for those that seem to be down, or is refused. One of them may be, so
+    /// it goes on then.
     async fn meet(&self, cluster_id: NodeId, timeout: Duration) {
         let others = self.fence.layout().sets(0, u8::MAX).members();
         let mut nodes = self.gossip.view().watch();

@@ -287,8 +287,8 @@ impl Newcomer {
     }
 
     /// Takes back what the node has vouched for in partitions of which it will own rows that it
-    /// did not own, and has it write under another actor. To be called before anybody acts under the
-    /// document.
+    /// did not own, and has it write under another actor. To be called before anybody acts under
+    /// the document.
     pub fn begin_anew(&self, document: &Document) {
         let node = self.node;
         let next = document.next_owners.as_ref();

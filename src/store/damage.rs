@@ -193,9 +193,9 @@ impl Store {
         error
     }
 
-    /// Takes note of a file with damage. If it is the first in that file the actor is replaced before
-    /// anything else is written: what was lost may be versions that others have from this actor, and
-    /// a new dot of it would kill them.
+    /// Takes note of a file with damage. If it is the first in that file the actor is replaced
+    /// before anything else is written: what was lost may be versions that others have from this
+    /// actor, and a new dot of it would kill them.
     fn meet(&self, damage: &mut Met, file: &Path) {
         if !damage.places.contains_key(file) {
             // Few tables are ever damaged: a good moment to forget those that are gone.

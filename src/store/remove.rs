@@ -53,10 +53,11 @@ impl Store {
         self.watch(removed.map_err(Into::into))
     }
 
-    /// Takes back what this node has vouched for in partitions: it starts anew there, as a replica
-    /// that knows of no round, and under another actor. Rows that it has written and then given away
-    /// are not here any more, so what it writes next does not follow from them; under the same actor
-    /// it would seem to. What has lost data has lost no less. Durable. No partition: nothing is done.
+    /// Takes back what this node has vouched for in partitions: it starts anew there, as a
+    /// replica that knows of no round, and under another actor. Rows that it has written and then
+    /// given away are not here any more, so what it writes next does not follow from them; under
+    /// the same actor it would seem to. What has lost data has lost no less. Durable. No
+    /// partition: nothing is done.
     ///
     /// # Errors
     /// I/O, which may leave the store read-only.

@@ -199,7 +199,7 @@ fn a_newer_format_is_refused_as_such() {
         let checksum = crc32fast::hash(&bytes[..24]);
         bytes[24..28].copy_from_slice(&checksum.to_le_bytes());
     });
-    let text = "has format version 9; this program reads up to 3";
+    let text = "has format version 9; this program reads up to 4";
     assert!(told.contains(&format!("{} {text}", log.display())), "{told}");
     let lease = Path::new(&node.data_dir).join("LEASE");
     refuses(&node, &lease, "a newer lease", 75, |bytes| {

@@ -135,10 +135,12 @@ proptest! {
             let (key, row) = record;
             let start = body.len();
             frame::put_record(&mut body, &mut last, key, row);
-            let has = |at: usize| before.is_some_and(|it| at < row.len() && it.1.get(at) == row.get(at));
+            let byte = |at: usize| before.and_then(|(_, row)| row.get(at));
+            let has = |at: usize| row.get(at).is_some_and(|own| byte(at) == Some(own));
             let alone = [0, 1, 2, 3, 6, 7].into_iter().filter(|at| has(*at)).count();
             let pair = if has(4) && has(5) { 2 } else { 0 };
-            let as_long = before.is_some_and(|it| it.0.len() == key.len() && it.1.len() == row.len());
+            let long = |(key, row): &Record| (key.len(), row.len());
+            let as_long = before.is_some_and(|before| long(before) == long(record));
             let lengths = if as_long { 1 + varint_len(row.len() as u64) } else { 0 };
             let saved = alone + pair + lengths;
             prop_assert_eq!(body.len() - start, frame::record_bytes_max(key, row) - saved);

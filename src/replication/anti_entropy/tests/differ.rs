@@ -25,8 +25,8 @@ async fn replicas_become_equal_without_hints() {
     }
 }
 
-/// Who asks for a repair waits for all of it, however little a comparison does at a time, and is told
-/// whom it did not reach.
+/// Who asks for a repair waits for all of it, however little a comparison does at a time, and is
+/// told whom it did not reach.
 #[tokio::test(start_paused = true)]
 async fn a_repair_comes_to_all_that_differs_and_names_who_is_down() {
     let trio = Trio::with(|settings| settings.leaves_max = 1, &[]);
