@@ -25,7 +25,7 @@ use crate::replication::duties::Report;
 use crate::replication::hints::Hints;
 use crate::rpc::cluster::Moving;
 use crate::rpc::peer::PeerClient;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// How often the node's figures are gossiped.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
@@ -129,7 +129,12 @@ pub(super) async fn lease_to_tell(local: &Local, store: &Arc<Store>, work: &Work
         return 0;
     }
     let of = Arc::clone(store);
-    let noted = work.run(move || of.confirm_lease().map(|()| of.lease())).await;
+    let note = move || {
+        of.confirm_lease()?;
+        of.follow_clock()?;
+        Ok::<_, store::Error>(of.lease())
+    };
+    let noted = work.run(note).await;
     match noted {
         Ok(Ok(lease)) => {
             local.tell_lease(lease);
@@ -137,7 +142,7 @@ pub(super) async fn lease_to_tell(local: &Local, store: &Arc<Store>, work: &Work
         }
         Ok(Err(error)) => {
             // The next one tries again, if it may.
-            tracing::debug!(%error, "cannot note that the bound of the clock was confirmed");
+            tracing::debug!(%error, "cannot note the bound of the clock");
             0
         }
         Err(_) => 0,

@@ -9,6 +9,7 @@
 //!    made such a step does not count ([`SteadyClock`]).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -31,6 +32,8 @@ pub(super) struct Minter {
     lease: Arc<Lease>,
     /// Held while a lease is made durable.
     extending: Mutex<()>,
+    /// The last time at the last [`Minter::follow`].
+    followed: AtomicU64,
 }
 
 impl Minter {
@@ -39,7 +42,8 @@ impl Minter {
         let (wall, steady) = (Arc::clone(&environment.clock), SteadyClock::new(environment));
         let now_ms = steady.now_ms();
         let clock = HybridClock::new(lease.bound(), now_ms);
-        let minter = Self { clock, wall, steady, lease, extending: Mutex::new(()) };
+        let followed = AtomicU64::new(clock.last());
+        let minter = Self { clock, wall, steady, lease, extending: Mutex::new(()), followed };
         if let Some(wanted) = minter.clock.lease_wanted(now_ms) {
             minter.extend(wanted)?;
         }
@@ -116,6 +120,24 @@ impl Minter {
         let follows = || check_ahead(clock::lease_above(time), self.steady.now_ms()).is_ok();
         if time > self.clock.last() && (time < self.clock.lease() || follows()) {
             self.clock.observe(time);
+        }
+    }
+
+    /// Extends the lease as minting would, if a time was minted or seen since the last call. To be
+    /// called now and then: the bound by which others tell whether the node was put back to an
+    /// earlier state goes with what it has taken from others too.
+    ///
+    /// # Errors
+    /// The lease cannot be made durable.
+    pub fn follow(&self) -> Result<()> {
+        let last = self.clock.last();
+        if self.followed.swap(last, Ordering::Relaxed) == last {
+            return Ok(());
+        }
+        let now_ms = self.steady.now_ms();
+        match self.clock.lease_wanted(now_ms) {
+            Some(wanted) if check_ahead(wanted, now_ms).is_ok() => self.extend(wanted),
+            _ => Ok(()),
         }
     }
 

@@ -509,6 +509,15 @@ impl Store {
         self.identity.confirm_lease()
     }
 
+    /// Has the bound of the clock follow what was written and taken from others. To be called now
+    /// and then by a node whose bound others remember.
+    ///
+    /// # Errors
+    /// I/O, after which no times are minted until the next start.
+    pub fn follow_clock(&self) -> Result<()> {
+        self.minter.follow()
+    }
+
     /// Whether writes that begin here get a time: the lease of the clock can be extended, and the
     /// clock is not too far ahead of the wall clock.
     ///

@@ -193,3 +193,24 @@ fn a_row_of_a_partition_that_lost_data_meanwhile_is_no_word() {
         assert_eq!(read().unwrap_err().reason(), "DAMAGED", "{early}");
     }
 }
+
+/// Others remember the bound of a node's clock, and know by it a directory that was put back. One
+/// that takes rows and writes none itself would be put back by days without being found out.
+#[test]
+fn the_bound_of_the_clock_follows_what_is_taken_from_others() {
+    let (writer, replica) = (Node::new(), Node::new());
+    let tenant = writer.store().tenant("default").unwrap().id;
+    let mut bounds = vec![replica.store().lease()];
+    for round in 0..3 {
+        writer.clock.advance_ms(30_000);
+        replica.clock.advance_ms(30_000);
+        replica.store().follow_clock().unwrap();
+        assert_eq!(replica.store().lease(), *bounds.last().unwrap(), "nothing came");
+        writer.put("default", "k", &format!("v{round}"));
+        let row = writer.store().raw_row(tenant, b"k").unwrap().row.unwrap();
+        replica.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
+        replica.store().follow_clock().unwrap();
+        bounds.push(replica.store().lease());
+    }
+    assert!(bounds.is_sorted_by(|one, next| one < next), "{bounds:?}");
+}
