@@ -105,9 +105,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         saved = before;
         say(format_args!("going on after {} records", saved.records));
         request.cursor = decode("the cursor", &saved.cursor)?;
-        if request.limit > 0 {
-            request.limit = request.limit.saturating_sub(saved.records);
-        }
+        // 0 is none, and stays it.
+        request.limit = request.limit.saturating_sub(saved.records);
     }
     let file = match stdout {
         true => None,
@@ -217,10 +216,8 @@ async fn copy<W: Write>(
             write(row, format, out)?;
         }
         reached(&page, pages.is_over(), out).map_err(End::Failed)?;
-        if request.limit > 0 {
-            // It is reached only by the last page.
-            request.limit = request.limit.saturating_sub(page.rows.len() as u64);
-        }
+        // 0 is none, and stays it. A limit is reached only by the last page.
+        request.limit = request.limit.saturating_sub(page.rows.len() as u64);
         request.cursor = page.cursor;
     }
     Ok(())

@@ -74,12 +74,14 @@ pub async fn end_before_serving(
 /// Whether the node of the data directory holds nothing for its cluster.
 fn owes_nothing_in(config: &Config, world: &World) -> store::Result<bool> {
     let (dir, environment) = (&config.node.data_dir, &world.environment);
-    let options = || IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
     // No start has come so far as to make it.
     if matches!(environment.vfs.exists(dir), Ok(false)) {
         return Ok(true);
     }
-    let read = || Starting::read(environment, dir, options());
+    let read = || {
+        let options = IdentityOptions { cluster_later: true, ..IdentityOptions::default() };
+        Starting::read(environment, dir, options)
+    };
     // The start that was given up may have made the directory while it was read, which then looks
     // as if it lacked something. What is made in one step is there the second time.
     let identity = read().or_else(|_| read())?.identity();

@@ -53,7 +53,7 @@ pub(super) fn kept(
     let version = store.tenants_version();
     let Some((partition, factors)) = compared.whole_factors(store, range) else { return Ok(None) };
     // What was added up and cannot be read any more is not held: to read it is what fails.
-    if store.is_unreadable_in(&(partition..=partition)) {
+    if store.is_unreadable_in(partition) {
         return Ok(None);
     }
     let sum = trees.sum(partition, &factors)?;

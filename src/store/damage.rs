@@ -132,12 +132,10 @@ impl Store {
         tables
     }
 
-    /// Whether there is a block that cannot be read and may hold rows of these partitions.
-    pub fn is_unreadable_in(&self, partitions: &RangeInclusive<u32>) -> bool {
-        let meets = |block: &RangeInclusive<u32>| {
-            block.start() <= partitions.end() && partitions.start() <= block.end()
-        };
-        self.engine.quarantined().iter().any(|block| meets(&self.partitions_of(block)))
+    /// Whether there is a block that cannot be read and may hold rows of this partition.
+    pub fn is_unreadable_in(&self, partition: u32) -> bool {
+        let blocks = self.engine.quarantined();
+        blocks.iter().any(|block| self.partitions_of(block).contains(&partition))
     }
 
     fn partitions_of(&self, block: &Quarantined) -> RangeInclusive<u32> {

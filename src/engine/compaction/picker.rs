@@ -31,8 +31,8 @@ use super::rules::{Rule, Rules};
 use super::targets::Targets;
 use crate::engine::options::{Compression, LEVELS, Options};
 use crate::engine::version::{TableMeta, VersionState};
+use compaction::hull;
 pub use compaction::{Compaction, Reason};
-use compaction::{hull, visible_bytes};
 
 const LAST: usize = LEVELS - 1;
 /// A table that overlaps more than this many tables two levels down is not moved as it is: its own
@@ -545,7 +545,8 @@ impl<'a> Picker<'a> {
             LEVELS => Vec::new(),
             level => self.state.overlapping(level, smallest, largest).cloned().collect(),
         };
-        let room_bytes = if trivial_move { 0 } else { visible_bytes(&inputs) };
+        let visible_bytes = inputs.iter().map(|table| table.visible_bytes()).sum();
+        let room_bytes = if trivial_move { 0 } else { visible_bytes };
         Some(Compaction { reason, inputs, output_level, grandparents, trivial_move, room_bytes })
     }
 

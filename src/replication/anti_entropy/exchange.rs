@@ -31,14 +31,9 @@ impl AntiEntropy {
         if layout.document().tenants.is_empty() {
             return;
         }
-        let unreadable = self.store.unreadable();
-        let is_unreadable = |partition: &u32| {
-            let mut blocks = unreadable.iter().flat_map(|table| &table.blocks);
-            blocks.any(|partitions| partitions.contains(partition))
-        };
         let begun = self.counters.mended.load(Ordering::Relaxed);
         for (partition, peers) in damaged {
-            if is_unreadable(&partition) || layout.grows_into(self.node, partition) {
+            if self.store.is_unreadable_in(partition) || layout.grows_into(self.node, partition) {
                 continue;
             }
             let peers = match self.givers_now(&layout, partition, peers).await {

@@ -199,10 +199,8 @@ fn damage_is_noticed_whatever_was_met_before() {
     assert!(store.has_damage());
 }
 
-/// Where nothing was given up nothing is to be compared again: a refused call, made every minute,
-/// would else have whole partitions hashed and exchanged for ever.
-#[test]
-fn only_what_is_given_up_is_compared_again() {
+/// A node whose tables rotted while it was stopped.
+fn rotten() -> Node {
     let mut node = Node::new();
     for n in 0..300 {
         node.put("default", &format!("key{n}"), &"v".repeat(100));
@@ -213,6 +211,14 @@ fn only_what_is_given_up_is_compared_again() {
         node.vfs.open(&table).unwrap().write_at(600, b"damage").unwrap();
     }
     node.start();
+    node
+}
+
+/// Where nothing was given up nothing is to be compared again: a refused call, made every minute,
+/// would else have whole partitions hashed and exchanged for ever.
+#[test]
+fn only_what_is_given_up_is_compared_again() {
+    let node = rotten();
     let store = node.store();
     assert!(!store.scrub().unwrap().damaged.is_empty());
     let unreadable = store.unreadable();
@@ -231,16 +237,7 @@ fn only_what_is_given_up_is_compared_again() {
 /// nobody. What is given up may hold versions of the actor that is there now all the same.
 #[test]
 fn what_is_given_up_was_written_by_another_actor_whoever_met_the_damage() {
-    let mut node = Node::new();
-    for n in 0..300 {
-        node.put("default", &format!("key{n}"), &"v".repeat(100));
-    }
-    node.store().compact().unwrap();
-    node.store.take().expect("started").close().unwrap();
-    for table in tables(&node.vfs) {
-        node.vfs.open(&table).unwrap().write_at(600, b"damage").unwrap();
-    }
-    node.start();
+    let node = rotten();
     let store = node.store();
     let marks: Vec<_> =
         (0..1 << store.partition_bits()).map(|partition| (partition, vec![7])).collect();

@@ -199,16 +199,13 @@ fn a_row_of_a_partition_that_lost_data_meanwhile_is_no_word() {
 #[test]
 fn the_bound_of_the_clock_follows_what_is_taken_from_others() {
     let (writer, replica) = (Node::new(), Node::new());
-    let tenant = writer.store().tenant("default").unwrap().id;
     let mut bounds = vec![replica.store().lease()];
     for round in 0..3 {
         writer.clock.advance_ms(30_000);
         replica.clock.advance_ms(30_000);
         replica.store().follow_clock().unwrap();
         assert_eq!(replica.store().lease(), *bounds.last().unwrap(), "nothing came");
-        writer.put("default", "k", &format!("v{round}"));
-        let row = writer.store().raw_row(tenant, b"k").unwrap().row.unwrap();
-        replica.store().replicate(&[(tenant, b"k".to_vec(), row)]).remove(0).unwrap();
+        ship(&writer, &replica, "default", &[put("k", &format!("v{round}"))]);
         replica.store().follow_clock().unwrap();
         bounds.push(replica.store().lease());
     }

@@ -75,11 +75,6 @@ impl Compaction {
     }
 }
 
-/// Room for all that is seen of tables, in bytes.
-pub(super) fn visible_bytes(tables: &[Arc<TableMeta>]) -> u64 {
-    tables.iter().map(|table| table.visible_bytes()).sum()
-}
-
 /// The least and greatest key of tables; empty keys if there are none.
 pub(super) fn hull(tables: &[Arc<TableMeta>]) -> (&[u8], &[u8]) {
     let smallest = tables.iter().map(|table| &*table.smallest).min();
