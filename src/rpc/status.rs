@@ -145,7 +145,7 @@ fn row_of(error: &store::Error) -> (Code, Option<Duration>) {
         | E::Refused { .. }
         | E::FormatTooNew { .. }
         | E::WrongCluster { .. } => (Code::FailedPrecondition, NO),
-        E::Overloaded { .. } => (Code::ResourceExhausted, SOON),
+        E::Overloaded { .. } | E::RowsTooLarge { .. } => (Code::ResourceExhausted, SOON),
         E::DiskFull { .. } => (Code::ResourceExhausted, LATER),
         E::ReadOnly { .. } | E::Locked { .. } => (Code::Unavailable, NO),
         E::Damaged { .. } | E::ClockUnsafe { .. } | E::NoRandomness { .. } | E::Closed => {
@@ -170,6 +170,7 @@ fn figures_of(error: &store::Error) -> Vec<(&'static str, String)> {
         | E::InvalidTtl { found, limit }
         | E::TooManySiblings { found, limit }
         | E::RowTooLarge { found, limit }
+        | E::RowsTooLarge { found, limit }
         | E::BatchTooLarge { found, limit, .. } => {
             vec![("found", found.to_string()), ("limit", limit.to_string())]
         }

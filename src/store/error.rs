@@ -109,6 +109,10 @@ pub enum Error {
     /// The node cannot keep up; nothing was written, try again later.
     #[error("the store is overloaded: waited {waited_ms} ms")]
     Overloaded { waited_ms: u64 },
+    /// The rows that a batch changed before this item are all that one call may; this item was not
+    /// written, try it again. In bytes.
+    #[error("the batch has changed rows of {found} bytes, one call may change {limit}")]
+    RowsTooLarge { found: u64, limit: u64 },
     /// Too little free space; nothing was written. In bytes.
     #[error("{} has {available} bytes free, below the reserve of {reserve}", path.display())]
     DiskFull { path: PathBuf, available: u64, reserve: u64 },
@@ -204,7 +208,7 @@ impl Error {
             Self::IdempotencyConflict => "IDEMPOTENCY_CONFLICT",
             Self::TokenExpired { .. } => "TOKEN_EXPIRED",
             Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
-            Self::Overloaded { .. } => "OVERLOADED",
+            Self::Overloaded { .. } | Self::RowsTooLarge { .. } => "OVERLOADED",
             Self::DiskFull { .. } => "DISK_FULL",
             Self::ReadOnly { .. } => "READ_ONLY",
             Self::BelowSafePoint => "BELOW_SAFE_POINT",

@@ -62,22 +62,49 @@ pub struct ShippedRow {
     pub row: Vec<u8>,
 }
 
+/// What one call may give to other replicas, in bytes of rows; the last row may go beyond.
+const SHIPPED_BYTES_MAX: usize = 64 << 20;
+
 /// Collects the rows of a batch, or drops them where nobody wants them.
 pub(super) struct Shipped {
     rows: Option<Vec<(usize, Vec<u8>)>>,
+    /// Of all rows.
+    bytes: usize,
 }
 
 impl Shipped {
     pub fn nothing() -> Self {
-        Self { rows: None }
+        Self { rows: None, bytes: 0 }
     }
 
     pub fn all() -> Self {
-        Self { rows: Some(Vec::new()) }
+        Self { rows: Some(Vec::new()), bytes: 0 }
+    }
+
+    /// Refuses what would be more than replicas are given of one call.
+    pub fn check(&self) -> Result<()> {
+        match self.bytes {
+            bytes if bytes < SHIPPED_BYTES_MAX => Ok(()),
+            bytes => {
+                Err(Error::RowsTooLarge { found: bytes as u64, limit: SHIPPED_BYTES_MAX as u64 })
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Forgets all but the first `len` rows.
+    pub fn truncate(&mut self, len: usize) {
+        for (_, row) in self.rows.iter_mut().flat_map(|rows| rows.drain(len..)) {
+            self.bytes -= row.len();
+        }
     }
 
     pub fn take(&mut self, index: usize, row: Vec<u8>) {
         if let Some(rows) = &mut self.rows {
+            self.bytes += row.len();
             rows.push((index, row));
         }
     }
@@ -88,18 +115,15 @@ impl Shipped {
         }
     }
 
-    /// The rows of the mutations that succeeded. One that was made twice, because a fence came
-    /// between, counts as it was made last.
+    /// The rows of the mutations that succeeded, by their place in the batch.
     pub fn of(
         self,
         tenant: &Tenant,
         batch: &[Mutation],
         results: &[Result<Written>],
     ) -> Vec<ShippedRow> {
-        let Some(mut rows) = self.rows else { return Vec::new() };
-        rows.reverse();
-        rows.sort_by_key(|(index, _)| *index);
-        rows.dedup_by_key(|(index, _)| *index);
+        let mut rows = self.rows.unwrap_or_default();
+        rows.sort_unstable_by_key(|(index, _)| *index);
         rows.into_iter()
             .filter(|(index, _)| results[*index].is_ok())
             .map(|(index, row)| {

@@ -36,6 +36,8 @@ use crate::engine::{self, OnStall, Position};
 
 /// Dead tokens that a row keeps at most: beyond, the oldest go before their window is over.
 pub(super) const DEAD_TOKENS_MAX: usize = 1024;
+/// Rows that are put together before they are logged, in bytes; the last may go beyond.
+const ROUND_BYTES_MAX: usize = 16 << 20;
 /// How often a blind write is minted anew because a fence overtook it.
 const FENCE_RETRIES: usize = 8;
 
@@ -276,32 +278,39 @@ impl Store {
     fn apply_rewrites(
         &self,
         tenant: &Tenant,
-        items: &[(usize, Checked<'_>)],
+        mut items: &[(usize, Checked<'_>)],
         results: &mut [Result<Written>],
         on_stall: OnStall,
         shipped: &mut Shipped,
     ) -> Position {
-        if items.is_empty() {
-            return Position::ZERO;
-        }
-        let error = match self.try_rewrites(tenant, items, results, on_stall, shipped) {
-            Ok(position) => return position,
-            Err(error) => error,
-        };
-        let is_of_a_key = items.len() > 1 && self.is_of_a_key(&error);
-        // First of all: damage replaces the actor that the others are written under.
-        let error = self.failed(error);
-        if !is_of_a_key {
-            items.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
-            return Position::ZERO;
-        }
-        // Nothing was written, and it is not said which key it is.
         let mut end = Position::ZERO;
-        for one in items.chunks(1) {
-            match self.try_rewrites(tenant, one, results, on_stall, shipped) {
-                Ok(position) => end = end.max(position),
-                Err(error) => results[one[0].0] = Err(self.failed(error)),
-            }
+        let mut round_max = usize::MAX;
+        while !items.is_empty() {
+            let round = &items[..items.len().min(round_max)];
+            let error = match self.try_rewrites(tenant, round, results, on_stall, shipped) {
+                Ok((position, done)) => {
+                    end = end.max(position);
+                    items = &items[done..];
+                    if done < round.len() {
+                        // Few more are looked at than can be taken: all that are looked at are read.
+                        round_max = round_max.min(2 * done);
+                    }
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let is_of_a_key = self.is_of_a_key(&error);
+            // First of all: damage replaces the actor that the others are written under.
+            let error = self.failed(error);
+            // Nothing of the round was written.
+            let (failed, rest) = match is_of_a_key {
+                true if round.len() > 1 => (&items[..0], items),
+                true => items.split_at(1),
+                false => (items, &items[..0]),
+            };
+            failed.iter().for_each(|(index, _)| results[*index] = Err(error.clone()));
+            // One after the other: one of the keys is to blame, and it is not said which.
+            (items, round_max) = (rest, 1);
         }
         end
     }
@@ -315,6 +324,8 @@ impl Store {
         is_of_a_key && self.engine.poisoned().is_none()
     }
 
+    /// As many of the items, from the first on, as make rows of [`ROUND_BYTES_MAX`]: a write of few
+    /// bytes may be one to a row of megabytes. Where the log ends behind them, and how many.
     fn try_rewrites(
         &self,
         tenant: &Tenant,
@@ -322,14 +333,31 @@ impl Store {
         results: &mut [Result<Written>],
         on_stall: OnStall,
         shipped: &mut Shipped,
-    ) -> engine::Result<Position> {
+    ) -> engine::Result<(Position, usize)> {
         let keys: Vec<&[u8]> = items.iter().map(|(_, item)| &item.engine_key[..]).collect();
+        // The log takes a round at once, in one segment.
+        let bytes_max = ROUND_BYTES_MAX.min(self.engine.options().log_segment_bytes as usize / 4);
+        let shipped_before = shipped.len();
+        let (mut bytes, mut done) = (0, items.len());
         let make = |at: usize, row: Option<&[u8]>, guard: u64| {
+            if at == 0 {
+                // Perhaps once more, because a fence came between.
+                shipped.truncate(shipped_before);
+                (bytes, done) = (0, items.len());
+            }
+            if at >= done {
+                return Ok(None);
+            }
             let (index, item) = &items[at];
-            match self.rewrite(tenant, item, row, guard) {
+            let made = shipped.check().and_then(|()| self.rewrite(tenant, item, row, guard));
+            match made {
                 Ok((row, written)) => {
                     results[*index] = Ok(written);
                     shipped.copy(*index, &row);
+                    bytes += row.len();
+                    if bytes >= bytes_max {
+                        done = at + 1;
+                    }
                     Ok(Some(row))
                 }
                 // The item is refused, not the batch.
@@ -339,7 +367,11 @@ impl Store {
                 }
             }
         };
-        self.engine.update_with(&keys, make, on_stall)
+        let end: engine::Result<_> = self.engine.update_with(&keys, make, on_stall);
+        if end.is_err() {
+            shipped.truncate(shipped_before);
+        }
+        Ok((end?, done))
     }
 
     /// The row after the write, and what to tell the client.

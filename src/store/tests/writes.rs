@@ -390,3 +390,37 @@ fn an_unclean_start_takes_a_new_actor() {
     node.crash(3);
     assert_ne!(node.store().actor(), first);
 }
+
+/// Writes of a byte each may be writes to rows of megabytes: a batch of them changes what it may,
+/// some at a time, and refuses the rest.
+#[test]
+fn a_small_batch_does_not_take_memory_without_bound() {
+    const ROW_BYTES: usize = 3 << 20;
+    let mut node = Node::new();
+    let engine = &mut node.options.engine;
+    (engine.log_segment_bytes, engine.memtable_bytes) = (64 << 20, 512 << 20);
+    node.restart();
+    for n in 0..3 {
+        node.put("default", "large", &n.to_string().repeat(1 << 20));
+    }
+    let small = Mutation { idempotency_key: Some(b"small".to_vec()), ..put("large", "small") };
+    node.store().write("default", small.clone()).unwrap();
+
+    let frames = || node.store().engine.stats().log.frames;
+    let before = frames();
+    let written = node.store().write_batch("default", vec![small.clone(); 20]);
+    assert!(written.into_iter().all(|one| one.unwrap().duplicate));
+    // Twenty rows fit into a segment; 16 MiB of them are held at a time.
+    assert_eq!(frames() - before, 4);
+
+    // Those of other replicas are held until they are sent.
+    let prepared = node.store().prepare("default", &vec![small; 40]);
+    let shipped: usize = prepared.rows.iter().map(|row| row.row.len()).sum();
+    assert!((64 << 20..(64 << 20) + 2 * ROW_BYTES).contains(&shipped), "{shipped}");
+    let taken = prepared.results.iter().take_while(|one| one.is_ok()).count();
+    assert_eq!(taken, prepared.rows.len());
+    for refused in &prepared.results[taken..] {
+        let refused = refused.as_ref().unwrap_err();
+        assert_eq!((refused.reason(), refused.outcome()), ("OVERLOADED", Outcome::NotApplied));
+    }
+}
