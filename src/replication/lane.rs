@@ -127,7 +127,7 @@ impl Load {
             }
             Self::Repairs(rows) => Request::RepairRows(proto::RepairRows { rows }),
             Self::Keys(keys, digest_only) => {
-                Request::ReadRows(proto::ReadRows { keys, digest_only })
+                Request::ReadRows(proto::ReadRows { keys, digest_only, ..Default::default() })
             }
         }
     }

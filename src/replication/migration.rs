@@ -224,7 +224,7 @@ impl Migration {
             tenant_id: row.state.tenant_id,
             key: row.state.key.clone(),
         });
-        let request = proto::ReadRows { keys: keys.collect(), digest_only };
+        let request = proto::ReadRows { keys: keys.collect(), digest_only, ..Default::default() };
         let reply = self.ask(layout, Request::ReadRows(request)).await?;
         let answers = reply.row_answers(rows.len())?;
         match answers.iter().find_map(|answer| answer.failure.as_ref()) {

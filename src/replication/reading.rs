@@ -82,8 +82,7 @@ impl Reading {
         let mut bytes = 0;
         let mut answers = Early::durable(Vec::with_capacity(request.keys.len()));
         for keys in request.keys.chunks(READ_CHUNK) {
-            let digest_only = request.digest_only;
-            let upto = self.peek_chunk(layout, keys, digest_only, &mut bytes, &mut answers.found);
+            let upto = self.peek_chunk(layout, keys, request, &mut bytes, &mut answers.found);
             answers.upto = answers.upto.max(upto);
         }
         Ok(answers)
@@ -95,7 +94,7 @@ impl Reading {
         &self,
         layout: &Layout,
         keys: &[proto::RowKey],
-        digest_only: bool,
+        request: &proto::ReadRows,
         bytes: &mut usize,
         answers: &mut Vec<proto::RowAnswer>,
     ) -> Position {
@@ -104,6 +103,7 @@ impl Reading {
             keys.iter().map(|key| (TenantId(key.tenant_id), &key.key[..])).collect();
         let Early { found, upto } = match is_full {
             true => Early::durable(Vec::new()),
+            false if request.of_damaged => self.store.peek_damaged_rows(&places),
             false => self.store.peek_raw_rows(&places),
         };
         let mut rows = found.into_iter();
@@ -118,7 +118,7 @@ impl Reading {
             let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
-                    let row = raw.row.filter(|_| !digest_only).map(Bytes::from);
+                    let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);
                     let more = row.as_ref().map_or(0, Bytes::len);
                     if *bytes > 0 && *bytes + more > REPLY_BYTES_MAX {
                         // No more is read: who looks for rows that still fit reads them all.

@@ -8,6 +8,9 @@ pub const NOT_A_REPLICA: &str = "NOT_A_REPLICA";
 /// The row may have been deleted and forgotten there. What
 /// [`store::Error::BelowSafePoint`](crate::store::Error::BelowSafePoint) gives as its reason.
 pub const BELOW_SAFE_POINT: &str = "BELOW_SAFE_POINT";
+/// The node has lost data of the partition and gives no word on its rows. What
+/// [`store::Error::Damaged`](crate::store::Error::Damaged) gives as its reason.
+pub const DAMAGED: &str = "DAMAGED";
 /// The node takes no writes, whichever: another replica may. What the store gives as its reasons.
 pub const TAKES_NO_WRITES: [&str; 4] = ["READ_ONLY", "DISK_FULL", "CLOCK_UNSAFE", "CLOSED"];
 
@@ -32,7 +35,8 @@ mod tests {
 
     /// The store says it, others read it.
     #[test]
-    fn a_row_below_the_safe_point_is_refused_with_the_reason_that_is_looked_for() {
+    fn what_a_row_is_refused_for_has_the_reason_that_is_looked_for() {
         assert_eq!(store::Error::BelowSafePoint.reason(), BELOW_SAFE_POINT);
+        assert_eq!(store::Error::Damaged { partition: 7 }.reason(), DAMAGED);
     }
 }

@@ -306,7 +306,8 @@ impl Cluster {
             return row.map_err(|error| error.to_string());
         }
         let keys = vec![proto::RowKey { tenant_id: tenant.id.0, key: key.clone() }];
-        let body = Request::ReadRows(proto::ReadRows { keys, digest_only: false });
+        let body =
+            Request::ReadRows(proto::ReadRows { keys, digest_only: false, ..Default::default() });
         let epoch = layout.epoch();
         let call = self.peers.call(node, Class::Foreground, epoch, body, EXPLAIN_TIMEOUT);
         match call.await {

@@ -100,11 +100,30 @@ impl Store {
     /// The whole rows under keys, as [`Store::raw_row`] for each of them, in their order, for
     /// callers that must not block on the log.
     pub fn peek_raw_rows(&self, keys: &[(TenantId, &[u8])]) -> Early<Vec<Result<RawRow>>> {
+        self.peek_rows(keys, false)
+    }
+
+    /// The same of partitions that may be damaged: what there is, under a floor that counts as 0.
+    /// For those who have lost data too.
+    pub fn peek_damaged_rows(&self, keys: &[(TenantId, &[u8])]) -> Early<Vec<Result<RawRow>>> {
+        self.peek_rows(keys, true)
+    }
+
+    fn peek_rows(
+        &self,
+        keys: &[(TenantId, &[u8])],
+        of_damaged: bool,
+    ) -> Early<Vec<Result<RawRow>>> {
+        let floor_at = |partition, point: &SafePoint| match floor_at(partition, point) {
+            Err(Error::Damaged { .. }) if of_damaged => Ok(0),
+            floor => floor,
+        };
         let place = |(tenant, key): &(TenantId, &[u8])| {
             check_held_key(key)?;
             let engine_key = self.catalog.by_id(*tenant)?.engine_key(key);
             // The floors first, as for one row.
-            let floor = self.floor_of(&engine_key)?;
+            let partition = self.partition_of_key(&engine_key);
+            let floor = floor_at(partition, &self.engine.safe_point(partition)?)?;
             Ok((engine_key, floor))
         };
         let places: Vec<Result<(Vec<u8>, u64)>> = keys.iter().map(place).collect();

@@ -292,7 +292,7 @@ impl Store {
                     end = end.max(position);
                     items = &items[done..];
                     if done < round.len() {
-                        // Few more are looked at than can be taken: all that are looked at are read.
+                        // Not many more than can be taken: all that are looked at are read.
                         round_max = round_max.min(2 * done);
                     }
                     continue;

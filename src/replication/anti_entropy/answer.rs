@@ -2,7 +2,8 @@
 //!
 //! 1. A request is answered under its epoch (R1): this node acted under it before it looked, and
 //!    still does when it answers. A floor is installed while the fence is held at it.
-//! 2. Only a replica of a partition has a word on it, and only an undamaged one.
+//! 2. Only a replica of a partition has a word on it, and only an undamaged one. One that has lost
+//!    data is told what is here by another one: no word, for it goes by no floor.
 //! 3. No step of a round is taken while ownership changes, while somebody may hold rows that it
 //!    does not own (D3), or under another version of the layout than the conductor's: it may know
 //!    tenants, and so replicas, that the conductor does not.
@@ -18,8 +19,8 @@ use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto::{self, RoundStep};
 use crate::replication::replica::refused_by_store;
 use crate::replication::tree::LeafPage;
-use crate::store::Participant;
 use crate::store::leaves::{LEAF_BITS, LEAVES};
+use crate::store::{self, Participant};
 
 /// Most partitions of one request.
 const PARTITIONS_MAX: usize = 1024;
@@ -135,7 +136,12 @@ impl AntiEntropy {
             let known = reply.roots.iter().zip(each).filter(|(root, _)| root.known);
             self.note_floors(known.map(|(root, (at, theirs))| (at, root.own_floor, theirs)));
         } else if let Some((partition, floor)) = each.clone().next() {
-            let leaves = self.leaves(replicas, partition, floor).await.map_err(failed)?;
+            let leaves =
+                match request.of_damaged && self.store.floor_of_partition(partition).is_err() {
+                    true => self.leaves_of_damaged(replicas, partition, floor).await,
+                    false => self.leaves(replicas, partition, floor).await,
+                };
+            let leaves = leaves.map_err(failed)?;
             let not_yet = || refused("NOT_READY", "the partition was not read yet");
             (reply.hashes, reply.floor) = leaves.ok_or_else(not_yet)?;
         }
@@ -156,7 +162,10 @@ impl AntiEntropy {
         let replicas = replicas(request.replicas)?;
         let partition = leaf >> (LEAF_BITS - self.store.partition_bits());
         self.check_replica(&layout, replicas, std::iter::once(partition))?;
-        let sound = |_| self.store.floor_of_partition(partition).map(|_| ());
+        let sound = |_| match self.store.floor_of_partition(partition) {
+            Err(store::Error::Damaged { .. }) if request.of_damaged => Ok(()),
+            floor => floor.map(|_| ()),
+        };
         sound(()).map_err(|error| failed(error.into()))?;
         let (after, floor) = (request.after.to_vec(), request.floor);
         let keys = self.keys(LeafPage { replicas, leaf, after, floor }).await;

@@ -48,6 +48,8 @@ pub(super) struct Pair<'l> {
     pub floor: u64,
     /// The partition of this node has lost data: its floor counts as 0.
     pub is_damaged: bool,
+    /// So may the peer have: it is asked all the same, and given nothing.
+    pub from_damaged: bool,
 }
 
 impl Scope {
@@ -74,7 +76,14 @@ impl AntiEntropy {
         for replicas in layout.document().replication_factors() {
             let shared: Vec<u32> = self.shared(&layout, peer, replicas, scope).collect();
             summary.partitions = summary.partitions.max(shared.len() as u32);
-            let pair = Pair { layout: &layout, peer, replicas, floor: 0, is_damaged: false };
+            let pair = Pair {
+                layout: &layout,
+                peer,
+                replicas,
+                floor: 0,
+                is_damaged: false,
+                from_damaged: false,
+            };
             let mut leaves = Vec::new();
             for some in shared.chunks(ROOTS_MAX) {
                 for (partition, floor) in
@@ -158,6 +167,18 @@ impl AntiEntropy {
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
     }
 
+    /// Hashes of a partition of this node that has lost data.
+    pub(super) async fn leaves_of_damaged(
+        &self,
+        replicas: u8,
+        partition: u32,
+        floor: u64,
+    ) -> Result<Option<(Vec<u64>, u64)>, Error> {
+        let trees = Arc::clone(&self.trees);
+        let work = self.work.run(move || trees.hashes_of_damaged(replicas, partition, floor));
+        work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
+    }
+
     /// Keys and digests of this node.
     pub(super) async fn keys(&self, page: LeafPage) -> Result<(KeyDigests, bool), Error> {
         let trees = Arc::clone(&self.trees);
@@ -183,8 +204,8 @@ impl AntiEntropy {
         floors: Vec<u64>,
         roots: bool,
     ) -> Result<proto::TreeReply, Error> {
-        let replicas = pair.replicas.into();
-        let request = proto::TreeRequest { replicas, partitions, roots, floors };
+        let (replicas, of_damaged) = (pair.replicas.into(), pair.from_damaged);
+        let request = proto::TreeRequest { replicas, partitions, roots, floors, of_damaged };
         let Reply::Tree(reply) = self.ask(pair.layout, pair.peer, Request::Tree(request)).await?
         else {
             return Err(PeerError::unexpected().into());
@@ -273,7 +294,7 @@ impl AntiEntropy {
         leaf: u32,
         summary: &mut Summary,
     ) -> Result<(), Error> {
-        let Pair { replicas, floor, .. } = pair;
+        let Pair { replicas, floor, from_damaged, .. } = pair;
         let mut after = Vec::new();
         loop {
             let page = LeafPage { replicas, leaf, after: after.clone(), floor };
@@ -283,6 +304,7 @@ impl AntiEntropy {
                 leaf,
                 after: Bytes::copy_from_slice(&after),
                 floor,
+                of_damaged: from_damaged,
             };
             let request = Request::Leaves(request);
             let Reply::Leaves(reply) = self.ask(pair.layout, pair.peer, request).await? else {

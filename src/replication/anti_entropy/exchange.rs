@@ -9,18 +9,29 @@
 //!    nothing of the partition is unreadable here.
 //!    Rows of tenants that get more replicas are compared when they have them: not before that is a
 //!    partition whole of which this node will own such rows.
-//! 2. A peer that is no replica any more gives nothing back. What it had went to those who are
-//!    before it ceased to be one, so all of them are asked then, also those who were before.
+//! 2. A peer that is no replica any more gives nothing back. What it had it gives to those who are:
+//!    it is waited for until it has, and then all of them are asked, also those who were before.
+//!    With fewer replicas, or after a newcomer has merged, it may be the only one with a copy of
+//!    what was lost.
+//! 3. Peers that have lost data of the partition too wait for each other. Each fetches what the
+//!    others have, dead or not, without a word given; then it begins again with those who have
+//!    lost nothing, whose floors say what of it is dead. Nothing is pushed: who has begun again
+//!    may be done with them by then. Where all have lost data nobody knows what is dead, and the
+//!    partition stays as it is.
+//! 4. As long as there may be rows of a partition here that others own the mark stays: its floor
+//!    would judge them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::compare::Pair;
-use super::heal::givers;
+use super::heal::{givers, gives_away};
 use super::{AntiEntropy, Error, Summary};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::PeerError;
+use crate::replication::reason::DAMAGED;
 use crate::replication::tree::leaves_of;
 
 impl AntiEntropy {
@@ -33,7 +44,10 @@ impl AntiEntropy {
         }
         let begun = self.counters.mended.load(Ordering::Relaxed);
         for (partition, peers) in damaged {
-            if self.store.is_unreadable_in(partition) || layout.grows_into(self.node, partition) {
+            if self.store.is_unreadable_in(partition)
+                || layout.grows_into(self.node, partition)
+                || gives_away(&layout, self.node, partition)
+            {
                 continue;
             }
             let peers = match self.givers_now(&layout, partition, peers).await {
@@ -43,14 +57,19 @@ impl AntiEntropy {
                     continue;
                 }
             };
-            for peer in peers.into_iter().map(NodeId) {
-                if !self.liveness.is_up(peer) {
-                    continue;
-                }
+            let mut damaged_too = BTreeSet::new();
+            for peer in peers.into_iter().filter(|peer| self.liveness.is_up(NodeId(*peer))) {
+                let exchanged = self.exchange(&layout, NodeId(peer), partition).await;
                 // The next interval tries again.
-                if let Err(error) = self.exchange(&layout, peer, partition).await {
-                    tracing::warn!(%peer, partition, %error, "cannot get back what was lost");
+                let Err(error) = exchanged else { continue };
+                let peer_id = NodeId(peer);
+                tracing::warn!(peer = %peer_id, partition, %error, "cannot get back what was lost");
+                if is_damaged_too(&error) {
+                    damaged_too.insert(peer);
                 }
+            }
+            if let Err(error) = self.fetch_from_damaged(&layout, partition, &damaged_too).await {
+                tracing::warn!(partition, %error, "cannot fetch from those who have lost some too");
             }
         }
         let partitions = self.counters.mended.load(Ordering::Relaxed) - begun;
@@ -59,8 +78,9 @@ impl AntiEntropy {
         }
     }
 
-    /// Those who are to give back what a partition has lost: who was named when it was marked, as
-    /// long as all of them are replicas. Where no other node has rows of it the mark goes.
+    /// Those who can be asked for what a partition has lost: who was named when it was marked, as
+    /// long as each is a replica or has rows to give away. Where no other node has rows of it the
+    /// mark goes.
     async fn givers_now(
         &self,
         layout: &Layout,
@@ -68,21 +88,70 @@ impl AntiEntropy {
         named: Vec<u128>,
     ) -> Result<Vec<u128>, Error> {
         let replicas = givers(layout, self.node, partition).unwrap_or_default();
-        if named.iter().all(|peer| replicas.contains(peer)) {
-            return Ok(named);
+        let departed = &layout.document().departed;
+        let (mut peers, others): (Vec<u128>, Vec<u128>) =
+            named.into_iter().partition(|peer| replicas.contains(peer));
+        let (waited_for, gone): (Vec<u128>, Vec<u128>) =
+            others.into_iter().partition(|peer| departed.contains_key(&NodeId(*peer)));
+        if gone.is_empty() {
+            return Ok(peers);
         }
+        peers = replicas;
+        let mut named = [&peers[..], &waited_for].concat();
+        named.sort_unstable();
+        self.set_givers(layout, partition, named).await?;
+        Ok(peers)
+    }
+
+    /// Where all that is missing is the word of peers that have lost data of the partition too, who
+    /// wait for this one: fetches what they have, and begins again with the others. Their floors
+    /// say what of it is dead; so it takes one that has lost nothing.
+    async fn fetch_from_damaged(
+        &self,
+        layout: &Layout,
+        partition: u32,
+        damaged: &BTreeSet<u128>,
+    ) -> Result<(), Error> {
+        let left = self.store.damaged().into_iter().find(|(at, _)| *at == partition);
+        let Some((_, left)) = left else { return Ok(()) };
+        let mut sound = givers(layout, self.node, partition).unwrap_or_default();
+        sound.retain(|peer| !damaged.contains(peer));
+        if sound.is_empty() || !left.iter().all(|peer| damaged.contains(peer)) {
+            return Ok(());
+        }
+        let _one = self.running.lock().await;
+        for peer in left {
+            self.make_whole(layout, NodeId(peer), partition, true).await?;
+        }
+        self.set_givers(layout, partition, sound).await
+    }
+
+    /// Takes note of who can give back what was lost, if `layout` is still the one to act by.
+    async fn set_givers(
+        &self,
+        layout: &Layout,
+        partition: u32,
+        peers: Vec<u128>,
+    ) -> Result<(), Error> {
         let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
-        let (epoch, peers) = (layout.epoch(), replicas.clone());
+        let epoch = layout.epoch();
         let work = self.work.run(move || match fence.enter(epoch) {
-            Ok(_pass) => store.set_givers(partition, &peers).map(|()| peers),
+            Ok(_pass) => store.set_givers(partition, &peers),
             // It is looked at anew under the layout that came.
-            Err(_) => Ok(Vec::new()),
+            Err(_) => Ok(()),
         });
         Ok(work.await.map_err(|_| Error::Stopping)??)
     }
 
-    async fn exchange(&self, layout: &Layout, peer: NodeId, partition: u32) -> Result<(), Error> {
-        let _one = self.running.lock().await;
+    /// Makes all rows of a partition equal with a peer's, or as much as those where it may have
+    /// lost some too.
+    async fn make_whole(
+        &self,
+        layout: &Layout,
+        peer: NodeId,
+        partition: u32,
+        from_damaged: bool,
+    ) -> Result<Summary, Error> {
         let mut summary = Summary::default();
         let shares = |replicas: &u8| {
             let sets = layout.sets(partition, *replicas);
@@ -94,11 +163,9 @@ impl AntiEntropy {
             return Err(PeerError::NotAReplica.into());
         }
         for replicas in shared {
-            let pair = Pair { layout, peer, replicas, floor: 0, is_damaged: true };
+            let pair = Pair { layout, peer, replicas, floor: 0, is_damaged: true, from_damaged };
             let reply = self.ask_tree(pair, vec![partition], vec![0], false).await?;
-            let trees = Arc::clone(&self.trees);
-            let hash = move || trees.hashes_of_damaged(replicas, partition, reply.floor);
-            let own = self.work.run(hash).await.map_err(|_| Error::Stopping)??;
+            let own = self.leaves_of_damaged(replicas, partition, reply.floor).await?;
             let leaves = leaves_of(partition, self.store.partition_bits());
             let own = own.map(|(own, _)| own).filter(|own| own.len() == reply.hashes.len());
             let not_yet = || PeerError::NoAnswer { why: "not all was read yet".to_owned() };
@@ -112,6 +179,12 @@ impl AntiEntropy {
             let why = format!("{} rows were not given or taken", summary.refused);
             return Err(PeerError::NoAnswer { why }.into());
         }
+        Ok(summary)
+    }
+
+    async fn exchange(&self, layout: &Layout, peer: NodeId, partition: u32) -> Result<(), Error> {
+        let _one = self.running.lock().await;
+        let summary = self.make_whole(layout, peer, partition, false).await?;
         let store = Arc::clone(&self.store);
         let work = self.work.run(move || store.mend(partition, peer.0));
         work.await.map_err(|_| Error::Stopping)??;
@@ -121,4 +194,9 @@ impl AntiEntropy {
         }
         Ok(())
     }
+}
+
+/// Whether a peer gave no word because it has lost data of the partition.
+fn is_damaged_too(error: &Error) -> bool {
+    matches!(error, Error::Peer(PeerError::Refused { reason, .. }) if reason == DAMAGED)
 }

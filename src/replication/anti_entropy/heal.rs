@@ -16,12 +16,16 @@
 //! 1. A block stays, and its keys fail by name, if it may hold a row of which no other node has a
 //!    copy: of a tenant with one replica. Nobody is told that there is nothing when there was.
 //! 2. Partitions are marked, durably, before the block goes; both under the epoch by whose layout
-//!    it was decided. Rows that are not this node's to own go without a mark: others own them.
+//!    it was decided. So are those that this node does not own any more and has not given away
+//!    yet: their rows are judged by its floor when their owners get them, and what the block hid
+//!    may be what the floor says is forgotten. The mark goes with the last of these rows.
 //! 3. Who is to give rows back is every other replica by the layout of the time. One that is
-//!    none any more has left its rows to those who are: then all of them are asked anew.
+//!    none any more has left its rows to those who are, once it has given all away: then all of
+//!    them are asked anew.
 //! 4. A node that will own a partition when tenants have got more replicas is asked for nothing,
 //!    but it holds rows: its partition is marked, or it would vouch for what it has lost of them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::{AntiEntropy, Error};
@@ -53,8 +57,24 @@ fn is_sole_holder(layout: &Layout, node: NodeId, partition: u32) -> bool {
     factors.any(|factor| layout.sets(partition, factor).current == [node])
 }
 
-/// The partitions of a table's unreadable blocks that are this node's, each with those who can
-/// give back its rows; `None`: nobody can, of some of them.
+/// Whether rows of a partition may be here that others own, and are still to be given to them.
+pub(super) fn gives_away(layout: &Layout, node: NodeId, partition: u32) -> bool {
+    let document = layout.document();
+    let mut factors = document.replication_factors().into_iter();
+    document.departed.contains_key(&node)
+        && factors.any(|factor| !layout.sets(partition, factor).contains(node))
+}
+
+/// Who owns rows of a partition, ascending.
+fn owners(layout: &Layout, partition: u32) -> Vec<u128> {
+    let factors = layout.document().replication_factors().into_iter();
+    let owners: BTreeSet<NodeId> =
+        factors.flat_map(|factor| layout.sets(partition, factor).current).collect();
+    owners.into_iter().map(|one| one.0).collect()
+}
+
+/// The partitions of a table's unreadable blocks of which this node has rows, each with those who
+/// can give them back; `None`: nobody can, of some of them.
 fn marks(layout: &Layout, node: NodeId, table: &Unreadable) -> Option<Vec<(u32, Vec<u128>)>> {
     let mut partitions: Vec<u32> = table.blocks.iter().flat_map(Clone::clone).collect();
     partitions.sort_unstable();
@@ -62,7 +82,11 @@ fn marks(layout: &Layout, node: NodeId, table: &Unreadable) -> Option<Vec<(u32, 
     if partitions.iter().any(|partition| is_sole_holder(layout, node, *partition)) {
         return None;
     }
-    let mark = |partition| givers(layout, node, partition).map(|peers| (partition, peers));
+    let mark = |partition| match givers(layout, node, partition) {
+        Some(peers) => Some((partition, peers)),
+        None if gives_away(layout, node, partition) => Some((partition, owners(layout, partition))),
+        None => None,
+    };
     Some(partitions.into_iter().filter_map(mark).collect())
 }
 
@@ -92,20 +116,22 @@ fn give_up(
         {
             // Another layout may have others to ask; it is looked at anew then.
             let Ok(_pass) = fence.enter(layout.epoch()) else { break };
-            if store.mark_each_damaged(&marks)? {
-                let (table, blocks, partitions) = (table.table, table.blocks.len(), marks.len());
-                tracing::error!(
-                    table,
-                    blocks,
-                    partitions,
-                    "blocks of a table cannot be read; their rows are fetched from other replicas"
-                );
-            }
+            store.mark_each_damaged(&marks)?;
         }
-        outcome.has_begun |= store.discard(&table, &|install| {
+        let has_gone = store.discard(&table, &|install| {
             let entered = fence.enter(layout.epoch());
             entered.ok().map(|_pass| install())
         })?;
+        if has_gone {
+            let (table, blocks, partitions) = (table.table, table.blocks.len(), marks.len());
+            tracing::error!(
+                table,
+                blocks,
+                partitions,
+                "blocks of a table could not be read; their rows are fetched from other replicas"
+            );
+        }
+        outcome.has_begun |= has_gone;
     }
     Ok(outcome)
 }

@@ -52,7 +52,9 @@ impl AntiEntropy {
             self.refused(pair.peer, joins.refused.iter(), summary);
             summary.rows += joins.here.len().max(joins.there.len()) as u64;
             self.put_here(pair, joins.here, joins.here_floors, summary).await?;
-            self.put_there(pair, joins.there, summary).await?;
+            if !pair.from_damaged {
+                self.put_there(pair, joins.there, summary).await?;
+            }
             keys = later;
         }
         Ok(())
@@ -68,7 +70,8 @@ impl AntiEntropy {
         let row_keys = keys
             .iter()
             .map(|(tenant, key)| proto::RowKey { tenant_id: tenant.0, key: key.clone().into() });
-        let request = proto::ReadRows { keys: row_keys.collect(), digest_only: false };
+        let of_damaged = pair.from_damaged;
+        let request = proto::ReadRows { keys: row_keys.collect(), digest_only: false, of_damaged };
         let request = Request::ReadRows(request);
         let answers = self.ask(pair.layout, pair.peer, request).await?.row_answers(keys.len())?;
         let (mut words, mut later) = (Vec::new(), Vec::new());

@@ -238,7 +238,8 @@ impl Cover<'_> {
         digest_only: bool,
     ) -> Result<Vec<proto::RowAnswer>, PeerError> {
         let asked = keys.len();
-        let request = Request::ReadRows(proto::ReadRows { keys, digest_only });
+        let request =
+            Request::ReadRows(proto::ReadRows { keys, digest_only, ..Default::default() });
         self.ask(owner, request).await?.row_answers(asked)
     }
 

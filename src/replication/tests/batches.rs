@@ -64,7 +64,8 @@ async fn a_row_that_would_burst_a_reply_is_left_to_the_next() {
         cluster.put(0, Level::All, put(key, &large)).await.expect("all are up");
     }
     let key = |(key, _): (&str, _)| proto::RowKey { tenant_id: 1, key: key.to_owned().into() };
-    let request = proto::ReadRows { keys: rows.map(key).to_vec(), digest_only: false };
+    let request =
+        proto::ReadRows { keys: rows.map(key).to_vec(), digest_only: false, ..Default::default() };
     let reply = cluster.ask(1, 1, Request::ReadRows(request)).await;
     let answers = reply.and_then(|reply| reply.row_answers(2)).expect("answered");
     let first = answers[0].row.as_ref().expect("the first is told");

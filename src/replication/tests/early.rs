@@ -47,7 +47,8 @@ async fn learn(cluster: &Cluster, tenant: TenantId, way: Way) {
         Way::Row | Way::Digest => {
             let keys = vec![proto::RowKey { tenant_id: tenant.0, key: b"k"[..].into() }];
             let digest_only = matches!(way, Way::Digest);
-            let request = Request::ReadRows(proto::ReadRows { keys, digest_only });
+            let request =
+                Request::ReadRows(proto::ReadRows { keys, digest_only, ..Default::default() });
             let Ok(Reply::ReadRows(reply)) = cluster.ask(0, 1, request).await else {
                 panic!("no rows")
             };

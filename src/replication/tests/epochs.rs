@@ -101,7 +101,11 @@ async fn the_fence_guards_the_coordinators_own_write_too() {
 
 fn keys(of: &[&str]) -> Request {
     let key = |key: &&str| proto::RowKey { tenant_id: 1, key: key.as_bytes().to_vec().into() };
-    Request::ReadRows(proto::ReadRows { keys: of.iter().map(key).collect(), digest_only: false })
+    Request::ReadRows(proto::ReadRows {
+        keys: of.iter().map(key).collect(),
+        digest_only: false,
+        ..Default::default()
+    })
 }
 
 #[tokio::test(start_paused = true)]

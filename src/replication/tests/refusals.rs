@@ -89,7 +89,8 @@ async fn rows_that_no_client_waits_for_are_read_in_the_background() {
     background.stop();
     let tenant_id = node.store.tenant("default").expect("there").id.0;
     let keys = vec![proto::RowKey { tenant_id, key: "k".into() }];
-    let request = Request::ReadRows(proto::ReadRows { keys, digest_only: true });
+    let request =
+        Request::ReadRows(proto::ReadRows { keys, digest_only: true, ..Default::default() });
     let ask = async |class| replica.handle(node.id, class, 1, request.clone(), SECOND).await;
     assert_eq!(reason(ask(Class::Background).await), "STOPPING");
     assert!(matches!(ask(Class::Foreground).await, Ok(Reply::ReadRows(_))));

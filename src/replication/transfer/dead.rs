@@ -66,7 +66,8 @@ impl Transfer {
     ) -> Result<Vec<proto::RowAnswer>, Error> {
         let key = |(tenant, key, _): &Own| proto::RowKey { tenant_id: tenant.0, key: key.clone() };
         let keys = rows.iter().map(key).collect();
-        let request = Request::ReadRows(proto::ReadRows { keys, digest_only });
+        let request =
+            Request::ReadRows(proto::ReadRows { keys, digest_only, ..Default::default() });
         Ok(self.ask(from, request).await?.row_answers(rows.len())?)
     }
 

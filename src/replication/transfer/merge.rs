@@ -221,8 +221,11 @@ impl Transfer {
         while !keys.is_empty() {
             self.check_store()?;
             let asked: Vec<_> = keys.drain(..keys.len().min(MESSAGE_ROWS_MAX)).collect();
-            let request =
-                Request::ReadRows(proto::ReadRows { keys: asked.clone(), digest_only: false });
+            let request = Request::ReadRows(proto::ReadRows {
+                keys: asked.clone(),
+                digest_only: false,
+                ..Default::default()
+            });
             let answers = self.ask(from, request).await?.row_answers(asked.len())?;
             let mut rows = Vec::with_capacity(asked.len());
             for (key, answer) in asked.into_iter().zip(answers) {

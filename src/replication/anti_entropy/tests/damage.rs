@@ -1,7 +1,12 @@
 //! Replicas that have lost data: they vouch for nothing until they have it back.
 
 use super::*;
+use bytes::Bytes;
+
 use crate::engine::vfs::Vfs;
+use crate::replication::departure::cover::{Cover, Held};
+use crate::replication::progress::Rate;
+use crate::store::EngineKey;
 
 const OTHERS: [u128; 2] = [1, 2];
 
@@ -337,4 +342,154 @@ async fn a_damaged_log_that_is_accepted_brings_nothing_back() {
     assert_eq!((deleted, kept), (vec![vec![]; 3], vec![vec!["v".to_owned()]; 3]));
     let [deleted, _] = after_an_accepted_log(&["damaged_state"]).await;
     assert_eq!(deleted, [["x"]; 3], "the rule is needed");
+}
+
+impl Trio {
+    /// Gives a row of a node that owns it no more to those who do, as rule D1 has it.
+    async fn give_away(&self, at: usize, tenant: &str, key: &str, layout: &Layout, to: &[usize]) {
+        let tenant = self.store(at).tenant(tenant).expect("there").id;
+        let mut rows = Vec::new();
+        let whole = TokenRange { start: 0, end_inclusive: u64::MAX };
+        let keep = |engine_key: &[u8], row: &[u8]| {
+            let found = EngineKey::decode(engine_key)?;
+            if (found.tenant, found.key) == (tenant, key.as_bytes()) {
+                let key = Bytes::copy_from_slice(found.key);
+                let owners = to.iter().map(|at| id(*at)).collect();
+                rows.push(Held { tenant, key, row: Bytes::copy_from_slice(row), owners });
+            }
+            Ok(true)
+        };
+        self.store(at).visit_by_token(whole, None, usize::MAX, keep).expect("read");
+        assert_eq!(rows.len(), 1, "it is here");
+        let peers: Arc<dyn Peers> = Arc::new(Link { node: id(at), net: Arc::clone(&self.net) });
+        let fence: Arc<dyn Fence> = Arc::clone(&self.nodes[at].gate) as _;
+        let cover = Cover {
+            store: self.store(at),
+            peers: &peers,
+            fence: &fence,
+            layout,
+            rate: &Rate::new(0),
+            timeout: Duration::from_secs(5),
+        };
+        cover.cover(&rows, &[BTreeSet::new()]).await.expect("taken");
+    }
+}
+
+/// The same, but the node that has lost the delete owns the row no more: it has it still to give
+/// to its owners, who have forgotten both. Its floor is no word on what it has lost, whether the
+/// block is lost before or after the layout changed.
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_block_hid_does_not_come_back_by_a_row_that_is_given_away() {
+    for (tenant, is_lost_before) in TENANTS.into_iter().flat_map(|one| [(one, true), (one, false)])
+    {
+        let mut trio = Trio::new();
+        trio.write(0, tenant, put("k", "x"), &[1, 2]);
+        trio.store(2).compact().expect("at the bottom");
+        trio.write(0, tenant, delete("k"), &[1, 2]);
+        trio.store(2).flush().expect("above it");
+        assert_eq!(trio.round().await, 0);
+        for at in 0..2 {
+            trio.store(at).flush().expect("flushed");
+            trio.store(at).compact().expect("forgotten");
+        }
+        trio.restart_rotten(2, Which::Newest);
+        if is_lost_before {
+            assert!(trio.store(2).read(tenant, b"k").is_err());
+            trio.net.down.lock().extend([id(0), id(1)]);
+            trio.anti_entropy(2).heal().await;
+            trio.net.down.lock().clear();
+        }
+        let without = document(2, |document| {
+            document.owners.retain(|node, _| *node != id(2));
+            document.departed.insert(id(2), 2);
+        });
+        trio.adopt(&without, &[0, 1, 2]);
+        assert_eq!(trio.store(2).read(tenant, b"k").is_err(), !is_lost_before);
+        trio.anti_entropy(2).heal().await;
+        assert_eq!(trio.store(2).unreadable(), []);
+        trio.anti_entropy(2).exchange_damaged().await;
+        trio.give_away(2, tenant, "k", &without, &[0, 1]).await;
+        for at in 0..2 {
+            assert!(trio.values(at, tenant, "k").is_empty(), "it was deleted");
+        }
+        // With the last of these rows the mark goes.
+        assert!(!trio.store(2).damaged().is_empty());
+        trio.store(2).forget_safe_points(|| vec![ALL]).expect("forgotten");
+        assert_eq!(trio.store(2).damaged(), []);
+    }
+}
+
+/// Two of three replicas are to be none, and hold what the third has lost: it does not say that
+/// there is nothing before they have given it away.
+#[tokio::test(start_paused = true)]
+async fn a_giver_that_still_has_rows_to_give_away_is_waited_for() {
+    let trio = Trio::new();
+    trio.write(0, "default", put("k", "v"), &[1]);
+    trio.store(2).mark_damaged(ALL, &OTHERS).expect("marked");
+    let alone = |epoch, departed: &[usize]| {
+        document(epoch, |document| {
+            document.tenants.values_mut().for_each(|tenant| tenant.replication_factor = 1);
+            document.owners.retain(|node, _| *node == id(2));
+            document.departed = departed.iter().map(|at| (id(*at), 2)).collect();
+        })
+    };
+    trio.adopt(&alone(2, &[0, 1]), &[0, 1, 2]);
+    trio.anti_entropy(2).exchange_damaged().await;
+    let left = trio.store(2).damaged();
+    assert!(left.iter().all(|(_, peers)| peers[..] == OTHERS) && left.len() == 4, "{left:?}");
+    let tenant = trio.store(2).tenant("default").expect("there").id;
+    assert!(trio.store(2).raw_row(tenant, b"k").is_err(), "it has no word");
+    trio.give_away(0, "default", "k", &alone(2, &[0, 1]), &[2]).await;
+    trio.adopt(&alone(3, &[1]), &[0, 1, 2]);
+    trio.anti_entropy(2).exchange_damaged().await;
+    let left = trio.store(2).damaged();
+    assert!(left.iter().all(|(_, peers)| peers[..] == [2]) && left.len() == 4, "{left:?}");
+    trio.adopt(&alone(4, &[]), &[0, 1, 2]);
+    trio.anti_entropy(2).exchange_damaged().await;
+    assert_eq!(trio.store(2).damaged(), []);
+    assert_eq!(trio.values(2, "default", "k"), ["v"]);
+}
+
+/// Two of three have lost data of the same partitions, each something else: each gets back from
+/// the other what only that one has. What the third knows to be dead stays dead, though one of the
+/// two has lost the delete and still has the value below it.
+#[tokio::test(start_paused = true)]
+async fn two_that_have_lost_data_do_not_wait_for_each_other_for_ever() {
+    for tenant in TENANTS {
+        let mut trio = Trio::new();
+        trio.write(0, tenant, put("dead", "x"), &[1, 2]);
+        trio.store(2).compact().expect("at the bottom");
+        trio.write(0, tenant, delete("dead"), &[1, 2]);
+        trio.store(2).flush().expect("above it");
+        assert_eq!(trio.round().await, 0);
+        for at in 0..2 {
+            trio.store(at).flush().expect("flushed");
+            trio.store(at).compact().expect("forgotten");
+        }
+        trio.restart_rotten(2, Which::Newest);
+        assert!(trio.store(2).read(tenant, b"dead").is_err());
+        trio.net.down.lock().extend([id(0), id(1)]);
+        trio.anti_entropy(2).heal().await;
+        trio.net.down.lock().clear();
+        for n in 0..20 {
+            trio.write(1, tenant, put(&format!("first{n}"), "v"), &[0]);
+            trio.write(2, tenant, put(&format!("second{n}"), "v"), &[0]);
+            trio.write(1, tenant, put(&format!("only{n}"), "v"), &[]);
+        }
+        trio.store(2).mark_damaged(ALL, &OTHERS).expect("marked");
+        trio.store(1).mark_damaged(ALL, &[1, 3]).expect("marked");
+        let tenant_id = trio.store(2).tenant(tenant).expect("there").id;
+        let hidden = trio.store(2).damaged_row(tenant_id, b"dead").expect("readable");
+        assert!(hidden.row.is_some(), "it is seen again");
+        for at in [1, 2, 1, 2, 1, 2] {
+            trio.anti_entropy(at).exchange_damaged().await;
+        }
+        assert_eq!((trio.store(1).damaged(), trio.store(2).damaged()), (vec![], vec![]));
+        assert_eq!(trio.all_values(tenant, "dead"), [[""; 0]; 3]);
+        for (n, of) in (0..20).flat_map(|n| ["first", "second", "only"].map(|of| (n, of))) {
+            trio.compare(0, 2).await.expect("compared");
+            assert_eq!(trio.all_values(tenant, &format!("{of}{n}")), [["v"]; 3]);
+        }
+        assert_eq!(trio.round().await, 0);
+    }
 }

@@ -16,7 +16,7 @@ async fn reason(trio: &Trio, epoch: u64, request: Request) -> String {
 
 fn tree(partitions: Vec<u32>, roots: bool) -> proto::TreeRequest {
     let floors = vec![0; partitions.len()];
-    proto::TreeRequest { replicas: 3, partitions, floors, roots }
+    proto::TreeRequest { replicas: 3, partitions, floors, roots, of_damaged: false }
 }
 
 fn ranges(first: u32, last: u32, count: usize) -> Vec<proto::PartitionRange> {
