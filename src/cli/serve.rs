@@ -1,6 +1,7 @@
 //! `pairdb serve`
 
 use std::path::PathBuf;
+use std::{panic, process};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -76,6 +77,7 @@ impl Args {
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let config = load_or_fail(&args.source())?.config;
     logging::init(&config.log).map_err(|error| Failure::with_code(78, error))?;
+    end_on_panic();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if config.node.worker_threads > 0 {
         runtime.worker_threads(usize::try_from(config.node.worker_threads).unwrap_or(usize::MAX));
@@ -92,6 +94,18 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     runtime.shutdown_background();
     background.stop();
     served.map_err(|error| Failure::with_code(error.exit_code(), error.to_string()))
+}
+
+/// A panic is a fault of this program, and what it leaves behind fits no promise: a loop of this
+/// node's duties that has ended for good while its health says that all is well, a lock that is
+/// held for ever. So the process ends with it, as if it had been killed, which costs nothing that
+/// was acknowledged; who supervises it starts it anew.
+fn end_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        process::abort();
+    }));
 }
 
 /// Each connection and each table takes a file descriptor, and 1,024 are what a process is usually
@@ -132,4 +146,30 @@ async fn serve(config: Config, background: Work) -> Result<(), Error> {
         "serving"
     );
     node.run(shutdown).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Run by the test below, in a process of its own.
+    #[test]
+    #[ignore = "ends its process"]
+    fn panics_on_a_thread() {
+        end_on_panic();
+        let _ = std::thread::spawn(|| panic!("on purpose")).join();
+    }
+
+    #[test]
+    fn a_panic_on_any_thread_ends_the_process() {
+        let tests = std::env::current_exe().expect("it runs");
+        let name = "cli::serve::tests::panics_on_a_thread";
+        let mut one = Command::new(tests);
+        one.args(["--exact", name, "--ignored"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = one.status().expect("it is started");
+        assert_eq!(status.signal(), Some(rustix::process::Signal::ABORT.as_raw()), "{status}");
+    }
 }
