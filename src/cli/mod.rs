@@ -46,6 +46,7 @@ mod status;
 mod stop;
 mod tenant;
 mod verify;
+mod writes;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -170,3 +170,78 @@ fn a_copy_goes_on_between_the_clusters_it_began_with() {
     let done = from.run(&migrate);
     assert!(done.stdout.starts_with("1200 keys are there"), "{}", done.stderr);
 }
+
+/// Rows and values of any size that a node holds: what does not fit one message goes in several.
+#[test]
+fn a_row_of_many_bytes_is_copied_behind_small_ones_and_by_a_node_of_small_messages() {
+    let from = CliNode::start();
+    let value = |name: &str, bytes: usize| {
+        let path = from.path(name);
+        fs::write(&path, name.repeat(bytes / name.len())).expect("written");
+        path
+    };
+    for n in 0..9 {
+        from.ok(&["put", &format!("k{n}"), "--file", &value(&format!("s{n}"), 100 << 10)]);
+    }
+    // Four concurrent values: a row of nearly 4 MiB, which is as much as a message may hold.
+    for n in 0..4 {
+        from.ok(&["put", "large", "--file", &value(&format!("l{n}"), 900 << 10)]);
+    }
+    let (keys, place) = (from.path("keys"), from.path("place"));
+    let listed: String = (0..9).map(|n| format!("k{n}\n")).collect();
+    fs::write(&keys, listed + "large\n").expect("written");
+    for limits in [&[][..], &[("PAIRDB__LIMITS__MESSAGE_BYTES_MAX", "1100KiB")]] {
+        let to = CliNode::with(limits);
+        let report = from.json(
+            &[
+                &["migrate", "--to-cluster", &to.endpoint(), "--progress-file", &place][..],
+                &["--tenant", "default", "--keys", &keys, "--output", "json"],
+            ]
+            .concat(),
+        );
+        assert_eq!((&report["keys"], &report["refused"]), (&10.into(), &0.into()), "{report}");
+        assert_eq!(report["digest"], report["digest_there"]);
+        assert_eq!(
+            to.ok(&["get", "large", "--all"]).len(),
+            from.ok(&["get", "large", "--all"]).len()
+        );
+    }
+}
+
+/// What a page had done before it broke is done again by the next run, and counted once.
+#[test]
+fn a_copy_that_broke_within_a_page_counts_each_key_once() {
+    let from = CliNode::start();
+    let lines: String =
+        (0..2000).map(|n| format!("{{\"key\":\"k{n}\",\"value\":\"v{n}\"}}\n")).collect();
+    assert_eq!(from.run_with(&["import"], &lines).code, 0);
+    let (keys, place) = (from.path("keys"), from.path("place"));
+    let listed: String = (0..2000).map(|n| format!("k{n}\n")).collect();
+    let migrate = |to: &CliNode| {
+        let to_cluster = to.endpoint();
+        let base = ["migrate", "--to-cluster", &to_cluster, "--progress-file", &place];
+        let of_keys = ["--tenant", "default", "--keys", &keys, "--output", "json"];
+        from.run(&[&base[..], &of_keys].concat())
+    };
+    // No node has a key that long: the third batch of the second page is refused.
+    fs::write(&keys, listed.replace("k1600\n", &format!("{}\n", "k".repeat(100_000))))
+        .expect("written");
+    let to = CliNode::start();
+    for _ in 0..2 {
+        let stopped = migrate(&to);
+        assert_ne!(stopped.code, 0, "{}", stopped.stdout);
+        assert!(stopped.stderr.contains("KEY_TOO_LONG"), "{}", stopped.stderr);
+        assert!(stopped.stderr.contains("1000 keys are copied"), "{}", stopped.stderr);
+    }
+    fs::write(&keys, listed).expect("written");
+    let report = |to: &CliNode| {
+        let done = migrate(to);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        serde_json::from_str::<serde_json::Value>(&done.stdout).expect("one JSON document")
+    };
+    let (resumed, whole) = (report(&to), report(&CliNode::start()));
+    for field in ["keys", "changed", "refused", "digest", "digest_there"] {
+        assert_eq!(resumed[field], whole[field], "{field}: {resumed} {whole}");
+    }
+    assert_eq!(whole["keys"], 2000, "{whole}");
+}

@@ -34,13 +34,11 @@ use super::args::{Connect, Output, Tenant};
 use super::failure::{Failure, say};
 use super::layout::cluster_id;
 use super::progress::{Checkpoint, bar};
+use super::writes;
 use crate::client::{Client, Error};
 use crate::proto;
 use acked::AckedFile;
 use read::{Batch, Event, Input, Item, Place};
-
-/// Times that a record is sent again when the node is overloaded.
-const ATTEMPTS: u32 = 8;
 
 /// What is wrong with a record itself: no other try, node or day makes it good. All else is no
 /// reason to leave it out.
@@ -54,9 +52,6 @@ const BAD_RECORD: [&str; 8] = [
     "TOO_MANY_SIBLINGS",
     "ROW_TOO_LARGE",
 ];
-
-/// Of a record if it was sent alone, else of the batch: its parts may fit.
-const BAD_BATCH: [&str; 2] = ["MESSAGE_TOO_LARGE", "BATCH_TOO_LARGE"];
 
 /// Write the records of a file
 ///
@@ -391,10 +386,10 @@ impl Import {
 
 /// Whether it is the record that is wrong: what a batch is refused for is so once its parts are.
 fn is_bad_record(error: &Error) -> bool {
-    BAD_RECORD.contains(&error.reason()) || BAD_BATCH.contains(&error.reason())
+    BAD_RECORD.contains(&error.reason()) || writes::is_too_large(error)
 }
 
-/// Sends a batch; what is too large is sent in parts.
+/// Sends a batch.
 async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool) -> Sent {
     let mut sent = Sent { end: batch.end, left_out: batch.left_out, ..Sent::default() };
     let mut items = batch.items;
@@ -403,89 +398,20 @@ async fn send(client: Arc<Client>, tenant: String, batch: Batch, overwrite: bool
         sent.failed = items.iter().map(|item| (item.line, error.clone())).collect();
         return sent;
     }
-    let mut parts = vec![items];
-    while let Some(items) = parts.pop() {
-        if items.is_empty() {
-            continue;
+    let (lines, mutations): (Vec<_>, Vec<_>) =
+        items.into_iter().map(|item| (item.line, item.mutation)).unzip();
+    let all = writes::write(&client, &tenant, &mutations).await;
+    for ((line, mutation), written) in lines.into_iter().zip(mutations).zip(all) {
+        match written {
+            Ok(written) => {
+                sent.imported += 1;
+                sent.repeated += u64::from(written.duplicate);
+                sent.acked.push(mutation.key);
+            }
+            Err(unwritten) => sent.failed.push((line, unwritten.into_error())),
         }
-        let mut half = send_part(&client, &tenant, items, &mut sent).await;
-        let rest = half.split_off(half.len() / 2);
-        parts.extend([rest, half]);
     }
     sent
-}
-
-/// Sends items; what is refused for the moment is sent again. Gives back, of several, those that
-/// may fit into smaller parts.
-async fn send_part(
-    client: &Client,
-    tenant: &str,
-    mut items: Vec<Item>,
-    sent: &mut Sent,
-) -> Vec<Item> {
-    let is_alone = items.len() == 1;
-    let mut too_large = Vec::new();
-    for attempt in 1.. {
-        let mutations = items.iter().map(|item| item.mutation.clone()).collect();
-        let results = match client.batch_write(tenant, mutations).await {
-            Ok(results) if results.len() == items.len() => results,
-            Ok(_) => {
-                let error = broken("the answer does not fit the batch");
-                sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
-                break;
-            }
-            Err(error) if BAD_BATCH.contains(&error.reason()) && !is_alone => {
-                too_large.extend(items);
-                break;
-            }
-            Err(error) => {
-                sent.failed.extend(items.iter().map(|item| (item.line, error.clone())));
-                break;
-            }
-        };
-        let mut wait = Duration::ZERO;
-        let mut again = Vec::new();
-        for (item, result) in items.into_iter().zip(results) {
-            use proto::batch_write_result::Result as Item;
-            match result.result {
-                Some(Item::Written(written)) => {
-                    sent.imported += 1;
-                    sent.repeated += u64::from(written.duplicate);
-                    sent.acked.push(item.mutation.key);
-                }
-                Some(Item::Failure(failure)) => {
-                    let error = Error::of_item(&failure);
-                    match error.retry_after() {
-                        Some(after) if attempt < ATTEMPTS => {
-                            wait = wait.max(after * attempt);
-                            again.push(item);
-                        }
-                        _ if BAD_BATCH.contains(&error.reason()) && !is_alone => {
-                            too_large.push(item);
-                        }
-                        _ => sent.failed.push((item.line, error)),
-                    }
-                }
-                None => sent.failed.push((item.line, broken("an empty result"))),
-            }
-        }
-        if again.is_empty() {
-            break;
-        }
-        tokio::time::sleep(wait).await;
-        items = again;
-    }
-    too_large
-}
-
-fn broken(message: &str) -> Error {
-    Error::Call {
-        code: tonic::Code::Internal,
-        reason: "MALFORMED_ANSWER".to_owned(),
-        message: message.to_owned(),
-        outcome: Some(crate::client::Outcome::Unknown),
-        retry_after: None,
-    }
 }
 
 /// Reads the rows that the batch replaces.
@@ -497,7 +423,7 @@ async fn give_contexts(client: &Client, tenant: &str, items: &mut [Item]) -> Res
         match row.result {
             Some(Read::Row(row)) => item.mutation.context = row.context,
             Some(Read::Failure(failure)) => return Err(Error::of_item(&failure)),
-            None => return Err(broken("an empty result")),
+            None => return Err(writes::broken("an empty result")),
         }
     }
     Ok(())

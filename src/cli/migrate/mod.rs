@@ -11,7 +11,7 @@ mod keys;
 mod to_cluster;
 mod to_node;
 
-use std::ops::RangeInclusive;
+use std::ops::{AddAssign, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -83,6 +83,7 @@ struct Saved {
     /// The cluster that is copied from, and the one that is copied to.
     clusters: [String; 2],
     place: Place,
+    /// Of what lies before the place.
     totals: Totals,
 }
 
@@ -117,6 +118,22 @@ struct Totals {
     /// XOR over all keys, here and there.
     digest: u64,
     digest_there: u64,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.keys += other.keys;
+        self.sent += other.sent;
+        self.bytes += other.bytes;
+        self.changed += other.changed;
+        self.elsewhere += other.elsewhere;
+        self.refused += other.refused;
+        if !other.refusal.is_empty() {
+            self.refusal = other.refusal;
+        }
+        self.digest ^= other.digest;
+        self.digest_there ^= other.digest_there;
+    }
 }
 
 impl Totals {
@@ -218,11 +235,13 @@ fn resume(checkpoint: &Checkpoint, args: &Args, clusters: [String; 2]) -> Result
 }
 
 impl Job {
-    /// Remembers a place; what lies before it is there, or counted as refused.
-    fn reach(&mut self, place: Place, done: f64) -> Result<(), Failure> {
+    /// Remembers a place, and what was `done` since the last one: what is counted lies before it,
+    /// so that what the next run does again is not counted twice. `share`: of all that is to do.
+    fn reach(&mut self, place: Place, done: Totals, share: f64) -> Result<(), Failure> {
         self.saved.place = place;
+        self.saved.totals += done;
         // Thousandths: a bar has whole steps.
-        self.bar.set_position((done.clamp(0.0, 1.0) * 1000.0) as u64);
+        self.bar.set_position((share.clamp(0.0, 1.0) * 1000.0) as u64);
         let totals = &self.saved.totals;
         self.bar.set_message(format!("{} keys, {} bytes", totals.keys, totals.bytes));
         self.checkpoint.save(&self.saved, false)

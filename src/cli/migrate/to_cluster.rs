@@ -16,20 +16,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{Args, Job, Place};
+use super::{Args, Job, Place, Totals};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
 use crate::cli::layout::cluster_id;
+use crate::cli::writes::{self, Unwritten};
 use crate::client::{Admin, Client, Error, Options};
 use crate::proto;
 use crate::store::TenantId;
 use crate::store::key::{partition_key, token_of};
 
-/// Keys of a batch.
-const BATCH_KEYS: usize = 250;
-/// Bytes of values of a batch, before its last key.
+/// Rows, or writes, of a batch.
+const BATCH_ITEMS: usize = 250;
+/// Bytes of a batch, unless it has one row or write alone.
 const BATCH_BYTES: usize = 1 << 20;
-/// Times that a call is tried again in a row, beyond what the client does by itself.
+/// Times that a read is tried again in a row, beyond what the client does by itself.
 const ATTEMPTS: u32 = 8;
 /// Time for a call with its retries.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -136,14 +137,15 @@ async fn copy_keys(
         if keys.is_empty() {
             return Ok(());
         }
-        for some in keys.chunks(BATCH_KEYS) {
+        let mut done = Totals::default();
+        for some in keys.chunks(BATCH_ITEMS) {
             let rows = read(&sides.here, tenant, some.to_vec()).await?;
             let rows = some.iter().zip(rows);
             let rows = rows.map(|(key, row)| Row { key: key.clone(), siblings: row.siblings });
-            copy_rows(job, sides, tenant, rows.collect()).await?;
+            done += copy_rows(sides, tenant, rows.collect()).await?;
         }
         let place = Place { offset: file.offset(), ..job.saved.place.clone() };
-        job.reach(place, file.done())?;
+        job.reach(place, done, file.done())?;
     }
 }
 
@@ -172,19 +174,19 @@ async fn copy_tenant(
                     Err(error) => break error,
                 };
                 attempt = 0;
-                let mut done = 0.0;
+                let mut reached = 0.0;
                 let mut rows = Vec::new();
                 for row in page.rows {
                     let token =
                         token_of(tenant.id, partition_key(&row.key, Some(&tenant.delimiter)));
-                    done = token as f64 / u64::MAX as f64;
+                    reached = token as f64 / u64::MAX as f64;
                     if tokens.contains(&token) {
                         rows.push(Row { key: row.key, siblings: row.siblings });
                     }
                 }
-                copy_rows(job, sides, tenant, rows).await?;
+                let done = copy_rows(sides, tenant, rows).await?;
                 let place = Place { cursor: encode(&page.cursor), ..job.saved.place.clone() };
-                job.reach(place, share(done))?;
+                job.reach(place, done, share(reached))?;
                 request.cursor = page.cursor;
             },
         };
@@ -196,37 +198,34 @@ async fn copy_tenant(
     }
 }
 
-/// Copies rows in batches, and counts them.
-async fn copy_rows(
-    job: &mut Job,
-    sides: &Sides,
-    tenant: &Tenant,
-    mut rows: Vec<Row>,
-) -> Result<(), Failure> {
+/// Copies rows in batches; what became of them.
+async fn copy_rows(sides: &Sides, tenant: &Tenant, mut rows: Vec<Row>) -> Result<Totals, Failure> {
     rows.retain(|row| !row.siblings.is_empty());
-    let mut rest = &rows[..];
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = |row: &&Row| {
-            let fits = bytes < BATCH_BYTES;
-            bytes += row.bytes();
-            fits
-        };
-        let count = rest.iter().take(BATCH_KEYS).take_while(fits).count();
-        let (batch, more) = rest.split_at(count);
-        copy_batch(job, sides, tenant, batch).await?;
-        rest = more;
+    let mut totals = Totals::default();
+    for batch in batches(&rows, Row::bytes) {
+        totals += copy_batch(sides, tenant, batch).await?;
     }
-    Ok(())
+    Ok(totals)
+}
+
+/// Parts of `all` that are not too large, but for those of one item.
+fn batches<T>(all: &[T], bytes_of: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = all;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |item: &&T| {
+            bytes += bytes_of(item);
+            bytes <= BATCH_BYTES
+        };
+        let count = rest.iter().take(BATCH_ITEMS).take_while(fits).count();
+        let (batch, more) = rest.split_at(count.max(1).min(rest.len()));
+        rest = more;
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// Reads what is there, writes what is not, and reads it back.
-async fn copy_batch(
-    job: &mut Job,
-    sides: &Sides,
-    tenant: &Tenant,
-    batch: &[Row],
-) -> Result<(), Failure> {
+async fn copy_batch(sides: &Sides, tenant: &Tenant, batch: &[Row]) -> Result<Totals, Failure> {
     let keys = || batch.iter().map(|row| row.key.clone()).collect::<Vec<_>>();
     let found = read(&sides.there, tenant, keys()).await?;
     let now_ms = now_ms();
@@ -238,7 +237,7 @@ async fn copy_batch(
         mutations.extend(wanted);
     }
     let mut given = vec![Given::default(); batch.len()];
-    for (at, written) in owners.iter().zip(write(sides, tenant, mutations).await?) {
+    for (at, written) in owners.iter().zip(write(sides, tenant, &mutations).await?) {
         let one = &mut given[*at];
         match written {
             Ok(written) => {
@@ -248,7 +247,7 @@ async fn copy_batch(
         }
     }
     let found = read(&sides.there, tenant, keys()).await?;
-    let totals = &mut job.saved.totals;
+    let mut totals = Totals::default();
     for ((row, given), found) in batch.iter().zip(given).zip(found) {
         if let Some(why) = given.refusal {
             totals.refused += 1;
@@ -267,7 +266,7 @@ async fn copy_batch(
             totals.bytes += row.bytes() as u64;
         }
     }
-    Ok(())
+    Ok(totals)
 }
 
 /// What became of a key's writes.
@@ -410,58 +409,29 @@ async fn read(
     }
 }
 
-/// Writes, in batches that fit; what is refused for the moment is sent again.
+/// Writes; what a node refuses of it is told, a call that fails ends it.
 async fn write(
     sides: &Sides,
     tenant: &Tenant,
-    mutations: Vec<proto::Mutation>,
+    mutations: &[proto::Mutation],
 ) -> Result<Vec<Result<proto::WriteResponse, Error>>, Failure> {
     let mut results = Vec::with_capacity(mutations.len());
-    for some in mutations.chunks(BATCH_KEYS) {
-        let mut todo: Vec<usize> = (0..some.len()).collect();
-        let mut done: Vec<Option<Result<proto::WriteResponse, Error>>> = vec![None; some.len()];
-        let mut attempt = 0;
-        while !todo.is_empty() {
-            let batch = todo.iter().map(|at| some[*at].clone()).collect();
-            let answers = sides.there.batch_write(&tenant.name, batch).await?;
-            if answers.len() != todo.len() {
-                return Err(Failure::error("the answer does not fit the batch"));
-            }
-            attempt += 1;
-            let mut wait = Duration::ZERO;
-            let mut again = Vec::new();
-            for (at, answer) in std::mem::take(&mut todo).into_iter().zip(answers) {
-                let result = outcome(answer);
-                let after = result.as_ref().err().and_then(Error::retry_after);
-                match after.filter(|_| attempt <= ATTEMPTS) {
-                    Some(after) => {
-                        wait = wait.max(after * attempt);
-                        again.push(at);
-                    }
-                    None => done[at] = Some(result),
-                }
-            }
-            todo = again;
-            if !todo.is_empty() {
-                tokio::time::sleep(wait).await;
-            }
+    for some in batches(mutations, value_bytes) {
+        for written in writes::write(&sides.there, &tenant.name, some).await {
+            results.push(match written {
+                Ok(written) => Ok(written),
+                Err(Unwritten::Itself(error)) => Err(error),
+                Err(Unwritten::Call(error)) => return Err(error.into()),
+            });
         }
-        results.extend(done.into_iter().flatten());
     }
     Ok(results)
 }
 
-fn outcome(answer: proto::BatchWriteResult) -> Result<proto::WriteResponse, Error> {
-    use proto::batch_write_result::Result as Item;
-    match answer.result {
-        Some(Item::Written(written)) => Ok(written),
-        Some(Item::Failure(failure)) => Err(Error::of_item(&failure)),
-        None => Err(Error::of_item(&proto::Failure {
-            code: tonic::Code::Internal.into(),
-            reason: "MALFORMED_ANSWER".to_owned(),
-            message: "an empty result".to_owned(),
-            outcome: proto::Outcome::Unknown.into(),
-            ..Default::default()
-        })),
-    }
+fn value_bytes(mutation: &proto::Mutation) -> usize {
+    let value = match &mutation.change {
+        Some(proto::mutation::Change::Value(value)) => value.len(),
+        _ => 0,
+    };
+    mutation.key.len() + value + mutation.content_type.len() + mutation.context.len()
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Streaming;
 
-use super::{Args, Job, Place};
+use super::{Args, Job, Place, Totals};
 use crate::cli::args::{decode, encode};
 use crate::cli::failure::Failure;
 use crate::cli::layout;
@@ -99,22 +99,21 @@ async fn follow(
     let mut moved = false;
     while let Some(page) = next {
         moved = true;
-        let totals = &mut job.saved.totals;
-        totals.keys += page.keys;
-        totals.sent += page.sent;
-        totals.bytes += page.bytes;
-        totals.changed += page.newer;
-        totals.elsewhere += page.elsewhere;
-        totals.refused += page.refused;
-        totals.digest ^= page.digest;
-        totals.digest_there ^= page.digest_there;
-        if page.refused > 0 {
-            totals.refusal = page.refusal;
-        }
         let is_last = page.cursor.is_empty();
         let place = Place { cursor: encode(&page.cursor), ..Place::default() };
-        let (done, place) = placed(page.done, place);
-        job.reach(place, done)?;
+        let (share, place) = placed(page.done, place);
+        let done = Totals {
+            keys: page.keys,
+            sent: page.sent,
+            bytes: page.bytes,
+            changed: page.newer,
+            elsewhere: page.elsewhere,
+            refused: page.refused,
+            refusal: page.refusal,
+            digest: page.digest,
+            digest_there: page.digest_there,
+        };
+        job.reach(place, done, share)?;
         request.cursor = page.cursor;
         if is_last {
             return Ok(None);
