@@ -87,15 +87,20 @@ fn a_pod_that_cannot_learn_its_fate_just_stops() {
     let mut node = pod(&api, "pairdb-7", &dir);
     assert_eq!(node.terminate(), 0);
     assert!(requests.try_iter().count() > 1, "it asked more than once");
-    // An operator's stop is a restart; nobody is asked.
-    node.restart_with(&[
-        ("PAIRDB__KUBERNETES__ENABLED", "true"),
-        ("PAIRDB__KUBERNETES__API", &api),
-        ("PAIRDB__KUBERNETES__POD_NAME", "pairdb-7"),
-    ]);
+}
+
+/// An operator's stop is a restart; nobody is asked, who would say that the pod goes for good.
+#[test]
+fn a_pod_that_an_operator_stops_asks_nobody() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (api, requests) = api_server("200 OK", 0);
+    let mut node = pod(&api, "pairdb-0", &dir);
     node.ok(&["stop"]);
     assert_eq!(node.wait(), 0);
     assert_eq!(requests.try_iter().count(), 0);
+    node.restart_with(&settings(&api, "pairdb-0", &dir));
+    assert_eq!(node.terminate(), 79);
+    assert!(requests.try_iter().count() > 0, "nobody was asked");
 }
 
 /// A pod that does not serve yet can hand over nothing; it owns its share all the same, and says
