@@ -12,6 +12,7 @@ use pairdb::proto::{
     DrainProgress, LayoutChange, PlanLayoutRequest, ReadRequest, TransitionPhase,
     VerifyCertificateRequest, WriteRequest,
 };
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -25,9 +26,15 @@ async fn admin(nodes: &Nodes, at: usize) -> AdminClient<Channel> {
     AdminClient::new(nodes.channel(at).await)
 }
 
+/// Acknowledged writes of a load: fewer are no load, and checks of them show nothing.
+const WRITES_MIN: usize = 20;
+
 /// A writer that goes on until it is told to stop, by way of several nodes.
 struct Load {
     stop: Arc<AtomicBool>,
+    /// Writes that were acknowledged, and how many of them were looked at.
+    count: watch::Receiver<usize>,
+    seen: usize,
     written: tokio::task::JoinHandle<BTreeMap<String, String>>,
 }
 
@@ -39,6 +46,7 @@ impl Load {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, prefix) = (Arc::clone(&stop), prefix.to_owned());
+        let (counter, count) = watch::channel(0);
         let written = tokio::spawn(async move {
             let mut acknowledged = BTreeMap::new();
             for n in 0.. {
@@ -54,13 +62,34 @@ impl Load {
                 };
                 let many = clients.len();
                 match clients[n % many].write(request).await {
-                    Ok(_) => drop(acknowledged.insert(key, value)),
+                    Ok(_) => {
+                        acknowledged.insert(key, value);
+                        // The test may have ended.
+                        let _ = counter.send(acknowledged.len());
+                    }
                     Err(status) => assert!(may_be_tried_again(&status), "{key}: {status}"),
                 }
             }
             acknowledged
         });
-        Self { stop, written }
+        let mut load = Self { stop, count, seen: 0, written };
+        load.some().await;
+        load
+    }
+
+    /// Waits until some more writes are acknowledged.
+    async fn some(&mut self) {
+        let wanted = *self.count.borrow() + WRITES_MIN;
+        let enough = tokio::time::timeout(PATIENCE, self.count.wait_for(|count| *count >= wanted));
+        drop(enough.await.expect("writes go on").expect("no error but retryable ones"));
+        self.seen = *self.count.borrow();
+    }
+
+    /// That writes were acknowledged since the last look: while this happened.
+    fn went_on_while(&mut self, what: &str) {
+        let count = *self.count.borrow();
+        assert!(count > self.seen, "no write was acknowledged while {what}");
+        self.seen = count;
     }
 
     /// What was acknowledged.
@@ -112,21 +141,20 @@ async fn drained(mut admin: AdminClient<Channel>, node: &str) -> Vec<DrainProgre
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_node_can_be_deleted_while_writes_go_on() {
     let mut nodes = Nodes::start(3);
-    let before = Load::start(&nodes, &[0, 1, 2], "before").await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut before = Load::start(&nodes, &[0, 1, 2], "before").await;
     let fourth = nodes.join();
     nodes.wait_until_stable(0, 4);
+    before.went_on_while("n3 joined");
     let mut written = before.end().await;
-    let load = Load::start(&nodes, &[0, 1, fourth], "during").await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut load = Load::start(&nodes, &[0, 1, fourth], "during").await;
     let told = drained(admin(&nodes, 0).await, "n2").await;
     let last = told.last().expect("something was told");
     assert_eq!(last.phase(), DrainPhase::Left, "{told:#?}");
     assert_eq!(nodes.wait(2), 0, "a node that has left ends without a failure");
+    load.went_on_while("n2 was drained");
     nodes.delete(2);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.some().await;
     written.extend(load.end().await);
-    assert!(written.len() > 100, "{} writes were acknowledged", written.len());
     check_readable(&nodes, fourth, &written).await;
 
     let verify = VerifyCertificateRequest {
@@ -191,10 +219,10 @@ async fn a_removed_node_that_comes_back_is_fenced_and_says_so() {
     let mut nodes = Nodes::start(3);
     let fourth = nodes.join();
     nodes.wait_until_stable(0, 4);
-    let load = Load::start(&nodes, &[0, 1], "load").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut load = Load::start(&nodes, &[0, 1], "load").await;
     nodes.kill(fourth);
     nodes.wait_until_down(0, 1);
+    load.went_on_while("n3 was dead");
     let change = Some(LayoutChange { removes: vec!["n3".to_owned()], ..LayoutChange::default() });
     let mut admin = admin(&nodes, 0).await;
     let plan = admin.plan_layout(PlanLayoutRequest { change: change.clone() }).await;
@@ -207,6 +235,7 @@ async fn a_removed_node_that_comes_back_is_fenced_and_says_so() {
     let commit = CommitLayoutRequest { epoch: plan.epoch, change };
     admin.commit_layout(commit).await.expect("it is begun");
     nodes.wait_until_stable(0, 3);
+    load.went_on_while("n3 was taken out");
     let written = load.end().await;
     check_readable(&nodes, 1, &written).await;
     let (code, stderr) = nodes.restart_refused(fourth);
@@ -245,25 +274,30 @@ async fn the_number_of_replicas_and_weights_change_while_writes_go_on() {
     nodes.wait_until_stable(0, 4);
     nodes.wait_until_up(0, 4);
     nodes.wait_until_up(1, 4);
-    let load = Load::start(&nodes, &[0, 1, 2, fourth], "load").await;
+    let mut load = Load::start(&nodes, &[0, 1, 2, fourth], "load").await;
     let factor = |factor| LayoutChange {
         replication_factors: [("default".to_owned(), factor)].into(),
         ..LayoutChange::default()
     };
     let epoch = commit(&nodes, 0, factor(4)).await;
     settled(&nodes, 1, epoch).await;
+    load.went_on_while("replicas became four");
     let epoch = commit(&nodes, 1, factor(2)).await;
     settled(&nodes, 0, epoch).await;
+    load.went_on_while("replicas became two");
     let epoch = commit(&nodes, 0, factor(3)).await;
     settled(&nodes, 2, epoch).await;
+    load.went_on_while("replicas became three");
     let heavier =
         LayoutChange { weights: [("n0".to_owned(), 3)].into(), ..LayoutChange::default() };
     let epoch = commit(&nodes, 2, heavier).await;
     settled(&nodes, 0, epoch).await;
+    load.went_on_while("a weight changed");
     let zone =
         LayoutChange { zones: [("n3".to_owned(), "z0".to_owned())].into(), ..Default::default() };
     let epoch = commit(&nodes, 0, zone).await;
     settled(&nodes, 0, epoch).await;
+    load.went_on_while("a zone changed");
     let written = load.end().await;
     check_readable(&nodes, 0, &written).await;
     let keys: Vec<String> = written.into_keys().take(20).collect();
@@ -344,10 +378,11 @@ async fn a_drain_goes_on_after_the_leaver_was_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_come_and_go_and_a_drain_is_called_off() {
     let mut nodes = Nodes::start(3);
-    let load = Load::start(&nodes, &[0, 1], "load").await;
+    let mut load = Load::start(&nodes, &[0, 1], "load").await;
     for owners in 4..=5 {
         nodes.join();
         nodes.wait_until_stable(0, owners);
+        load.went_on_while("one joined");
     }
     // A receiver that does not answer keeps the transition open.
     nodes.pause(4);
@@ -363,12 +398,14 @@ async fn nodes_come_and_go_and_a_drain_is_called_off() {
     nodes.resume(4);
     nodes.wait_until_stable(0, 5);
     settled(&nodes, 0, told.epoch - 1).await;
+    load.went_on_while("a drain was called off");
     for (at, name, left) in [(3, "n3", 4), (4, "n4", 3)] {
         let told = drained(admin(&nodes, 0).await, name).await;
         assert_eq!(told.last().map(DrainProgress::phase), Some(DrainPhase::Left), "{told:#?}");
         assert_eq!(nodes.wait(at), 0);
         nodes.delete(at);
         nodes.wait_until_stable(0, left);
+        load.went_on_while("one left");
     }
     let written = load.end().await;
     check_readable(&nodes, 1, &written).await;
