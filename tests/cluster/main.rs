@@ -53,13 +53,25 @@ fn any_one_of_three_nodes_may_be_killed_and_comes_back_equal() {
     }
 }
 
+/// Counted in writes: a machine that is slow is slow at everything.
 #[test]
 fn a_paused_node_holds_nobody_up_and_catches_up() {
     let nodes = Nodes::start(3);
     let mut written = nodes.write_keys("before", 10, 0);
     nodes.pause(2);
-    written.extend(nodes.write_keys("paused", 30, 0));
-    written.extend(nodes.write_keys("paused-too", 30, 1));
+    // Whoever waited for it would wait until it is seen to be down, which takes 4 s to 8 s.
+    let mut unseen = 0;
+    while nodes.seen_up(0) == 3 {
+        assert!(unseen < 1000, "nobody sees that it is down");
+        for at in 0..2 {
+            written.extend(nodes.write_keys(&format!("paused-{at}-{unseen}"), 1, at));
+        }
+        unseen += 1;
+    }
+    assert!(unseen > 5, "{unseen} times two writes in all that time");
+    for at in 0..2 {
+        written.extend(nodes.write_keys(&format!("down-{at}"), 10, at));
+    }
     nodes.resume(2);
     nodes.wait_until_equal(&written, 0, CONVERGED_WITHIN);
 }

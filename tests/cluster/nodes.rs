@@ -289,6 +289,11 @@ impl Nodes {
         nodes.iter().filter(|node| node["up"] == true)
     }
 
+    /// How many are up in the eyes of one.
+    pub fn seen_up(&self, at: usize) -> usize {
+        Self::told_up(&self.json(at, &["status", "--output", "json"])).count()
+    }
+
     pub fn wait_until_up(&self, at: usize, count: usize) {
         self.wait_for(at, "not all are up", |status| self.up(status) >= count);
     }
