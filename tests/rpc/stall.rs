@@ -4,24 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use pairdb::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::node::Node;
 use pairdb::ops::world::World;
 use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::proto::{
-    BatchReadRequest, PipelineRequest, PipelineResponse, ReadRequest, ReadResponse, ScanRequest,
+    BatchReadRequest, PipelineRequest, PipelineResponse, ReadRequest, ScanRequest, WriteResponse,
     pipeline_request, pipeline_response,
 };
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Code, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::admin;
 use crate::node::{config, connect, read, refusal, values, write};
+
+/// Longest wait for what nothing is in the way of.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Times that others are answered while a reader is not: it is not only late.
+const OTHERS: usize = 20;
 
 /// Syncs of the commit log wait while it is closed.
 #[derive(Default)]
@@ -58,6 +65,14 @@ impl std::ops::Deref for OpenAtEnd {
         &self.0
     }
 }
+
+fn batch(keys: [&'static str; 2]) -> BatchReadRequest {
+    let keys = keys.map(|key| Bytes::from_static(key.as_bytes())).to_vec();
+    BatchReadRequest { tenant: read("").tenant, keys, ..Default::default() }
+}
+
+/// A write that waits for the disk.
+type Writing = JoinHandle<Result<Response<WriteResponse>, Status>>;
 
 /// A node on a disk in memory that hangs when it is told to.
 struct Stalling {
@@ -114,20 +129,31 @@ impl Stalling {
         while self.syncs.try_recv().is_ok() {}
     }
 
-    /// A read that does not wait for a disk that hangs. `None`: what is on its way there is not
-    /// shown.
-    async fn hurried(&self, read: ReadRequest) -> Option<ReadResponse> {
+    /// Begins to write a key; returns when the value is in memory. The gate is closed: it is on its
+    /// way to the disk, and does not arrive.
+    async fn begin(&self, key: &'static str) -> Writing {
+        let before = self.figure("pairdb_memtable_entries").await;
         let mut client = self.client.clone();
-        let row = tokio::time::timeout(Duration::from_millis(500), client.read(read)).await;
-        Some(row.ok()?.expect("read").into_inner())
+        let writing = tokio::spawn(async move { client.write(write(key, "v")).await });
+        let taken = async {
+            while self.figure("pairdb_memtable_entries").await == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, taken).await.expect("the write arrives");
+        writing
+    }
+
+    /// A figure that is shown to operators; none is 0.
+    async fn figure(&self, name: &str) -> u64 {
+        let (_, text) = admin::get(&self.node.ready.admin_listen, "/metrics").await;
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value).unwrap_or(0)
     }
 
     /// Writes whose outcome was counted as `outcome`.
     async fn counted(&self, outcome: &str) -> u64 {
-        let (_, text) = admin::get(&self.node.ready.admin_listen, "/metrics").await;
-        let name = format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&name));
-        line.map_or(0, |value| value.parse().expect("a number"))
+        self.figure(&format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}}")).await
     }
 
     /// The answers of a pipeline with one read.
@@ -170,26 +196,12 @@ async fn a_value_is_shown_when_it_is_durable() {
     let mut node = Stalling::start().await;
     node.client.write(write("old", "v")).await.expect("written");
     node.close_gate();
-    let mut client = node.client.clone();
-    let call = tokio::spawn(async move { client.write(write("new", "v")).await });
-    let arrives = async {
-        node.hang().await;
-        while node.hurried(read("new")).await.is_some() {
-            node.hang().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), arrives).await.expect("the write arrives");
-    assert_eq!(values(&node.hurried(read("old")).await.expect("read")), ["v"]);
-    assert!(values(&node.hurried(read("none")).await.expect("read")).is_empty());
+    let call = node.begin("new").await;
 
     let mut client = node.client.clone();
     let one = tokio::spawn(async move { client.read(read("new")).await });
     let mut client = node.client.clone();
-    let both = tokio::spawn(async move {
-        let keys = ["old", "new"].map(|key| Bytes::from_static(key.as_bytes())).to_vec();
-        let tenant = read("new").tenant;
-        client.batch_read(BatchReadRequest { tenant, keys, ..Default::default() }).await
-    });
+    let both = tokio::spawn(async move { client.batch_read(batch(["old", "new"])).await });
     let mut client = node.client.clone();
     let page = tokio::spawn(async move {
         let tenant = read("new").tenant;
@@ -198,8 +210,19 @@ async fn a_value_is_shown_when_it_is_durable() {
         pages.message().await.expect("a page").expect("a page").rows.len()
     });
     let mut pipelined = node.pipelined(read("new")).await;
-    let nothing = tokio::time::timeout(Duration::from_millis(300), pipelined.message()).await;
-    nothing.expect_err("it may be lost yet");
+    let others = async {
+        for _ in 0..OTHERS {
+            for (key, expected) in [("old", &["v"][..]), ("none", &[])] {
+                let row = node.client.clone().read(read(key)).await.expect("read").into_inner();
+                assert_eq!(values(&row), expected);
+            }
+            node.client.clone().batch_read(batch(["old", "none"])).await.expect("read");
+            let mut answers = node.pipelined(read("old")).await;
+            answers.message().await.expect("open").expect("an answer");
+        }
+    };
+    tokio::time::timeout(PATIENCE, others).await.expect("other values are shown meanwhile");
+    assert!(pipelined.message().now_or_never().is_none(), "it may be lost yet");
     assert!(!one.is_finished() && !both.is_finished() && !page.is_finished());
 
     node.gate.set(false);
@@ -218,16 +241,7 @@ async fn a_value_is_shown_when_it_is_durable() {
 async fn a_call_that_is_dropped_loses_nothing() {
     let mut node = Stalling::start().await;
     node.close_gate();
-    let mut client = node.client.clone();
-    let call = tokio::spawn(async move { client.write(write("dropped", "v")).await });
-    node.hang().await;
-    // Another sync of the log may have come first, of a segment that is made ahead.
-    let arrives = async {
-        while node.hurried(read("dropped")).await.is_some() {
-            node.hang().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), arrives).await.expect("the write arrives");
+    let call = node.begin("dropped").await;
     call.abort();
     assert!(call.await.expect_err("it was aborted").is_cancelled());
     node.gate.set(false);
