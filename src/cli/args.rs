@@ -36,7 +36,8 @@ pub(super) struct Connect {
         value_name = "URI"
     )]
     endpoint: String,
-    /// Time for the call with its retries, such as 10s [default: 10s; upkeep 1h; --wait 24h]
+    /// Time for a call with its retries, such as 10s [default: 10s; import and migrate to a cluster
+    /// 60s; verify run 5s; upkeep 1h; --wait 24h]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     timeout: Option<Duration>,
     /// How the answer is written

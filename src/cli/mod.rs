@@ -11,6 +11,7 @@
 //! | 5 | the write was not applied, or the node is unavailable |
 //! | 6 | `verify` found a promise that was broken |
 //! | 7 | a change of the layout has begun and has not ended: it goes on by itself |
+//! | 8 | a change of the layout was waited for and did not come about |
 //! | 70-79 | `serve` could not start or stop: see [`crate::ops::node::Error::exit_code`] |
 
 mod args;
