@@ -3,7 +3,8 @@
 //! A batch is no transaction, so it may fall apart. Each item keeps its place in the answer; where
 //! the request to one of the nodes fails its items fail, each with that error, and no others.
 //!
-//! Rows that an answer had no room for are asked for again, as long as each answer brings some.
+//! Rows that an answer had no room for are asked for again, as long as each answer brings some and
+//! there is time: that of the call, which they are part of.
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -14,6 +15,7 @@ use super::{Client, Error, Kind, To};
 use crate::proto;
 use crate::proto::key_value_client::KeyValueClient;
 use crate::replication::reason::REPLY_TOO_LARGE;
+use crate::resilience::deadline::Deadline;
 
 /// A batch that may fall apart.
 trait Batch: Sized {
@@ -29,8 +31,13 @@ trait Batch: Sized {
     /// The answer to an item of which nothing else is known.
     fn failed(error: &Error) -> Self::Answer;
 
-    /// Sends it on its way.
-    fn send<'c>(self, client: &'c Client, to: To<'c>) -> Sending<'c, Self::Answer>;
+    /// Sends it on its way, and ends with the deadline.
+    fn send<'c>(
+        self,
+        client: &'c Client,
+        to: To<'c>,
+        deadline: Deadline,
+    ) -> Sending<'c, Self::Answer>;
 }
 
 type Sending<'c, A> = BoxFuture<'c, Result<Vec<A>, Error>>;
@@ -61,10 +68,16 @@ impl Batch for proto::BatchReadRequest {
         proto::BatchReadResult { result: Some(failure) }
     }
 
-    fn send<'c>(self, client: &'c Client, to: To<'c>) -> Sending<'c, Self::Answer> {
+    fn send<'c>(
+        self,
+        client: &'c Client,
+        to: To<'c>,
+        deadline: Deadline,
+    ) -> Sending<'c, Self::Answer> {
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_read(request).await;
-        let answer = async move { Ok(client.call(to, self, Kind::Read, call).await?.results) };
+        let answer =
+            async move { Ok(client.call_by(deadline, to, self, Kind::Read, call).await?.results) };
         answer.boxed()
     }
 }
@@ -93,10 +106,16 @@ impl Batch for proto::BatchWriteRequest {
         proto::BatchWriteResult { result: Some(failure) }
     }
 
-    fn send<'c>(self, client: &'c Client, to: To<'c>) -> Sending<'c, Self::Answer> {
+    fn send<'c>(
+        self,
+        client: &'c Client,
+        to: To<'c>,
+        deadline: Deadline,
+    ) -> Sending<'c, Self::Answer> {
         let call =
             async |client: &mut KeyValueClient<Channel>, request| client.batch_write(request).await;
-        let answer = async move { Ok(client.call(to, self, Kind::Write, call).await?.results) };
+        let answer =
+            async move { Ok(client.call_by(deadline, to, self, Kind::Write, call).await?.results) };
         answer.boxed()
     }
 }
@@ -119,7 +138,8 @@ impl Client {
     ) -> Result<Vec<proto::BatchReadResult>, Error> {
         let (tenant, consistency) = (tenant.to_owned(), self.options.consistency.into());
         let message = proto::BatchReadRequest { tenant, keys, consistency, ..Default::default() };
-        let mut results = self.send_batch(message.clone()).await?;
+        let deadline = Deadline::after(self.options.timeout);
+        let mut results = self.send_batch(message.clone(), deadline).await?;
         let mut left: Vec<usize> = (0..results.len()).collect();
         loop {
             let before = left.len();
@@ -127,7 +147,7 @@ impl Client {
             if left.is_empty() || left.len() == before {
                 return Ok(results);
             }
-            match self.send_batch(message.part(&left)).await {
+            match self.send_batch(message.part(&left), deadline).await {
                 Ok(more) if more.len() == left.len() => {
                     left.iter().zip(more).for_each(|(place, one)| results[*place] = one);
                 }
@@ -155,16 +175,20 @@ impl Client {
         let tenant = tenant.to_owned();
         let consistency = self.options.consistency.into();
         let message = proto::BatchWriteRequest { tenant, mutations, consistency };
-        self.send_batch(message).await
+        self.send_batch(message, Deadline::after(self.options.timeout)).await
     }
 
-    async fn send_batch<B: Batch>(&self, batch: B) -> Result<Vec<B::Answer>, Error> {
+    async fn send_batch<B: Batch>(
+        &self,
+        batch: B,
+        deadline: Deadline,
+    ) -> Result<Vec<B::Answer>, Error> {
         let ring = match &self.routes {
             Some(routes) => routes.ring(batch.tenant()).await,
             None => None,
         };
         let (Some(routes), Some(ring)) = (&self.routes, ring) else {
-            return batch.send(self, To::Any).await;
+            return batch.send(self, To::Any, deadline).await;
         };
         let (groups, over) = ring.groups(batch.keys(), |uri| routes.cost(uri));
         let tenant = batch.tenant().to_owned();
@@ -173,10 +197,10 @@ impl Client {
         let mut parts: Vec<_> = parts.chain(over).collect();
         if parts.len() <= 1 {
             let to = parts.pop().map_or(To::Any, |(to, _)| to);
-            return batch.send(self, to).await;
+            return batch.send(self, to, deadline).await;
         }
         let sending: Vec<_> =
-            parts.iter().map(|(to, places)| batch.part(places).send(self, *to)).collect();
+            parts.iter().map(|(to, places)| batch.part(places).send(self, *to, deadline)).collect();
         let mut answers: Vec<Option<B::Answer>> = batch.keys().map(|_| None).collect();
         for ((_, places), answered) in parts.iter().zip(join_all(sending).await) {
             match answered {

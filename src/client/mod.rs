@@ -320,7 +320,7 @@ impl Client {
         }
     }
 
-    /// Calls with retries, each with time of what is left.
+    /// Calls with retries, within the timeout.
     async fn call<M: Clone, T>(
         &self,
         to: To<'_>,
@@ -328,7 +328,18 @@ impl Client {
         kind: Kind,
         call: impl AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let deadline = Deadline::after(self.options.timeout);
+        self.call_by(Deadline::after(self.options.timeout), to, message, kind, call).await
+    }
+
+    /// Calls with retries, each with time of what is left.
+    async fn call_by<M: Clone, T>(
+        &self,
+        deadline: Deadline,
+        to: To<'_>,
+        message: M,
+        kind: Kind,
+        call: impl AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Error> {
         let mut retry = Retry::new(retry::WAITS, self.options.retries_max, deadline, &self.budget);
         let mut unknown = false;
         let mut tried = Vec::new();

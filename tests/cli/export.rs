@@ -23,18 +23,7 @@ fn page(keys: &[&str], cursor: &str) -> proto::ScanResponse {
 
 /// A cluster whose scan goes as `scan` says, by the cursor that it begins at.
 fn cluster(scan: impl Fn(&[u8]) -> Answer + Send + Sync + 'static) -> Fake {
-    Fake::start(move |method, message| match method {
-        "ClusterStatus" => Answer::one(&proto::ClusterStatusResponse {
-            cluster_id: "the-fake".to_owned(),
-            ..Default::default()
-        }),
-        "ListTenants" => Answer::one(&proto::ListTenantsResponse {
-            tenants: vec![proto::Tenant {
-                name: "default".to_owned(),
-                mode: proto::TenantMode::Siblings.into(),
-                ..Default::default()
-            }],
-        }),
+    Fake::cluster(move |method, message| match method {
         "Scan" => scan(&proto::ScanRequest::decode(message).expect("a request").cursor),
         _ => Answer::refusal(Code::Unimplemented, "UNIMPLEMENTED"),
     })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt as _, Full};
+use pairdb::proto;
 use prost::Message;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -64,6 +65,24 @@ pub struct Fake {
 }
 
 impl Fake {
+    /// One that says that it is a cluster with the tenant `default`; `script` answers the rest.
+    pub fn cluster(script: impl Fn(&str, &[u8]) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start(move |method, message| match method {
+            "ClusterStatus" => Answer::one(&proto::ClusterStatusResponse {
+                cluster_id: "the-fake".to_owned(),
+                ..Default::default()
+            }),
+            "ListTenants" => Answer::one(&proto::ListTenantsResponse {
+                tenants: vec![proto::Tenant {
+                    name: "default".to_owned(),
+                    mode: proto::TenantMode::Siblings.into(),
+                    ..Default::default()
+                }],
+            }),
+            _ => script(method, message),
+        })
+    }
+
     pub fn start(script: impl Fn(&str, &[u8]) -> Answer + Send + Sync + 'static) -> Self {
         let runtime = Runtime::new().expect("threads");
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));

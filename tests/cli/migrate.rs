@@ -1,8 +1,16 @@
 //! Rows from one cluster to another one: two nodes that know nothing of each other.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use super::node::CliNode;
+use pairdb::proto::{self, batch_read_result};
+use prost::Message as _;
+use tonic::Code;
+
+use super::fake::{Answer, Fake};
+use super::node::{CliNode, pairdb};
 
 pub(super) fn sorted(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
@@ -244,4 +252,45 @@ fn a_copy_that_broke_within_a_page_counts_each_key_once() {
         assert_eq!(resumed[field], whole[field], "{field}: {resumed} {whole}");
     }
     assert_eq!(whole["keys"], 2000, "{whole}");
+}
+
+/// Rows that an answer has no room for are asked for again in the time of the call they were in.
+#[test]
+fn a_read_that_takes_many_answers_has_the_time_of_one_call() {
+    const ROWS: usize = 100;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    // Slow, and one row at a time: all of them take five times the time that there is.
+    let from = Fake::cluster(move |method, message| {
+        let "BatchRead" = method else {
+            return Answer::refusal(Code::Unimplemented, "UNIMPLEMENTED");
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(100));
+        let result = |at| match at {
+            0 => batch_read_result::Result::Row(proto::ReadResponse::default()),
+            _ => batch_read_result::Result::Failure(proto::Failure {
+                code: Code::ResourceExhausted.into(),
+                reason: "REPLY_TOO_LARGE".to_owned(),
+                ..Default::default()
+            }),
+        };
+        let keys = proto::BatchReadRequest::decode(message).expect("a request").keys.len();
+        let result = |at| proto::BatchReadResult { result: Some(result(at)) };
+        Answer::one(&proto::BatchReadResponse { results: (0..keys).map(result).collect() })
+    });
+    let to = CliNode::start();
+    let (keys, place) = (to.path("keys"), to.path("place"));
+    fs::write(&keys, (0..ROWS).map(|n| format!("k{n}\n")).collect::<String>()).expect("written");
+    let done = pairdb(
+        &[
+            &["migrate", "--endpoint", &from.endpoint, "--to-cluster", &to.endpoint()][..],
+            &["--progress-file", &place, "--tenant", "default", "--keys", &keys, "--timeout", "2s"],
+        ]
+        .concat(),
+    );
+    assert_eq!(done.code, 5, "{}", done.stderr);
+    assert!(done.stderr.contains("TIMEOUT"), "{}", done.stderr);
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((2..ROWS / 2).contains(&asked), "asked {asked} times");
 }
