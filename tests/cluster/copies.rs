@@ -111,7 +111,9 @@ fn a_copy_to_a_node_that_was_killed_goes_on_where_it_was() {
     fs::write(&rows, lines()).expect("written");
     nodes.ok(0, &["import", &rows]);
     let migrate = ["migrate", "--to", "n1", "--progress-file", &place, "--output", "json"];
-    kill_on_the_way(&nodes.endpoint(0), &migrate, &place, || nodes.pause(1));
+    // So slowly that it cannot come to its end before it is killed.
+    let slowly = [&migrate[..], &["--rate", "2MiB"]].concat();
+    kill_on_the_way(&nodes.endpoint(0), &slowly, &place, || nodes.pause(1));
     nodes.resume(1);
     nodes.wait_until_up(0, 2);
     check_resumed(&nodes.run(0, &migrate));
