@@ -12,7 +12,7 @@ use super::status::Problem;
 use crate::cluster::layout::{Answer, Command, error_of};
 use crate::proto;
 use crate::proto::admin_server::Admin;
-use crate::store::{self, Store, Tenant, TenantChange, TenantSpec};
+use crate::store::{self, Outcome, Store, Tenant, TenantChange, TenantSpec};
 
 /// The service.
 #[derive(Clone)]
@@ -93,6 +93,10 @@ impl Admin for AdminService {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
         let mut change = TenantChange::try_from(&request)?;
+        if let Ok(tenant) = self.0.store.tenant(&request.name) {
+            // All of it, before a part of it is begun.
+            tenant.altered(change.clone()).map_err(|error| Problem::from(&error))?;
+        }
         let mut transition_epoch = 0;
         let cluster = &self.0.cluster;
         let moves = |factor: &u8| cluster.moves_rows(&request.name, *factor);
@@ -104,7 +108,8 @@ impl Admin for AdminService {
             transition_epoch = cluster.commit(&commit, self.0.instant(deadline)).await?.epoch;
         }
         let command = Command::AlterTenant { name: request.name, change };
-        let tenant = self.change_tenant(command, deadline).await?;
+        let tenant = self.change_tenant(command, deadline).await;
+        let tenant = tenant.map_err(|problem| rest_failed(problem, transition_epoch))?;
         tracing::info!(tenant = tenant.name, "changed a tenant");
         let tenant = Some((&tenant).into());
         Ok(Response::new(proto::SetTenantResponse { tenant, transition_epoch }))
@@ -288,6 +293,19 @@ impl Admin for AdminService {
     }
 }
 
+/// A change of a tenant that failed, maybe after the transition of an epoch was begun for a part of
+/// it: then it is not so that nothing was changed.
+fn rest_failed(problem: Problem, transition_epoch: u64) -> Problem {
+    if transition_epoch == 0 {
+        return problem;
+    }
+    let begun = format!("the replicas change with epoch {transition_epoch}, the rest has failed");
+    let message = format!("{begun}: {}", problem.message);
+    Problem { message, ..problem }
+        .with("transition_epoch", transition_epoch)
+        .of_write(Outcome::Unknown)
+}
+
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.
 fn check_name(name: &str) -> Result<(), Problem> {
     let harmless = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -300,6 +318,18 @@ fn check_name(name: &str) -> Result<(), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_of_which_a_part_was_begun_is_not_said_to_be_undone() {
+        let refused = Problem::invalid("tenant", "no").of_write(Outcome::NotApplied);
+        assert_eq!(rest_failed(refused.clone(), 0), refused);
+        let rest = rest_failed(refused, 7);
+        assert_eq!(rest.outcome, Some(Outcome::Unknown));
+        assert_eq!(
+            rest.message,
+            "the replicas change with epoch 7, the rest has failed: tenant: no"
+        );
+    }
 
     #[test]
     fn a_checkpoint_cannot_leave_its_directory() {

@@ -475,3 +475,16 @@ async fn a_copy_that_is_interrupted_goes_on_behind_the_page_it_reached() {
     let refused = admin.replicate_data(request).await.expect_err("the cursor is of another copy");
     assert!(refused.message().contains("the receiver is the node"), "{refused}");
 }
+
+/// A change of a tenant that is refused begins no transition for the part of it that could be.
+#[test]
+fn a_change_of_a_tenant_is_refused_as_a_whole() {
+    let nodes = Nodes::start(3);
+    let before = json(&nodes, 0, &["layout", "show"]);
+    let limits = ["--default-ttl", "10s", "--max-ttl", "5s"];
+    let change = [&["tenant", "set", "default", "--replication-factor", "1"][..], &limits].concat();
+    let refused = nodes.run(0, &change);
+    assert!(refused.stderr.contains("INVALID_TTL"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("nothing was changed"), "{}", refused.stderr);
+    assert_eq!(json(&nodes, 0, &["layout", "show"])["epoch"], before["epoch"]);
+}

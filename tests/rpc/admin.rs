@@ -61,6 +61,28 @@ async fn a_tenant_is_created_once_listed_and_changed() {
     node.stop().await;
 }
 
+/// All figures of what is wrong, and nothing of the change is done.
+#[tokio::test]
+async fn a_change_of_a_tenant_that_may_not_be_is_refused_as_a_whole() {
+    let node = TestNode::start().await;
+    let mut admin = node.admin();
+    let change = proto::SetTenantRequest {
+        name: "default".into(),
+        default_ttl_ms: Some(10_000),
+        max_ttl_ms: Some(5_000),
+        replication_factor: Some(2),
+    };
+    let status = admin.set_tenant(change).await.expect_err("the default is above the maximum");
+    let (code, reason, outcome) = refusal(&status);
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_TTL"));
+    assert_eq!(outcome.as_deref(), Some("not_applied"));
+    let name = "default".to_owned();
+    let shown = admin.get_tenant(proto::GetTenantRequest { name }).await.expect("shown");
+    let shown = shown.into_inner().tenant.expect("the tenant");
+    assert_eq!((shown.default_ttl_ms, shown.max_ttl_ms, shown.replication_factor), (0, 0, 3));
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn a_tenant_of_a_bad_name_is_refused_and_not_listed() {
     let node = TestNode::start().await;
