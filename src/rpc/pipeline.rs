@@ -9,10 +9,11 @@
 //!    the stream, and what was taken before is on its way.
 //! 3. Operations reach the store in the order of the stream. Writes that arrive together are
 //!    submitted together; a read of a key that waits among them submits them first.
-//! 4. Every accepted operation is answered, also when the stream ends early on the client's side.
+//! 4. Every accepted operation is answered, also when the stream ends early on the client's side,
+//!    in a message that cannot be read, or because the node stops.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -28,7 +29,7 @@ use super::key_value::{
 };
 use super::room::{Gone, Room, Taken};
 use super::server::Core;
-use super::status::Problem;
+use super::status::{self, Problem};
 use crate::engine::Position;
 use crate::proto::pipeline_request::Operation;
 use crate::proto::pipeline_response::Result as Answered;
@@ -116,7 +117,6 @@ pub(super) async fn run(
     let serving = serve(core, &mut requests, deadline, &outlet);
     let end = tokio::select! {
         end = serving => end,
-        () = core.stopping.cancelled() => Err(stopping().into()),
         // The client went away: what is submitted goes on.
         () = outlet.answers.closed() => Ok(()),
     };
@@ -136,26 +136,50 @@ async fn serve(
     outlet: &Outlet,
 ) -> Result<(), Status> {
     let mut group = Group::default();
+    let mut stops = pin!(core.stopping.cancelled());
     loop {
-        let permit = Arc::clone(&outlet.in_flight).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        let Some(request) = deadline.limit(requests.message()).await else {
-            return Err(Problem::deadline("the pipeline's time is over").into());
+        // A stop ends the stream here, where nothing is taken that is not answered.
+        let (permit, request) = tokio::select! {
+            next = next_of(requests, deadline, outlet) => match next? {
+                Some(next) => next,
+                None => return Ok(()),
+            },
+            () = &mut stops => return Err(stopping().into()),
         };
-        let Some(request) = request? else { return Ok(()) };
         take(core, deadline, &mut group, request, permit, outlet).await;
         // What has arrived already joins the group; nothing is waited for.
         while group.waiting.len() < GROUP_MAX.min(core.options.batch_max) {
             let Ok(permit) = Arc::clone(&outlet.in_flight).try_acquire_owned() else { break };
             let Poll::Ready(next) = poll_now(requests).await else { break };
-            let Some(request) = next.transpose()? else {
+            let Some(Ok(request)) = next else {
+                // What came before the end is good, however it ends.
                 submit(core, deadline, &mut group, outlet).await;
-                return Ok(());
+                return next.transpose().map(drop).map_err(broken);
             };
             take(core, deadline, &mut group, request, permit, outlet).await;
         }
         submit(core, deadline, &mut group, outlet).await;
     }
+}
+
+/// The next message, and a permit for it; `None` is the end of the stream.
+async fn next_of(
+    requests: &mut Streaming<PipelineRequest>,
+    deadline: Deadline,
+    outlet: &Outlet,
+) -> Result<Option<(OwnedSemaphorePermit, PipelineRequest)>, Status> {
+    let next = async {
+        let permit = Arc::clone(&outlet.in_flight).acquire_owned().await;
+        let permit = permit.expect("the semaphore is never closed");
+        Ok(requests.message().await.map_err(broken)?.map(|request| (permit, request)))
+    };
+    let over = || Err(Problem::deadline("the pipeline's time is over").into());
+    deadline.limit(next).await.unwrap_or_else(over)
+}
+
+/// What ends a stream that cannot be read on. Of the message itself nothing is known.
+fn broken(status: Status) -> Status {
+    status::complete(status, false)
 }
 
 /// The next message if it is there.
@@ -288,7 +312,12 @@ async fn submit(core: &Arc<Core>, deadline: Deadline, group: &mut Group, outlet:
     let waiting = std::mem::take(&mut group.waiting);
     let mutations = std::mem::take(&mut group.mutations);
     group.bytes = 0;
-    if let Err(problem) = admit(core, deadline).await {
+    let admitted = tokio::select! {
+        biased;
+        admitted = admit(core, deadline) => admitted,
+        () = core.stopping.cancelled() => Err(stopping().of_write(Outcome::NotApplied)),
+    };
+    if let Err(problem) = admitted {
         for one in waiting {
             core.metrics.written(Some(Outcome::NotApplied));
             let problem = problem.clone();
@@ -311,8 +340,9 @@ async fn submit(core: &Arc<Core>, deadline: Deadline, group: &mut Group, outlet:
         }),
     );
     if let Some(held) = held {
-        // What comes next on the stream sees it. However it ends, it has told each of them.
-        let _ = held.await;
+        // What comes next on the stream sees it. However it ends, it has told each of them; nothing
+        // comes next when the node stops.
+        let _ = core.stopping.run_until_cancelled(held).await;
     }
 }
 

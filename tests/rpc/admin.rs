@@ -1,6 +1,7 @@
 //! Tenants, upkeep, and the pages for operators.
 
 use pairdb::client::{Admin, Client, Options};
+use pairdb::ops::node::Node;
 use pairdb::proto;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -132,6 +133,13 @@ pub async fn get(address: &str, path: &str) -> (u16, String) {
     stream.read_to_string(&mut answer).await.expect("answered");
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
     (code.expect("a status line"), answer)
+}
+
+/// A figure of the metrics page.
+pub async fn figure(node: &Node, name: &str) -> u64 {
+    let (_, text) = get(&node.ready.admin_listen, "/metrics").await;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} is missing")).parse().expect("a number")
 }
 
 #[tokio::test]

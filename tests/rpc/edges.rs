@@ -2,6 +2,9 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use pairdb::proto;
+use pairdb::proto::pipeline_request::Operation;
+use pairdb::proto::pipeline_response::Result as Answer;
+use prost::Message as _;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -80,6 +83,33 @@ async fn a_message_over_the_limit_is_refused_by_name() {
     assert_eq!((code, reason.as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     assert_eq!(outcome.as_deref(), Some("not_applied"));
     assert!(node.rows().await.is_empty());
+    node.stop().await;
+}
+
+/// What came before a message that cannot be read is good. It is answered; then the stream ends,
+/// for a reason.
+#[tokio::test]
+async fn a_pipeline_answers_what_came_before_a_message_that_cannot_be_read() {
+    let node = TestNode::start().await;
+    let operation = Some(Operation::Write(write("good", "v")));
+    let good = proto::PipelineRequest { tag: 7, operation }.encode_to_vec();
+    for (bad, code, reason) in [
+        (vec![0x0f], Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        (vec![0; 5 << 20], Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+    ] {
+        let mut client = Grpc::new(node.client.clone());
+        client.ready().await.expect("connected");
+        let path = PathAndQuery::from_static("/pairdb.v1.KeyValue/Pipeline");
+        let messages = Request::new(tokio_stream::iter([good.clone(), bad]));
+        let stream = client.streaming(messages, path, Raw).await.expect("opened");
+        let mut stream = stream.into_inner();
+        let answer = stream.message().await.expect("the stream goes on").expect("an answer");
+        let answer = proto::PipelineResponse::decode(&answer[..]).expect("a response");
+        assert!(matches!((answer.tag, answer.result), (7, Some(Answer::Written(_)))));
+        let status = stream.message().await.expect_err("the message is bad");
+        let (found, why, _) = refusal(&status);
+        assert_eq!((found, why.as_str()), (code, reason));
+    }
     node.stop().await;
 }
 

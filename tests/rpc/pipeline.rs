@@ -106,9 +106,7 @@ async fn the_limits_of_a_batch_do_not_concern_a_pipeline() {
 
 /// Bytes of values that the node has answered with, also those that nobody has received yet.
 async fn answered_bytes(node: &TestNode) -> u64 {
-    let (_, text) = admin::get(&node.node.ready.admin_listen, "/metrics").await;
-    let line = text.lines().find_map(|line| line.strip_prefix("pairdb_rpc_sent_bytes_total "));
-    line.expect("it is told").parse().expect("a number")
+    admin::figure(&node.node, "pairdb_rpc_sent_bytes_total").await
 }
 
 /// A client that does not receive its answers: what waits for it in memory is bounded in bytes, not

@@ -11,8 +11,8 @@ use pairdb::ops::node::Node;
 use pairdb::ops::world::World;
 use pairdb::proto::key_value_client::KeyValueClient;
 use pairdb::proto::{
-    BatchReadRequest, PipelineRequest, PipelineResponse, ReadRequest, ScanRequest, WriteResponse,
-    pipeline_request, pipeline_response,
+    BatchReadRequest, Outcome, PipelineRequest, PipelineResponse, ReadRequest, ScanRequest,
+    WriteResponse, pipeline_request, pipeline_response,
 };
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
 use parking_lot::{Condvar, Mutex};
@@ -77,6 +77,8 @@ type Writing = JoinHandle<Result<Response<WriteResponse>, Status>>;
 /// A node on a disk in memory that hangs when it is told to.
 struct Stalling {
     gate: OpenAtEnd,
+    /// Tables are not written while it is closed.
+    tables: OpenAtEnd,
     /// A message for every sync of the log that begins.
     syncs: mpsc::UnboundedReceiver<()>,
     disk: FaultVfs,
@@ -90,12 +92,15 @@ impl Stalling {
     }
 
     async fn with(settings: &[(&str, &str)]) -> Self {
-        let gate = Arc::new(Gate::default());
+        let (gate, tables) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
         let (told, syncs) = mpsc::unbounded_channel();
         let disk = FaultVfs::new(Arc::new(MemVfs::new()));
         disk.hold_calls({
-            let gate = Arc::clone(&gate);
+            let (gate, tables) = (Arc::clone(&gate), Arc::clone(&tables));
             move |call| {
+                if call.path.extension().is_some_and(|end| end == "sst") {
+                    tables.pass();
+                }
                 let is_log = call.path.extension().is_some_and(|end| end == "log");
                 if call.operation == Operation::SyncData && is_log {
                     // The test may be over.
@@ -115,7 +120,8 @@ impl Stalling {
         let node = Node::start_in(config("/node".as_ref(), settings), world).await;
         let node = node.expect("starts");
         let client = KeyValueClient::new(connect(&node.ready.listen).await);
-        Self { gate: OpenAtEnd(gate), syncs, disk, node, client }
+        let (gate, tables) = (OpenAtEnd(gate), OpenAtEnd(tables));
+        Self { gate, tables, syncs, disk, node, client }
     }
 
     /// Returns when the next sync hangs at the closed gate.
@@ -296,4 +302,40 @@ async fn a_store_whose_log_failed_says_so_and_not_that_it_is_busy() {
     assert_eq!(node.counted("not_applied").await, 2);
     let closed = node.node.stop(&CancellationToken::new()).await;
     closed.expect_err("what the log lost cannot be flushed");
+}
+
+/// A write that waits for the store to catch up was not submitted. When the node stops it is not
+/// kept waiting, and its client is told what became of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_held_back_on_a_pipeline_is_told_of_a_stop() {
+    let settings = [
+        ("limits.delay_max", "1h"),
+        ("engine.memtable_bytes", "1MiB"),
+        ("engine.sealed_memtables_max", "1"),
+    ];
+    let mut node = Stalling::with(&settings).await;
+    node.tables.set(true);
+    // Two fill a memtable; with the third, one waits for its flush and one is more than half full.
+    for key in ["1", "2", "3"] {
+        node.client.write(write(key, &"v".repeat(600 << 10))).await.expect("written");
+    }
+    let (sender, requests) = mpsc::channel(1);
+    let operation = Some(pipeline_request::Operation::Write(write("held", "v")));
+    sender.send(PipelineRequest { tag: 1, operation }).await.expect("open");
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut stream = node.client.pipeline(requests).await.expect("opens").into_inner();
+    while node.figure("pairdb_rpc_pipeline_operations_total").await == 0 {}
+    let early = tokio::time::timeout(Duration::from_millis(200), stream.message()).await;
+    early.expect_err("it is held back");
+    let Stalling { node, tables, .. } = node;
+    let stopping = tokio::spawn(async move { node.stop(&CancellationToken::new()).await });
+    let answer = stream.message().await.expect("the answer comes first").expect("an answer");
+    let Some(pipeline_response::Result::Failure(failure)) = answer.result else {
+        panic!("{answer:?}")
+    };
+    assert_eq!((failure.reason.as_str(), failure.outcome()), ("STOPPING", Outcome::NotApplied));
+    let status = stream.message().await.expect_err("the node stops");
+    assert_eq!(refusal(&status).1, "STOPPING");
+    tables.set(false);
+    stopping.await.expect("no panic").expect("stops");
 }
