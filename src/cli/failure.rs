@@ -42,10 +42,12 @@ impl Failure {
     }
 
     /// Of a change of the layout: what became of it is no write's outcome. A node that was reached
-    /// and did not answer may have begun it.
+    /// and did not answer in time may have begun it.
     pub fn of_change(error: client::Error) -> Self {
         match (error.outcome(), error.reason()) {
-            (None, "TIMEOUT" | "CONNECTION_LOST") => Self::unknown_change(&error),
+            (None, "TIMEOUT" | "DEADLINE_EXCEEDED" | "CONNECTION_LOST") => {
+                Self::unknown_change(&error)
+            }
             _ => Self::of_plan(error),
         }
     }

@@ -366,7 +366,7 @@ impl Client {
             unknown |= error.outcome() == Some(Outcome::Unknown);
             let error = if unknown { error.with_outcome(Outcome::Unknown) } else { error };
             // A node that was chosen and is silent, or takes no writes: another one may.
-            let is_its_own = error.reason() == "TIMEOUT" || takes_no_writes(&error);
+            let is_its_own = ran_out(&error) || takes_no_writes(&error);
             let may_retry = error.may_retry() || way.node.is_some() && is_its_own;
             tried.extend(way.node);
             let least = may_retry.then(|| error.retry_after().unwrap_or_default());
@@ -404,10 +404,9 @@ impl Client {
             Ok(response) => (false, response.metadata().contains_key(LAYOUT_HEADER)),
             Err(status) => {
                 let error = Error::of(status, false);
-                let is_lost = matches!(
-                    error.reason(),
-                    "UNREACHABLE" | "CONNECTION_LOST" | "TIMEOUT" | "STOPPING"
-                );
+                let is_lost =
+                    matches!(error.reason(), "UNREACHABLE" | "CONNECTION_LOST" | "STOPPING")
+                        || ran_out(&error);
                 let has_hint = status.metadata().contains_key(LAYOUT_HEADER);
                 (is_lost || takes_no_writes(&error), has_hint)
             }
@@ -440,6 +439,11 @@ impl Client {
             _ => any(),
         }
     }
+}
+
+/// Whether the time of an attempt ran out: a node that can says so just before the timer here does.
+fn ran_out(error: &Error) -> bool {
+    matches!(error.reason(), "TIMEOUT" | "DEADLINE_EXCEEDED")
 }
 
 /// Whether a node refuses all writes: its disk has failed, or its clock is wrong.

@@ -4,6 +4,10 @@
 //! its write was submitted. Here a deadline is a value that handlers hold: a write that was
 //! submitted and is not yet durable answers DEADLINE_EXCEEDED with outcome `unknown`, one that was
 //! still waiting its turn answers `not_applied`.
+//!
+//! tonic's timeout lies around every layer, and runs from the same header. So that it never comes
+//! first, a deadline here ends by [`MARGIN_MAX`] before the client's, or by a tenth of its time if
+//! that is less. An answer that is sent at the client's own deadline would not be received by then.
 
 use std::time::Duration;
 
@@ -15,8 +19,11 @@ pub use crate::resilience::deadline::Deadline;
 /// The header, as gRPC names it.
 const HEADER: &str = "grpc-timeout";
 
+/// How much earlier than a client asks its call is answered, at most.
+const MARGIN_MAX: Duration = Duration::from_millis(10);
+
 impl Deadline {
-    /// The deadline that the headers ask for, or `cap` if that is earlier or they ask for none.
+    /// The deadline for what the headers ask for, or `cap` if that is earlier or they ask for none.
     ///
     /// # Errors
     /// The header is not a gRPC timeout.
@@ -27,6 +34,7 @@ impl Deadline {
                 Problem::invalid("grpc-timeout", "not 1 to 8 digits and one of H M S m u n")
             })?),
         };
+        let asked = asked.map(|asked| asked - MARGIN_MAX.min(asked / 10));
         Ok(match (asked, cap) {
             (None, None) => Self::NEVER,
             (Some(one), None) | (None, Some(one)) => Self::after(one),
@@ -80,6 +88,11 @@ mod tests {
         headers.insert(HEADER, "1H".parse().expect("ASCII"));
         let capped = Deadline::from_headers(&headers, Some(Duration::from_secs(5))).expect("valid");
         assert!(capped.remaining().is_some_and(|left| left <= Duration::from_secs(5)));
+        for (asked, left) in [("1S", 990), ("50m", 45)] {
+            headers.insert(HEADER, asked.parse().expect("ASCII"));
+            let sooner = Deadline::from_headers(&headers, None).expect("valid").remaining();
+            assert!(sooner.is_some_and(|found| found <= Duration::from_millis(left)), "{asked}");
+        }
         let free = Deadline::from_headers(&HeaderMap::new(), None).expect("valid");
         assert!(free.remaining().is_none());
         headers.insert(HEADER, "soon".parse().expect("ASCII"));

@@ -17,14 +17,12 @@ use super::deadline::Deadline;
 use super::limits::Gate;
 use super::method::{Class, Method};
 use super::metrics::{Metrics, code_name};
+use super::receipt::Receipt;
 use super::request_id::{self, RequestId};
 use super::status::{self, Problem};
 use crate::cluster::layout::Layout;
 use crate::store::Outcome;
 
-/// A handler answers its own deadline, since only it knows whether a write was submitted. The layer
-/// steps in this much later, for a call that never reached its handler (headers without a body).
-const MARGIN: Duration = Duration::from_millis(100);
 /// By which a client says under which layout's epoch it chose this node, and is told of another.
 pub const LAYOUT_HEADER: &str = "pairdb-layout";
 
@@ -85,16 +83,19 @@ where
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let front = Arc::clone(&self.front);
+        let method = Method::of_path(request.uri().path());
+        // From here on, as the library's own timeout: it must not be ahead by what this one waits
+        // for its turn on the worker.
+        let began = Instant::now();
+        let deadline = front.deadline_of(method, request.headers());
         Box::pin(async move {
-            let began = Instant::now();
-            let method = Method::of_path(request.uri().path());
             let id = RequestId::accept_or_make(request.headers());
             let stale = front.stale_layout(request.headers());
             let _counted = InFlight::enter(&front.metrics);
-            let answer = front.serve(method, &mut inner, request).await;
+            let answer = front.serve(method, deadline, &mut inner, request).await;
             let mut response = match answer {
                 Ok(response) => complete(response, method),
-                Err(problem) => refuse(problem, method).into_http(),
+                Err(problem) => refuse(problem, method.class()).into_http(),
             };
             let code = code_of(&response);
             let took = began.elapsed();
@@ -113,8 +114,9 @@ impl Front {
     async fn serve<S>(
         &self,
         method: Method,
+        deadline: Result<Deadline, Problem>,
         inner: &mut S,
-        mut request: http::Request<Body>,
+        request: http::Request<Body>,
     ) -> Result<http::Response<Body>, Problem>
     where
         S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
@@ -124,16 +126,25 @@ impl Front {
         if !is_upkeep && !self.serving.load(Ordering::Acquire) {
             return Err(Problem::starting());
         }
-        let cap = matches!(class, Class::Read | Class::Write).then_some(self.deadline_max);
-        let deadline = Deadline::from_headers(request.headers(), cap)?;
+        let deadline = deadline?;
         let _place = match class {
             Class::Read | Class::Write => Some(self.gate.enter(deadline).await?),
             Class::Stream | Class::Admin | Class::Other => None,
         };
+        // A handler answers its own deadline, since only it knows whether a write was submitted. A
+        // call that never comes to its handler (headers without a body) ends with its receipt.
+        let mut request = match deadline.instant() {
+            None => request,
+            Some(end) => request.map(|body| Body::new(Receipt::new(body, end, class))),
+        };
         request.extensions_mut().insert(deadline);
-        let answer = deadline.plus(MARGIN).limit(inner.call(request)).await;
-        let answer = answer.ok_or_else(|| Problem::deadline("the request was not received"))?;
-        Ok(answer.unwrap_or_else(|never| match never {}))
+        Ok(inner.call(request).await.unwrap_or_else(|never| match never {}))
+    }
+
+    /// When a call must be answered, if it says so well.
+    fn deadline_of(&self, method: Method, headers: &http::HeaderMap) -> Result<Deadline, Problem> {
+        let is_capped = matches!(method.class(), Class::Read | Class::Write);
+        Deadline::from_headers(headers, is_capped.then_some(self.deadline_max))
     }
 
     /// This node's epoch, if the request names another one.
@@ -172,8 +183,8 @@ impl Drop for InFlight<'_> {
 }
 
 /// The status of a call that its handler never saw.
-fn refuse(problem: Problem, method: Method) -> Status {
-    match method.class() {
+pub(super) fn refuse(problem: Problem, class: Class) -> Status {
+    match class {
         Class::Write => problem.of_write(Outcome::NotApplied).into(),
         _ => problem.into(),
     }

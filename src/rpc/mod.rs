@@ -5,6 +5,7 @@
 //! | `convert` | messages to and from the store's types |
 //! | [`status`] | the one table of errors: code, reason, outcome, retry |
 //! | `front` | the layer before every call: request id, limits, deadline, metrics |
+//! | `receipt` | the bodies of calls that have a deadline |
 //! | `method` | the calls the layer knows, by path |
 //! | [`deadline`] | `grpc-timeout` and the server's cap |
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
@@ -42,6 +43,7 @@ mod migrate;
 pub mod peer;
 mod pipeline;
 mod plan;
+mod receipt;
 mod replica;
 pub mod request_id;
 mod room;

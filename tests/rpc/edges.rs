@@ -1,6 +1,9 @@
 //! What is wrong before it reaches a handler: time, size, form, and too much at once.
 
 use bytes::{Buf, BufMut, Bytes};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use pairdb::proto;
 use pairdb::proto::pipeline_request::Operation;
 use pairdb::proto::pipeline_response::Result as Answer;
@@ -10,6 +13,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 
+use crate::admin;
 use crate::node::{TestNode, read, refusal, write};
 
 /// Sends bytes as they are.
@@ -151,6 +155,43 @@ async fn a_write_whose_time_is_over_before_it_begins_is_not_applied() {
     assert_eq!((code, reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
     assert_eq!(outcome.as_deref(), Some("not_applied"));
     assert!(node.rows().await.is_empty());
+    node.stop().await;
+}
+
+/// Headers alone, on a connection without a clock of its own: it is the node that answers, with all
+/// that an error has, and not the library, which has a clock for the same header.
+#[tokio::test]
+async fn a_call_whose_body_does_not_come_is_answered_by_the_node() {
+    let node = TestNode::start().await;
+    let stream = tokio::net::TcpStream::connect(&node.node.ready.listen).await.expect("it listens");
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    for (method, outcome) in [("Write", Some("not_applied")), ("Read", None), ("Scan", None)] {
+        let nothing = StreamBody::new(tokio_stream::pending::<Result<Frame<Bytes>, Status>>());
+        let request = hyper::Request::post(format!("http://node/pairdb.v1.KeyValue/{method}"))
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "100m")
+            .body(nothing)
+            .expect("a request");
+        let answer = client.send_request(request).await.expect("answered");
+        let mut headers = answer.headers().clone();
+        if let Some(trailers) = answer.into_body().collect().await.expect("ends").trailers() {
+            headers.extend(trailers.clone());
+        }
+        let status = Status::from_header_map(&headers).expect("a status");
+        let (code, reason, told) = refusal(&status);
+        assert_eq!((code, reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+        assert_eq!(told.as_deref(), outcome, "{method}");
+        let counted = format!(
+            "pairdb_rpc_requests_total{{grpc_code=\"DEADLINE_EXCEEDED\",\
+             grpc_method=\"{method}\",grpc_service=\"KeyValue\"}} 1\n"
+        );
+        let (_, metrics) = admin::get(&node.node.ready.admin_listen, "/metrics").await;
+        assert!(metrics.contains(&counted), "{counted} is missing in\n{metrics}");
+    }
+    connection.abort();
     node.stop().await;
 }
 
