@@ -51,7 +51,8 @@ pub enum RunState {
     Syncing,
     /// It serves.
     Serving,
-    /// It serves reads, and takes no writes: its disk has failed, or its clock is wrong.
+    /// It should be sent no writes: its disk has failed, its clock is wrong, or it does not follow
+    /// the layout any more.
     ReadOnly,
     /// It hands over what it owns, or stops.
     Draining,

@@ -69,7 +69,7 @@ pub(super) async fn follow(
         }
         let member = document.members.get(&local.node());
         let leaves = member.is_some_and(|member| member.state == MemberState::Leaving);
-        let state = health.borrow_and_update().state;
+        let state = health.borrow_and_update().state();
         gossip.tell(|facts| {
             facts.epoch = document.epoch;
             facts.run_state = run_state(facts.run_state, state, leaves);
@@ -88,7 +88,7 @@ fn run_state(told: RunState, state: State, leaves: bool) -> RunState {
         RunState::Serving | RunState::ReadOnly | RunState::Draining => match state {
             State::Stopping | State::Draining => RunState::Draining,
             _ if leaves => RunState::Draining,
-            State::ReadOnly | State::ClockUnsafe => RunState::ReadOnly,
+            State::ReadOnly | State::ClockUnsafe | State::LayoutLost => RunState::ReadOnly,
             State::Starting | State::Serving => RunState::Serving,
         },
         other => other,
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     /// Clients are sent to who serves: not to who stops, also when a document comes meanwhile, nor
-    /// to who takes no writes.
+    /// to who takes no writes, or may answer for what is not its own.
     #[test]
     fn what_a_node_tells_follows_its_health_and_the_document() {
         use RunState as R;
@@ -197,6 +197,7 @@ mod tests {
                 (State::Stopping, false, R::Draining),
                 (State::ReadOnly, false, R::ReadOnly),
                 (State::ClockUnsafe, false, R::ReadOnly),
+                (State::LayoutLost, false, R::ReadOnly),
                 (State::ReadOnly, true, R::Draining),
             ] {
                 assert_eq!(run_state(told, state, leaves), tells, "{told} {state:?} {leaves}");

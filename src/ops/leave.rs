@@ -19,7 +19,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{self, Config};
-use super::health::State;
 use super::kubernetes::{Fate, Pod};
 use super::node::{Error, Node};
 use super::stop::End;
@@ -131,7 +130,7 @@ impl Node {
         if !goes_for_good(pod, &*self.net, fast).await {
             return Ok(());
         }
-        self.health.set(State::Stopping);
+        self.health.stop();
         if self.member_state() != Some(MemberState::Leaving)
             && let Err(error) = std::fs::write(self.note(), b"")
         {

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admin_http::{self, Pages};
 use super::config::{self, Config};
-use super::health::{Health, State};
+use super::health::Health;
 use super::kubernetes::Pod;
 use super::member::{self, Joined, Running};
 use super::metrics::{Exposition, NodeParts};
@@ -309,7 +309,7 @@ impl Node {
             }
             return Err(error);
         }
-        node.health.set(State::Serving);
+        node.health.serve();
         node.show_health().await;
         node.write_ready_file()?;
         Ok(node)

@@ -17,7 +17,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::health::State;
 use super::node::{Error, Node, TICK, blocking};
 use super::rolled_back;
 use super::shutdown::Shutdown;
@@ -143,12 +142,9 @@ impl Node {
 
     /// A node that leaves is not ready for new work; one that stays after all is again.
     async fn show(&self, leaves: bool) {
-        match self.health.state() {
-            State::Serving if leaves => self.health.set(State::Draining),
-            State::Draining if !leaves => self.health.set(State::Serving),
-            _ => return,
+        if self.health.set_leaving(leaves) {
+            self.show_health().await;
         }
-        self.show_health().await;
     }
 
     /// Stops; `fast` cuts the waiting short.
@@ -157,7 +153,7 @@ impl Node {
     /// The store could not be closed cleanly, or the node turned out to be one that must not go on.
     pub async fn stop(mut self, fast: &CancellationToken) -> Result<(), Error> {
         let mut verdict = self.verdict(fast);
-        self.health.set(State::Stopping);
+        self.health.stop();
         self.joined.prepare_to_stop();
         self.show_health().await;
         let ready_file = &self.config.node.ready_file;
