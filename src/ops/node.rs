@@ -269,6 +269,8 @@ impl Node {
             Ok(started) => started,
             Err(error) => {
                 closing.cancel();
+                // The listener is closed when this ends. One that panicked has said so.
+                let _ = tokio::time::timeout(TICK, admin).await;
                 return Err(error);
             }
         };
@@ -302,17 +304,22 @@ impl Node {
             vfs,
             pod,
         };
-        // Peers are answered from here on: who forms a cluster needs the others' answers.
-        if let Err(error) = node.joined.enter(&node.config).await {
+        if let Err(error) = node.enter().await {
             if let Err(stopping) = node.stop(&CancellationToken::new()).await {
                 tracing::error!(error = %stopping, "and the stop that follows from it");
             }
             return Err(error);
         }
-        node.health.serve();
-        node.show_health().await;
-        node.write_ready_file()?;
         Ok(node)
+    }
+
+    /// Enters the cluster and serves clients.
+    async fn enter(&self) -> Result<(), Error> {
+        // Peers are answered from here on: who forms a cluster needs the others' answers.
+        self.joined.enter(&self.config).await?;
+        self.health.serve();
+        self.show_health().await;
+        self.write_ready_file()
     }
 
     async fn start_services(
@@ -355,7 +362,13 @@ impl Node {
             work,
             asked_to_stop: asked_to_stop.clone(),
         };
-        let server = Server::start(listeners, parts).await.map_err(unreadable)?;
+        let server = match Server::start(listeners, parts).await {
+            Ok(server) => server,
+            Err(error) => {
+                joined.stop().await;
+                return Err(unreadable(error));
+            }
+        };
         // Set once: `pages` is of this start alone.
         let _ = pages.exposition.set(exposition);
         let _ = pages.node_id.set(node_id.clone());

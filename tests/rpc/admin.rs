@@ -1,16 +1,17 @@
 //! Tenants, upkeep, and the pages for operators.
 
 use pairdb::client::{Admin, Client, Options};
-use pairdb::ops::node::Node;
+use pairdb::ops::node::{Error, Node};
 use pairdb::proto;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::node::{TestNode, refusal, write};
+use crate::node::{TestNode, config, refusal, write};
 
 fn create(name: &str) -> proto::CreateTenantRequest {
     let tenant = proto::Tenant { name: name.into(), ..Default::default() };
@@ -140,6 +141,20 @@ pub async fn figure(node: &Node, name: &str) -> u64 {
     let (_, text) = get(&node.ready.admin_listen, "/metrics").await;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} is missing")).parse().expect("a number")
+}
+
+/// Who starts nodes may try again in the same process.
+#[tokio::test]
+async fn a_start_that_fails_at_its_end_leaves_nothing_running() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nowhere = dir.path().join("nowhere").join("ready.json");
+    let nowhere = [("node.ready_file", nowhere.to_str().expect("UTF-8"))];
+    let data = dir.path().join("data");
+    let refused = Node::start(config(&data, &nowhere)).await;
+    let Err(Error::System { what, .. }) = refused else { panic!("there is no such directory") };
+    assert!(what.starts_with("write the ready file"), "{what}");
+    let node = Node::start(config(&data, &[])).await.expect("nobody holds the data");
+    node.stop(&CancellationToken::new()).await.expect("stops cleanly");
 }
 
 #[tokio::test]
