@@ -87,11 +87,7 @@ impl KeyValue for KeyValueService {
         request: Request<proto::BatchWriteRequest>,
     ) -> Result<Response<proto::BatchWriteResponse>, Status> {
         let deadline = Deadline::of(&request);
-        let results = batch_write(&self.0, deadline, request.into_inner()).await;
-        let results = results.map_err(|problem| match problem.outcome {
-            None => problem.of_write(Outcome::NotApplied),
-            Some(_) => problem,
-        })?;
+        let results = batch_write(&self.0, deadline, request.into_inner()).await?;
         Ok(Response::new(proto::BatchWriteResponse { results }))
     }
 
@@ -152,24 +148,34 @@ pub(super) async fn read_one(
     deadline: Deadline,
     request: &proto::ReadRequest,
 ) -> Result<proto::ReadResponse, Problem> {
-    if let Some(row) = read_here(core, request) {
+    let level = Level::of(request.consistency);
+    if let Some(row) = read_here(core, level, request) {
         return answer_early(core, deadline, request.key.len(), row).await;
     }
-    let options =
-        ReadOptions { level: Level::of(request.consistency), deadline: core.instant(deadline) };
+    let row = read_by_others(core, deadline, level, request).await;
+    answer_of(core, request.key.len(), row)
+}
+
+/// Reads a row with the help of other replicas.
+pub(super) async fn read_by_others(
+    core: &Core,
+    deadline: Deadline,
+    level: Level,
+    request: &proto::ReadRequest,
+) -> replication::Result<store::ReadRow> {
+    let options = ReadOptions { level, deadline: core.instant(deadline) };
     let read = key_read(request.key.to_vec(), &request.min_context);
     let rows = core.cluster.coordinator.read(&request.tenant, vec![read], options).await;
-    let row = rows.into_iter().next().unwrap_or_else(|| Err(store::Error::Closed.into()));
-    answer_of(core, request.key.len(), row)
+    rows.into_iter().next().unwrap_or_else(|| Err(store::Error::Closed.into()))
 }
 
 /// Reads a row on this thread, where that is all it takes. It is told when it is durable.
 pub(super) fn read_here(
     core: &Core,
+    level: Level,
     request: &proto::ReadRequest,
 ) -> Option<Early<replication::Result<store::ReadRow>>> {
     let read = key_read(request.key.to_vec(), &request.min_context);
-    let level = Level::of(request.consistency);
     core.cluster.coordinator.read_here(&request.tenant, &read, level)
 }
 
@@ -223,6 +229,7 @@ async fn batch_read(
         return Err(Problem::invalid("min_contexts", "must be none, or one for each key"));
     }
     let level = Level::of(request.consistency);
+    core.metrics.bytes_received.inc_by(request.keys.iter().map(|key| key.len() as u64).sum());
     let options = ReadOptions { level, deadline: core.instant(deadline) };
     let coordinator = &core.cluster.coordinator;
     let no_context = Bytes::new();
@@ -345,7 +352,7 @@ async fn submit(
     tenant: &str,
     mutations: Vec<Mutation>,
 ) -> Result<Vec<Result<Written, Problem>>, Problem> {
-    admit(core, deadline).await.inspect_err(|_| core.metrics.written(Some(Outcome::NotApplied)))?;
+    admit(core, deadline).await.map_err(|problem| refused(core, mutations.len(), problem))?;
     let (answer, durable) = oneshot::channel();
     let metrics = Arc::clone(&core.metrics);
     core.metrics.bytes_received.inc_by(mutations.iter().map(bytes_in).sum());
@@ -379,6 +386,13 @@ pub(super) async fn admit(core: &Core, deadline: Deadline) -> Result<(), Problem
     admitted.map_err(|problem| problem.of_write(Outcome::NotApplied))
 }
 
+/// Counts writes that are refused before they are submitted. The problem says that they were not
+/// applied.
+pub(super) fn refused(core: &Core, writes: usize, problem: Problem) -> Problem {
+    core.metrics.refused(writes as u64);
+    problem.of_write(Outcome::NotApplied)
+}
+
 /// Counts a write's outcome and turns its error into a problem.
 pub(super) fn count(
     metrics: &Metrics,
@@ -405,8 +419,11 @@ async fn batch_write(
     request: proto::BatchWriteRequest,
 ) -> Result<Vec<proto::BatchWriteResult>, Problem> {
     use proto::batch_write_result::Result as Item;
-    core.check_batch(request.mutations.len())?;
-    core.store.tenant(&request.tenant).map_err(|error| Problem::from(&error))?;
+    let judged = core.check_batch(request.mutations.len()).and_then(|()| {
+        core.store.tenant(&request.tenant).map_err(|error| Problem::from(&error))
+    });
+    judged.map_err(|problem| refused(core, request.mutations.len(), problem))?;
+    let level = Level::of(request.consistency);
     if request.mutations.is_empty() {
         return Ok(Vec::new());
     }
@@ -420,17 +437,14 @@ async fn batch_write(
                 items.push(None);
             }
             Err(problem) => {
-                let problem = problem.of_write(Outcome::NotApplied);
+                let problem = refused(core, 1, problem);
                 items.push(Some(Item::Failure(problem.into())));
             }
         }
     }
     let mut results = match mutations.is_empty() {
         true => Vec::new(),
-        false => {
-            let level = Level::of(request.consistency);
-            submit(core, deadline, level, &request.tenant, mutations).await?
-        }
+        false => submit(core, deadline, level, &request.tenant, mutations).await?,
     }
     .into_iter();
     let fill = |item: Option<Item>| {

@@ -124,6 +124,11 @@ impl Metrics {
         }
     }
 
+    /// Counts writes that were not submitted.
+    pub(super) fn refused(&self, writes: u64) {
+        self.writes_not_applied.inc_by(writes);
+    }
+
     /// Counts a write by what became of it; `None` is durable.
     pub(super) fn written(&self, outcome: Option<Outcome>) {
         match outcome {

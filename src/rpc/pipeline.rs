@@ -17,7 +17,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
@@ -25,7 +24,7 @@ use tonic::{Code, Status, Streaming};
 use super::convert::bytes_of;
 use super::deadline::Deadline;
 use super::key_value::{
-    admit, answer_early, answer_of, bytes_in, count, lost, read_here, read_one,
+    admit, answer_early, answer_of, bytes_in, count, lost, read_by_others, read_here, refused,
 };
 use super::room::{Gone, Room, Taken};
 use super::server::Core;
@@ -34,8 +33,8 @@ use crate::engine::Position;
 use crate::proto::pipeline_request::Operation;
 use crate::proto::pipeline_response::Result as Answered;
 use crate::proto::{self, PipelineRequest, PipelineResponse};
-use crate::replication::{Level, WriteOptions};
-use crate::store::{Early, Mutation, Outcome, Written};
+use crate::replication::{self, Level, WriteOptions};
+use crate::store::{self, Early, Mutation, Written};
 
 /// Writes submitted together at most; never more than a batch may hold.
 const GROUP_MAX: usize = 128;
@@ -202,10 +201,12 @@ async fn take(
     let tag = request.tag;
     let (tenant, level, mutation, is_delete) = match request.operation {
         Some(Operation::Read(read)) => {
+            let level = Level::of(read.consistency);
             if group.mutations.iter().any(|mutation| mutation.key == read.key) {
                 submit(core, deadline, group, outlet).await;
             }
-            return read_and_answer(core, deadline, group, tag, read, permit, outlet).await;
+            let read = (tag, level, read);
+            return read_and_answer(core, deadline, group, read, permit, outlet).await;
         }
         Some(Operation::Write(mut write)) => {
             let tenant = std::mem::take(&mut write.tenant);
@@ -237,14 +238,13 @@ async fn read_and_answer(
     core: &Arc<Core>,
     deadline: Deadline,
     group: &mut Group,
-    tag: u64,
-    read: proto::ReadRequest,
+    (tag, level, read): (u64, Level, proto::ReadRequest),
     permit: OwnedSemaphorePermit,
     outlet: &Outlet,
 ) {
-    let early = read_here(core, &read);
+    let early = read_here(core, level, &read);
     let bytes = match &early {
-        Some(early) => early.found.as_ref().map_or(0, |row| bytes_of(row) as usize),
+        Some(early) => answer_bytes(&early.found),
         None => outlet.room.expected(),
     };
     let taken = match outlet.room.try_take(bytes) {
@@ -267,20 +267,26 @@ async fn read_and_answer(
     let (core, outlet) = (Arc::clone(core), outlet.clone());
     let tasks = core.tasks.clone();
     tasks.spawn(async move {
-        let read_by_others = || read_one(&core, deadline, &read);
-        let size = |row: &Result<proto::ReadResponse, Problem>| {
-            row.as_ref().map_or(0, proto::ReadResponse::encoded_len)
+        let reading = async {
+            let key_bytes = read.key.len();
+            let Some(early) = early else {
+                let read = || read_by_others(&core, deadline, level, &read);
+                let wait = |bytes| room_for(&core, deadline, &outlet, bytes);
+                return match outlet.room.fit(taken, read, answer_bytes, wait).await {
+                    Ok((row, taken)) => (answer_of(&core, key_bytes, row), taken),
+                    Err(problem) => (Err(problem), Taken::default()),
+                };
+            };
+            (answer_early(&core, deadline, key_bytes, early).await, taken)
         };
-        let wait = |bytes| room_for(&core, deadline, &outlet, bytes);
-        let (row, taken) = match early {
-            Some(early) => (answer_early(&core, deadline, read.key.len(), early).await, taken),
-            None => match outlet.room.fit(taken, read_by_others, size, wait).await {
-                Ok((row, taken)) => (row, taken),
-                Err(problem) => (Err(problem), Taken::default()),
-            },
-        };
+        let (row, taken) = reading.await;
         answer_read(&outlet, tag, row, permit, taken);
     });
+}
+
+/// What the answer with a row takes.
+fn answer_bytes(row: &replication::Result<store::ReadRow>) -> usize {
+    row.as_ref().map_or(0, |row| bytes_of(row) as usize)
 }
 
 /// Waits for room for an answer, as long as there is somebody to take it.
@@ -315,11 +321,11 @@ async fn submit(core: &Arc<Core>, deadline: Deadline, group: &mut Group, outlet:
     let admitted = tokio::select! {
         biased;
         admitted = admit(core, deadline) => admitted,
-        () = core.stopping.cancelled() => Err(stopping().of_write(Outcome::NotApplied)),
+        () = core.stopping.cancelled() => Err(stopping()),
     };
     if let Err(problem) = admitted {
+        let problem = refused(core, waiting.len(), problem);
         for one in waiting {
-            core.metrics.written(Some(Outcome::NotApplied));
             let problem = problem.clone();
             answer(outlet, one.tag, Answered::Failure(problem.into()), one.permit);
         }

@@ -125,11 +125,12 @@ impl Source {
 }
 
 fn bytes_shown(row: &ScannedRow) -> u64 {
-    match &row.seen {
+    let with_it = match &row.seen {
         Seen::Row(seen) => bytes_of(seen),
-        Seen::Key => row.key.len() as u64,
+        Seen::Key => 0,
         Seen::Raw(raw) => raw.len() as u64,
-    }
+    };
+    row.key.len() as u64 + with_it
 }
 
 /// Gives out pages as answers. The first one is read here, so that a request that cannot be served

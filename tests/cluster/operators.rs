@@ -100,6 +100,8 @@ fn a_node_is_planned_out_drained_and_its_certificate_checked_by_commands() {
     for key in &written {
         assert_eq!(values(&json(&nodes, 1, &["get", key])), [key.as_str()]);
     }
+    let (_, figures) = nodes.page(0, "/metrics");
+    assert!(figures.contains("\npairdb_layout_members 3\n"), "who has left is none: {figures}");
     // Again: it has left, which is what was asked for.
     assert_eq!(json(&nodes, 0, &["drain", "n3", "--status"])["phase"], "left");
 }

@@ -143,6 +143,50 @@ pub async fn figure(node: &Node, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("{name} is missing")).parse().expect("a number")
 }
 
+/// Each write of a batch counts, whatever became of it, and what is sent and received either way.
+#[tokio::test]
+async fn writes_and_bytes_are_counted_one_by_one() {
+    let node = TestNode::with(&[("limits.batch_max", "3")]).await;
+    let good = |key: &'static str| proto::Mutation {
+        key: key.into(),
+        change: Some(proto::mutation::Change::Value("value".into())),
+        ..Default::default()
+    };
+    let none = || proto::Mutation { key: "k".into(), ..Default::default() };
+    let batch = |tenant: &str, mutations: Vec<proto::Mutation>| proto::BatchWriteRequest {
+        tenant: tenant.into(),
+        mutations,
+        ..Default::default()
+    };
+    let mut client = node.key_value();
+    let outcomes = async || {
+        let name = |outcome| format!("pairdb_rpc_writes_total{{outcome=\"{outcome}\"}}");
+        (figure(&node.node, &name("ok")).await, figure(&node.node, &name("not_applied")).await)
+    };
+    client.batch_write(batch("default", vec![good("one"), none(), none()])).await.expect("each");
+    assert_eq!(outcomes().await, (1, 2));
+    let all = vec![none(); 4];
+    client.batch_write(batch("default", all)).await.expect_err("too many");
+    assert_eq!(outcomes().await, (1, 6));
+    let two = vec![good("a"), good("b")];
+    client.batch_write(batch("nobody", two)).await.expect_err("no such tenant");
+    assert_eq!(outcomes().await, (1, 8));
+
+    let (received, sent) = ("pairdb_rpc_received_bytes_total", "pairdb_rpc_sent_bytes_total");
+    let before = (figure(&node.node, received).await, figure(&node.node, sent).await);
+    assert_eq!(before.0, 8, "a key of three and a value of five");
+    let keys = vec!["one".into(), "nothing".into()];
+    let reads = proto::BatchReadRequest { tenant: "default".into(), keys, ..Default::default() };
+    client.batch_read(reads).await.expect("read");
+    assert_eq!(
+        (figure(&node.node, received).await, figure(&node.node, sent).await),
+        (18, before.1 + 5)
+    );
+    assert_eq!(node.rows().await.len(), 1);
+    assert_eq!(figure(&node.node, sent).await, before.1 + 5 + 8, "rows of a scan have their keys");
+    node.stop().await;
+}
+
 /// Who starts nodes may try again in the same process.
 #[tokio::test]
 async fn a_start_that_fails_at_its_end_leaves_nothing_running() {

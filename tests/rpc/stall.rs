@@ -10,9 +10,10 @@ use pairdb::engine::vfs::mem::MemVfs;
 use pairdb::ops::node::Node;
 use pairdb::ops::world::World;
 use pairdb::proto::key_value_client::KeyValueClient;
+use pairdb::proto::mutation::Change;
 use pairdb::proto::{
-    BatchReadRequest, Outcome, PipelineRequest, PipelineResponse, ReadRequest, ScanRequest,
-    WriteResponse, pipeline_request, pipeline_response,
+    BatchReadRequest, BatchWriteRequest, Mutation, Outcome, PipelineRequest, PipelineResponse,
+    ReadRequest, ScanRequest, WriteResponse, pipeline_request, pipeline_response,
 };
 use pairdb::store::environment::{Environment, SeededRandom, SystemClock};
 use parking_lot::{Condvar, Mutex};
@@ -319,6 +320,15 @@ async fn a_write_that_is_held_back_on_a_pipeline_is_told_of_a_stop() {
     for key in ["1", "2", "3"] {
         node.client.write(write(key, &"v".repeat(600 << 10))).await.expect("written");
     }
+    // Its delay is longer than a unary call may take.
+    let change = Some(Change::Value("v".into()));
+    let mutation = Mutation { key: "k".into(), change, ..Default::default() };
+    let (tenant, mutations) = ("default".into(), vec![mutation; 3]);
+    let batch = BatchWriteRequest { tenant, mutations, ..Default::default() };
+    let status = node.client.batch_write(batch).await.expect_err("no time");
+    assert_eq!(refusal(&status).2.as_deref(), Some("not_applied"));
+    assert_eq!(node.counted("not_applied").await, 3, "each of a batch");
+
     let (sender, requests) = mpsc::channel(1);
     let operation = Some(pipeline_request::Operation::Write(write("held", "v")));
     sender.send(PipelineRequest { tag: 1, operation }).await.expect("open");

@@ -59,13 +59,14 @@ impl MemberParts {
     fn of_layout(&self) -> Vec<Figure> {
         let layout = Arc::clone(&self.layout.borrow());
         let document = layout.document();
+        let members = document.members.values().filter(|member| !member.state.is_gone()).count();
         let group = self.consensus.status();
         let moved = self.transfer.figures();
         vec![
             gauge("pairdb_layout_epoch", document.epoch, "Epoch of the layout acted under."),
             gauge("pairdb_layout_version", document.version, "Version of that document."),
             flag("pairdb_layout_in_transition", document.is_joint(), "1 while owners change."),
-            gauge("pairdb_layout_members", document.members.len() as u64, "Members in it."),
+            gauge("pairdb_layout_members", members as u64, "Members in it that are not gone."),
             gauge("pairdb_layout_owners", document.owners.len() as u64, "Nodes that own rows."),
             gauge("pairdb_layout_group_term", group.term, "Grows with every election."),
             flag("pairdb_layout_group_leads", group.is_leader, "1 on the leader of the layout."),
