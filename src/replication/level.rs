@@ -16,13 +16,14 @@ pub enum Level {
 }
 
 impl Level {
-    /// The level of a request; QUORUM where it names none, or one this program does not know.
-    pub fn of(level: i32) -> Self {
-        match ConsistencyLevel::try_from(level) {
-            Ok(ConsistencyLevel::One) => Self::One,
-            Ok(ConsistencyLevel::All) => Self::All,
-            _ => Self::Quorum,
-        }
+    /// The level of a request, QUORUM where it names none; `None` if this program does not know it:
+    /// a stronger one must not be answered as a weaker one.
+    pub fn of(level: i32) -> Option<Self> {
+        Some(match ConsistencyLevel::try_from(level).ok()? {
+            ConsistencyLevel::One => Self::One,
+            ConsistencyLevel::Unspecified | ConsistencyLevel::Quorum => Self::Quorum,
+            ConsistencyLevel::All => Self::All,
+        })
     }
 
     /// As a request carries it.

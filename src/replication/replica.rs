@@ -229,7 +229,10 @@ impl Replica {
         let Some(batch) = batch else {
             return Err(refused("INVALID_ARGUMENT", "neither a value nor a delete".to_owned()));
         };
-        let options = WriteOptions { level: Level::of(request.consistency), deadline };
+        let Some(level) = Level::of(request.consistency) else {
+            return Err(refused("INVALID_ARGUMENT", "the consistency level is unknown".to_owned()));
+        };
+        let options = WriteOptions { level, deadline };
         let (done, outcomes) = oneshot::channel();
         let done = Box::new(move |results| {
             // Who forwarded it may be gone; the writes go on.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::status::Problem;
 use crate::proto;
+use crate::replication::Level;
 use crate::store::{
     Mode, Mutation, ReadRow, ScanRequest, Tenant, TenantChange, TenantSpec, Written,
 };
@@ -14,6 +15,12 @@ use crate::store::{
 /// Absent and empty are the same for contexts, cursors and idempotency keys.
 fn given(bytes: &Bytes) -> Option<Vec<u8>> {
     (!bytes.is_empty()).then(|| bytes.to_vec())
+}
+
+/// The level that a request asks for.
+pub(super) fn level_of(consistency: i32) -> Result<Level, Problem> {
+    let unknown = || Problem::invalid("consistency", format!("{consistency} is unknown"));
+    Level::of(consistency).ok_or_else(unknown)
 }
 
 impl From<proto::WriteRequest> for Mutation {

@@ -15,7 +15,7 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::convert::bytes_of;
+use super::convert::{bytes_of, level_of};
 use super::deadline::Deadline;
 use super::limits::REFUSE_AT;
 use super::metrics::Metrics;
@@ -57,8 +57,8 @@ impl KeyValue for KeyValueService {
         let deadline = Deadline::of(&request);
         let mut request = request.into_inner();
         let tenant = std::mem::take(&mut request.tenant);
-        let level = Level::of(request.consistency);
-        let written = write_one(&self.0, deadline, level, tenant, request.into()).await?;
+        let consistency = request.consistency;
+        let written = write_one(&self.0, deadline, consistency, tenant, request.into()).await?;
         Ok(Response::new(written.into()))
     }
 
@@ -69,8 +69,8 @@ impl KeyValue for KeyValueService {
         let deadline = Deadline::of(&request);
         let mut request = request.into_inner();
         let tenant = std::mem::take(&mut request.tenant);
-        let level = Level::of(request.consistency);
-        let written = write_one(&self.0, deadline, level, tenant, request.into()).await?;
+        let consistency = request.consistency;
+        let written = write_one(&self.0, deadline, consistency, tenant, request.into()).await?;
         Ok(Response::new(written.into()))
     }
 
@@ -148,7 +148,7 @@ pub(super) async fn read_one(
     deadline: Deadline,
     request: &proto::ReadRequest,
 ) -> Result<proto::ReadResponse, Problem> {
-    let level = Level::of(request.consistency);
+    let level = level_of(request.consistency)?;
     if let Some(row) = read_here(core, level, request) {
         return answer_early(core, deadline, request.key.len(), row).await;
     }
@@ -228,7 +228,7 @@ async fn batch_read(
     if !request.min_contexts.is_empty() && request.min_contexts.len() != request.keys.len() {
         return Err(Problem::invalid("min_contexts", "must be none, or one for each key"));
     }
-    let level = Level::of(request.consistency);
+    let level = level_of(request.consistency)?;
     core.metrics.bytes_received.inc_by(request.keys.iter().map(|key| key.len() as u64).sum());
     let options = ReadOptions { level, deadline: core.instant(deadline) };
     let coordinator = &core.cluster.coordinator;
@@ -334,10 +334,11 @@ fn batch_row(
 async fn write_one(
     core: &Arc<Core>,
     deadline: Deadline,
-    level: Level,
+    consistency: i32,
     tenant: String,
     mutation: Mutation,
 ) -> Result<Written, Problem> {
+    let level = level_of(consistency).map_err(|problem| refused(core, 1, problem))?;
     let mut results = submit(core, deadline, level, &tenant, vec![mutation]).await?;
     results.pop().unwrap_or_else(|| Err(lost()))
 }
@@ -420,10 +421,10 @@ async fn batch_write(
 ) -> Result<Vec<proto::BatchWriteResult>, Problem> {
     use proto::batch_write_result::Result as Item;
     let judged = core.check_batch(request.mutations.len()).and_then(|()| {
-        core.store.tenant(&request.tenant).map_err(|error| Problem::from(&error))
+        core.store.tenant(&request.tenant).map_err(|error| Problem::from(&error))?;
+        level_of(request.consistency)
     });
-    judged.map_err(|problem| refused(core, request.mutations.len(), problem))?;
-    let level = Level::of(request.consistency);
+    let level = judged.map_err(|problem| refused(core, request.mutations.len(), problem))?;
     if request.mutations.is_empty() {
         return Ok(Vec::new());
     }

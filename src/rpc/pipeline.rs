@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
 
-use super::convert::bytes_of;
+use super::convert::{bytes_of, level_of};
 use super::deadline::Deadline;
 use super::key_value::{
     admit, answer_early, answer_of, bytes_in, count, lost, read_by_others, read_here, refused,
@@ -201,7 +201,12 @@ async fn take(
     let tag = request.tag;
     let (tenant, level, mutation, is_delete) = match request.operation {
         Some(Operation::Read(read)) => {
-            let level = Level::of(read.consistency);
+            let level = match level_of(read.consistency) {
+                Ok(level) => level,
+                Err(problem) => {
+                    return answer(outlet, tag, Answered::Failure(problem.into()), permit);
+                }
+            };
             if group.mutations.iter().any(|mutation| mutation.key == read.key) {
                 submit(core, deadline, group, outlet).await;
             }
@@ -210,14 +215,21 @@ async fn take(
         }
         Some(Operation::Write(mut write)) => {
             let tenant = std::mem::take(&mut write.tenant);
-            (tenant, Level::of(write.consistency), Mutation::from(write), false)
+            (tenant, level_of(write.consistency), Mutation::from(write), false)
         }
         Some(Operation::Delete(mut delete)) => {
             let tenant = std::mem::take(&mut delete.tenant);
-            (tenant, Level::of(delete.consistency), Mutation::from(delete), true)
+            (tenant, level_of(delete.consistency), Mutation::from(delete), true)
         }
         None => {
             let problem = Problem::invalid("operation", "none is given");
+            return answer(outlet, tag, Answered::Failure(problem.into()), permit);
+        }
+    };
+    let level = match level {
+        Ok(level) => level,
+        Err(problem) => {
+            let problem = refused(core, 1, problem);
             return answer(outlet, tag, Answered::Failure(problem.into()), permit);
         }
     };

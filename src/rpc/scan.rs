@@ -10,12 +10,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::convert::{bytes_of, scan_row};
+use super::convert::{bytes_of, level_of, scan_row};
 use super::deadline::Deadline;
 use super::server::Core;
 use super::status::Problem;
 use crate::proto;
-use crate::replication::{Level, ScannedRow, Seen, Walk, WalkPage, Want};
+use crate::replication::{ScannedRow, Seen, Walk, WalkPage, Want};
 use crate::store::{PageBounds, ScanRequest};
 
 /// Rows of a page at most.
@@ -92,7 +92,7 @@ fn walk(
     want: Want,
     consistency: i32,
 ) -> Result<Walk, Problem> {
-    let level = Level::of(consistency);
+    let level = level_of(consistency)?;
     let walk = core.cluster.coordinator.walk(tenant, scan, want, level);
     walk.map_err(|error| Problem::of_read(&error))
 }

@@ -14,7 +14,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 
 use crate::admin;
-use crate::node::{TestNode, read, refusal, write};
+use crate::node::{TestNode, delete, read, refusal, write};
 
 /// Sends bytes as they are.
 #[derive(Default)]
@@ -114,6 +114,77 @@ async fn a_pipeline_answers_what_came_before_a_message_that_cannot_be_read() {
         let (found, why, _) = refusal(&status);
         assert_eq!((found, why.as_str()), (code, reason));
     }
+    node.stop().await;
+}
+
+/// A level that a later version may know must not be taken for another one.
+#[tokio::test]
+async fn a_consistency_level_that_is_none_is_refused() {
+    const NONE: i32 = 17;
+    let node = TestNode::start().await;
+    let mut client = node.key_value();
+    let tenant = || "default".to_owned();
+    let refused = [
+        client.write(proto::WriteRequest { consistency: NONE, ..write("k", "v") }).await.err(),
+        client
+            .delete(proto::DeleteRequest { consistency: NONE, ..delete("k", Bytes::new()) })
+            .await
+            .err(),
+        client
+            .batch_write(proto::BatchWriteRequest {
+                tenant: tenant(),
+                consistency: NONE,
+                mutations: vec![proto::Mutation {
+                    key: "k".into(),
+                    change: Some(proto::mutation::Change::Delete(true)),
+                    ..Default::default()
+                }],
+            })
+            .await
+            .err(),
+        client.read(proto::ReadRequest { consistency: NONE, ..read("k") }).await.err(),
+        client
+            .batch_read(proto::BatchReadRequest {
+                tenant: tenant(),
+                keys: vec!["k".into()],
+                consistency: NONE,
+                ..Default::default()
+            })
+            .await
+            .err(),
+        client
+            .scan(proto::ScanRequest { tenant: tenant(), consistency: NONE, ..Default::default() })
+            .await
+            .err(),
+        client
+            .get_key_range(proto::GetKeyRangeRequest {
+                tenant: tenant(),
+                consistency: NONE,
+                ..Default::default()
+            })
+            .await
+            .err(),
+    ];
+    for (at, status) in refused.into_iter().enumerate() {
+        let (code, reason, outcome) = refusal(&status.unwrap_or_else(|| panic!("{at} is served")));
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"), "{at}");
+        assert_eq!(outcome.as_deref(), (at < 3).then_some("not_applied"), "{at}");
+    }
+    let operations = [
+        Operation::Write(proto::WriteRequest { consistency: NONE, ..write("k", "v") }),
+        Operation::Delete(proto::DeleteRequest { consistency: NONE, ..delete("k", Bytes::new()) }),
+        Operation::Read(proto::ReadRequest { consistency: NONE, ..read("k") }),
+    ];
+    let requests =
+        operations.map(|operation| proto::PipelineRequest { tag: 1, operation: Some(operation) });
+    let stream = client.pipeline(tokio_stream::iter(requests)).await.expect("opened");
+    let mut stream = stream.into_inner();
+    for _ in 0..3 {
+        let answer = stream.message().await.expect("goes on").expect("an answer");
+        let Some(Answer::Failure(failure)) = answer.result else { panic!("{answer:?}") };
+        assert_eq!(failure.reason, "INVALID_ARGUMENT");
+    }
+    assert!(node.rows().await.is_empty());
     node.stop().await;
 }
 
