@@ -195,6 +195,7 @@ async fn durable_within<T>(core: &Core, deadline: Deadline, early: Early<T>) -> 
     if early.upto == Position::ZERO {
         return Ok(early.found);
     }
+    let deadline = deadline.within(core.options.deadline_max);
     match deadline.limit(settled(&core.store, early)).await {
         Some(Ok(found)) => Ok(found),
         Some(Err(error)) => Err(Problem::of_read(&error)),

@@ -291,8 +291,11 @@ async fn read_and_answer(
             };
             (answer_early(&core, deadline, key_bytes, early).await, taken)
         };
-        let (row, taken) = reading.await;
-        answer_read(&outlet, tag, row, permit, taken);
+        tokio::select! {
+            (row, taken) = reading => answer_read(&outlet, tag, row, permit, taken),
+            // Nobody waits for it.
+            () = outlet.answers.closed() => {}
+        }
     });
 }
 

@@ -158,6 +158,7 @@ async fn pages<T: Send + 'static>(
             }
             next = tokio::select! {
                 next = source.next(&core, deadline) => next,
+                () = pages.closed() => return,
                 () = core.stopping.cancelled() => {
                     Err(Problem::new(Code::Unavailable, "STOPPING", "the node is stopping"))
                 }
