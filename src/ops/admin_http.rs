@@ -1,6 +1,7 @@
 //! HTTP for operators: `/metrics`, `/health`, `/health/live`, `/health/ready`, `/ready`.
 //!
-//! 1. So many connections are served at once, more wait to be accepted.
+//! 1. So many connections are served at once, more wait to be accepted. While all places are taken
+//!    none is kept after its answer: who asks now and then does not keep others out.
 //! 2. None holds its place for longer than `SILENCE_MAX` without an answer in that time: neither
 //!    one that asks nothing nor one that takes for ever to ask.
 
@@ -8,12 +9,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Shared;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -48,12 +51,15 @@ pub struct Pages {
 pub struct Listener {
     incoming: Incoming,
     places: Arc<Semaphore>,
+    /// All places are taken. Relaxed: it guards no other memory.
+    is_full: Arc<AtomicBool>,
 }
 
 impl Listener {
     /// Takes what comes in, `connections_max` at once.
     pub fn new(incoming: Incoming, connections_max: usize) -> Self {
-        Self { incoming, places: Arc::new(Semaphore::new(connections_max)) }
+        let places = Arc::new(Semaphore::new(connections_max));
+        Self { incoming, places, is_full: Arc::default() }
     }
 }
 
@@ -62,7 +68,10 @@ impl axum::serve::Listener for Listener {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let place = Arc::clone(&self.places).acquire_owned().await;
+        let places = Arc::clone(&self.places);
+        self.is_full.store(places.available_permits() == 0, Ordering::Relaxed);
+        let place = places.acquire_owned().await;
+        self.is_full.store(false, Ordering::Relaxed);
         let _place = place.expect("nobody closes it");
         let (stream, from) =
             std::future::poll_fn(|context| self.incoming.poll_accept(context)).await;
@@ -124,8 +133,21 @@ impl AsyncWrite for Connection {
 /// # Errors
 /// The listener failed.
 pub async fn serve(listener: Listener, pages: Pages, closing: CancellationToken) -> io::Result<()> {
-    let serving = axum::serve(listener, router(pages));
+    let is_full = Arc::clone(&listener.is_full);
+    let router = router(pages).layer(map_response_with_state(is_full, keep_none_while_full));
+    let serving = axum::serve(listener, router);
     serving.with_graceful_shutdown(closing.cancelled_owned()).await
+}
+
+/// Ends a connection after its answer while all places are taken: others may wait for its own.
+async fn keep_none_while_full(
+    Shared(is_full): Shared<Arc<AtomicBool>>,
+    mut response: Response,
+) -> Response {
+    if is_full.load(Ordering::Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn router(pages: Pages) -> Router {
@@ -195,7 +217,7 @@ mod tests {
     use super::*;
     use crate::cluster::net;
 
-    const CONNECTIONS_MAX: usize = 3;
+    const CONNECTIONS_MAX: usize = 4;
 
     /// Connections in memory.
     struct Calls(mpsc::UnboundedReceiver<DuplexStream>);
@@ -245,23 +267,31 @@ mod tests {
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{answer:?}");
     }
 
-    /// Law: whoever opens connections and keeps them takes so many, not all of the node's files.
-    /// Those that are open go on; the next one is served when one of them ends.
+    /// Law: whoever opens connections takes so many, not all of the node's files, and keeps none
+    /// from one that waits: the next one is served when one of them is answered, or ends.
     #[tokio::test(start_paused = true)]
-    async fn one_connection_more_than_may_be_waits_until_another_one_ends() {
+    async fn one_connection_more_than_may_be_waits_until_another_one_is_answered_or_ends() {
         let connect = start();
-        let mut open = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            open.push(connect());
-            ask(open.last_mut().expect("pushed")).await;
-        }
+        let mut first = connect();
+        ask(&mut first).await;
+        ask(&mut first).await;
+        let mut open: Vec<DuplexStream> = (1..CONNECTIONS_MAX).map(|_| connect()).collect();
         let mut late = connect();
         let mut answer = Box::pin(ask(&mut late));
         let early = tokio::time::timeout(SILENCE_MAX / 4, &mut answer).await;
         assert!(early.is_err(), "it is not accepted");
-        for stream in &mut open {
-            ask(stream).await;
-        }
+        let began = Instant::now();
+        ask(&mut first).await;
+        assert!(matches!(first.read(&mut [0]).await, Ok(0)), "its place is wanted");
+        answer.await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+
+        drop(late);
+        open.push(connect());
+        let mut late = connect();
+        let mut answer = Box::pin(ask(&mut late));
+        let early = tokio::time::timeout(SILENCE_MAX / 4, &mut answer).await;
+        assert!(early.is_err(), "it is not accepted");
         let began = Instant::now();
         drop(open.pop());
         answer.await;
