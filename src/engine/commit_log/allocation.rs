@@ -20,7 +20,8 @@ use crate::engine::options::SyncMode;
 use crate::engine::vfs::Vfs;
 
 /// Spares that a log keeps. One is enough for a writer that does not outrun the flushes; each
-/// more is a segment's space for nothing.
+/// more is a segment's space for nothing. None outlives its log: one that a power loss gave its old
+/// name back may hold frames of the very number that the next log begins with.
 pub(super) const SPARES_MAX: usize = 1;
 
 /// The steps by which a file grows double up to this many times the first: an allocation may have
@@ -101,25 +102,4 @@ impl Files<'_> {
         tip.end = end;
         Ok(tip.prepared.as_ref().is_some_and(|range| range.start <= offset && end <= range.end))
     }
-}
-
-/// Opens the spares that an earlier log left, and removes those that do not fit or are too many.
-pub(super) fn adopt_spares(
-    vfs: &dyn Vfs,
-    directory: &Path,
-    options: LogOptions,
-) -> Result<Vec<Segment>> {
-    let mut spares = Vec::new();
-    for number in segment::list_spares(vfs, directory)? {
-        let path = segment::spare_path(directory, number);
-        let file = vfs.open(&path).map_err(Error::io("open", &path))?;
-        let len = file.len().map_err(Error::io("read the length of", &path))?;
-        let fits = len <= u64::from(options.segment_bytes) && keeps_blocks(options.sync_mode);
-        if fits && spares.len() < SPARES_MAX {
-            spares.push(Segment { number, file });
-        } else {
-            vfs.remove(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(spares)
 }

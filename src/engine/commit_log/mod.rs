@@ -12,15 +12,15 @@
 //! 1. an append is in one frame, so a recovery finds all of it or nothing;
 //! 2. `durable_upto` passes a position only after every segment up to it was synced;
 //! 3. any failed write or sync poisons the log; nothing is tried again;
-//! 4. a segment number is used once; frames of another number are no frames, so files can be reused
-//!    without erasing them;
+//! 4. a segment number is used once; frames of another number are no frames, so a log can reuse its
+//!    files without erasing them, and only its own: what an earlier one left is removed;
 //! 5. a recovered segment is never appended to.
 //!
 //! # Format
 //!
 //! Files `NNNNNNNNNN.log`, little-endian, version 4. They grow in steps ahead of what is written. A
 //! `NNNNNNNNNN.spare` is a flushed segment that waits to be renamed to the next one; what it holds
-//! means nothing.
+//! means nothing, and an open removes it.
 //!
 //! A position is `segment number << 32 | offset`. Segment header, at offset 0:
 //!

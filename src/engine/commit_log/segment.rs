@@ -3,7 +3,8 @@
 //! `NNNNNNNNNN.log` holds segment N; `NNNNNNNNNN.spare` is a file waiting to become one. Both count
 //! when a number is chosen, so that no number is ever used twice: that is what makes the frames a
 //! recycled file still holds no frames of its new segment. For the same reason nobody may give a
-//! segment a second name with a hard link.
+//! segment a second name with a hard link, and no log takes the spares of another: a power loss may
+//! undo the rename of one that was begun anew already.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

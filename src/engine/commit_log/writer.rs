@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::allocation::{Files, SPARES_MAX, Tip, adopt_spares, keeps_blocks};
+use super::allocation::{Files, SPARES_MAX, Tip, keeps_blocks};
 use super::frame;
 use super::group::{Group, Tail};
 use super::progress::{OnDurable, Progress, Turn};
@@ -122,7 +122,7 @@ struct Counters {
 
 impl<S> CommitLog<S> {
     /// Creates a log in `directory` that begins with segment `first_segment` (from
-    /// [`next_segment_number`](super::next_segment_number)). Spares that lie there are reused;
+    /// [`next_segment_number`](super::next_segment_number)). Spares that lie there are removed;
     /// segments that lie there are never appended to.
     ///
     /// # Errors
@@ -137,13 +137,11 @@ impl<S> CommitLog<S> {
         check_bounds("log_segment_bytes", options.segment_bytes.into(), 4 << 10, 1 << 30)?;
         let lowest = segment::next_segment_number(&*vfs, directory, [])?;
         check_bounds("first commit log segment", first_segment.into(), lowest.into(), u64::MAX)?;
-        let mut spares = adopt_spares(&*vfs, directory, options)?;
+        segment::remove_spares(&*vfs, directory)?;
         let files = Files { vfs: &*vfs, directory, options };
-        let spare = spares.pop();
-        let was_spare = spare.is_some();
-        let tip = files.open(first_segment, spare)?;
+        let tip = files.open(first_segment, None)?;
         let live = VecDeque::from([tip.segment.clone()]);
-        let segments = Segments { live, spares, name_is_new: true };
+        let segments = Segments { live, spares: Vec::new(), name_is_new: true };
         let tail = Tail::new(first_segment, options.segment_bytes as usize)?;
         let log = Self {
             directory: directory.to_path_buf(),
@@ -157,7 +155,7 @@ impl<S> CommitLog<S> {
             wants_room: AtomicBool::new(false),
             counters: Counters::default(),
         };
-        log.counters.segment(was_spare);
+        log.counters.segment(false);
         Ok(log)
     }
 

@@ -77,6 +77,8 @@ fn live_on(vfs: &MemVfs, promises: Promises, end: u64, what: &str) {
     let (from, first) = promises.flushed;
     let next = next_segment_number(vfs, directory(), [from]).unwrap();
     let log = create(vfs, SMALL, next).unwrap();
+    let (found, _) = replay(&vfs.crash_clone_kill(), Position::new(next, 0), false).unwrap();
+    assert_eq!(found, numbers(0), "{what}: a number is used once");
     for index in end..end + 20 {
         let end = append(&log, index).unwrap();
         log.sync(end).unwrap();
