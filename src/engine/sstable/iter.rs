@@ -131,7 +131,7 @@ impl TableIter {
     /// [`TableIter::enter`] of the next block that may hold a key that is not excised, at the first
     /// such key. `false`: there is none.
     fn enter_next(&mut self) -> Result<bool> {
-        let separator = self.table.index().and_then(|index| index.separator(self.block));
+        let separator = self.table.trusted_index()?.separator(self.block);
         let separator = separator.map_err(|damage| self.table.index_corruption(damage))?;
         match self.excised.holding(&separator).map(|(_, end)| end.clone()) {
             None => self.enter(self.block + 1)?,
@@ -147,8 +147,7 @@ impl TableIter {
             (self.block, self.count, self.entry) = (self.table.blocks() - 1, 0, 0);
             return Ok(());
         }
-        let block = self.table.index().and_then(|index| index.find(key));
-        let block = block.map_err(|damage| self.table.index_corruption(damage))?;
+        let block = self.table.block_of(key)?;
         self.enter(block)?;
         let entry = Block::parse(self.bytes()).and_then(|block| block.lower_bound(key));
         self.entry = entry.map_err(|damage| self.table.block_corruption(block, damage))?;

@@ -53,7 +53,7 @@ impl ReadAhead {
             return false;
         }
         self.piece = (self.piece * 2).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX);
-        let end = (frame.start + self.piece).max(frame.end).min(len);
+        let end = frame.start.saturating_add(self.piece).max(frame.end).min(len);
         let is_loaded = load(frame.start..end, end..(end + self.piece).min(len));
         if is_loaded {
             self.loaded = end;

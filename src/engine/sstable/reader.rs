@@ -6,18 +6,20 @@
 //!
 //! # Invariants
 //! 1. [`Table::open`] checks length, footer, filter, index and properties, and reads no data block.
+//!    A damaged filter is done without, since it says nothing that the blocks do not say.
 //! 2. A block's bytes are believed after its checksum and structure were checked once; the bitmap
 //!    `touched` remembers it. Two threads may check the same block at the same time, harmlessly.
 //! 3. What is checked is loaded before it is touched: what the disk does not give back is damage
 //!    like any other, where a mapping would end the process.
 //! 4. A block in which damage was found once is not believed again, whoever found it: its checksum
-//!    is checked at every read.
+//!    is checked at every read. So it is with a filter, which then denies no key, and with an index:
+//!    what looks something up in it fails. A walk that checks each block goes on.
 
 use std::hint::black_box;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::block::{Block, Entry};
 use super::filter::{Filter, KeyHash};
@@ -44,12 +46,17 @@ pub struct Table {
     pub(super) map: Mapping,
     path: PathBuf,
     number: u64,
+    pub(super) footer: Footer,
     verify_every_read: bool,
+    /// `None`: there is none, or none that was sound at open.
     filter: Option<(Filter, Range<usize>)>,
     index: Range<usize>,
     blocks: usize,
     properties: Properties,
 
+    /// What was found wrong with the filter, at open or since, and with the index since.
+    pub(super) filter_damage: OnceLock<Damage>,
+    pub(super) index_damage: OnceLock<Damage>,
     /// One bit per block that was checked. Relaxed: the bytes never change, so the bit orders
     /// nothing; a bit seen late costs one more check.
     touched: Box<[AtomicU64]>,
@@ -122,8 +129,8 @@ impl Table {
     /// Maps the table `number` at `path` and checks everything but its data blocks.
     ///
     /// # Errors
-    /// `Io` if the file cannot be mapped, `Corruption` if it is not a whole, sound table of that
-    /// number, `FormatTooNew` if a later version of the program wrote it.
+    /// `Io` if the file cannot be mapped, `Corruption` if it is not a whole table of that number
+    /// that is sound but for its filter, `FormatTooNew` if a later version of the program wrote it.
     pub fn open(vfs: &dyn Vfs, path: &Path, number: u64, verify_every_read: bool) -> Result<Self> {
         let map = vfs.map(path).map_err(Error::io("map", path))?;
         Self::from_mapping(map, path, number, verify_every_read)
@@ -153,11 +160,12 @@ impl Table {
         // At once: the map is advised as random, so each page would be waited for by itself.
         let checked = usize::try_from(footer.filter.offset).unwrap_or(usize::MAX).min(map.len());
         map.fetch(checked..map.len());
-        let mut filter = None;
+        let (mut filter, filter_damage) = (None, OnceLock::new());
         if footer.filter.len > 0 {
-            let range = payload(footer.filter)?;
-            let parsed = Filter::parse(&map[range.clone()]).map_err(corrupt(footer.filter))?;
-            filter = Some((parsed, range));
+            match filter_at(&map, number, footer.filter) {
+                Ok(found) => filter = Some(found),
+                Err(damage) => drop(filter_damage.set(damage)),
+            }
         }
         let range = payload(footer.properties)?;
         let properties = Properties::decode(&map[range]).map_err(corrupt(footer.properties))?;
@@ -171,11 +179,14 @@ impl Table {
             path: path.to_path_buf(),
             map,
             number,
+            footer,
             verify_every_read,
             filter,
             index,
             blocks,
             properties,
+            filter_damage,
+            index_damage: OnceLock::new(),
         })
     }
 
@@ -184,11 +195,11 @@ impl Table {
     /// `is_cold` the block is taken to be on the disk ([`Mapping::fetch`]).
     ///
     /// # Errors
-    /// `Corruption` if the block that may hold the key is damaged.
+    /// `Corruption` if the block that may hold the key is damaged, or the index that tells which
+    /// one that is.
     #[inline]
     pub fn find(&self, key: &[u8], is_cold: bool) -> Result<Option<TableRecord<'_>>> {
-        let block = self.index().and_then(|index| index.find(key));
-        let block = block.map_err(|damage| self.index_corruption(damage))?;
+        let block = self.block_of(key)?;
         if is_cold {
             self.fetch(block);
         }
@@ -222,17 +233,17 @@ impl Table {
     /// between; `false` is certain.
     #[inline]
     pub fn looks_likely(&self, hash: &KeyHash) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|(filter, range)| filter.looks_likely(&self.map[range.clone()], hash))
+        let filter = self.filter.as_ref();
+        filter.is_none_or(|(filter, range)| filter.looks_likely(&self.map[range.clone()], hash))
+            | self.filter_damage.get().is_some()
     }
 
     /// Whether the table may hold the key; `false` is certain.
     #[inline]
     pub fn may_contain(&self, hash: &KeyHash) -> bool {
-        self.filter
-            .as_ref()
-            .is_none_or(|(filter, range)| filter.may_contain(&self.map[range.clone()], hash))
+        let filter = self.filter.as_ref();
+        filter.is_none_or(|(filter, range)| filter.may_contain(&self.map[range.clone()], hash))
+            | self.filter_damage.get().is_some()
     }
 
     /// A cursor over the whole table.
@@ -292,7 +303,7 @@ impl Table {
     }
 
     /// Number of data blocks.
-    pub(super) fn blocks(&self) -> usize {
+    pub(in crate::engine) fn blocks(&self) -> usize {
         self.blocks
     }
 
@@ -300,6 +311,22 @@ impl Table {
     #[inline]
     pub(super) fn index(&self) -> Checked<Index<'_>> {
         Index::parse(&self.map[self.index.clone()])
+    }
+
+    /// The index, for whoever would not notice that it is wrong.
+    #[inline]
+    pub(super) fn trusted_index(&self) -> Result<Index<'_>> {
+        match self.index_damage.get() {
+            None => self.index().map_err(|damage| self.index_corruption(damage)),
+            Some(damage) => Err(self.index_corruption(damage.clone())),
+        }
+    }
+
+    /// The only block that may hold `key`.
+    #[inline]
+    pub(super) fn block_of(&self, key: &[u8]) -> Result<usize> {
+        let block = self.trusted_index()?.find(key);
+        block.map_err(|damage| self.index_corruption(damage))
     }
 
     /// The bytes of a block; checked if this is the first touch, or if `verify`. One that
@@ -348,7 +375,9 @@ impl Table {
         verify: bool,
         ahead: &mut ReadAhead,
     ) -> Result<(Range<usize>, BlockBytes<'_>)> {
-        let frame = self.index().and_then(|index| index.frame(block));
+        // Whoever has each block checked finds out by its checksum, which holds its place too.
+        let index = if verify { self.index() } else { Ok(self.trusted_index()?) };
+        let frame = index.and_then(|index| index.frame(block));
         let frame = frame.map_err(|damage| self.block_corruption(block, damage))?;
         let frame = frame.start as usize..frame.end as usize;
         let load = |now, next| self.load_ahead(now, next);
@@ -486,6 +515,16 @@ pub(super) fn payload(map: &Mapping, number: u64, section: Section) -> Checked<R
     }
     debug_assert!(frame.payload.len() + TRAILER_BYTES <= bytes.len());
     Ok(range.start..range.start + frame.payload.len())
+}
+
+/// The filter in a section, and where it is in the file.
+pub(super) fn filter_at(
+    map: &Mapping,
+    number: u64,
+    section: Section,
+) -> Checked<(Filter, Range<usize>)> {
+    let range = payload(map, number, section)?;
+    Ok((Filter::parse(&map[range.clone()])?, range))
 }
 
 /// The number of blocks of a sound index whose data blocks end at `data_end`.

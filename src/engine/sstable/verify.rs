@@ -4,16 +4,18 @@
 //! It changes nothing, and does not decide what becomes of damaged blocks
 //! ([`scrub`](crate::engine::scrub), [`discard`](crate::engine::discard)).
 //!
-//! 1. A damaged block is told with all keys that it may have held, by the index; a damaged section
-//!    with all keys of the table.
+//! 1. A damaged block is told with all keys that it may have held, by the index; a damaged section,
+//!    or a block of a damaged index, with all keys of the table.
 //! 2. The walk over the blocks goes on behind a damaged one.
+//! 3. A filter or an index in which damage is found is not believed from then on: it is not looked
+//!    at again before each use, as a block could be.
 
 use std::ops::Bound;
 
 use super::block::Block;
 use super::format::{Damage, FOOTER_BYTES, Footer, FooterError};
 use super::read_ahead::ReadAhead;
-use super::reader::{Table, load, payload};
+use super::reader::{Table, filter_at, load, payload};
 use crate::engine::error::{Corruption, Error, Result};
 use crate::engine::record::Record;
 
@@ -28,7 +30,8 @@ impl Table {
         self.verify_blocks(0, u64::MAX, on_bad);
     }
 
-    /// [`Table::verify_all`] without the blocks.
+    /// [`Table::verify_all`] without the blocks. A filter that was damaged at open stays so,
+    /// whatever its bytes say now: only a table that is written anew has one again.
     pub fn verify_sections(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
         let range = (
             Bound::Included(&*self.properties().smallest),
@@ -39,22 +42,35 @@ impl Table {
             on_bad(Corruption { file, offset, what }, range);
         };
         let end = self.map.len();
-        if let Err(damage) = load(&self.map, end.saturating_sub(FOOTER_BYTES)..end) {
-            return report(self.file_bytes(), damage);
+        let loaded = load(&self.map, end.saturating_sub(FOOTER_BYTES)..end);
+        let decoded = loaded.and_then(|()| match Footer::decode(&self.map, self.number()) {
+            Ok(_) => Ok(()),
+            Err(FooterError::Damage(damage)) => Err(damage),
+            Err(FooterError::TooNew(_)) => Err("format version".into()),
+        });
+        if let Err(damage) = decoded {
+            report(self.file_bytes(), damage);
         }
-        let footer = match Footer::decode(&self.map, self.number()) {
-            Ok(footer) => footer,
-            Err(FooterError::Damage(damage)) => return report(self.file_bytes(), damage),
-            Err(FooterError::TooNew(_)) => {
-                return report(self.file_bytes(), "format version".into());
-            }
-        };
-        for section in [footer.filter, footer.index, footer.properties] {
-            if section.len > 0
-                && let Err(damage) = payload(&self.map, self.number(), section)
-            {
-                report(section.offset, damage);
-            }
+        // Where they are is known from the open.
+        let footer = &self.footer;
+        let check = |section| payload(&self.map, self.number(), section).err();
+        // The first of two that find something is the one who is remembered.
+        if footer.filter.len > 0
+            && let Err(damage) = filter_at(&self.map, self.number(), footer.filter)
+        {
+            let _ = self.filter_damage.set(damage);
+        }
+        if let Some(damage) = check(footer.index) {
+            let _ = self.index_damage.set(damage);
+        }
+        if let Some(damage) = self.filter_damage.get() {
+            report(footer.filter.offset, damage.clone());
+        }
+        if let Some(damage) = self.index_damage.get() {
+            report(footer.index.offset, damage.clone());
+        }
+        if let Some(damage) = check(footer.properties) {
+            report(footer.properties.offset, damage);
         }
     }
 
@@ -67,9 +83,10 @@ impl Table {
         bytes_max: u64,
         on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>),
     ) -> (u64, Option<usize>) {
-        let (mut start, mut end, mut block) = (None, 0, first);
+        let (mut start, mut end, mut block) = (None, 0_u64, first);
         let mut ahead = ReadAhead::default();
-        while block < self.blocks() && end - start.unwrap_or(end) < bytes_max {
+        // The index may be damaged: where a block begins and ends is anywhere then.
+        while block < self.blocks() && end.saturating_sub(start.unwrap_or(end)) < bytes_max {
             if let Ok(frame) = self.index().and_then(|index| index.frame(block)) {
                 start = start.or(Some(frame.start));
                 end = end.max(frame.end);
@@ -131,9 +148,9 @@ impl Table {
         told((Bound::Included(start), end))
     }
 
-    /// The separators around a block; `None` at the ends of the table.
+    /// The separators around a block; `None` at the ends of the table, and where they may be wrong.
     fn block_keys(&self, block: usize) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
-        let separator = |at: Option<usize>| self.index().ok()?.separator(at?).ok();
+        let separator = |at: Option<usize>| self.trusted_index().ok()?.separator(at?).ok();
         (separator(block.checked_sub(1)), separator(Some(block)))
     }
 }

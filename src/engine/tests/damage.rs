@@ -1,5 +1,6 @@
 //! Flipped bits in tables: found, named, contained.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use crate::engine::version::VersionEdit;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{Effect, Fault, FaultVfs};
 use crate::engine::vfs::mem::MemVfs;
+use crate::engine::vfs::os::OsVfs;
 use crate::engine::{Engine, Environment, Error, MergeError, MergeOperator, Options};
 
 fn key(n: u64) -> Vec<u8> {
@@ -28,14 +30,18 @@ fn damaged_store(options: &Options) -> (Arc<MemVfs>, Engine) {
     damaged_after(options, |_| {})
 }
 
-/// The same of a store with which something was done before.
-fn damaged_after(options: &Options, done: impl FnOnce(&Engine)) -> (Arc<MemVfs>, Engine) {
-    let disk = Arc::new(MemVfs::new());
-    let engine = open(disk.clone(), options.clone()).expect("opens");
+fn fill(engine: &Engine) {
     for n in 0..400 {
         let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
         engine.apply(&[(&key(n), &row)]).expect("taken");
     }
+}
+
+/// The same of a store with which something was done before.
+fn damaged_after(options: &Options, done: impl FnOnce(&Engine)) -> (Arc<MemVfs>, Engine) {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), options.clone()).expect("opens");
+    fill(&engine);
     done(&engine);
     engine.close().expect("closes");
     drop(engine);
@@ -87,10 +93,7 @@ fn a_damaged_block_is_named_and_contained() {
 fn a_sector_that_cannot_be_read_is_a_damaged_block() {
     let disk = Arc::new(MemVfs::new());
     let engine = open(disk.clone(), tiny()).expect("opens");
-    for n in 0..400 {
-        let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
-        engine.apply(&[(&key(n), &row)]).expect("taken");
-    }
+    fill(&engine);
     engine.close().expect("closes");
     drop(engine);
     let vfs = Arc::new(FaultVfs::new(disk.clone()));
@@ -411,4 +414,154 @@ fn a_row_that_cannot_be_read_is_not_compacted_for_ever() {
     assert!(engine.discard(&|_| true, &always).expect("discarded") >= 1);
     engine.compact_all().expect("no table is left out");
     assert!((0..40).filter(|n| *n != 20).all(|n| engine.get(&key(n)).expect("there").is_some()));
+}
+
+/// Where a table's footer says where its filter and its index are.
+const FILTER: usize = 16;
+const INDEX: usize = 32;
+
+/// The frame of one of the two in the bytes of a table.
+fn section(bytes: &[u8], at: usize) -> Range<usize> {
+    let footer = bytes.last_chunk::<88>().expect("a footer");
+    let number = |at: usize| footer[at..].first_chunk().map(|it| u64::from_le_bytes(*it));
+    let number = |at: usize| number(at).expect("in the footer") as usize;
+    number(at)..number(at) + number(at + 8)
+}
+
+fn bytes_of(vfs: &dyn Vfs, table: &Path) -> Vec<u8> {
+    vfs.map(table).expect("maps").to_vec()
+}
+
+fn discard_all(engine: &Engine) -> u64 {
+    engine.discard(&|_| true, &|install| install().map(|()| true)).expect("discarded")
+}
+
+fn has_all(engine: &Engine) -> bool {
+    (0..400).all(|n| engine.get(&key(n)).expect("readable").is_some())
+}
+
+/// A filter says nothing that the blocks do not say: a store with a damaged one opens and misses no
+/// row. A scrub tells of it, and the table is written anew without the loss of a block.
+#[test]
+fn a_damaged_filter_keeps_no_store_from_its_rows() {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    fill(&engine);
+    engine.close().expect("closes");
+    drop(engine);
+    let table = tables(&disk).remove(0);
+    let bytes = bytes_of(&*disk, &table);
+    for at in section(&bytes, FILTER).step_by(5) {
+        let damaged = Arc::new(disk.crash_clone_kill());
+        let file = damaged.open(&table).expect("opens");
+        file.write_at(at as u64, &[bytes[at] ^ 4]).expect("writes");
+        let engine = open(damaged.clone(), tiny()).expect("nobody is in need of a filter");
+        assert!(has_all(&engine));
+        let found = engine.scrub().expect("the quarantine is written").damaged;
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].file == table && has_all(&engine));
+        assert_eq!(discard_all(&engine), 1);
+        assert!(engine.quarantined().is_empty() && has_all(&engine));
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(damaged, tiny()).expect("reopens");
+        assert!(has_all(&engine) && engine.scrub().expect("scrubs").damaged.is_empty());
+    }
+}
+
+/// A store on real files, and how many of its tables rotted under it when it was open: those of
+/// which `place` names bytes, by what the table holds and the number of its blocks.
+fn rotten_store(
+    dir: &Path,
+    with: u8,
+    place: impl Fn(&[u8], usize) -> Range<usize>,
+) -> (Engine, usize) {
+    let environment = Environment { vfs: Arc::new(OsVfs), clock: Arc::new(StoppedClock) };
+    let options = Options { memtable_bytes: 64 << 10, table_bytes: 8 << 10, ..tiny() };
+    let engine = Engine::open_in(dir, options, Arc::new(ROWS), environment).expect("opens");
+    fill(&engine);
+    engine.compact_all().expect("compacts");
+    let view = engine.shared.super_version.load_full();
+    let rotten = view.version.tables().filter(|table| {
+        let place = place(&bytes_of(&OsVfs, table.path()), table.blocks());
+        let file = OsVfs.open(table.path()).expect("opens");
+        file.write_at(place.start as u64, &vec![with; place.len()]).expect("writes");
+        !place.is_empty()
+    });
+    let rotten = rotten.count();
+    drop(view);
+    assert!(rotten > 0);
+    (engine, rotten)
+}
+
+/// Filters and indexes that rot under an open store: whoever believes them says that there is no
+/// row. From the moment damage is found in them they are not asked any more, so nobody is told
+/// that, and no state is made of nothing that would hide the row for good.
+#[test]
+fn a_filter_or_index_that_rots_after_the_open_is_believed_no_more_once_it_is_found() {
+    for part in [FILTER, INDEX] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let with = if part == FILTER { 0 } else { 0xFF };
+        let (engine, rotten) = rotten_store(dir.path(), with, |bytes, blocks| {
+            let Range { start, end } = section(bytes, part);
+            // The bits of the one, the separators of the other.
+            if part == FILTER { start + 45..end - 16 } else { start + 8..start + 8 * blocks }
+        });
+        let missed = (0..400).filter(|n| matches!(engine.get(&key(*n)), Ok(None))).count();
+        assert!(missed > 0, "which nobody can tell yet");
+
+        let found = engine.scrub().expect("the quarantine is written").damaged;
+        assert_eq!(found.len(), rotten, "{found:?}");
+        let mut refused = 0;
+        for n in 0..400 {
+            match engine.get(&key(n)) {
+                Ok(row) => assert!(row.is_some(), "key {n} of {part}"),
+                Err(Error::Corruption(_)) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+            let made = engine.update::<Error>(&[&key(n)[..]], |_, row, _| {
+                assert!(row.is_some(), "key {n} of {part}");
+                Ok(row.map(<[u8]>::to_vec))
+            });
+            assert!(matches!(made, Ok(_) | Err(Error::Corruption(_))), "{made:?}");
+        }
+        assert_eq!(refused > 0, part == INDEX);
+        let scanned = engine.scan(&[], None).and_then(|mut scan| {
+            let mut rows = 0;
+            while scan.next()?.is_some() {
+                rows += 1;
+            }
+            Ok(rows)
+        });
+        match part {
+            FILTER => assert_eq!(scanned.expect("scans"), 400),
+            _ => assert!(matches!(scanned, Err(Error::Corruption(_))), "{scanned:?}"),
+        }
+        assert_eq!(discard_all(&engine), rotten as u64);
+        assert!(has_all(&engine) && engine.scrub().expect("scrubs").damaged.is_empty());
+    }
+}
+
+/// A table that nobody knows the places of the blocks of is damaged as a whole: so it is told, once,
+/// and so it goes.
+#[test]
+fn a_table_without_an_index_is_damaged_as_a_whole() {
+    for first in [0, 1] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (engine, rotten) = rotten_store(dir.path(), 0xFF, |bytes, blocks| {
+            let Range { start, .. } = section(bytes, INDEX);
+            let places = start + 8 * blocks;
+            places + 8 * first..places + 8 * (blocks + 1)
+        });
+        for pass in 0..2 {
+            let found = engine.scrub().expect("the quarantine is written").damaged;
+            assert!(found.len() > rotten, "{found:?}");
+            assert_eq!(engine.quarantined().len(), rotten, "pass {pass}");
+        }
+        let is_refused = |n: u64| matches!(engine.get(&key(n)), Err(Error::Corruption(_)));
+        assert!((0..400).all(is_refused));
+        assert_eq!(discard_all(&engine), rotten as u64);
+        assert!(engine.quarantined().is_empty());
+        assert!((0..400).all(|n| engine.get(&key(n)).expect("readable").is_none()));
+    }
 }

@@ -195,6 +195,12 @@ impl TableRef {
         }
     }
 
+    /// Number of its data blocks.
+    #[cfg(test)]
+    pub(in crate::engine) fn blocks(&self) -> usize {
+        self.handle.table.blocks()
+    }
+
     /// [`Table::trust_all`] of the file.
     #[cfg(test)]
     pub(in crate::engine) fn trust_all(&self) {
