@@ -102,7 +102,8 @@ pub struct Stats {
     pub corruptions: u64,
     /// Bytes of tables that were read only to see that they can be.
     pub scrubbed_bytes: u64,
-    /// Flushes and compactions that failed.
+    /// Flushes and compactions that failed, and flushes after which a segment of the log could not
+    /// be taken back.
     pub background_errors: u64,
     /// Obsolete table files removed.
     pub files_removed: u64,

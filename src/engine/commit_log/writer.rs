@@ -7,6 +7,7 @@
 //! - `segments`: which files are there; never held during I/O.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -281,27 +282,48 @@ impl<S> CommitLog<S> {
     }
 
     /// Recycles or removes the segments wholly below `flushed`. For after the manifest edit with
-    /// that position is synced.
+    /// that position is synced, by one thread at a time.
     ///
     /// # Errors
-    /// `Io`; the segment concerned stays until [`remove_segments`](super::remove_segments).
+    /// `Io`, the first there was; the segments concerned stay until the next call, the others go.
     pub fn retire(&self, flushed: Position) -> Result<()> {
         // Begins the segment that `flushed` may lie in front of. If that fails the log is poisoned,
         // which is its writers' business: what is flushed is flushed, and the last segment stays.
         let _ = self.write_out(flushed);
-        let recycles = keeps_blocks(self.options.sync_mode);
+        let mut outcome = Ok(());
+        let mut left = Vec::new();
         loop {
             let oldest = self.segments.lock().pop_below(flushed.segment());
-            let Some((segment, is_room)) = oldest else { return Ok(()) };
-            let from = segment::log_path(&self.directory, segment.number);
-            if recycles && is_room {
-                let to = segment::spare_path(&self.directory, segment.number);
-                self.vfs.rename(&from, &to).map_err(Error::io("rename", &from))?;
-                self.segments.lock().spares.push(segment);
-            } else {
-                self.vfs.remove(&from).map_err(Error::io("remove", &from))?;
+            let Some((segment, is_room)) = oldest else { break };
+            if let Err(error) = self.take_back(&segment, is_room) {
+                left.push(segment);
+                outcome = outcome.and(Err(error));
             }
         }
+        let mut segments = self.segments.lock();
+        left.into_iter().rev().for_each(|segment| segments.live.push_front(segment));
+        outcome
+    }
+
+    /// Makes a segment a spare if there `is_room` for one, or removes it. One that is gone already
+    /// is what was wanted.
+    fn take_back(&self, segment: &Segment, is_room: bool) -> Result<()> {
+        let from = segment::log_path(&self.directory, segment.number);
+        let is_spare = is_room && keeps_blocks(self.options.sync_mode);
+        let (done, what) = if is_spare {
+            let to = segment::spare_path(&self.directory, segment.number);
+            (self.vfs.rename(&from, &to), "rename")
+        } else {
+            (self.vfs.remove(&from), "remove")
+        };
+        match done {
+            Ok(()) if is_spare => self.segments.lock().spares.push(segment.clone()),
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(Error::io(what, &from)(source));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(())
     }
 
     /// Removes all files of a log that has [ended](LogGuard::end) and is flushed to its end, so

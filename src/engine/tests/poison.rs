@@ -12,7 +12,7 @@ use crate::engine::version::VersionEdit;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{Effect, Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options};
+use crate::engine::{Engine, Error, Options, SyncMode};
 
 fn tables(disk: &MemVfs) -> usize {
     let files = disk.list(Path::new("/db")).expect("lists");
@@ -178,4 +178,49 @@ fn what_fails_before_the_manifest_is_written_changes_nothing() {
     drop(engine);
     let engine = open(Arc::new(disk), tiny()).expect("opens");
     assert!([1_u32, 2].iter().all(|n| engine.get(&n.to_be_bytes()).expect("reads").is_some()));
+}
+
+/// A memtable is flushed when it is a table that the manifest names, whatever becomes of the
+/// segments of the log that it came from: one that cannot be taken back just now is tried again
+/// after the next flush.
+#[test]
+fn a_segment_that_cannot_be_taken_back_is_no_failure_of_the_flush() {
+    let ways = [
+        (SyncMode::Always, Operation::Rename, ".spare"),
+        (SyncMode::Os, Operation::Remove, ".log"),
+    ];
+    for ((sync_mode, operation, file), number) in
+        ways.into_iter().flat_map(|way| [libc::EACCES, libc::EIO, libc::ENOSPC].map(|no| (way, no)))
+    {
+        let disk = MemVfs::new();
+        let vfs = Arc::new(FaultVfs::new(Arc::new(disk.clone())));
+        let options = Options { sync_mode, memtable_bytes: 256 << 10, ..tiny() };
+        let engine = open(vfs.clone(), options.clone()).expect("opens");
+        let logs = || {
+            let mut files = disk.list(Path::new("/db")).expect("lists");
+            files.retain(|file| file.extension().is_some_and(|it| it == "log"));
+            files
+        };
+        (0..600).for_each(|n| put(&engine, n));
+        let before = logs();
+        assert!(before.len() > 2, "{before:?}");
+        vfs.inject(Fault {
+            operation: Some(operation),
+            path_contains: file.into(),
+            effect: Effect::FailOs(number),
+            ..Fault::default()
+        });
+        engine.flush().expect("it is a table");
+        let stats = engine.stats();
+        assert_eq!((stats.flushes, stats.background_errors, stats.poisoned), (1, 1, None));
+        assert_eq!(logs(), [before[0].clone(), before[before.len() - 1].clone()], "the others");
+        put(&engine, 600);
+        engine.flush().expect("flushes");
+        assert_eq!((engine.stats().background_errors, logs().len()), (1, 1));
+        engine.close().expect("closes");
+        drop(engine);
+        let engine = open(Arc::new(disk), options).expect("opens");
+        let has = |n: u32| engine.get(&n.to_be_bytes()).expect("reads").is_some();
+        assert!((0..601).all(has));
+    }
 }

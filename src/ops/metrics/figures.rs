@@ -177,7 +177,7 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
         counter(
             "pairdb_engine_background_errors_total",
             e.background_errors,
-            "Flushes and compactions that failed.",
+            "Flushes and compactions that failed, or left a flushed part of the log where it was.",
         ),
         counter("pairdb_engine_files_removed_total", e.files_removed, "Obsolete tables removed."),
         gauge(
