@@ -121,8 +121,8 @@ impl Background {
     pub fn start(&self, shared: &Arc<Shared>) -> Result<()> {
         let mut threads = self.threads.lock();
         let mut spawn = |name: String, run: fn(&Shared)| {
-            let thread = shared.clone();
-            let started = thread::Builder::new().name(name).spawn(move || run(&thread));
+            let thread = Running(shared.clone());
+            let started = thread::Builder::new().name(name).spawn(move || run(&thread.0));
             threads.push(started.map_err(Error::io("start a thread for", &shared.dir))?);
             Ok::<(), Error>(())
         };
@@ -144,6 +144,19 @@ impl Background {
         for thread in self.threads.lock().drain(..) {
             // A panic in it has been reported by the hook; the engine is going away anyway.
             let _ = thread.join();
+        }
+    }
+}
+
+/// What a thread runs on. One that panics ends: nobody would do its work from then on, so the
+/// engine does no more either, and says so.
+struct Running(Arc<Shared>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let thread = thread::current();
+            self.0.poison(&format!("{} panicked", thread.name().unwrap_or("a thread")));
         }
     }
 }

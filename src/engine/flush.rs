@@ -132,6 +132,8 @@ impl Shared {
     }
 
     fn flush_memtable(
+        // By one of them, which the memtable lacks.
+        self.check_unpoisoned()?;
         &self,
         view: &SuperVersion,
         memtable: &Arc<Memtable>,

@@ -185,6 +185,27 @@ impl<'a> Write<'a> {
     }
 }
 
+/// A writer between its pick and the end of its insert. Dropping it gives the memtable back.
+struct Inserting<'a> {
+    shared: &'a Shared,
+    memtable: &'a Memtable,
+    is_done: bool,
+}
+
+impl Drop for Inserting<'_> {
+    fn drop(&mut self) {
+        // The state is logged but cannot be joined, or whoever was to join it panicked: memory and
+        // log disagree, and so would every replay. Nothing may be acknowledged from here on, nor
+        // flushed, which is asked when the last writer is gone.
+        if !self.is_done {
+            self.shared.poison("a write was logged, and a panic kept it out of memory");
+        }
+        if rule!(self.shared, writer_reference) {
+            self.memtable.remove_writer();
+        }
+    }
+}
+
 impl Shared {
     fn apply(&self, batch: &[(&[u8], &[u8])], on_stall: OnStall) -> Result<Position> {
         for (key, row) in batch {
@@ -403,27 +424,18 @@ impl Shared {
         kind: Kind,
         end: Position,
     ) -> Result<()> {
+        let mut inserting = Inserting { shared: self, memtable, is_done: false };
         self.hook("write:picked");
-        let mut outcome = Ok(());
         for (write, (key, row)) in writes.iter().zip(records) {
             let logged = Logged { record: Record { kind, row }, end };
-            outcome = memtable.insert(key, write.hash, logged, &*self.operator);
-            if outcome.is_err() {
-                break;
-            }
+            let inserted = memtable.insert(key, write.hash, logged, &*self.operator);
+            inserted.inspect_err(|error| self.poison(&error.to_string()))?;
             if let Some(Observer(observer)) = self.observer.get() {
                 observer(key);
             }
         }
-        if rule!(self, writer_reference) {
-            memtable.remove_writer();
-        }
-        // The state is logged but cannot be joined: memory and log disagree, and so would every
-        // replay. Nothing may be acknowledged from here on.
-        outcome.map_err(|error| {
-            self.poison(&error.to_string());
-            Error::Merge(error)
-        })
+        inserting.is_done = true;
+        Ok(())
     }
 
     pub(super) fn wait_durable(&self, position: Position) -> Result<()> {

@@ -1,18 +1,21 @@
 //! What an engine does, and leaves on the disk, after it has failed for good.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::row::Row;
-use super::{open, tiny};
+use super::row::{Row, RowJoin};
+use super::{StoppedClock, open, tiny};
 use crate::engine::flush::CacheChange;
 use crate::engine::version::VersionEdit;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{Effect, Fault, FaultVfs, Operation};
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options, SyncMode};
+use crate::engine::{Engine, Environment, Error, MergeError, MergeOperator, Options, SyncMode};
 
 fn tables(disk: &MemVfs) -> usize {
     let files = disk.list(Path::new("/db")).expect("lists");
@@ -223,4 +226,95 @@ fn a_segment_that_cannot_be_taken_back_is_no_failure_of_the_flush() {
         let has = |n: u32| engine.get(&n.to_be_bytes()).expect("reads").is_some();
         assert!((0..601).all(has));
     }
+}
+
+/// Joins rows, but panics once where it is told to.
+struct Panics {
+    in_join: Arc<AtomicBool>,
+    in_flush: Arc<AtomicBool>,
+}
+
+impl MergeOperator for Panics {
+    fn join(&self, a: &[u8], b: &[u8], out: &mut Vec<u8>) -> Result<(), MergeError> {
+        assert!(!self.in_join.swap(false, Ordering::SeqCst), "told to");
+        RowJoin { checks_claims: true }.join(a, b, out)
+    }
+
+    fn time_max(&self, row: &[u8]) -> Result<u64, MergeError> {
+        assert!(!self.in_flush.swap(false, Ordering::SeqCst), "told to");
+        RowJoin { checks_claims: true }.time_max(row)
+    }
+}
+
+/// Longer than anything takes that waits for nobody.
+const LONG: Duration = Duration::from_secs(20);
+
+/// A write whose caller panics when it is logged and not yet in memory is one of which memory and
+/// log may say different things: nothing is taken or flushed after it, and nobody waits for it.
+#[test]
+fn a_panic_in_a_write_is_waited_for_by_nobody() {
+    for observes in [false, true] {
+        let in_join = Arc::new(AtomicBool::new(false));
+        let operator = Panics { in_join: in_join.clone(), in_flush: Arc::default() };
+        let environment =
+            Environment { vfs: Arc::new(MemVfs::new()), clock: Arc::new(StoppedClock) };
+        let engine = Engine::open_in(Path::new("/db"), tiny(), Arc::new(operator), environment);
+        let engine = Arc::new(engine.expect("opens"));
+        put(&engine, 1);
+        if observes {
+            let is_told = in_join.clone();
+            engine.observe(Box::new(move |_| {
+                assert!(!is_told.swap(false, Ordering::SeqCst), "told to");
+            }));
+        }
+        let (tell, told) = channel();
+        let flushing = Arc::downgrade(&engine);
+        let seal = Box::new(move |shared: &super::Shared| {
+            shared.seal(false);
+            thread::spawn(move || {
+                let engine = flushing.upgrade().expect("it is there");
+                let _ = tell.send(engine.shared.flush_first());
+            });
+            // For the flush to wait for the write.
+            thread::sleep(Duration::from_millis(50));
+        });
+        engine.shared.hooks.lock().insert("write:picked", seal);
+        in_join.store(true, Ordering::SeqCst);
+        let n = if observes { 2 } else { 1 };
+        let written = catch_unwind(AssertUnwindSafe(|| put(&engine, n)));
+        assert!(written.is_err() && !in_join.load(Ordering::SeqCst));
+        let flushed = told.recv_timeout(LONG).expect("it does not wait for ever");
+        assert!(matches!(flushed, Err(Error::Poisoned { .. })), "{flushed:?}");
+        assert_eq!(engine.stats().flushes, 0);
+        let row = Row::default().write(1, 9, true, Some(9)).encode();
+        let refused = engine.apply(&[(&3_u32.to_be_bytes(), &row)]);
+        assert!(matches!(refused, Err(Error::Poisoned { .. })), "{refused:?}");
+        let (tell, told) = channel();
+        let closing = engine.clone();
+        thread::spawn(move || tell.send(closing.close()));
+        let closed = told.recv_timeout(LONG).expect("it does not wait for ever");
+        assert!(matches!(closed, Err(Error::Poisoned { .. })), "{closed:?}");
+    }
+}
+
+/// A thread of the engine does not end unnoticed: nobody would flush, or compact, from then on.
+#[test]
+fn a_panic_of_a_thread_poisons_the_engine() {
+    let in_flush = Arc::new(AtomicBool::new(false));
+    let operator = Panics { in_join: Arc::default(), in_flush: in_flush.clone() };
+    let environment = Environment { vfs: Arc::new(MemVfs::new()), clock: Arc::new(StoppedClock) };
+    let options = Options { compaction_threads: 1, ..tiny() };
+    let engine = Engine::open_in(Path::new("/db"), options, Arc::new(operator), environment);
+    let engine = engine.expect("opens");
+    put(&engine, 1);
+    in_flush.store(true, Ordering::SeqCst);
+    engine.shared.seal(false);
+    wait_until("poison", || engine.poisoned().is_some());
+    let cause = engine.poisoned().expect("poisoned");
+    assert!(cause.contains("pairdb-flush"), "{cause}");
+    let row = Row::default().write(1, 9, true, Some(9)).encode();
+    let refused = engine.apply(&[(&2_u32.to_be_bytes(), &row)]);
+    assert!(matches!(refused, Err(Error::Poisoned { .. })), "{refused:?}");
+    let closed = engine.close();
+    assert!(matches!(closed, Err(Error::Poisoned { .. })), "{closed:?}");
 }
