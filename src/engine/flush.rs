@@ -50,18 +50,21 @@ impl Shared {
     ///
     /// Returns the epoch of the youngest item of the queue then: the ingest's, if one was queued.
     pub(super) fn seal(&self, queue_ingest: bool) -> u64 {
+        // Before the log is locked: to make one takes long at times.
+        let blank = self.blank.lock().take();
+        let blank = blank.unwrap_or_else(|| self.new_blank());
         let mut log = self.log.lock();
         let sealed = log.active.clone();
         let keep = self.is_untouched(&sealed);
         if keep && !queue_ingest {
+            drop(log);
+            self.keep_blank(blank);
             return sealed.epoch() - 1;
         }
         sealed.seal(log.cut());
         let state = &mut *log;
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
         let active = self.versions.allocate_epoch();
-        let blank = self.blank.lock().take();
-        let blank = blank.unwrap_or_else(|| self.new_blank());
         let active = Arc::new(Memtable::new(active, blank, self.versions.reaper()));
         state.generation += 1;
         state.queued_ingests += u32::from(queue_ingest);
@@ -91,7 +94,14 @@ impl Shared {
     }
 
     fn new_blank(&self) -> Blank {
+        self.hook("blank:new");
         Blank::new(self.options.memtable_bytes, &self.spare)
+    }
+
+    /// Puts a blank by for the next memtable. One that was put by meanwhile goes, outside the lock.
+    fn keep_blank(&self, blank: Blank) {
+        let before = self.blank.lock().replace(blank);
+        drop(before);
     }
 
     /// Seals the active memtable if it is full and there is room in the queue.
@@ -114,12 +124,16 @@ impl Shared {
     pub(super) fn flush_first(&self) -> Result<bool> {
         let _one = self.flush_lock.lock();
         self.check_unpoisoned()?;
-        self.blank.lock().get_or_insert_with(|| self.new_blank());
+        if self.blank.lock().is_none() {
+            self.keep_blank(self.new_blank());
+        }
         let view = self.super_version.load_full();
         let first =
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };
         let Some(Queued::Memtable(memtable)) = first else { return Ok(false) };
         memtable.wait_for_writers();
+        // By one of them, which the memtable lacks.
+        self.check_unpoisoned()?;
         let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
         self.flush_memtable(&view, memtable, flushed)?;
         // Its memory goes before files do.
@@ -132,8 +146,6 @@ impl Shared {
     }
 
     fn flush_memtable(
-        // By one of them, which the memtable lacks.
-        self.check_unpoisoned()?;
         &self,
         view: &SuperVersion,
         memtable: &Arc<Memtable>,

@@ -1,4 +1,4 @@
-//! A disk that hangs: who has to wait for it, and who has not.
+//! A disk that hangs, memory that takes long to be had: who has to wait for it, and who has not.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -35,4 +35,34 @@ fn figures_do_not_wait_for_the_manifest() {
         assert_eq!(figures.expect("answered while it hangs").manifest_bytes, before);
     });
     assert!(engine.stats().manifest_bytes > before);
+}
+
+/// The memory of the next memtable is made while nobody has to wait for whoever makes it: neither
+/// writers, for the log, nor who seals the one after, for what was made ahead.
+#[test]
+fn nobody_waits_for_the_memory_of_the_next_memtable() {
+    for flushes in [false, true] {
+        let engine = open(Arc::new(MemVfs::new()), tiny()).expect("opens");
+        let row = Row::default().write(1, 1, true, Some(1)).encode();
+        engine.apply(&[(b"key", &row)]).expect("taken");
+        drop(engine.shared.blank.lock().take());
+        let (tell, told) = channel();
+        let other = Arc::clone(&engine.shared);
+        let look = Box::new(move |_: &super::Shared| {
+            let (free, is_free) = channel();
+            thread::spawn(move || {
+                drop(other.log.lock());
+                drop(other.blank.lock());
+                free.send(())
+            });
+            tell.send(is_free.recv_timeout(Duration::from_secs(10)).is_ok()).expect("awaited");
+        });
+        engine.shared.hooks.lock().insert("blank:new", look);
+        if flushes {
+            engine.shared.flush_first().expect("there is nothing to flush");
+        } else {
+            engine.shared.seal(false);
+        }
+        assert!(told.try_recv().expect("one was made"), "flushes: {flushes}");
+    }
 }
