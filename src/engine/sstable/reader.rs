@@ -12,7 +12,7 @@
 //! 3. What is checked is loaded before it is touched: what the disk does not give back is damage
 //!    like any other, where a mapping would end the process.
 //! 4. A block in which damage was found once is not believed again, whoever found it: its checksum
-//!    is checked at every read. So it is with a filter, which then denies no key, and with an index:
+//!    is checked at every read. So it is with a filter, which then denies no key, and an index:
 //!    what looks something up in it fails. A walk that checks each block goes on.
 
 use std::hint::black_box;

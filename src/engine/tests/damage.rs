@@ -542,7 +542,7 @@ fn a_filter_or_index_that_rots_after_the_open_is_believed_no_more_once_it_is_fou
     }
 }
 
-/// A table that nobody knows the places of the blocks of is damaged as a whole: so it is told, once,
+/// A table of which nobody knows where its blocks are is damaged as a whole: so it is told, once,
 /// and so it goes.
 #[test]
 fn a_table_without_an_index_is_damaged_as_a_whole() {
