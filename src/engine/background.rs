@@ -162,7 +162,8 @@ impl Drop for Running {
 }
 
 impl Engine {
-    /// Does one piece of background work: a flush, else a compaction. `false`: there was none.
+    /// Does one piece of background work: a flush, else a compaction. `false`: there was none, or
+    /// no room for what there was.
     ///
     /// For engines opened with `compaction_threads = 0`.
     ///
@@ -172,7 +173,12 @@ impl Engine {
     pub fn step(&self) -> Result<bool> {
         self.shared.tick();
         self.shared.log.make_room();
-        Ok(self.shared.flush_first()? || self.shared.compact_once()?)
+        let flushed = match self.shared.flush_first() {
+            // It waits for room, which a compaction may bring.
+            Err(Error::DiskFull { .. }) => false,
+            flushed => flushed?,
+        };
+        Ok(flushed || self.shared.compact_once()?)
     }
 }
 

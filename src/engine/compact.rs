@@ -4,7 +4,7 @@
 //! What is picked and what a job does is decided in [`super::compaction`].
 //!
 //! A job whose outputs could take more than the disk has left waits for those that take less: it
-//! would take the space that log and manifest go on with, and come to nothing. Where nothing else
+//! would take the space that log and flushes go on with, and come to nothing. Where nothing else
 //! goes on it is tried all the same, for what it leaves out may be what fills the disk, and given
 //! up before it takes that space; then not again for a while.
 //!
@@ -191,6 +191,21 @@ impl Shared {
         self.reserve_within(u64::MAX, pick)
     }
 
+    /// Reserves tables that are written anew where they are. If no job runs that could give room
+    /// back, they are also where what is written may have too little, as a compaction is tried
+    /// then: what it leaves out may be what fills the disk. `None`: a job has one of them, or the
+    /// room.
+    pub(super) fn reserve_in_place(
+        &self,
+        pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
+    ) -> Option<Reserved<'_>> {
+        match self.reserve_with_room(&pick) {
+            Ok(reserved) => reserved,
+            Err(_) if self.compacting.lock().is_empty() => self.reserve(pick),
+            Err(_) => None,
+        }
+    }
+
     /// Reserves what `pick` chooses where compactions may take `room` bytes of the disk.
     fn reserve_within(
         &self,
@@ -278,15 +293,6 @@ impl Shared {
                 self.quarantine(table, vec![Quarantined { table: number, smallest, largest }])
             }
             None => Ok(()),
-        }
-    }
-
-    /// Refuses a job to go on when it has come to what is kept for log and manifest.
-    fn check_room(&self, kept: u64) -> Result<()> {
-        let (available, _) = self.compaction_space();
-        match available < kept {
-            true => Err(Error::DiskFull { path: self.dir.clone(), available, reserve: kept }),
-            false => Ok(()),
         }
     }
 

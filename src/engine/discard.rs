@@ -14,6 +14,7 @@
 
 use std::cell::RefCell;
 
+use super::compaction::Picker;
 use super::error::{Error, Result};
 use super::flush::{CacheChange, Unnamed};
 use super::remove::{CHECK_BYTES, Permit};
@@ -26,7 +27,7 @@ impl Engine {
     /// yes to every one of a table. Returns how many blocks went.
     ///
     /// # Errors
-    /// A table could not be read or written; [`Error::Closed`].
+    /// A table could not be read or written; [`Error::DiskFull`]; [`Error::Closed`].
     pub fn discard(
         &self,
         may_go: &dyn Fn(&Quarantined) -> bool,
@@ -54,11 +55,10 @@ impl Shared {
         permit: &Permit<'_>,
     ) -> Result<u64> {
         let number = table.meta.number;
-        // A job that began before the damage was found has it: the next call finds it free, or
-        // gone with what the job could read.
-        let Some(reserved) = self.reserve(|picker| picker.pick_quarantined(number)) else {
-            return Ok(0);
-        };
+        // A job that began before the damage was found has it, or the room: the next call finds it
+        // free, or gone with what the job could read.
+        let pick = |picker: &Picker<'_>| picker.pick_quarantined(number);
+        let Some(reserved) = self.reserve_in_place(pick) else { return Ok(0) };
         // It may have been set aside since the caller looked.
         let table = reserved.table();
         let meta = &table.meta;
@@ -97,7 +97,8 @@ impl Shared {
         let mut unpaced = 0;
         let mut records = 0_u64;
         let level = usize::from(meta.level);
-        let written = self.table_output().write_at(level, meta.epoch, meta.demote_full, |add| {
+        let output = self.table_output(self.compaction_space().1);
+        let written = output.write_at(level, meta.epoch, meta.demote_full, |add| {
             table.visit_sound(
                 &mut |key, record| {
                     unpaced += (key.len() + record.row.len()) as u64;

@@ -98,7 +98,7 @@ pub enum Error {
         path: PathBuf,
         /// Free bytes.
         available: u64,
-        /// Bytes that have to be free: what is kept for compaction, or what one takes.
+        /// Bytes that have to be free: what is kept, and what is to be written beside it.
         reserve: u64,
     },
 

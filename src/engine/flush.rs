@@ -4,7 +4,7 @@
 //! queue. The queue is worked off in order of age by one flush at a time.
 //!
 //! ```text
-//! wait until the memtable has no writers
+//! wait until the memtable has no writers; leave it at that if its table has no room
 //! build the table; fsync it, fsync the directory
 //! manifest edit: the table, and the seal position as the log's flushed position
 //! cache: next epoch, then fix the entries of the memtable's keys
@@ -33,6 +33,7 @@ use super::merge::MergeOperator;
 use super::options::Options;
 use super::position::Position;
 use super::record::Kind;
+use super::remove::CHECK_BYTES;
 use super::rules::rule;
 use super::sstable::{KeyHash, RowInfo, TableBuilder};
 use super::super_version::{Queued, SuperVersion};
@@ -79,6 +80,8 @@ impl Shared {
             Arc::new(SuperVersion { generation, active: active.clone(), queue, ..view })
         });
         drop(log);
+        // The next memtable has its own measure of what it may take.
+        self.look_at_disk();
         self.background.wake_flush();
         ingest.unwrap_or_else(|| sealed.epoch())
     }
@@ -153,7 +156,8 @@ impl Shared {
     ) -> Result<()> {
         let mut edit = VersionEdit { flushed: Some(flushed), ..VersionEdit::default() };
         if !memtable.is_empty() {
-            edit.added.push(self.table_output().build(memtable, &|key, hash| {
+            let output = self.table_output(self.check_flush_room(memtable)?);
+            edit.added.push(output.build(memtable, &|key, hash| {
                 rule!(self, promote_a_older) && view.version.may_hold(key, hash, |_| true)
             })?);
         }
@@ -168,10 +172,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Where new tables of level 0 are written.
-    pub(super) fn table_output(&self) -> TableOutput<'_> {
+    /// Where new tables are written that leave `kept` bytes of the disk free.
+    pub(super) fn table_output(&self, kept: u64) -> TableOutput<'_> {
         TableOutput {
             dir: &self.dir,
+            kept,
             options: &self.options,
             vfs: &*self.vfs,
             operator: &*self.operator,
@@ -341,9 +346,11 @@ pub(super) enum CacheChange<'a> {
     Removed(&'a dyn Fn(&[u8]) -> bool),
 }
 
-/// Writes tables of level 0: for flush, recovery and ingest.
+/// Writes tables: for flush, recovery, ingest, and those who write one anew where it is.
 pub(super) struct TableOutput<'a> {
     pub dir: &'a Path,
+    /// Bytes of the disk that stay free.
+    pub kept: u64,
     pub options: &'a Options,
     pub vfs: &'a dyn Vfs,
     pub operator: &'a dyn MergeOperator,
@@ -408,8 +415,13 @@ impl TableOutput<'_> {
         let file = self.vfs.create(&path).map_err(Error::io("create", &path))?;
         let options = self.options.table_options(level);
         let mut builder = TableBuilder::new(file.clone(), path.clone(), number, options);
-        let mut purgeable = 0;
+        let (mut purgeable, mut unchecked) = (0, 0);
         let built = fill(&mut |key, kind, row| {
+            unchecked += (key.len() + row.len()) as u64;
+            if unchecked >= CHECK_BYTES {
+                unchecked = 0;
+                self.check_room(&builder)?;
+            }
             let info = RowInfo {
                 live_time_min: self.operator.live_time_min(row)?,
                 time_max: self.operator.time_max(row)?,
@@ -417,6 +429,7 @@ impl TableOutput<'_> {
             purgeable += u64::from(self.operator.may_purge(row, u64::MAX)?);
             builder.add(key, kind, row, info)
         })
+        .and_then(|()| self.check_room(&builder))
         .and_then(|()| builder.finish())
         .and_then(|properties| {
             self.vfs.sync_dir(self.dir).map_err(Error::io("sync", self.dir))?;
@@ -427,5 +440,16 @@ impl TableOutput<'_> {
         });
         // An orphan is removed at the next open, if not now.
         built.inspect_err(|_| drop(self.vfs.remove(&path)))
+    }
+
+    /// Refuses to go on before a write would take what is kept.
+    fn check_room(&self, builder: &TableBuilder) -> Result<()> {
+        // What cannot be asked is taken to have room.
+        let available = self.vfs.disk_space(self.dir).map_or(u64::MAX, |space| space.available);
+        let reserve = self.kept.saturating_add(builder.unwritten_bytes());
+        match available < reserve {
+            true => Err(Error::DiskFull { path: self.dir.to_path_buf(), available, reserve }),
+            false => Ok(()),
+        }
     }
 }

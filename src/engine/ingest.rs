@@ -50,7 +50,8 @@ impl Shared {
         if rows.peek().is_none() {
             return Ok(0);
         }
-        let mut table = self.table_output().write(0, rule!(self, demote_full), |add| {
+        let output = self.table_output(self.compaction_space().1);
+        let mut table = output.write(0, rule!(self, demote_full), |add| {
             for row in rows {
                 let (key, row) = row?;
                 let guard = self.guards.get(self.guards.partition_of(&key));

@@ -73,6 +73,7 @@ mod rules;
 mod safe_point;
 mod scan;
 mod scrub;
+mod space;
 pub mod sstable;
 pub mod stats;
 mod stripes;
@@ -87,7 +88,7 @@ mod write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -206,6 +207,9 @@ pub(crate) struct Shared {
     less_room_after_ms: AtomicU64,
     /// Whether free space is below the reserve. Relaxed: a write more or less does not matter.
     disk_full: AtomicBool,
+    /// From so many bytes in the active memtable on, a write looks whether that is full, or the
+    /// disk. Relaxed: as above.
+    fill_max: AtomicUsize,
     /// Millionths of the disk in use. Relaxed: a figure.
     disk_used_ppm: AtomicU32,
     /// The first failure after which memory and disk may disagree.

@@ -68,11 +68,12 @@ pub struct Options {
     pub partition_bits: u32,
     /// Bytes a second compaction may write once it is not behind; 0 is no limit.
     pub compaction_bytes_per_second: u64,
-    /// Space that client writes leave free so that compaction can finish.
+    /// Space that client writes leave free, beside what is to be flushed, so that compaction can
+    /// finish.
     pub disk_reserve_bytes: u64,
     /// Refuse every write below the reserve. Off: the caller keeps out those that are not to have
     /// it ([`Engine::below_reserve`](super::Engine::below_reserve)), and the others are taken until
-    /// a quarter of it is left.
+    /// a quarter of it and what is to be flushed is left.
     pub guard_reserve: bool,
     /// Verify block checksums at every read instead of at the first touch.
     pub verify_every_read: bool,

@@ -1,10 +1,10 @@
 //! How close the engine is to making writers wait, and the wait itself.
 //!
 //! Pressure is the worst of three fractions: sealed memtables of those that may wait, tables at
-//! level 0 between the trigger and the stop, and disk space. The layer above delays requests as
-//! pressure rises from a half to one; at one a write waits here for the next install, at most
-//! `stall_timeout_ms`, and then fails without having written anything. A write that must not wait
-//! ([`OnStall::Refuse`]) fails at once.
+//! level 0 between the trigger and the stop, and disk space ([`super::space`]). The layer above
+//! delays requests as pressure rises from a half to one; at one a write waits here for the next
+//! install, at most `stall_timeout_ms`, and then fails without having written anything. A write
+//! that must not wait ([`OnStall::Refuse`]) fails at once.
 //!
 //! Before it comes to that, writers that may wait are slowed: each write waits a millisecond when
 //! they have filled a part of a memtable before the one before it is a table, or when level 0 is
@@ -18,13 +18,7 @@ use std::time::Duration;
 use super::error::{Error, Result};
 use super::options::Options;
 use super::super_version::SuperVersion;
-use super::vfs::DiskSpace;
 use super::{Engine, Shared};
-
-/// From so many millionths of the disk in use on, space that can be had is taken back first.
-const SHORT_PPM: u32 = 800_000;
-/// The share of the reserve that no write gets, if some get the rest.
-const RESERVE_FLOOR: u64 = 4;
 
 /// Writers fill one part of so many of a memtable at full speed while another one waits for its
 /// flush.
@@ -58,17 +52,6 @@ impl Engine {
     pub fn poisoned(&self) -> Option<String> {
         self.shared.poisoned_by()
     }
-
-    /// Whether less than the reserve was free at the last look, half a second ago at most.
-    pub fn below_reserve(&self) -> bool {
-        self.shared.disk_full.load(Ordering::Relaxed)
-    }
-
-    /// How full the disk was at the last look, half a second ago at most: 0 to 1. Costs one load,
-    /// so every request may ask.
-    pub fn disk_used(&self) -> f64 {
-        f64::from(self.shared.disk_used_ppm.load(Ordering::Relaxed)) / 1e6
-    }
 }
 
 impl Shared {
@@ -92,12 +75,13 @@ impl Shared {
         memory.max(level0).clamp(0.0, 1.0)
     }
 
-    /// Seals the active memtable if it is full; waits while there is no room for a write.
+    /// Seals the active memtable if it is full; waits while there is no room for a write. Looks at
+    /// the disk before what comes from here on could have filled it ([`super::space`]).
     #[inline]
     pub(super) fn make_room(&self, on_stall: OnStall) -> Result<()> {
         let view = self.super_version.load();
         let filled = view.active.list_bytes();
-        let full = filled >= self.options.memtable_bytes;
+        let full = filled >= self.fill_max.load(Ordering::Relaxed);
         let behind = view.version.level0_waiting() >= self.options.level0_tables_stop;
         let refused = self.disk_full.load(Ordering::Relaxed) || self.poisoned.get().is_some();
         if full || behind || refused || self.closed.load(Ordering::Relaxed) {
@@ -137,7 +121,7 @@ impl Shared {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Closed);
             }
-            if self.is_out_of_space() {
+            if self.look_at_disk() {
                 return Err(self.disk_full_error());
             }
             let installs = self.background.installs();
@@ -175,52 +159,5 @@ impl Shared {
         self.background.wake_flush();
         self.background.wake_compaction(self.options.compaction_threads);
         Ok(self.background.wait_for_install(installs, limit))
-    }
-
-    /// Compares free space with the reserve.
-    pub(super) fn look_at_disk(&self) {
-        // A file system that cannot be asked is taken to have room: writes will tell.
-        let Ok(space) = self.vfs.disk_space(&self.dir) else { return };
-        let full = space.available < self.options.disk_reserve_bytes;
-        self.disk_full.store(full, Ordering::Relaxed);
-        let used = space.total.saturating_sub(space.available);
-        let used_ppm = used.saturating_mul(1_000_000) / space.total.max(1);
-        self.disk_used_ppm.store(used_ppm as u32, Ordering::Relaxed);
-    }
-
-    /// Whether space that can be had is to be taken back before anything else is done.
-    pub(super) fn is_short_of_space(&self) -> bool {
-        let used_ppm = self.disk_used_ppm.load(Ordering::Relaxed);
-        used_ppm >= SHORT_PPM || self.disk_full.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that are free, and how many of them stay for log and manifest whatever compactions
-    /// take: a quarter of the reserve, or half of what is left where that is less. A compaction is
-    /// how space comes back, so it may have the rest of the reserve.
-    pub(super) fn compaction_space(&self) -> (u64, u64) {
-        // As for the reserve: what cannot be asked is taken to have room.
-        let Ok(DiskSpace { available, .. }) = self.vfs.disk_space(&self.dir) else {
-            return (u64::MAX, 0);
-        };
-        (available, (self.options.disk_reserve_bytes / RESERVE_FLOOR).min(available / 2))
-    }
-
-    /// Whether there is no space for any write. Below the reserve each write that may have it asks
-    /// how much is left, for nothing is refused in between.
-    fn is_out_of_space(&self) -> bool {
-        let below = self.disk_full.load(Ordering::Relaxed);
-        let floor = self.options.disk_reserve_bytes / RESERVE_FLOOR;
-        below
-            && (self.options.guard_reserve
-                || self.vfs.disk_space(&self.dir).is_ok_and(|space| space.available < floor))
-    }
-
-    fn disk_full_error(&self) -> Error {
-        let available = self.vfs.disk_space(&self.dir).map_or(0, |space| space.available);
-        Error::DiskFull {
-            path: self.dir.clone(),
-            available,
-            reserve: self.options.disk_reserve_bytes,
-        }
     }
 }

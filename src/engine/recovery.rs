@@ -28,7 +28,7 @@
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -93,6 +93,7 @@ pub fn open(
     let free_debt = 4 * options.memtable_bytes as u64;
     let pacer = Pacer::new(options.compaction_bytes_per_second, free_debt);
     let view = SuperVersion { generation: 0, active, queue: Vec::new(), version, cache_epoch: 0 };
+    let fill_max = AtomicUsize::new(options.memtable_bytes);
     Ok(Shared {
         dir: dir.to_path_buf(),
         options,
@@ -122,6 +123,7 @@ pub fn open(
         ages_from_ms,
         clock,
         disk_full: AtomicBool::new(false),
+        fill_max,
         disk_used_ppm: AtomicU32::new(0),
         poisoned: OnceLock::new(),
         closed: AtomicBool::new(false),
@@ -213,7 +215,7 @@ fn replay(
     now_ms: u64,
 ) -> Result<u32> {
     let flushed = versions.current().state().flushed();
-    let output = TableOutput { dir, options, vfs: &**vfs, operator, versions, now_ms };
+    let output = TableOutput { dir, kept: 0, options, vfs: &**vfs, operator, versions, now_ms };
     let mut edit = VersionEdit::default();
     let fresh = || Memtable::new(versions.allocate_epoch(), blank(), versions.reaper());
     let mut memtable = Arc::new(fresh());

@@ -30,8 +30,9 @@
 
 use std::time::Duration;
 
+use super::compaction::Picker;
 use super::error::{Error, Result};
-use super::flush::{CacheChange, Unnamed};
+use super::flush::{CacheChange, TableOutput, Unnamed};
 use super::iter::Cursor;
 use super::options::KEY_BYTES_MAX;
 use super::ranges::{KeyRanges, Range};
@@ -62,7 +63,7 @@ impl Engine {
     /// # Errors
     /// A table could not be read or written; [`Error::Corruption`] too of a table that cannot be
     /// replaced because of a block in it that nobody asked for; [`Error::OutOfBounds`] for a range
-    /// that begins or ends with what can be no key; [`Error::Closed`].
+    /// that begins or ends with what can be no key; [`Error::DiskFull`]; [`Error::Closed`].
     pub fn remove(
         &self,
         wholly: &[Range],
@@ -179,7 +180,7 @@ enum Change {
 enum Piece {
     /// It holds no such key any more; about so many bytes went.
     Gone(u64),
-    /// A compaction has a table that does.
+    /// A compaction has a table that does, or the room.
     Busy,
     /// The permit was refused.
     Refused,
@@ -230,18 +231,20 @@ impl Shared {
         // What is only excised is not written.
         let rewritten = tables.iter().filter(|(_, change)| *change == Change::Rewrite);
         let room_bytes = rewritten.map(|(table, _)| table.meta.visible_bytes()).sum();
-        let Some(reserved) = self.reserve(|picker| picker.pick_tables(&numbers, room_bytes)) else {
+        let pick = |picker: &Picker<'_>| picker.pick_tables(&numbers, room_bytes);
+        let Some(reserved) = self.reserve_in_place(pick) else {
             let unreadable = tables.iter().find(|(table, _)| self.is_unreadable(table));
             return unreadable.map_or(Ok(Piece::Busy), |(table, _)| Err(damage(table)));
         };
         let (mut edit, mut removed) = (VersionEdit::default(), 0);
         let mut unnamed = Unnamed::new(self);
+        let output = self.table_output(self.compaction_space().1);
         // As they are now: a compaction may have moved one since.
         for (table, (_, change)) in reserved.tables().zip(&tables) {
             edit.removed.push((table.meta.level, table.meta.number));
             let left = match change {
                 Change::Rewrite => {
-                    let left = self.without(table, &|key| going.has(key))?;
+                    let left = self.without(table, &|key| going.has(key), &output)?;
                     left.iter().for_each(|table| unnamed.add(table));
                     left
                 }
@@ -272,7 +275,12 @@ impl Shared {
     }
 
     /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.
-    fn without(&self, table: &TableRef, goes: &dyn Fn(&[u8]) -> bool) -> Result<Option<TableMeta>> {
+    fn without(
+        &self,
+        table: &TableRef,
+        goes: &dyn Fn(&[u8]) -> bool,
+        output: &TableOutput<'_>,
+    ) -> Result<Option<TableMeta>> {
         let meta = &table.meta;
         let mut iter = table.iter_verified();
         iter.seek_to_first()?;
@@ -283,11 +291,8 @@ impl Shared {
             return Ok(None);
         }
         let mut unchecked = 0;
-        let kept = self.table_output().write_at(
-            usize::from(meta.level),
-            meta.epoch,
-            meta.demote_full,
-            |add| {
+        let kept =
+            output.write_at(usize::from(meta.level), meta.epoch, meta.demote_full, |add| {
                 while iter.valid() {
                     let (key, record) = (iter.key(), iter.record());
                     if !goes(key) {
@@ -303,8 +308,7 @@ impl Shared {
                     iter.next()?;
                 }
                 Ok(())
-            },
-        )?;
+            })?;
         Ok(Some(TableMeta { created_ms: meta.created_ms, ..kept }))
     }
 }

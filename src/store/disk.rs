@@ -5,13 +5,12 @@
 //! | 80 % | nothing: a warning |
 //! | 90 % | large values |
 //! | 95 % | all values |
-//! | all but the engine's reserve | all values |
-//! | all but a quarter of that | everything |
+//! | all but the engine's reserve and what is to be flushed | all values |
+//! | all but a quarter of the reserve and what is to be flushed | everything |
 //!
 //! Deletes, rows of other replicas and compaction may have the reserve: they are how space comes
-//! back. The last quarter is for log and manifest, and the flush of what was taken before: a
-//! compaction is only begun if it leaves that much, or half of what is free. How full the disk is
-//! was looked at half a second ago at most.
+//! back. Its last quarter is for log and manifest. How full the disk is was looked at half a second
+//! ago at most, and more often where that could be too late.
 
 use super::Store;
 use super::error::{Error, Result};
@@ -81,7 +80,7 @@ impl Store {
     /// What stays free of a disk of `total` bytes if values may have `percent` of it.
     fn reserve(&self, total: u64, percent: u64) -> u64 {
         let rest = total / 100 * (100 - percent.min(100));
-        rest.max(self.engine.options().disk_reserve_bytes)
+        rest.max(self.engine.reserve_bytes())
     }
 
     /// Refuses a client's value of `value_bytes` if the disk is too full for it.

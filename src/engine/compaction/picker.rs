@@ -236,19 +236,24 @@ impl<'a> Picker<'a> {
     }
 
     /// Tables to be replaced where they are, all in one edit, by what takes `room_bytes` of the
-    /// disk at most; `None` if one of them is not there any more, or taken.
+    /// disk at most; `None` if one of them is not there any more, or taken, or there is no room.
     pub fn pick_tables(&self, numbers: &[u64], room_bytes: u64) -> Option<Compaction> {
         let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
         let alone = self.rules.hold(Rule::RemovalAlone);
         let idle = |table: &&Arc<TableMeta>| !self.is_busy(table) || !alone;
         let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
         // They stay at their levels: nothing that others write there can come between.
-        Some(Self::in_place(inputs.collect::<Option<_>>()?, 0, room_bytes))
+        self.fitting(Self::in_place(inputs.collect::<Option<_>>()?, 0, room_bytes))
     }
 
     /// A table with an unreadable block alone, which no other choice takes; `None` if it is not
-    /// there any more, or an input of a job that began before the block was found.
+    /// there any more, or an input of a job that began before the block was found, or there is no
+    /// room for another one.
     pub fn pick_quarantined(&self, number: u64) -> Option<Compaction> {
+        self.fitting(self.alone(number)?)
+    }
+
+    fn alone(&self, number: u64) -> Option<Compaction> {
         let table = self.state.tables().find(|table| table.number == number)?;
         let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
         let level = usize::from(table.level);
@@ -264,7 +269,7 @@ impl<'a> Picker<'a> {
         }
         let tables = self.state.tables().filter(|table| self.quarantined.contains(&table.number));
         let mut in_the_way = tables.filter(|table| !self.is_aside(table));
-        let job = in_the_way.find_map(|table| self.pick_quarantined(table.number))?;
+        let job = in_the_way.find_map(|table| self.alone(table.number))?;
         let reason = Reason::Damage;
         Some(Compaction { reason, output_level: 0, trivial_move: true, room_bytes: 0, ..job })
     }
@@ -493,7 +498,11 @@ impl<'a> Picker<'a> {
         output_level: usize,
         reason: Reason,
     ) -> Option<Compaction> {
-        let job = self.job_of(upper, output_level, reason)?;
+        self.fitting(self.job_of(upper, output_level, reason)?)
+    }
+
+    /// The job, if there is room for it.
+    fn fitting(&self, job: Compaction) -> Option<Compaction> {
         let bytes = job.room_bytes;
         if bytes > self.room {
             let least = self.lacked_room.get().map_or(bytes, |least| least.min(bytes));

@@ -37,6 +37,9 @@ use list::{List, Walk};
 /// Bytes a typical entry takes; sizes the filter.
 const ENTRY_BYTES_TYPICAL: usize = 160;
 
+/// What a table has beside its records, if it has few.
+const TABLE_BYTES_MIN: u64 = 4 << 10;
+
 /// A record, and where the log ended behind the newest write in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Logged<'a> {
@@ -184,6 +187,12 @@ impl Memtable {
     /// key rotates the memtable instead of growing it.
     pub fn list_bytes(&self) -> usize {
         self.list.used_bytes()
+    }
+
+    /// Bytes that the table may take which is made of it. A node in memory is larger than what a
+    /// table has for each key, in columns, index and filter.
+    pub fn table_bytes_max(&self) -> u64 {
+        if self.is_empty() { 0 } else { self.list_bytes() as u64 + TABLE_BYTES_MIN }
     }
 
     /// Keys in it.

@@ -155,9 +155,14 @@ impl TableBuilder {
 
     /// About how long the file would be if it were finished now, in bytes.
     pub fn bytes_so_far(&self) -> u64 {
+        self.written + self.unwritten_bytes()
+    }
+
+    /// About how much would be written if it were finished now, in bytes.
+    pub fn unwritten_bytes(&self) -> u64 {
         let filter = self.hashes.len() * self.options.filter_bits_per_key as usize / 8;
         let pending = self.buffer.len() + self.block.bytes() + self.index.bytes() + filter;
-        self.written + (pending + FOOTER_BYTES) as u64
+        (pending + FOOTER_BYTES) as u64
     }
 
     /// Records added so far.

@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::row::Row;
 use super::{open, tiny};
 use crate::engine::compaction::Picker;
 use crate::engine::options::Compression;
+use crate::engine::pressure::OnStall;
 use crate::engine::vfs::Vfs;
 use crate::engine::vfs::fault::{FaultVfs, Operation};
 use crate::engine::vfs::hold::Hold;
 use crate::engine::vfs::mem::MemVfs;
-use crate::engine::{Engine, Error, Options};
+use crate::engine::{Engine, Error, Options, Quarantined, Result};
 
 fn options() -> Options {
     Options {
@@ -211,5 +213,178 @@ fn a_removal_takes_the_room_of_what_it_writes() {
         });
         assert!(removed.expect("there is room").is_some_and(|bytes| bytes > 0));
         engine.compact_all().expect("there is room");
+    }
+}
+
+const FLOOR: u64 = 64 << 10;
+
+/// A store that keeps little of the disk, where rows of other replicas may have the reserve.
+fn small_reserve() -> Options {
+    Options {
+        memtable_bytes: 1 << 20,
+        log_segment_bytes: 4 << 20,
+        disk_reserve_bytes: 4 * FLOOR,
+        guard_reserve: false,
+        ..tiny()
+    }
+}
+
+fn row_of(n: u32) -> Vec<u8> {
+    Row::default().write(1, 1, true, Some(n)).encode()
+}
+
+fn try_put(engine: &Engine, n: u32) -> Result<()> {
+    let position = engine.apply_with(&[(&n.to_be_bytes(), &row_of(n))], OnStall::Refuse)?;
+    engine.wait_durable(position)
+}
+
+/// Writes keys from 0 on until the active memtable holds so much. Their number.
+fn fill(engine: &Engine, bytes: usize) -> u32 {
+    let mut n = 0;
+    while engine.shared.super_version.load().active.list_bytes() < bytes {
+        try_put(engine, n).expect("taken");
+        n += 1;
+    }
+    n
+}
+
+fn holds_all(engine: &Engine, count: u32) -> bool {
+    (0..count).all(|n| engine.get(&n.to_be_bytes()).expect("reads") == Some(row_of(n)))
+}
+
+fn available(disk: &MemVfs) -> u64 {
+    disk.disk_space(Path::new("/db")).expect("in memory").available
+}
+
+/// Over `disk`; counts the tables that are begun, and asserts that each write to one leaves `kept`
+/// bytes.
+fn watched(disk: &MemVfs, kept: u64) -> (FaultVfs, Arc<AtomicUsize>) {
+    let (vfs, begun) = (FaultVfs::new(Arc::new(disk.clone())), Arc::new(AtomicUsize::new(0)));
+    let (disk, count) = (disk.clone(), begun.clone());
+    vfs.on_call(move |_, call| {
+        if call.path.extension().is_none_or(|it| it != "sst") {
+            return;
+        }
+        match call.operation {
+            Operation::Create => drop(count.fetch_add(1, Ordering::Relaxed)),
+            Operation::WriteAt => {
+                let left = available(&disk).saturating_sub(call.len);
+                assert!(left >= kept, "{left} bytes are left for the log");
+            }
+            _ => {}
+        }
+    });
+    (vfs, begun)
+}
+
+/// A flush without room writes nothing, however often it is tried: each try would take the last
+/// byte for a moment, and an append to the log that comes then fails for good.
+#[test]
+fn a_flush_without_room_writes_nothing() {
+    let disk = MemVfs::new();
+    let (vfs, begun) = watched(&disk, FLOOR / 4);
+    let engine = open(Arc::new(vfs), small_reserve()).expect("opens");
+    let count = fill(&engine, (1 << 20) / 10 * 9);
+    leave(&disk, 100 << 10);
+    for _ in 0..3 {
+        let flushed = engine.flush();
+        assert!(matches!(flushed, Err(Error::DiskFull { .. })), "{flushed:?}");
+        assert!(!engine.step().expect("it waits"), "nothing is done, and nobody spins");
+        let refused = try_put(&engine, count);
+        assert!(matches!(refused, Err(Error::DiskFull { .. })), "{refused:?}");
+    }
+    assert_eq!(begun.load(Ordering::Relaxed), 0);
+    assert_eq!(engine.stats().poisoned, None);
+
+    leave(&disk, 2 << 20);
+    engine.flush().expect("there is room");
+    assert_eq!(begun.load(Ordering::Relaxed), 1);
+    try_put(&engine, count).expect("there is room");
+    assert!(holds_all(&engine, count + 1));
+}
+
+/// What was taken can be flushed, and by the next start too: writes are refused before it has no
+/// room, however fast they come, for nobody looks at the disk but they.
+#[test]
+fn what_was_taken_has_room_for_its_flush() {
+    for (room, is_flushed) in [(1, true), (1, false), (3, true), (3, false), (7, true), (7, false)]
+    {
+        let disk = MemVfs::new();
+        let (vfs, _) = watched(&disk, FLOOR / 4);
+        let options = Options { memtable_bytes: 256 << 10, ..small_reserve() };
+        let engine = open(Arc::new(vfs.clone()), options.clone()).expect("opens");
+        leave(&disk, room * (256 << 10));
+        assert!(!engine.step().expect("looks at the disk"));
+        let mut count = 0;
+        let refused = loop {
+            match try_put(&engine, count) {
+                Ok(()) => count += 1,
+                Err(refused) => break refused,
+            }
+        };
+        assert!(matches!(refused, Error::DiskFull { .. }), "{refused}");
+        assert!(engine.refusal().is_some() && engine.pressure() >= 1.0);
+        if is_flushed {
+            engine.flush().expect("has room");
+        }
+        drop(engine);
+        let engine = open(Arc::new(vfs), options).expect("has room");
+        assert!(holds_all(&engine, count));
+        assert_eq!(engine.stats().poisoned, None);
+        disk.set_space_limit(None);
+        try_put(&engine, count).expect("there is room");
+    }
+}
+
+/// A compaction leaves what the flush of the memtables takes, or the flush would wait for it.
+#[test]
+fn a_compaction_leaves_room_for_flushes() {
+    for (lacking, put_off) in [(0, 0), (1, 1)] {
+        let disk = MemVfs::new();
+        let engine = open(Arc::new(disk.clone()), options()).expect("opens");
+        let job_bytes = table_over_table(&engine);
+        for n in 10_000..10_200 {
+            try_put(&engine, n).expect("taken");
+        }
+        let unflushed = engine.shared.super_version.load().active.table_bytes_max();
+        leave(&disk, job_bytes + unflushed - lacking);
+        engine.step().expect("compacts");
+        assert_eq!(engine.stats().compactions_put_off, put_off);
+    }
+}
+
+/// A removal that writes, and one of blocks that cannot be read, leave what is kept.
+#[test]
+fn tables_that_are_written_anew_leave_the_floor() {
+    for room in [0, 16 << 10, 48 << 10] {
+        let disk = MemVfs::new();
+        let (vfs, _) = watched(&disk, FLOOR);
+        let engine = open(Arc::new(vfs), small_reserve()).expect("opens");
+        let count = fill(&engine, (1 << 20) / 10 * 9);
+        engine.flush().expect("flushes");
+        leave(&disk, 2 * FLOOR + room);
+        let all = [(vec![0], None)];
+        let is_odd = |key: &[u8]| key.last().is_some_and(|last| last % 2 == 1);
+        let remove = || engine.remove(&[], &all, &is_odd, &|install| install().map(|()| true));
+        let removed = remove();
+        assert!(matches!(removed, Err(Error::DiskFull { .. })), "{removed:?}");
+        assert!(holds_all(&engine, count));
+
+        let view = engine.shared.super_version.load_full();
+        let table = view.version.tables().next().expect("it is there");
+        let (smallest, largest) = (table.meta.smallest.clone(), table.meta.smallest.clone());
+        let range = Quarantined { table: table.meta.number, smallest, largest };
+        engine.shared.quarantine(table, vec![range]).expect("is written");
+        drop(view);
+        let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
+        assert!(matches!(discarded, Err(Error::DiskFull { .. })), "{discarded:?}");
+        assert_eq!(engine.stats().poisoned, None);
+
+        disk.set_space_limit(None);
+        let discarded = engine.discard(&|_| true, &|install| install().map(|()| true));
+        assert_eq!(discarded.expect("there is room"), 1);
+        assert!(remove().expect("there is room").is_some_and(|bytes| bytes > 0));
+        assert_eq!(engine.get(&1_u32.to_be_bytes()).expect("reads"), None);
+        assert_eq!(engine.get(&2_u32.to_be_bytes()).expect("reads"), Some(row_of(2)));
     }
 }

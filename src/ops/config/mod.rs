@@ -295,7 +295,7 @@ settings! {
         compaction_bytes_per_second: Size = "0",
         /// Threads that compact.
         compaction_threads: u64 = "1",
-        /// Space that clients' values leave free; deletes may have three quarters of it.
+        /// Space that values leave free beside what memtables hold; deletes may have 3/4 of it.
         disk_reserve_bytes: Size = "64MiB",
         /// Check blocks at every read instead of at the first.
         verify_every_read: bool = "false",
