@@ -6,10 +6,14 @@
 //! log: read from exactly that position; damage below what was durable refuses to open
 //! manifest: a new one in place of the old; remove the files it does not name
 //! log: replay; a torn tail is cut
-//! flush what was replayed; manifest edit: the tables, and the start of a new segment as the
-//!      flushed position
+//!      when a memtable is full: flush it; manifest edit: the table, and the flushed position;
+//!      remove the segments below that
+//! flush what is left; manifest edit: the table, and the start of a new segment as the flushed
+//!      position
 //! remove the old segments, start the new one
 //! ```
+//! So a start needs room for one table beside the log, not for all of them, and one that runs out
+//! of room leaves less to do for the next.
 //!
 //! A clean close ([`Shared::end_log`]) leaves no log, and opening touches no data block. What it
 //! reads is at most a few memtables' worth of log and, of each table, filter, index and properties:
@@ -24,7 +28,9 @@
 //! 3. Nothing is appended to a recovered segment, and no old segment is left once the new one is
 //!    in use, so a cut tail cannot be taken for log again.
 //! 4. Damage is found before anything is written: a refused open leaves the files as they are.
-//! 5. Replayed records are Deltas and skip the guard: everything after the flushed position passed
+//! 5. Until the last edit the log is read as it was: what ends it, damage too, is found again by
+//!    whoever begins at a later frame.
+//! 6. Replayed records are Deltas and skip the guard: everything after the flushed position passed
 //!    it when it was written. No floor counts before they are tables, and then they are.
 
 use std::path::Path;
@@ -167,7 +173,7 @@ pub(crate) fn create_dir_durably(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
 fn check_log(dir: &Path, options: &Options, vfs: &dyn Vfs) -> Result<()> {
     if let Some(found) = Manifest::recover(vfs, dir, options.partition_bits)? {
         let (from, accept) = (found.state.flushed(), options.accept_log_corruption);
-        commit_log::recover(vfs, dir, from, accept, &mut |_, _| Ok(()))?;
+        commit_log::recover(vfs, dir, from, accept, &mut |_, _, _| Ok(()))?;
     }
     Ok(())
 }
@@ -216,43 +222,49 @@ fn replay(
 ) -> Result<u32> {
     let flushed = versions.current().state().flushed();
     let output = TableOutput { dir, kept: 0, options, vfs: &**vfs, operator, versions, now_ms };
-    let mut edit = VersionEdit::default();
+    let build = |memtable: &Arc<Memtable>| {
+        let older = versions.current();
+        output.build(memtable, &|key, hash| older.may_hold(key, hash, |_| true))
+    };
     let fresh = || Memtable::new(versions.allocate_epoch(), blank(), versions.reaper());
     let mut memtable = Arc::new(fresh());
-    let mut apply = |key: &[u8], row: &[u8]| -> Result<()> {
+    let mut last_frame = flushed;
+    let mut apply = |frame: Position, key: &[u8], row: &[u8]| -> Result<()> {
+        if memtable.list_bytes() >= options.memtable_bytes && frame > last_frame {
+            let full = std::mem::replace(&mut memtable, Arc::new(fresh()));
+            let edit = VersionEdit {
+                added: vec![build(&full)?],
+                flushed: Some(frame),
+                ..VersionEdit::default()
+            };
+            versions.log_and_apply(edit, now_ms)?;
+            commit_log::remove_segments(&**vfs, dir, frame.segment())?;
+        }
+        last_frame = frame;
         let hash = KeyHash::new(key).hash();
         // It is a table before anybody reads, whatever of this log was synced.
         let logged = Logged { record: Record { kind: Kind::Delta, row }, end: Position::ZERO };
         memtable.insert(key, hash, logged, operator)?;
-        if memtable.list_bytes() >= options.memtable_bytes {
-            let full = std::mem::replace(&mut memtable, Arc::new(fresh()));
-            // Promotion is left to compaction: the tables before this one are not installed yet.
-            edit.added.push(output.build(&full, &|_, _| true)?);
-        }
         Ok(())
     };
     let from = if rule!(exact_replay) { flushed } else { Position::ZERO };
     let recovered: Recovered =
         commit_log::recover(&**vfs, dir, from, options.accept_log_corruption, &mut apply)?;
-    let current = versions.current();
-    if !memtable.is_empty() {
-        let first = edit.added.is_empty();
-        edit.added.push(
-            output
-                .build(&memtable, &|key, hash| !first || current.may_hold(key, hash, |_| true))?,
-        );
-    }
     let named =
         [flushed, recovered.end].into_iter().filter(|_| rule!(segment_number_above_manifest));
     let first_segment = commit_log::next_segment_number(&**vfs, dir, named)?;
-    if edit.added.is_empty() && recovered.last_segment_number == 0 {
+    if memtable.is_empty() && recovered.last_segment_number == 0 {
         // There was no log. The new one goes on from where the manifest says that it is flushed.
         return Ok(first_segment);
+    }
+    let mut edit = VersionEdit::default();
+    if !memtable.is_empty() {
+        edit.added.push(build(&memtable)?);
     }
     edit.flushed = Some(flushed.max(Position::new(first_segment, 0)));
     if recovered.is_lossy && rule!(damaged_state) {
         // In the edit after which the log is gone: nobody could tell later.
-        edit.safe_points = current.state().all_damaged();
+        edit.safe_points = versions.current().state().all_damaged();
     }
     versions.log_and_apply(edit, now_ms)?;
     commit_log::remove_segments(&**vfs, dir, first_segment)?;

@@ -35,15 +35,15 @@ pub struct Recovered {
     pub bytes: u64,
 }
 
-/// Takes a replayed record: key, row.
-pub type Apply<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
+/// Takes a replayed record: where its frame begins, key, row. A recovery may begin there.
+pub type Apply<'a> = dyn FnMut(Position, &[u8], &[u8]) -> Result<()> + 'a;
 
 /// Replays the log in `directory` from exactly `from` (a position that
 /// [`LogGuard::close_frame`](super::LogGuard::close_frame) returned, or zero) in the order it was
 /// appended. `from` may lie beyond the end, and its segment may be gone: then nothing is older.
 ///
-/// Afterwards the caller flushes what was replayed, and says so in its manifest, before it begins a
-/// new log and removes the old segments.
+/// The caller flushes what was replayed, and says so in its manifest, before it begins a new log and
+/// removes the old segments; those below the frame of a record it may remove before.
 ///
 /// # Errors
 /// `Corruption` when bytes that were durable are not there, unless `accept_corruption`, which makes
@@ -106,7 +106,7 @@ impl Replay<'_> {
             }
             let mut records = Records::new(body);
             while let Ok(Some((key, row))) = records.next() {
-                (self.apply)(key, row)?;
+                (self.apply)(self.position, key, row)?;
                 self.records += 1;
             }
             self.bytes += header.frame_bytes() as u64;

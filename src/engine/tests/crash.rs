@@ -260,6 +260,44 @@ fn what_was_read_survives_power_loss_before_every_call() {
     assert!(!lost(moments(&["reads_of_what_is_synced"], 1)).is_empty());
 }
 
+/// A start brings the log into tables one by one: wherever it ends, the next one has all of it.
+#[test]
+fn a_start_survives_power_loss_before_every_call() {
+    let disk = MemVfs::new();
+    let engine = open(Arc::new(disk.clone()), tiny()).expect("opens");
+    let known = Arc::new(Mutex::new(Known::default()));
+    let mut history = History { engine, known: known.clone(), time: 0 };
+    for i in 0..80u8 {
+        history.write(&[i % 23], i % 3 == 0, i % 2 == 0).expect("no fault");
+    }
+    assert_eq!(history.engine.stats().flushes, 0);
+    let left = disk.crash_clone_kill();
+    drop(history);
+    let known = known.lock().clone();
+    let options = Options { memtable_bytes: 1 << 10, ..tiny() };
+    for seed in 1..1 + u64::from(effort(3)) {
+        let disk = left.crash_clone_kill();
+        let vfs = FaultVfs::new(Arc::new(disk.clone()));
+        let moments = Arc::new(Mutex::new(Vec::new()));
+        vfs.on_call({
+            let moments = moments.clone();
+            move |n, call| {
+                if call.operation.changes_disk() {
+                    let name = format!("power loss before call {n}, {call:?}, seed {seed}");
+                    moments.lock().push((disk.crash_clone(seed ^ n), name));
+                }
+            }
+        });
+        let engine = open(Arc::new(vfs), options.clone()).expect("opens");
+        assert!(engine.shared.version().tables().count() > 4);
+        let moments = std::mem::take(&mut *moments.lock());
+        assert!(moments.len() > 40, "only {} crash points", moments.len());
+        for (disk, name) in moments {
+            check(disk, &known, &options, &name);
+        }
+    }
+}
+
 /// Without a sync nothing is promised, but whatever is there must be whole: the store opens and
 /// holds only what was issued. `kill -9` loses nothing.
 #[test]

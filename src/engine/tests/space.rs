@@ -11,7 +11,7 @@ use crate::engine::compaction::Picker;
 use crate::engine::options::Compression;
 use crate::engine::pressure::OnStall;
 use crate::engine::vfs::Vfs;
-use crate::engine::vfs::fault::{FaultVfs, Operation};
+use crate::engine::vfs::fault::{Fault, FaultVfs, Operation};
 use crate::engine::vfs::hold::Hold;
 use crate::engine::vfs::mem::MemVfs;
 use crate::engine::{Engine, Error, Options, Quarantined, Result};
@@ -387,4 +387,37 @@ fn tables_that_are_written_anew_leave_the_floor() {
         assert_eq!(engine.get(&1_u32.to_be_bytes()).expect("reads"), None);
         assert_eq!(engine.get(&2_u32.to_be_bytes()).expect("reads"), Some(row_of(2)));
     }
+}
+
+/// A start brings the log into tables one by one, and gives back what each of them came from: it
+/// needs room for one, and one that ends early has done a part.
+#[test]
+fn a_start_needs_room_for_one_table() {
+    let disk = MemVfs::new();
+    // Each memtable has segments of its own.
+    let options = Options { memtable_bytes: 3 << 20, log_segment_bytes: 256 << 10, ..tiny() };
+    let engine = open(Arc::new(disk.clone()), options.clone()).expect("opens");
+    let count = fill(&engine, (3 << 20) - 1);
+    drop(engine);
+    let options = Options { memtable_bytes: 256 << 10, ..options };
+    let whole = {
+        let disk = disk.crash_clone_kill();
+        let engine = open(Arc::new(disk), options.clone()).expect("opens");
+        engine.stats().table_bytes()
+    };
+    leave(&disk, whole / 2);
+    let vfs = FaultVfs::new(Arc::new(disk.clone()));
+    let fault = Fault {
+        operation: Some(Operation::Create),
+        path_contains: "sst".into(),
+        skip: 3,
+        ..Fault::default()
+    };
+    vfs.inject(fault);
+    open(Arc::new(vfs), options.clone()).expect_err("the fourth table cannot be made");
+    let files = disk.list(Path::new("/db")).expect("lists");
+    let tables = files.iter().filter(|file| file.extension().is_some_and(|it| it == "sst"));
+    assert_eq!(tables.count(), 3);
+    let engine = open(Arc::new(disk), options).expect("opens");
+    assert!(holds_all(&engine, count));
 }

@@ -151,7 +151,7 @@ fn frames_inside_rows_are_no_frames() {
     log.write_out(end).unwrap();
     flip(&vfs, 3, 32 + 4);
     let mut records = 0;
-    let recovered = recover(&vfs, directory(), Position::ZERO, false, &mut |_, _| {
+    let recovered = recover(&vfs, directory(), Position::ZERO, false, &mut |_, _, _| {
         records += 1;
         Ok(())
     });

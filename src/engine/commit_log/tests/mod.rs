@@ -57,7 +57,7 @@ fn append<S>(log: &CommitLog<S>, index: u64) -> Result<Position> {
 /// The numbers of the records replayed; their rows are checked.
 fn replay(vfs: &dyn Vfs, from: Position, accept: bool) -> Result<(Vec<u64>, Recovered)> {
     let mut found = Vec::new();
-    let recovered = recover(vfs, directory(), from, accept, &mut |key, bytes| {
+    let recovered = recover(vfs, directory(), from, accept, &mut |_, key, bytes| {
         let index = u64::from_be_bytes(key.try_into().unwrap());
         assert_eq!(bytes, row(index), "the row of record {index}");
         found.push(index);

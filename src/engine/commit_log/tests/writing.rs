@@ -103,7 +103,7 @@ fn what_does_not_fit_is_refused_up_front() {
     assert_eq!(log.appended_upto(), next);
     log.sync(next).unwrap();
     let mut records = 0;
-    recover(&vfs, directory(), Position::ZERO, false, &mut |_, _| {
+    recover(&vfs, directory(), Position::ZERO, false, &mut |_, _, _| {
         records += 1;
         Ok(())
     })
@@ -143,7 +143,7 @@ fn many_threads(
     let called_back = Arc::new(called);
     let recovered = |vfs: Arc<dyn Vfs>| {
         let mut found = Vec::new();
-        recover(&*vfs, directory, Position::ZERO, false, &mut |key, bytes| {
+        recover(&*vfs, directory, Position::ZERO, false, &mut |_, key, bytes| {
             let index = u64::from_be_bytes(key.try_into().unwrap());
             assert_eq!(bytes, row(index));
             found.push((index / 1000, index % 1000));
@@ -539,7 +539,7 @@ fn a_full_file_system_is_an_error() {
     let stats = log.stats();
     assert!(stats.bytes_prepared * 10 > stats.bytes * 9, "{stats:?}");
     let mut found = 0;
-    let mut count = |_: &[u8], _: &[u8]| {
+    let mut count = |_: Position, _: &[u8], _: &[u8]| {
         found += 1;
         Ok(())
     };
