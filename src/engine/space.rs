@@ -105,8 +105,8 @@ impl Shared {
         view.memtables().map(|memtable| memtable.table_bytes_max()).sum()
     }
 
-    /// Bytes that are free, and how many of them stay so: `kept`, or half of what is left where that
-    /// is less, for tables are also how space comes back.
+    /// Bytes that are free, and how many of them stay so: `kept`, or half of what is left where
+    /// that is less, for tables are also how space comes back.
     fn space_beside(&self, kept: u64) -> (u64, u64) {
         // As above: what cannot be asked is taken to have room.
         let Ok(DiskSpace { available, .. }) = self.vfs.disk_space(&self.dir) else {
