@@ -42,8 +42,8 @@ pub type Apply<'a> = dyn FnMut(Position, &[u8], &[u8]) -> Result<()> + 'a;
 /// [`LogGuard::close_frame`](super::LogGuard::close_frame) returned, or zero) in the order it was
 /// appended. `from` may lie beyond the end, and its segment may be gone: then nothing is older.
 ///
-/// The caller flushes what was replayed, and says so in its manifest, before it begins a new log and
-/// removes the old segments; those below the frame of a record it may remove before.
+/// The caller flushes what was replayed, and says so in its manifest, before it begins a new log
+/// and removes the old segments; those below the frame of a record it may remove before.
 ///
 /// # Errors
 /// `Corruption` when bytes that were durable are not there, unless `accept_corruption`, which makes
