@@ -64,7 +64,7 @@ fn table() -> Vec<(store::Error, Code, &'static str, bool)> {
         (E::TokenExpired { age_ms: 2, limit_ms: 1 }, FailedPrecondition, "TOKEN_EXPIRED", false),
         (E::InvalidArgument { what: "w", why: text() }, InvalidArgument, "INVALID_ARGUMENT", false),
         (E::Overloaded { waited_ms: 1 }, ResourceExhausted, "OVERLOADED", true),
-        (E::RowsTooLarge { found, limit }, ResourceExhausted, "OVERLOADED", true),
+        (E::RowsTooLarge { found, limit }, ResourceExhausted, "BATCH_ROWS_TOO_LARGE", true),
         (
             E::DiskFull { path: "d".into(), available: 1, reserve: 2 },
             ResourceExhausted,

@@ -421,6 +421,7 @@ fn a_small_batch_does_not_take_memory_without_bound() {
     assert_eq!(taken, prepared.rows.len());
     for refused in &prepared.results[taken..] {
         let refused = refused.as_ref().unwrap_err();
-        assert_eq!((refused.reason(), refused.outcome()), ("OVERLOADED", Outcome::NotApplied));
+        let expected = ("BATCH_ROWS_TOO_LARGE", Outcome::NotApplied);
+        assert_eq!((refused.reason(), refused.outcome()), expected);
     }
 }
