@@ -106,6 +106,19 @@ impl KeyRanges {
         }))
     }
 
+    /// All other keys.
+    #[must_use]
+    pub fn complement(&self) -> Self {
+        let mut from = Some(Vec::new());
+        let mut others = Vec::with_capacity(self.0.len() + 1);
+        for (start, end) in self.0.iter() {
+            let before = std::mem::replace(&mut from, end.clone());
+            others.extend(before.map(|before| (before, Some(start.clone()))));
+        }
+        others.extend(from.map(|from| (from, None)));
+        Self::of(others)
+    }
+
     /// The keys that are in either.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -155,7 +168,9 @@ mod tests {
         ) {
             let (set, more) = (KeyRanges::of(one.clone()), KeyRanges::of(other.clone()));
             let (both, within) = (set.union(&more), set.within(&cut));
-            prop_assert!([&set, &more, &both, &within].iter().all(|it| it.is_sound()));
+            let others = set.complement();
+            prop_assert!([&set, &more, &both, &within, &others].iter().all(|it| it.is_sound()));
+            prop_assert_eq!(&others.complement(), &set);
             prop_assert_eq!(&both, &more.union(&set));
             prop_assert_eq!(&set.union(&set), &set);
             for key in keys() {
@@ -163,6 +178,7 @@ mod tests {
                 prop_assert_eq!(both.contains(&key), is_in(&one, &key) || is_in(&other, &key));
                 let is_within = is_in(&one, &key) && is_in(std::slice::from_ref(&cut), &key);
                 prop_assert_eq!(within.contains(&key), is_within);
+                prop_assert_eq!(others.contains(&key), !set.contains(&key));
             }
         }
 

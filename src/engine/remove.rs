@@ -9,12 +9,14 @@
 //!   reserve all tables that hold such a key of the piece; wait while a compaction has one
 //!   where all keys of a range go: excise it, that is, have the manifest say that the table is
 //!     without it; a table that is all within goes
-//!   where some go: write what stays of the table to a new one
+//!   where some go: write what stays of the table to a new one; but each key that goes is excised
+//!     from a table with an unreadable block, which cannot be written anew
 //!   if it is still permitted: one manifest edit, cache dropped for what goes, new version
 //! ```
 //!
 //! An excised range costs its bounds in the manifest. Its bytes come back when the table is
-//! compacted, at the latest when the store rests ([`super::compaction`]).
+//! compacted, at the latest when the store rests ([`super::compaction`]). An unreadable block is in
+//! the way of nothing but the going of single keys that it may hold: nobody could say which.
 //!
 //! What is said of a key lies in several tables, and no order of going is right for all of them: a
 //! delete in a newer table hides an older value, one in an older table a value that came late. So
@@ -37,6 +39,7 @@ use super::iter::Cursor;
 use super::options::KEY_BYTES_MAX;
 use super::ranges::{KeyRanges, Range};
 use super::rules::rule;
+use super::sstable::TableIter;
 use super::version::{TableMeta, TableRef, Version, VersionEdit};
 use super::{Engine, Shared};
 
@@ -61,9 +64,9 @@ impl Engine {
     /// Nobody may write such a key while the permit is given.
     ///
     /// # Errors
-    /// A table could not be read or written; [`Error::Corruption`] too of a table that cannot be
-    /// replaced because of a block in it that nobody asked for; [`Error::OutOfBounds`] for a range
-    /// that begins or ends with what can be no key; [`Error::DiskFull`]; [`Error::Closed`].
+    /// A table could not be written, or not be read where keys go in part;
+    /// [`Error::OutOfBounds`] for a range that begins or ends with what can be no key;
+    /// [`Error::DiskFull`]; [`Error::Closed`].
     pub fn remove(
         &self,
         wholly: &[Range],
@@ -113,10 +116,7 @@ impl<'g> Going<'g> {
     fn new(wholly: &[Range], in_part: &[Range], goes: &'g dyn Fn(&[u8]) -> bool) -> Result<Self> {
         let ends = wholly.iter().flat_map(|(start, end)| [Some(start), end.as_ref()]);
         let longest = ends.flatten().map(Vec::len).max().unwrap_or(0);
-        if longest > KEY_BYTES_MAX {
-            let (found, limit) = (longest as u64, KEY_BYTES_MAX as u64);
-            return Err(Error::OutOfBounds { what: "key bytes", found, limit });
-        }
+        check_bounds(longest)?;
         let of = |ranges: &[Range]| KeyRanges::of(ranges.iter().cloned());
         Ok(Self { wholly: of(wholly), in_part: of(in_part), goes })
     }
@@ -130,48 +130,87 @@ impl<'g> Going<'g> {
         self.wholly.contains(key) || self.in_part.contains(key) && (self.goes)(key)
     }
 
-    /// What a table is to be without, if that is more than it is without now.
-    fn excised_from(&self, meta: &TableMeta) -> Option<KeyRanges> {
-        let more = self.wholly.touching(&meta.smallest, &meta.largest);
-        let all = meta.excised.union(&more);
-        (all != meta.excised).then_some(all)
-    }
-
-    /// What is to be done with a table.
-    fn change_of(&self, table: &TableRef) -> Result<Change> {
-        if self.holds_any_in_part(table)? {
+    /// What is to be done with a table. One with an unreadable block is not written anew.
+    fn change_of(&self, table: &TableRef, has_unreadable: bool) -> Result<Change> {
+        let mut goes = self.wholly.touching(&table.meta.smallest, &table.meta.largest);
+        if has_unreadable {
+            goes = goes.union(&self.keys_in_part(table)?);
+        } else if self.holds_any_in_part(table)? {
             return Ok(Change::Rewrite);
         }
-        Ok(self.excised_from(&table.meta).map_or(Change::None, |_| Change::Excise))
+        let is_more = table.meta.excised.union(&goes) != table.meta.excised;
+        Ok(if is_more { Change::Excise(goes) } else { Change::None })
     }
 
     /// Whether a table holds a key that goes of a range that goes in part.
     fn holds_any_in_part(&self, table: &TableRef) -> Result<bool> {
-        let ranges = self.in_part.touching(&table.meta.smallest, &table.meta.largest);
-        if ranges.is_empty() {
-            return Ok(false);
-        }
-        let mut iter = table.iter();
-        for (start, end) in ranges.ranges() {
-            iter.seek(start)?;
-            while iter.valid() && end.as_ref().is_none_or(|end| iter.key() < &end[..]) {
-                if (self.goes)(iter.key()) {
-                    return Ok(true);
-                }
-                iter.next()?;
+        let Some(mut iter) = self.cursor_in_part(table, TableRef::iter)? else { return Ok(false) };
+        while iter.valid() {
+            if (self.goes)(iter.key()) {
+                return Ok(true);
             }
+            iter.next()?;
         }
         Ok(false)
     }
+
+    /// All these keys of a table, as ranges in which it has no other.
+    fn keys_in_part(&self, table: &TableRef) -> Result<KeyRanges> {
+        let mut runs: Vec<Range> = Vec::new();
+        let mut is_run = false;
+        let cursor = self.cursor_in_part(table, TableRef::iter_verified)?;
+        let Some(mut iter) = cursor else { return Ok(KeyRanges::default()) };
+        while iter.valid() {
+            let key = iter.key();
+            let goes = (self.goes)(key);
+            if goes {
+                let behind = [key, &[0]].concat();
+                check_bounds(behind.len())?;
+                match runs.last_mut() {
+                    // Between two ranges there may be keys that nobody was asked about.
+                    Some((start, end)) if is_run && self.in_part.contains_all(start, key) => {
+                        *end = Some(behind);
+                    }
+                    _ => runs.push((key.to_vec(), Some(behind))),
+                }
+            }
+            is_run = goes;
+            iter.next()?;
+        }
+        Ok(KeyRanges::of(runs))
+    }
+
+    /// A cursor over what a table holds of the ranges that go in part, and no block beside them.
+    fn cursor_in_part(
+        &self,
+        table: &TableRef,
+        cursor: impl FnOnce(&TableRef) -> TableIter,
+    ) -> Result<Option<TableIter>> {
+        let ranges = self.in_part.touching(&table.meta.smallest, &table.meta.largest);
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        let mut iter = cursor(table).without(&ranges.complement());
+        iter.seek_to_first()?;
+        Ok(Some(iter))
+    }
+}
+
+/// Refuses what is longer than a key.
+fn check_bounds(longest: usize) -> Result<()> {
+    if longest > KEY_BYTES_MAX {
+        let (found, limit) = (longest as u64, KEY_BYTES_MAX as u64);
+        return Err(Error::OutOfBounds { what: "key bytes", found, limit });
+    }
+    Ok(())
 }
 
 /// What is to be done with a table.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Change {
     /// No key goes that is not gone.
     None,
-    /// Whole ranges go.
-    Excise,
+    /// These ranges go, of which some are gone.
+    Excise(KeyRanges),
     /// Single keys go.
     Rewrite,
 }
@@ -219,9 +258,9 @@ impl Shared {
     ) -> Result<Piece> {
         let mut tables = Vec::new();
         for table in version.tables() {
-            let change = going.change_of(table)?;
-            if change != Change::None {
-                tables.push((table, change));
+            match going.change_of(table, version.state().has_unreadable(table.meta.number))? {
+                Change::None => {}
+                change => tables.push((table, change)),
             }
         }
         if tables.is_empty() {
@@ -229,12 +268,11 @@ impl Shared {
         }
         let numbers: Vec<u64> = tables.iter().map(|(table, _)| table.meta.number).collect();
         // What is only excised is not written.
-        let rewritten = tables.iter().filter(|(_, change)| *change == Change::Rewrite);
+        let rewritten = tables.iter().filter(|(_, change)| matches!(change, Change::Rewrite));
         let room_bytes = rewritten.map(|(table, _)| table.meta.visible_bytes()).sum();
         let pick = |picker: &Picker<'_>| picker.pick_tables(&numbers, room_bytes);
         let Some(reserved) = self.reserve_in_place(pick) else {
-            let unreadable = tables.iter().find(|(table, _)| self.is_unreadable(table));
-            return unreadable.map_or(Ok(Piece::Busy), |(table, _)| Err(damage(table)));
+            return Ok(Piece::Busy);
         };
         let (mut edit, mut removed) = (VersionEdit::default(), 0);
         let mut unnamed = Unnamed::new(self);
@@ -248,7 +286,8 @@ impl Shared {
                     left.iter().for_each(|table| unnamed.add(table));
                     left
                 }
-                Change::Excise | Change::None => excised(table, going),
+                Change::Excise(ranges) => excised(table, ranges),
+                Change::None => Some(TableMeta::clone(&table.meta)),
             };
             let left_bytes = left.as_ref().map_or(0, TableMeta::visible_bytes);
             removed += table.meta.visible_bytes().saturating_sub(left_bytes);
@@ -266,12 +305,6 @@ impl Shared {
             self.install(edit, cache(), |_| {})
         })?;
         Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
-    }
-
-    /// Whether a table is left alone for good, unlike one that a compaction has.
-    fn is_unreadable(&self, table: &TableRef) -> bool {
-        let view = self.super_version.load();
-        view.version.state().quarantined().iter().any(|range| range.table == table.meta.number)
     }
 
     /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.
@@ -314,23 +347,12 @@ impl Shared {
 }
 
 /// The same table without the ranges that go; `None` if nothing is left. No block is read.
-fn excised(table: &TableRef, going: &Going<'_>) -> Option<TableMeta> {
+fn excised(table: &TableRef, ranges: &KeyRanges) -> Option<TableMeta> {
     let meta = &table.meta;
-    let excised = going.excised_from(meta).unwrap_or_else(|| meta.excised.clone());
+    let excised = meta.excised.union(ranges);
     if excised.contains_all(&meta.smallest, &meta.largest) {
         return None;
     }
     let excised_bytes = table.bytes_of(&excised);
     Some(TableMeta { excised, excised_bytes, ..TableMeta::clone(meta) })
-}
-
-/// What is wrong with a table with an unreadable block.
-#[cold]
-fn damage(table: &TableRef) -> Error {
-    let mut first = None;
-    table.verify_all(&mut |corruption, _| {
-        first.get_or_insert(corruption);
-    });
-    let (path, what) = (table.path(), "a block could not be read");
-    first.map_or_else(|| Error::corrupt(path, 0, what), Error::Corruption)
 }

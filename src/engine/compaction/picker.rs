@@ -5,8 +5,8 @@
 //!    an input and the output level. At level 0 a table is taken only with every older one that it
 //!    overlaps; below, all tables of the output level that the inputs overlap are inputs.
 //! 2. Two jobs at a time share no table, and their outputs at one level cannot interleave.
-//! 3. A table with an unreadable block is left alone, and what may not pass it stays too. Once it
-//!    is set aside, at level 0 as one that hides nothing, whatever is newer may pass it.
+//! 3. A table with an unreadable block is merged with no other, and what may not pass it stays too.
+//!    Once it is set aside, at level 0 as one that hides nothing, whatever is newer may pass it.
 //!
 //! # Order
 //! The level that is furthest beyond its target, if any is; within it the table that overlaps the
@@ -236,12 +236,13 @@ impl<'a> Picker<'a> {
     }
 
     /// Tables to be replaced where they are, all in one edit, by what takes `room_bytes` of the
-    /// disk at most; `None` if one of them is not there any more, or taken, or there is no room.
+    /// disk at most; `None` if one of them is not there any more, or an input of a job, or there is
+    /// no room. One with an unreadable block is free: what is excised from it is not read.
     pub fn pick_tables(&self, numbers: &[u64], room_bytes: u64) -> Option<Compaction> {
         let table = |number: &u64| self.state.tables().find(|table| table.number == *number);
         let alone = self.rules.hold(Rule::RemovalAlone);
-        let idle = |table: &&Arc<TableMeta>| !self.is_busy(table) || !alone;
-        let inputs = numbers.iter().map(|number| table(number).filter(idle).cloned());
+        let free = |table: &&Arc<TableMeta>| !self.is_input(table.number) || !alone;
+        let inputs = numbers.iter().map(|number| table(number).filter(free).cloned());
         // They stay at their levels: nothing that others write there can come between.
         self.fitting(Self::in_place(inputs.collect::<Option<_>>()?, 0, room_bytes))
     }
@@ -255,10 +256,14 @@ impl<'a> Picker<'a> {
 
     fn alone(&self, number: u64) -> Option<Compaction> {
         let table = self.state.tables().find(|table| table.number == number)?;
-        let has_it = |job: &Arc<Compaction>| job.inputs.iter().any(|it| it.number == number);
         let level = usize::from(table.level);
         let alone = || Self::in_place(vec![Arc::clone(table)], level, table.visible_bytes());
-        (!self.running.iter().any(has_it)).then(alone)
+        (!self.is_input(number)).then(alone)
+    }
+
+    /// Whether a job that runs has a table.
+    fn is_input(&self, number: u64) -> bool {
+        self.running.iter().any(|job| job.has_input(number))
     }
 
     /// A table with an unreadable block that is not set aside yet, alone. One at a time, for each

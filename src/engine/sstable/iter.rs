@@ -76,10 +76,14 @@ impl TableIter {
 }
 
 impl TableIter {
-    /// The same cursor, which stands nowhere, without these keys.
+    /// The same cursor, which stands nowhere, without these keys either.
     #[must_use]
-    pub fn without(mut self, excised: &KeyRanges) -> Self {
-        self.excised = excised.clone();
+    pub fn without(mut self, keys: &KeyRanges) -> Self {
+        match (self.excised.is_empty(), keys.is_empty()) {
+            (true, _) => self.excised = keys.clone(),
+            (false, true) => {}
+            (false, false) => self.excised = self.excised.union(keys),
+        }
         self
     }
 

@@ -15,7 +15,7 @@ use crate::engine::vfs::mem::MemVfs;
 use crate::engine::vfs::os::OsVfs;
 use crate::engine::{Engine, Environment, Error, MergeError, MergeOperator, Options};
 
-fn key(n: u64) -> Vec<u8> {
+pub(super) fn key(n: u64) -> Vec<u8> {
     format!("{n:08}").into_bytes()
 }
 
@@ -38,20 +38,28 @@ fn fill(engine: &Engine) {
 }
 
 /// The same of a store with which something was done before.
-fn damaged_after(options: &Options, done: impl FnOnce(&Engine)) -> (Arc<MemVfs>, Engine) {
+pub(super) fn damaged_after(
+    options: &Options,
+    done: impl FnOnce(&Engine),
+) -> (Arc<MemVfs>, Engine) {
     let disk = Arc::new(MemVfs::new());
     let engine = open(disk.clone(), options.clone()).expect("opens");
     fill(&engine);
     done(&engine);
     engine.close().expect("closes");
     drop(engine);
-    let table = tables(&disk).remove(0);
-    let file = disk.open(&table).expect("opens");
-    let mut byte = [0];
-    file.read_at(40, &mut byte).expect("reads");
-    file.write_at(40, &[byte[0] ^ 4]).expect("writes");
+    rot(&disk, 40);
     let engine = open(disk.clone(), options.clone()).expect("a damaged block is met when read");
     (disk, engine)
+}
+
+/// Flips a bit in the first table.
+pub(super) fn rot(disk: &MemVfs, offset: u64) {
+    let file = disk.open(&tables(disk).remove(0)).expect("opens");
+    let mut byte = [0];
+    file.read_at(offset, &mut byte).expect("reads");
+    file.write_at(offset, &[byte[0] ^ 4]).expect("writes");
+    file.sync_data().expect("a crash does not mend it");
 }
 
 /// The engine fails reads of the block by name and serves the others; a scrub reports it once;
@@ -207,25 +215,6 @@ fn a_damaged_block_stops_no_writes() {
         assert!((0..400).all(|n| engine.get(&key(n)).is_ok()));
         check(&engine);
     }
-}
-
-/// Whoever takes keys out of a table that cannot be read whole is told so.
-#[test]
-fn keys_of_a_damaged_table_are_not_waited_for() {
-    let (_disk, engine) = damaged_store(&tiny());
-    engine.scrub().expect("the quarantine is written");
-    let damaged = engine.quarantined()[0].clone();
-    let readable = (0..400).map(key).find(|key| {
-        let view = engine.shared.super_version.load();
-        let table = view.version.table(damaged.table).expect("is there");
-        table.meta.covers(key) && engine.get(key).is_ok()
-    });
-    let readable = readable.expect("the other blocks of the table");
-    let range = (readable.clone(), None);
-    let removed =
-        engine.remove(&[], &[range], &|key| key == readable, &|install| install().map(|()| true));
-    assert!(matches!(removed, Err(Error::Corruption(_))), "{removed:?}");
-    assert!(engine.stats().poisoned.is_none());
 }
 
 /// A block that holds nothing but removed keys is nobody's loss: no scrub tells of it, and whoever

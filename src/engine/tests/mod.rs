@@ -9,6 +9,7 @@ mod early;
 mod excise;
 mod hangs;
 mod interleaved;
+mod kept;
 mod metamorphic;
 mod model;
 mod newest;

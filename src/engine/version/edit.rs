@@ -55,7 +55,7 @@ pub struct VersionEdit {
     pub epoch_next: Option<u64>,
     /// New safe points, by range of partitions.
     pub safe_points: Vec<(Range<u32>, SafePoint)>,
-    /// Unreadable blocks of tables. They go with their table.
+    /// Unreadable blocks of tables. They go with their table, or when they are excised from it.
     pub quarantined: Vec<Quarantined>,
 }
 
@@ -68,6 +68,18 @@ pub struct Quarantined {
     pub smallest: Box<[u8]>,
     /// The greatest key that it may have held.
     pub largest: Box<[u8]>,
+}
+
+impl Quarantined {
+    /// Whether all keys that the block may have held are excised from its table.
+    pub fn is_excised_from(&self, table: &TableMeta) -> bool {
+        let (first, last) = (&self.smallest, &self.largest);
+        // A single row, and the last block of a table, end with a key of theirs; any other block
+        // with the first key that is not, which may stay.
+        let is_behind = first < last && *last < table.largest;
+        table.excised.contains_all(first, last)
+            || is_behind && table.excised.contains_until(first, last)
+    }
 }
 
 impl VersionEdit {

@@ -163,17 +163,12 @@ impl TableRef {
         self.handle.table.path()
     }
 
-    /// [`Table::verify_all`] of the file, but for blocks of which all keys are excised.
-    pub fn verify_all(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
-        self.handle.table.verify_all(&mut self.of_visible(on_bad));
-    }
-
     /// [`Table::verify_sections`] of the file.
     pub fn verify_sections(&self, on_bad: &mut dyn FnMut(Corruption, KeyRange<'_>)) {
         self.handle.table.verify_sections(on_bad);
     }
 
-    /// [`Table::verify_blocks`] of the file, as [`TableRef::verify_all`] does.
+    /// [`Table::verify_blocks`] of the file, but for blocks of which all keys are excised.
     pub fn verify_blocks(
         &self,
         first: usize,

@@ -6,7 +6,8 @@
 //! 1. tables at a level >= 1 are ascending and share no key; epochs at level 0 are unique;
 //! 2. a table stands once, its key range is not inverted, its level exists, the ranges that were
 //!    excised from it ascend and share no key;
-//! 3. a removed table is there at the level named; a quarantined one is there after the edit;
+//! 3. a removed table is there at the level named; a quarantined one is there after the edit, and
+//!    its block forgotten when all keys of it are excised, for nobody reads it then;
 //! 4. the flushed position, the next file number and the next epoch never go back;
 //! 5. `floor <= guard`; `guard` never goes back, and `floor` only if the partition is damaged.
 //!
@@ -212,6 +213,11 @@ impl VersionState {
         &self.quarantined
     }
 
+    /// Whether a table has an unreadable block that may hold a key of it.
+    pub fn has_unreadable(&self, table: u64) -> bool {
+        self.quarantined.iter().any(|range| range.table == table)
+    }
+
     /// The state after `edit`.
     ///
     /// # Errors
@@ -374,20 +380,20 @@ impl VersionState {
         if self.quarantined.is_empty() && edit.quarantined.is_empty() {
             return Ok(());
         }
-        let there = |number| self.tables().any(|table| table.number == number);
+        let table = |number| self.tables().find(|table| table.number == number);
         for range in &edit.quarantined {
             let number = range.table;
-            if !there(number) {
+            if table(number).is_none() {
                 return Err(EditError::NoSuchTable { number, level: None });
             }
             if range.smallest > range.largest {
                 return Err(EditError::RangeInverted { number });
             }
         }
-        let kept = self.quarantined.iter().filter(|range| there(range.table)).cloned();
-        let mut ranges: Vec<Quarantined> = kept.collect();
-        for range in &edit.quarantined {
-            if !ranges.contains(range) {
+        let mut ranges: Vec<Quarantined> = Vec::new();
+        for range in self.quarantined.iter().chain(&edit.quarantined) {
+            let is_read = table(range.table).is_some_and(|table| !range.is_excised_from(table));
+            if is_read && !ranges.contains(range) {
                 ranges.push(range.clone());
             }
         }

@@ -147,8 +147,7 @@ impl Version {
     ) -> Self {
         let time_max = state.tables().map(|table| table.time_max).max().unwrap_or(0);
         let sorted = (1..LEVELS).filter(|level| !levels[*level].is_empty()).collect();
-        let is_quarantined = |number| state.quarantined().iter().any(|it| it.table == number);
-        let waiting = state.level(0).iter().filter(|table| !is_quarantined(table.number));
+        let waiting = state.level(0).iter().filter(|table| !state.has_unreadable(table.number));
         let level0_waiting = waiting.count();
         let levels = levels.map(Level::new);
         Self { id, state, levels, sorted, time_max, level0_waiting, pins }

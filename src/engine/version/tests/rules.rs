@@ -118,6 +118,35 @@ fn quarantine_goes_with_its_table() {
     assert_eq!(sick.apply(&moved).unwrap().quarantined().len(), 0);
 }
 
+/// A quarantined block is forgotten when all its keys are excised, and not before: a range that
+/// ends with its last key leaves that one, unless the block ends before it.
+#[test]
+fn quarantine_goes_with_its_last_key() {
+    let bad = |smallest: &str, largest: &str| Quarantined {
+        table: 1,
+        smallest: smallest.as_bytes().into(),
+        largest: largest.as_bytes().into(),
+    };
+    let blocks = [bad("a", "c"), bad("d", "d"), bad("d", "f")];
+    let edit = VersionEdit { quarantined: blocks.to_vec(), ..add([meta(1, 1, "a", "f")]) };
+    let sick = VersionState::new(3).apply(&edit).unwrap();
+    let left = |start: &str, end: Option<&str>| {
+        let excised = KeyRanges::of([(start.into(), end.map(Into::into))]);
+        let added = vec![TableMeta { excised, ..meta(1, 1, "a", "f") }];
+        let edit = VersionEdit { removed: vec![(1, 1)], added, ..VersionEdit::default() };
+        let next = sick.apply(&edit).unwrap();
+        let again = VersionEdit { quarantined: blocks.to_vec(), ..VersionEdit::default() };
+        assert_eq!(next.apply(&again).unwrap(), next, "nor is it found again");
+        blocks.iter().map(|block| next.quarantined().contains(block)).collect::<Vec<_>>()
+    };
+    assert_eq!(left("a", Some("b")), [true, true, true]);
+    assert_eq!(left("a", Some("c")), [false, true, true], "its end is the first key behind it");
+    assert_eq!(left("b", None), [true, false, false]);
+    assert_eq!(left("d", Some("d+")), [true, false, true]);
+    assert_eq!(left("d", Some("f")), [true, false, true], "the last block ends with a key");
+    assert_eq!(left("a", Some("f+")), [false, false, false]);
+}
+
 /// Numbers stay above whatever an edit names, so that none is given twice.
 #[test]
 fn counters_stay_above_what_is_used() {
