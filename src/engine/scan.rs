@@ -15,6 +15,7 @@ use super::memtable::MemtableCursor;
 use super::merge::MergeOperator;
 use super::options::LEVELS;
 use super::position::Position;
+use super::ranges::KeyRanges;
 use super::record::{Kind, Record};
 use super::sstable::TableIter;
 use super::super_version::SuperVersion;
@@ -139,11 +140,15 @@ impl Shared {
             .memtables()
             .filter(|memtable| !memtable.is_empty())
             .map(|memtable| Source::Memtable(MemtableCursor::new(memtable.clone())));
-        let level0 =
-            view.version.level(0).tables().iter().map(|table| Source::Table {
-                iter: table.iter(),
-                demote_full: table.meta.demote_full,
-            });
+        let behind = KeyRanges::of(end.map(|end| (end.to_vec(), None)));
+        let level0 = view.version.level(0).tables().iter().map(|table| {
+            let mut iter = table.iter();
+            // Nobody asked for an unreadable block that comes next behind the end.
+            if view.version.state().has_unreadable(table.meta.number) {
+                iter = iter.without(&behind);
+            }
+            Source::Table { iter, demote_full: table.meta.demote_full }
+        });
         let levels = (1..LEVELS)
             .flat_map(|level| [false, true].map(|demote_full| (level, demote_full)))
             .map(|(level, demote)| (view.version.level(level).shared_tables(demote), demote))

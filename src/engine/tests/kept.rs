@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::damage::{damaged_after, key};
+use super::row::Row;
 use super::{open, tiny};
 use crate::engine::vfs::fault::FaultVfs;
 use crate::engine::vfs::mem::MemVfs;
@@ -236,4 +237,38 @@ fn a_crash_while_keys_go_forgets_no_block_of_which_some_stay() {
             assert_eq!(read.is_some(), !goes, "call {last}: key {n}");
         }
     }
+}
+
+/// Who walks the keys before the block does not meet it, once it is out of the way: also where the
+/// block is the first one behind them.
+#[test]
+fn a_walk_that_ends_before_a_kept_block_does_not_read_it() {
+    let disk = Arc::new(MemVfs::new());
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    for n in 0..KEYS {
+        let row = Row::default().write(1, n + 1, true, Some(n as u32)).encode();
+        engine.apply(&[(&key(n), &row)]).expect("taken");
+    }
+    engine.close().expect("closes");
+    drop(engine);
+    super::damage::rot(&disk, 600);
+    let engine = open(disk.clone(), tiny()).expect("opens");
+    engine.scrub().expect("the quarantine is written");
+    while engine.step().expect("works") {}
+    let lost: Vec<u64> = (0..KEYS).filter(|n| engine.get(&key(*n)).is_err()).collect();
+    assert!(lost[0] > 0, "there is a block before it");
+    let count = |from: &[u8], behind: &[u8]| {
+        let mut scan = engine.scan(from, Some(behind))?;
+        let mut found = 0;
+        while scan.next()?.is_some() {
+            found += 1;
+        }
+        Ok::<u64, Error>(found)
+    };
+    let block = engine.quarantined()[0].clone();
+    assert_eq!(count(&[], &block.smallest).expect("no key of the block is asked for"), lost[0]);
+    let behind = lost[lost.len() - 1] + 1;
+    assert_eq!(count(&key(behind), &key(KEYS)).expect("nor here"), KEYS - behind);
+    assert!(matches!(count(&[], &key(lost[0] + 1)), Err(Error::Corruption(_))));
+    assert!(matches!(count(&[], &key(KEYS)), Err(Error::Corruption(_))));
 }
