@@ -133,8 +133,7 @@ impl KeyRange {
     /// All keys, of all tenants, with tokens from `first` to `last`, both included. Empty if
     /// `last` is below `first`.
     pub fn of_tokens(first: u64, last: u64) -> Self {
-        let end = last.checked_add(1).map(|behind| behind.to_be_bytes().to_vec());
-        Self { start: first.to_be_bytes().to_vec(), end }
+        Self { start: below(first), end: last.checked_add(1).map(below) }
     }
 
     /// What is left of the range behind `engine_key`, for the next page of a scan. A key outside
@@ -164,6 +163,13 @@ impl KeyRange {
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
+}
+
+/// The shortest bytes that are above all keys with lower tokens and not above any other. The block
+/// of a table that begins at a partition is known by as few: it is told from the one before.
+fn below(token: u64) -> Vec<u8> {
+    let zeros = (token.trailing_zeros() / 8) as usize;
+    token.to_be_bytes()[..8 - zeros].to_vec()
 }
 
 /// The smallest key above `engine_key`.
@@ -249,6 +255,22 @@ mod tests {
         assert_eq!(carried.end, Some(8_u64.to_be_bytes().to_vec()));
         assert!(KeyRange::of_tokens(5, 4).is_empty());
         assert!(!KeyRange::of_tokens(5, 5).is_empty());
+    }
+
+    /// What tells a partition's first block from the one before is as short, so the block is known
+    /// to hold nothing of the partition before.
+    #[test]
+    fn a_range_of_tokens_begins_with_the_shortest_bytes_that_do() {
+        let partition = |at: u64| KeyRange::of_tokens(at << 54, ((at + 1) << 54) - 1);
+        assert_eq!(partition(0), KeyRange { start: vec![], end: Some(vec![0, 0x40]) });
+        assert_eq!(partition(4), KeyRange { start: vec![1], end: Some(vec![1, 0x40]) });
+        let tokens = [0, 1, 255, 256, 1 << 54, (1 << 54) + 1, 1 << 62, u64::MAX];
+        assert!(tokens.map(below).is_sorted_by(|one, other| one < other));
+        for token in tokens {
+            let key = |token| EngineKey { token, tenant: TenantId(0), key: b"\0" }.encode();
+            assert!(below(token) <= key(token));
+            assert!(token == 0 || key(token - 1) < below(token));
+        }
     }
 
     #[test]
