@@ -55,6 +55,7 @@ use crate::cluster::peer::{Class, Peers, Reply, Request};
 use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::proto;
+use crate::resilience::retry::Backoff;
 use crate::store::{self, Store};
 
 use certificate::{CERTIFICATE_FORMAT, Certificate, Certificates, PartitionProof, digest_of};
@@ -64,6 +65,9 @@ use unowned::Unowned;
 
 /// Other nodes that keep a certificate, where there are so many.
 const KEEPERS: usize = 2;
+/// How long it is waited after the same failure has come again and again: each time all rows that
+/// are not the node's are read and compared anew.
+const RETRIES: Backoff = Backoff::new(RETRY, Duration::from_secs(60));
 /// Partitions that are compared at once: while owners add one up this node adds up another one.
 const AT_ONCE: usize = 4;
 
@@ -76,6 +80,16 @@ enum Error {
     Layout,
     #[error("the node is stopping")]
     Stopping,
+}
+
+impl Error {
+    /// What is waited for, for people.
+    fn words(&self) -> String {
+        match self {
+            Self::Store(error) => format!("its store to let rows of others go: {error}"),
+            Self::Layout | Self::Stopping => self.to_string(),
+        }
+    }
 }
 
 /// What can be set.
@@ -165,16 +179,31 @@ impl Departure {
         if unowned.partitions() == 0 {
             return;
         }
+        let (mut failures, mut last) = (0, String::new());
         loop {
-            match self.clear_once(layout, &unowned, leaves).await {
+            let error = match self.clear_once(layout, &unowned, leaves).await {
                 Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "cannot give rows away");
-                    self.progress.wait_for(error.to_string());
-                    tokio::time::sleep(RETRY).await;
+                Ok(false) => {
+                    failures = 0;
+                    continue;
                 }
+                Err(error) => error,
+            };
+            let why = error.words();
+            let is_new = why != last;
+            failures = if is_new { 1 } else { failures + 1 };
+            if is_new && matches!(error, Error::Store(_)) {
+                tracing::warn!(%error, "cannot give rows away");
+            } else {
+                tracing::debug!(%error, failures, "cannot give rows away");
             }
+            if self.progress.figures().task == Task::None {
+                // It has found none to give away, and is not done all the same.
+                self.progress.begin(Task::HandingOver, unowned.partitions());
+            }
+            self.progress.wait_for(&*why);
+            last = why;
+            tokio::time::sleep(RETRIES.wait(failures, u64::MAX)).await;
         }
     }
 

@@ -321,6 +321,30 @@ async fn a_later_epoch_keeps_what_was_covered_under_an_earlier_one() {
     assert!(copies >= 2, "they were covered all the same");
 }
 
+/// What fails again and again is tried ever less often: each time costs the owners reading too. And
+/// it is told.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_given_away_is_not_tried_twice_a_second_for_ever() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 80);
+    cluster.put(2, Level::All, put("k", "v")).await.expect("three are up");
+    let second = drawn(&cluster).layout(2, &[0, 1, 3], None);
+    cluster.commit(Arc::clone(&second), &[0, 1, 3]);
+    // As above: its own epoch refuses what the task wants to do.
+    cluster.nodes[2].fence.raise(3);
+    let departure = Arc::clone(&cluster.nodes[2].departure);
+    let progress = Arc::clone(&departure.progress);
+    let serving = tokio::spawn(async move { departure.serve(&second).await });
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        let before = cluster.world.sent_to(id(0), "sum");
+        tokio::time::sleep(600 * SECOND).await;
+        asked.push(cluster.world.sent_to(id(0), "sum") - before);
+        assert_eq!(progress.figures().waits_for, "the layout has gone on");
+    }
+    assert!((10..25).contains(&asked[0]) && (9..=11).contains(&asked[1]), "{asked:?}");
+    serving.abort();
+}
+
 /// A tenant with fewer replicas: of one partition a node owns the rows of one tenant and not those
 /// of another. Only these go.
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ mod early;
 mod epochs;
 pub mod gate;
 mod histories;
+mod kept;
 mod refusals;
 mod scans;
 mod sums;
