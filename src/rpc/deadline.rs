@@ -6,7 +6,7 @@
 //! still waiting its turn answers `not_applied`.
 //!
 //! tonic's timeout lies around every layer, and runs from the same header. So that it never comes
-//! first, a deadline here ends by [`MARGIN_MAX`] before the client's, or by a tenth of its time if
+//! first, a deadline here ends ten milliseconds before the client's, or a tenth of its time if
 //! that is less. An answer that is sent at the client's own deadline would not be received by then.
 
 use std::time::Duration;
