@@ -36,7 +36,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::sum;
 use crate::proto::PageSum;
 use crate::store::leaves::{DirtyLeaves, LEAF_BITS, LEAVES, leaf_of, tokens_of};
-use crate::store::{EngineKey, FloorDigest, KeyRange, Result, Store, TenantId};
+use crate::store::{self, EngineKey, FloorDigest, KeyRange, Result, Store, TenantId};
 
 /// Bytes of rows that are read at once.
 const PAGE_BYTES: usize = 1 << 20;
@@ -262,8 +262,8 @@ impl Trees {
         self.hashes_until(replicas, partition, (own_floor, floor), self.deadline())
     }
 
-    /// [`Trees::hashes`] of a damaged partition, whose own floor counts as 0: for the exchange that
-    /// mends it.
+    /// [`Trees::hashes`] of a partition that may be damaged: its own floor counts as 0 then. For the
+    /// exchange that mends it, or another one's.
     ///
     /// # Errors
     /// A source that cannot be read.
@@ -273,7 +273,11 @@ impl Trees {
         partition: u32,
         floor: u64,
     ) -> Result<Option<(Vec<u64>, u64)>> {
-        self.hashes_until(replicas, partition, (0, floor), self.deadline())
+        let own_floor = match self.store.floor_of_partition(partition) {
+            Err(store::Error::Damaged { .. }) => 0,
+            own_floor => own_floor?,
+        };
+        self.hashes_until(replicas, partition, (own_floor, floor), self.deadline())
     }
 
     /// One hash for each partition, each under the higher of the floor named with it and the own

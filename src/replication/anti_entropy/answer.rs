@@ -136,11 +136,7 @@ impl AntiEntropy {
             let known = reply.roots.iter().zip(each).filter(|(root, _)| root.known);
             self.note_floors(known.map(|(root, (at, theirs))| (at, root.own_floor, theirs)));
         } else if let Some((partition, floor)) = each.clone().next() {
-            let leaves =
-                match request.of_damaged && self.store.floor_of_partition(partition).is_err() {
-                    true => self.leaves_of_damaged(replicas, partition, floor).await,
-                    false => self.leaves(replicas, partition, floor).await,
-                };
+            let leaves = self.leaves(replicas, partition, floor, request.of_damaged).await;
             let leaves = leaves.map_err(failed)?;
             let not_yet = || refused("NOT_READY", "the partition was not read yet");
             (reply.hashes, reply.floor) = leaves.ok_or_else(not_yet)?;

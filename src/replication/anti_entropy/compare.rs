@@ -155,27 +155,20 @@ impl AntiEntropy {
         work.await.map_err(|_| Error::Stopping)
     }
 
-    /// The hashes of this node for the leaves of a partition, likewise.
+    /// The hashes of this node for the leaves of a partition, likewise; if it `may_be_damaged`,
+    /// those of what is left.
     pub(super) async fn leaves(
         &self,
         replicas: u8,
         partition: u32,
         floor: u64,
+        may_be_damaged: bool,
     ) -> Result<Option<(Vec<u64>, u64)>, Error> {
         let trees = Arc::clone(&self.trees);
-        let work = self.work.run(move || trees.hashes(replicas, partition, floor));
-        work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
-    }
-
-    /// Hashes of a partition of this node that has lost data.
-    pub(super) async fn leaves_of_damaged(
-        &self,
-        replicas: u8,
-        partition: u32,
-        floor: u64,
-    ) -> Result<Option<(Vec<u64>, u64)>, Error> {
-        let trees = Arc::clone(&self.trees);
-        let work = self.work.run(move || trees.hashes_of_damaged(replicas, partition, floor));
+        let work = self.work.run(move || match may_be_damaged {
+            true => trees.hashes_of_damaged(replicas, partition, floor),
+            false => trees.hashes(replicas, partition, floor),
+        });
         work.await.map_err(|_| Error::Stopping)?.map_err(Error::Store)
     }
 
@@ -278,7 +271,8 @@ impl AntiEntropy {
             let (found, expected) = (reply.hashes.len(), leaves.len());
             return Err(Error::Answer { node: pair.peer, what: "hashes", found, expected });
         }
-        let Some((own, floor)) = self.leaves(pair.replicas, partition, reply.floor).await? else {
+        let Some((own, floor)) = self.leaves(pair.replicas, partition, reply.floor, false).await?
+        else {
             summary.left += 1;
             return Ok(Vec::new());
         };

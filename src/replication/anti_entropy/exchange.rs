@@ -165,7 +165,7 @@ impl AntiEntropy {
         for replicas in shared {
             let pair = Pair { layout, peer, replicas, floor: 0, is_damaged: true, from_damaged };
             let reply = self.ask_tree(pair, vec![partition], vec![0], false).await?;
-            let own = self.leaves_of_damaged(replicas, partition, reply.floor).await?;
+            let own = self.leaves(replicas, partition, reply.floor, true).await?;
             let leaves = leaves_of(partition, self.store.partition_bits());
             let own = own.map(|(own, _)| own).filter(|own| own.len() == reply.hashes.len());
             let not_yet = || PeerError::NoAnswer { why: "not all was read yet".to_owned() };

@@ -161,22 +161,30 @@ impl Trio {
     }
 }
 
+impl Trio {
+    /// The third has lost the delete of a value that it still has below it; the others have
+    /// forgotten both.
+    async fn lose_a_delete(&mut self, tenant: &str, key: &str) {
+        self.write(0, tenant, put(key, "x"), &[1, 2]);
+        self.store(2).compact().expect("at the bottom");
+        self.write(0, tenant, delete(key), &[1, 2]);
+        self.store(2).flush().expect("above it");
+        assert_eq!(self.round().await, 0);
+        for at in 0..2 {
+            self.store(at).flush().expect("flushed");
+            self.store(at).compact().expect("forgotten");
+        }
+        self.restart_rotten(2, Which::Newest);
+    }
+}
+
 /// The lost block held a delete, the value is still there below it, and the others have forgotten
 /// both. As long as one of them is away a quorum is refused, not shown the value; then it is dead.
 #[tokio::test(start_paused = true)]
 async fn what_a_lost_block_hid_is_shown_to_nobody_and_dies_again() {
     for tenant in TENANTS {
         let mut trio = Trio::new();
-        trio.write(0, tenant, put("k", "x"), &[1, 2]);
-        trio.store(2).compact().expect("at the bottom");
-        trio.write(0, tenant, delete("k"), &[1, 2]);
-        trio.store(2).flush().expect("above it");
-        assert_eq!(trio.round().await, 0);
-        for at in 0..2 {
-            trio.store(at).flush().expect("flushed");
-            trio.store(at).compact().expect("forgotten");
-        }
-        trio.restart_rotten(2, Which::Newest);
+        trio.lose_a_delete(tenant, "k").await;
         assert!(trio.store(2).read(tenant, b"k").is_err());
         trio.net.down.lock().insert(id(1));
         trio.anti_entropy(2).heal().await;
@@ -383,16 +391,7 @@ async fn what_a_lost_block_hid_does_not_come_back_by_a_row_that_is_given_away() 
     for (tenant, is_lost_before) in TENANTS.into_iter().flat_map(|one| [(one, true), (one, false)])
     {
         let mut trio = Trio::new();
-        trio.write(0, tenant, put("k", "x"), &[1, 2]);
-        trio.store(2).compact().expect("at the bottom");
-        trio.write(0, tenant, delete("k"), &[1, 2]);
-        trio.store(2).flush().expect("above it");
-        assert_eq!(trio.round().await, 0);
-        for at in 0..2 {
-            trio.store(at).flush().expect("flushed");
-            trio.store(at).compact().expect("forgotten");
-        }
-        trio.restart_rotten(2, Which::Newest);
+        trio.lose_a_delete(tenant, "k").await;
         if is_lost_before {
             assert!(trio.store(2).read(tenant, b"k").is_err());
             trio.net.down.lock().extend([id(0), id(1)]);
@@ -457,16 +456,7 @@ async fn a_giver_that_still_has_rows_to_give_away_is_waited_for() {
 async fn two_that_have_lost_data_do_not_wait_for_each_other_for_ever() {
     for tenant in TENANTS {
         let mut trio = Trio::new();
-        trio.write(0, tenant, put("dead", "x"), &[1, 2]);
-        trio.store(2).compact().expect("at the bottom");
-        trio.write(0, tenant, delete("dead"), &[1, 2]);
-        trio.store(2).flush().expect("above it");
-        assert_eq!(trio.round().await, 0);
-        for at in 0..2 {
-            trio.store(at).flush().expect("flushed");
-            trio.store(at).compact().expect("forgotten");
-        }
-        trio.restart_rotten(2, Which::Newest);
+        trio.lose_a_delete(tenant, "dead").await;
         assert!(trio.store(2).read(tenant, b"dead").is_err());
         trio.net.down.lock().extend([id(0), id(1)]);
         trio.anti_entropy(2).heal().await;
