@@ -262,8 +262,8 @@ impl Trees {
         self.hashes_until(replicas, partition, (own_floor, floor), self.deadline())
     }
 
-    /// [`Trees::hashes`] of a partition that may be damaged: its own floor counts as 0 then. For the
-    /// exchange that mends it, or another one's.
+    /// [`Trees::hashes`] of a partition that may be damaged: its own floor counts as 0 then. For
+    /// the exchange that mends it, or another one's.
     ///
     /// # Errors
     /// A source that cannot be read.
