@@ -264,7 +264,10 @@ impl Shared {
             }
         }
         if tables.is_empty() {
-            return Ok(Piece::Gone(0));
+            // A row that compaction purged may live on in the cache.
+            let (edit, none) = (VersionEdit::default(), Unnamed::new(self));
+            let is_gone = !self.cache.is_on() || self.install_without(edit, none, going, permit)?;
+            return Ok(if is_gone { Piece::Gone(0) } else { Piece::Refused });
         }
         let numbers: Vec<u64> = tables.iter().map(|(table, _)| table.meta.number).collect();
         // What is only excised is not written.
@@ -293,18 +296,30 @@ impl Shared {
             removed += table.meta.visible_bytes().saturating_sub(left_bytes);
             edit.added.extend(left);
         }
+        let installed = self.install_without(edit, unnamed, going, permit)?;
+        Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
+    }
+
+    /// Installs tables without the keys that go, of which those that were written are `unnamed`
+    /// yet, and has the cache forget the keys: if it is permitted.
+    fn install_without(
+        &self,
+        edit: VersionEdit,
+        mut unnamed: Unnamed<'_>,
+        going: &Going<'_>,
+        permit: &Permit<'_>,
+    ) -> Result<bool> {
         let goes = |key: &[u8]| going.has(key);
         let cache = || match rule!(self, removal_drops_cache) {
             true => CacheChange::Removed(&goes),
             false => CacheChange::None,
         };
         let mut edit = Some(edit);
-        let installed = permit(&mut || {
+        permit(&mut || {
             let Some(edit) = edit.take() else { return Ok(()) };
             unnamed.keep();
             self.install(edit, cache(), |_| {})
-        })?;
-        Ok(if installed { Piece::Gone(removed) } else { Piece::Refused })
+        })
     }
 
     /// Writes the table that replaces another, without the keys that go; `None` if nothing is left.

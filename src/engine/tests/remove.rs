@@ -222,3 +222,28 @@ fn a_crash_in_the_middle_leaves_what_stays_whole() {
         }
     }
 }
+
+/// A tombstone that compaction purged lives on in the row cache, which is right as long as nobody
+/// says that the key is gone. No table holds such a key any more when it is to go.
+#[test]
+fn a_purged_row_goes_out_of_the_cache_too() {
+    for way in WAYS {
+        let engine = open(Arc::new(MemVfs::new()), tiny()).expect("opens");
+        let gone = 201;
+        let deleted = Row::default().write(1, 1, true, None);
+        let position = engine.apply(&[(&key(gone), &deleted.encode())]).expect("writes");
+        engine.wait_durable(position).expect("durable");
+        engine.flush().expect("flushes");
+        let is_seen = || engine.get(&key(gone)).expect("reads").is_some();
+        (0..3).for_each(|_| assert!(is_seen()));
+        engine.fence(0..=0, 1).expect("fences");
+        engine.set_floor(0..=0, 1).expect("sets the floor");
+        engine.compact_all().expect("compacts");
+        assert_eq!(engine.shared.version().tables().count(), 0, "it is purged");
+        assert!(is_seen(), "out of the cache");
+        let refused = way.remove(&engine, &|_| Ok(false)).expect("tries");
+        assert_eq!((refused, is_seen()), (None, true), "nothing goes without the permit");
+        way.remove_all(&engine).expect("removes").expect("permitted");
+        assert!(!is_seen(), "{way:?}");
+    }
+}
