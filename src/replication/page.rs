@@ -138,7 +138,7 @@ pub(super) fn answer(
     if reply.sum.is_none() {
         let cursor = store.visit_by_token(range, cursor, bytes_max, |engine_key, row| {
             if is_told && compared.has_key(engine_key) {
-                tell(&mut reply, &mut rows, store, request, engine_key, row)?;
+                tell(&mut reply, &mut rows, request, engine_key, row)?;
             }
             Ok(true)
         });
@@ -161,18 +161,17 @@ pub(super) fn answer(
 fn tell(
     reply: &mut proto::PageReply,
     rows: &mut Rows,
-    store: &Store,
     request: &proto::PageRequest,
     engine_key: &[u8],
     row: &[u8],
 ) -> store::Result<()> {
     if request.digests && !request.sum {
-        let digest = store.digest_under(row, 0)?;
+        let digest = sum::digest_of(Some(row));
         let engine_key = Bytes::copy_from_slice(engine_key);
         reply.keys.push(proto::KeyDigest { engine_key, digest });
         return Ok(());
     }
-    sum::add_row(reply.sum.get_or_insert_default(), store, engine_key, row)?;
+    sum::add_row(reply.sum.get_or_insert_default(), engine_key, row);
     if !request.sum {
         let EngineKey { tenant, key, .. } = EngineKey::decode(engine_key)?;
         rows.add(tenant, key, row);

@@ -14,12 +14,13 @@ use super::error::Error;
 use super::fence::Fence;
 use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use super::replica::{ToFailure, enter, refused};
+use super::sum;
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::PeerError;
 use crate::engine::Position;
 use crate::proto;
-use crate::store::{self, Early, Store, TenantId};
+use crate::store::{self, Early, RawRow, Store, TenantId};
 
 /// Rows or keys of a request at most.
 const ITEMS_MAX: usize = 10_000;
@@ -115,7 +116,11 @@ impl Reading {
             if *bytes >= REPLY_BYTES_MAX {
                 return failed(left_out());
             }
-            let read = raw.and_then(|raw| Ok((self.store.digest(&raw)?, raw)));
+            let digest = |raw: &RawRow| match request.as_they_are {
+                true => Ok(sum::digest_of(raw.row.as_deref())),
+                false => self.store.digest(raw),
+            };
+            let read = raw.and_then(|raw| Ok((digest(&raw)?, raw)));
             match read {
                 Ok((digest, raw)) => {
                     let row = raw.row.filter(|_| !request.digest_only).map(Bytes::from);

@@ -20,8 +20,8 @@
 //! 3. The rows of a tenant count among those of tenants with as many replicas as it has now. When
 //!    that number changes all leaves are read again, though nothing was written to them.
 //! 4. Beside its hash a leaf has the sum of its rows (`super::sum`), which is under no floor. It
-//!    is what reading them would give: below the floor a compaction may change rows that nobody
-//!    writes to, so where one is not yet as it will be the leaf is read each time.
+//!    is what reading them would give: below the floor a compaction may drop rows that nobody
+//!    writes to, so while one that may go is there the leaf is read each time.
 //! 5. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
 //!    is not known yet.
 
@@ -85,7 +85,7 @@ struct Hashes {
 #[derive(Debug)]
 struct OfOwn {
     sums: Sums,
-    /// Those of which a compaction may change the sum.
+    /// Those of which a compaction may change the sum: it drops a row, and changes none.
     unsettled: DirtyLeaves,
     /// The least floor under which the hash may be another.
     until: Box<[u64]>,
@@ -463,22 +463,19 @@ impl Trees {
                 self.store.dirty_leaves().mark_leaf(leaf as u32);
                 return Ok(true);
             };
-            let mut hash = None;
             if found.digest != 0 {
                 let class = classes.entry(replicas).or_insert_with(|| vec![0; LEAVES].into());
-                class[leaf] ^= *hash.insert(sum::hash_of(key, found.digest));
+                class[leaf] ^= sum::hash_of(key, found.digest);
             }
             if let Some(of_own) = &mut of_own {
                 of_own.until[leaf] = of_own.until[leaf].min(found.until);
                 of_own.purgeable_at[leaf] = of_own.purgeable_at[leaf].min(found.purgeable_at);
-                let digest = self.store.digest_under(row, 0)?;
-                let hash = hash.filter(|_| digest == found.digest).unwrap_or_else(|| {
+                if found.digest == 0 {
                     of_own.unsettled.mark_leaf(leaf as u32);
-                    sum::hash_of(key, digest)
-                });
+                }
                 let none = || vec![PageSum::default(); LEAVES].into();
                 let sums = of_own.sums.entry(replicas).or_insert_with(none);
-                sum::add(&mut sums[leaf], &PageSum { rows: 1, digest: hash });
+                sum::add_row(&mut sums[leaf], key, row);
             }
             Ok(true)
         })

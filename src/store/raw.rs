@@ -226,6 +226,32 @@ impl Store {
         Ok(RawRow { row: (!joined.is_empty()).then_some(out), floor })
     }
 
+    /// Whether a row says as much as its join with another, under the floor of that: the same
+    /// versions, and every token but those that a row forgets early.
+    ///
+    /// # Errors
+    /// The bytes are no rows.
+    pub fn says_all_of(&self, row: Option<&[u8]>, joined: &RawRow) -> Result<bool> {
+        if row == joined.row.as_deref() {
+            return Ok(true);
+        }
+        let digest = row.map_or(Ok(0), |row| self.digest_under(row, joined.floor))?;
+        if digest != self.digest(joined)? {
+            return Ok(false);
+        }
+        // Of two rows that may be forgotten nobody asks for a token any more.
+        let (Some(row), Some(joined)) = (row.filter(|_| digest != 0), &joined.row) else {
+            return Ok(true);
+        };
+        let (row, joined) = (codec::decode(row), codec::decode(joined));
+        let (row, joined) = (row.map_err(unreadable)?, joined.map_err(unreadable)?);
+        let forgotten = forgotten_below(&row, DEAD_TOKENS_MAX);
+        let is_known = |&(token, time): &(Token, u64)| {
+            row.token_time(token).is_some() || forgotten.is_some_and(|below| (time, token) < below)
+        };
+        Ok(joined.tokens().iter().all(is_known))
+    }
+
     /// Whether a row has a version at or below a floor.
     ///
     /// # Errors

@@ -71,7 +71,8 @@ impl AntiEntropy {
             .iter()
             .map(|(tenant, key)| proto::RowKey { tenant_id: tenant.0, key: key.clone().into() });
         let of_damaged = pair.from_damaged;
-        let request = proto::ReadRows { keys: row_keys.collect(), digest_only: false, of_damaged };
+        let keys_asked = row_keys.collect();
+        let request = proto::ReadRows { keys: keys_asked, of_damaged, ..Default::default() };
         let request = Request::ReadRows(request);
         let answers = self.ask(pair.layout, pair.peer, request).await?.row_answers(keys.len())?;
         let (mut words, mut later) = (Vec::new(), Vec::new());

@@ -1,7 +1,8 @@
 //! Rows are given to their owners, until of each a quorum of owners holds as much or more.
 //!
 //! ```text
-//! each owner    digests of the rows that it was not seen to hold
+//! each owner    digests of the rows that it was not seen to hold, as they are: with the
+//!               idempotency keys that were used
 //!   other       the row is pushed; durable there when it is answered
 //!   refused as below the safe point: its row is read, and joined with ours under both floors;
 //!               if that says more than its own, it gets the join as a repair
@@ -27,6 +28,7 @@ use crate::replication::Fence;
 use crate::replication::messages::{MESSAGE_ROWS_MAX, messages};
 use crate::replication::progress::Rate;
 use crate::replication::reason::BELOW_SAFE_POINT;
+use crate::replication::sum;
 use crate::store::{self, RawRow, Store, TenantId};
 
 /// A row and who owns it.
@@ -185,9 +187,13 @@ impl Cover<'_> {
         let keys: Vec<_> = some.iter().map(|index| rows[*index].key()).collect();
         let answers = self.read(owner, keys, true).await?;
         let is_equal = |row: &Held, answer: &proto::RowAnswer| {
-            // Digests compare under equal floors.
-            let own = self.store.digest_under(&row.row, answer.floor);
-            answer.failure.is_none() && own.is_ok_and(|own| own == answer.digest)
+            // It may have forgotten what may be forgotten below its floor.
+            let is_forgotten = || {
+                let own = self.store.digest_under(&row.row, answer.floor);
+                answer.digest == 0 && own.is_ok_and(|own| own == 0)
+            };
+            let is_same = answer.digest == sum::digest_of(Some(&row.row));
+            answer.failure.is_none() && (is_same || is_forgotten())
         };
         let pairs = some.iter().zip(&answers);
         Ok(pairs
@@ -226,9 +232,8 @@ impl Cover<'_> {
         let floor = self.store.floor_at(token).unwrap_or(0);
         let own = RawRow { row: Some(row.row.to_vec()), floor };
         let joined = self.store.join_raw(own, theirs.clone())?;
-        let theirs = RawRow { floor: joined.floor, ..theirs };
-        let is_equal = self.store.digest(&joined)? == self.store.digest(&theirs)?;
-        Ok(joined.row.filter(|_| !is_equal))
+        let says_all = self.store.says_all_of(theirs.row.as_deref(), &joined)?;
+        Ok(joined.row.filter(|_| !says_all))
     }
 
     async fn read(
@@ -238,9 +243,9 @@ impl Cover<'_> {
         digest_only: bool,
     ) -> Result<Vec<proto::RowAnswer>, PeerError> {
         let asked = keys.len();
-        let request =
-            Request::ReadRows(proto::ReadRows { keys, digest_only, ..Default::default() });
-        self.ask(owner, request).await?.row_answers(asked)
+        let as_they_are = true;
+        let request = proto::ReadRows { keys, digest_only, as_they_are, ..Default::default() };
+        self.ask(owner, Request::ReadRows(request)).await?.row_answers(asked)
     }
 
     async fn push(

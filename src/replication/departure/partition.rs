@@ -36,7 +36,7 @@ use crate::cluster::peer::PeerError;
 use crate::proto;
 use crate::replication::page::Asking;
 use crate::replication::sum;
-use crate::store::{self, EngineKey, Store, TokenRange};
+use crate::store::{self, EngineKey, TokenRange};
 
 /// What this node holds of a partition that is not its own.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ pub(super) struct Own {
     sums: BTreeMap<u8, proto::PageSum>,
 }
 
-/// A row of a page, with its engine key and its digest under no floor.
+/// A row of a page, with its engine key and its digest as it is.
 struct Row {
     engine_key: Vec<u8>,
     digest: u64,
@@ -58,18 +58,11 @@ struct Row {
 }
 
 impl Own {
-    fn add(
-        &mut self,
-        store: &Store,
-        engine_key: &[u8],
-        row: &[u8],
-        key: &[u8],
-        factor: u8,
-    ) -> store::Result<()> {
+    fn add(&mut self, engine_key: &[u8], row: &[u8], key: &[u8], factor: u8) {
         self.keys += 1;
         self.bytes += (key.len() + row.len()) as u64;
         self.digest = xxh3_64_with_seed(row, xxh3_64_with_seed(engine_key, self.digest));
-        sum::add_row(self.sums.entry(factor).or_default(), store, engine_key, row)
+        sum::add_row(self.sums.entry(factor).or_default(), engine_key, row);
     }
 }
 
@@ -89,7 +82,7 @@ impl Departure {
                 let next = store.visit_by_token(range, cursor.as_deref(), bytes, |key, row| {
                     let at = EngineKey::decode(key)?;
                     if let Some(factor) = unowned.factor_of(&at) {
-                        own.add(&store, key, row, at.key, factor)?;
+                        own.add(key, row, at.key, factor);
                     }
                     Ok(true)
                 })?;
@@ -192,7 +185,7 @@ impl Departure {
                             row: Bytes::copy_from_slice(row),
                             owners: owners.clone(),
                         };
-                        let digest = store.digest_under(row, 0)?;
+                        let digest = sum::digest_of(Some(row));
                         rows.push(Row { engine_key: engine_key.to_vec(), digest, held });
                     }
                     Ok(true)

@@ -171,6 +171,44 @@ async fn sources_that_differ_are_all_merged() {
     assert_eq!(held, owned);
 }
 
+/// A write whose idempotency key says that it was made, and which is gone, was missed by one of the
+/// sources. Whoever is sent it again finds it at a quorum, also when a newcomer is in that.
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_learns_which_idempotency_keys_were_used() {
+    for missing in 0..3 {
+        let cluster = Cluster::with_owners(4, &[0, 1, 2], 74);
+        let store = |at: usize| &cluster.nodes[at].store;
+        let tenant = store(0).tenant("lww").expect("there");
+        for n in 0..KEYS {
+            let key = format!("key-{n}");
+            let copy = |from: usize| {
+                let row = store(from).raw_row(tenant.id, key.as_bytes()).expect("readable").row;
+                vec![(tenant.id, key.clone().into_bytes(), row.expect("written"))]
+            };
+            let others = [0, 1, 2].map(|at| (at, at != missing)).into_iter();
+            for at in others.filter_map(|(at, is_other)| is_other.then_some(at)) {
+                store(at).write("lww", once(&key, "v", &format!("used-{n}"))).expect("itself");
+            }
+            cluster.world.clock.advance_ms(10);
+            store(missing).write("lww", put(&key, "w")).expect("itself");
+            let row = copy(missing);
+            (0..3).for_each(|at| store(at).replicate(&row).remove(0).expect("joined"));
+        }
+        let joint = joint(&drawn(&cluster), 2);
+        cluster.commit(Arc::clone(&joint), &[0, 1, 2, 3]);
+        assert!(merges(&cluster, 30).await);
+        let mut held = 0;
+        for n in 0..KEYS {
+            let (key, used) = (format!("key-{n}"), format!("used-{n}"));
+            let row = store(3).raw_row(tenant.id, key.as_bytes()).expect("readable");
+            held += usize::from(row.row.is_some());
+            let knows = store(3).knows_token(&tenant, key.as_bytes(), &row, used.as_bytes());
+            assert!(row.row.is_none() || knows.expect("a row"), "{key} without n{missing}");
+        }
+        assert!(held > KEYS / 2, "{held}");
+    }
+}
+
 /// A source that cannot be asked is waited for, and said to be; the work goes on when it is back.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_said_while_a_source_is_missing() {
