@@ -65,8 +65,7 @@ impl Shared {
         sealed.seal(log.cut());
         let state = &mut *log;
         let ingest = queue_ingest.then(|| self.versions.allocate_epoch());
-        let active = self.versions.allocate_epoch();
-        let active = Arc::new(Memtable::new(active, blank, self.versions.reaper()));
+        let active = blank.into_memtable(self.versions.allocate_epoch());
         state.generation += 1;
         state.queued_ingests += u32::from(queue_ingest);
         state.active = active.clone();
@@ -98,7 +97,7 @@ impl Shared {
 
     fn new_blank(&self) -> Blank {
         self.hook("blank:new");
-        Blank::new(self.options.memtable_bytes, &self.spare)
+        Blank::new(self.options.memtable_bytes, &self.spare, self.versions.reaper())
     }
 
     /// Puts a blank by for the next memtable. One that was put by meanwhile goes, outside the lock.

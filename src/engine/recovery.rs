@@ -82,11 +82,10 @@ pub fn open(
     let ages_from_ms = ages_from(versions.current().state(), clock.now_ms());
     let now_ms = clock.now_ms().saturating_add(ages_from_ms);
     let spare = Arc::new(Spare::new(options.memtable_bytes));
-    let blank = || Blank::new(options.memtable_bytes, &spare);
+    let blank = || Blank::new(options.memtable_bytes, &spare, versions.reaper());
     let first_segment = replay(dir, &options, &vfs, &*operator, &versions, &blank, now_ms)?;
 
-    let epoch = versions.allocate_epoch();
-    let active = Arc::new(Memtable::new(epoch, blank(), versions.reaper()));
+    let active = blank().into_memtable(versions.allocate_epoch());
     let state = LogState { active: active.clone(), generation: 0, queued_ingests: 0 };
     let log_options = LogOptions::from(&options);
     let log = CommitLog::create(vfs.clone(), dir, log_options, first_segment, state)?;
@@ -226,12 +225,12 @@ fn replay(
         let older = versions.current();
         output.build(memtable, &|key, hash| older.may_hold(key, hash, |_| true))
     };
-    let fresh = || Memtable::new(versions.allocate_epoch(), blank(), versions.reaper());
-    let mut memtable = Arc::new(fresh());
+    let fresh = || blank().into_memtable(versions.allocate_epoch());
+    let mut memtable = fresh();
     let mut last_frame = flushed;
     let mut apply = |frame: Position, key: &[u8], row: &[u8]| -> Result<()> {
         if memtable.list_bytes() >= options.memtable_bytes && frame > last_frame {
-            let full = std::mem::replace(&mut memtable, Arc::new(fresh()));
+            let full = std::mem::replace(&mut memtable, fresh());
             let edit = VersionEdit {
                 added: vec![build(&full)?],
                 flushed: Some(frame),

@@ -6,7 +6,8 @@
 //!
 //! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
 //! a lock. Chunks of full size are mapped, as huge pages where the system has them: a search in a
-//! memtable goes all over its nodes. When the arena goes they are [`Spare`] for the next one, which
+//! memtable goes all over its records. The first few are not: a store that writes little takes no
+//! more memory than it has written. When the arena goes they are [`Spare`] for the next one, which
 //! has written to them before: the system has to make no page of zeros, for milliseconds where a
 //! hypervisor must find the memory first (docs/decisions/0072). What is more than a memtable needs
 //! goes back to the system at once; an allocator would keep it.
@@ -29,11 +30,14 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use parking_lot::Mutex;
 
-/// Everything is aligned to this, so that records may be addressed by words.
-const ALIGN: usize = 8;
+/// Everything is aligned to this: a bit of an address is the list's for a mark.
+pub const ALIGN: usize = 2;
 /// The first chunk of a small arena, which a test opens hundreds of; they double up to the maximum.
 const CHUNK_BYTES_MIN: usize = 16 << 10;
 const CHUNK_BYTES_MAX: usize = 2 << 20;
+/// Chunks come as huge pages once an arena has so many bytes: what is wasted of the last page is
+/// little beside them.
+const HUGE_FROM: usize = 16 << 20;
 
 /// Chunks of arenas that are gone, for those that come.
 #[derive(Default)]
@@ -69,6 +73,13 @@ impl Spare {
             drop(chunks);
         }
     }
+}
+
+/// What a mapped chunk is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Small,
+    Huge,
 }
 
 struct Chunk {
@@ -169,7 +180,8 @@ impl Arena {
     /// A chunk that nobody else has.
     fn chunk(&self, capacity: usize) -> Box<Chunk> {
         let spare = (capacity == CHUNK_BYTES_MAX).then(|| self.spare.take()).flatten();
-        spare.unwrap_or_else(|| Box::new(Chunk::new(capacity)))
+        let pages = if self.reserved_bytes() < HUGE_FROM { Pages::Small } else { Pages::Huge };
+        spare.unwrap_or_else(|| Box::new(Chunk::new(capacity, pages)))
     }
 
     /// Adds a chunk that holds at least `len` bytes, unless another thread has replaced `full`.
@@ -204,14 +216,16 @@ impl Chunk {
         Layout::from_size_align(capacity, ALIGN).expect("rows are bounded far below isize::MAX")
     }
 
-    fn new(capacity: usize) -> Self {
+    fn new(capacity: usize, pages: Pages) -> Self {
         #[cfg(test)]
         tests::put_off();
         if capacity >= CHUNK_BYTES_MAX {
             // If it cannot be had, the allocator is asked, which knows what to do then.
             if let Ok(mut map) = MmapOptions::new().len(capacity).map_anon() {
-                // A hint. Not populated here: who touches a page first waits for it alone.
-                let _ = map.advise(Advice::HugePage);
+                if pages == Pages::Huge {
+                    // A hint. Not populated here: who touches a page first waits for it alone.
+                    let _ = map.advise(Advice::HugePage);
+                }
                 let base = NonNull::from(&mut map[..]).cast();
                 return Self { base, capacity, map: Some(map), used: AtomicUsize::new(0) };
             }

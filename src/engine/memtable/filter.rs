@@ -9,17 +9,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::zeros::Zeros;
+
 const LINE_WORDS: usize = 8;
 const PROBES: u32 = 5;
 /// Bits of filter for each expected key: about 1 % false positives with lines of 512 bits.
 const BITS_PER_KEY: usize = 12;
 
-#[repr(align(64))]
-struct Line([AtomicU64; LINE_WORDS]);
-
 /// See the module page.
 pub struct Filter {
-    lines: Box<[Line]>,
+    lines: usize,
+    bits: Zeros,
     /// Whether anything was inserted: reads of a store at rest then touch no line at all. Written
     /// once, so it stays in every core's cache while the lines and the list's length move about.
     in_use: AtomicBool,
@@ -29,14 +29,13 @@ impl Filter {
     /// A filter for `keys` keys; more keys only raise the rate of false positives.
     pub fn for_keys(keys: usize) -> Self {
         let lines = (keys * BITS_PER_KEY).div_ceil(512).max(1);
-        let line = || Line(Default::default());
-        Self { lines: (0..lines).map(|_| line()).collect(), in_use: AtomicBool::new(false) }
+        Self { lines, bits: Zeros::new(lines * LINE_WORDS), in_use: AtomicBool::new(false) }
     }
 
-    fn line(&self, hash: u64) -> &Line {
+    fn line(&self, hash: u64) -> &[AtomicU64; LINE_WORDS] {
         // Multiply-shift instead of a modulo; the high half of the hash picks the line.
-        let at = (u128::from(hash) * self.lines.len() as u128) >> 64;
-        &self.lines[at as usize]
+        let at = ((u128::from(hash) * self.lines as u128) >> 64) as usize * LINE_WORDS;
+        self.bits.words()[at..].first_chunk().expect("a line of those it was made with")
     }
 
     /// The (word, bit mask) of each probe, from the low half of the hash.
@@ -61,8 +60,8 @@ impl Filter {
             // Looked at first, because a hot key's line would bounce between cores. Relaxed: the
             // bit only has to be visible to whoever sees the key, and the skiplist's link, which
             // is stored after this, publishes both.
-            if line.0[word].load(Ordering::Relaxed) & mask == 0 {
-                line.0[word].fetch_or(mask, Ordering::Relaxed);
+            if line[word].load(Ordering::Relaxed) & mask == 0 {
+                line[word].fetch_or(mask, Ordering::Relaxed);
             }
         }
     }
@@ -73,12 +72,12 @@ impl Filter {
             return false;
         }
         let line = self.line(hash);
-        Self::probes(hash).all(|(word, mask)| line.0[word].load(Ordering::Relaxed) & mask != 0)
+        Self::probes(hash).all(|(word, mask)| line[word].load(Ordering::Relaxed) & mask != 0)
     }
 
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.lines * LINE_WORDS * size_of::<AtomicU64>()
     }
 }
 

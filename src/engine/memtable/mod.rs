@@ -18,6 +18,7 @@
 mod arena;
 mod filter;
 mod list;
+mod zeros;
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub struct Logged<'a> {
 
 /// See the module page.
 pub struct Memtable {
-    // Constant after creation.
+    // Constant since it has its place.
     epoch: u64,
     reaper: Arc<Reaper>,
 
@@ -82,39 +83,41 @@ impl Drop for Memtable {
     }
 }
 
-/// What a memtable needs before it has its place in the order of age. Made ahead by a thread that
-/// is no writer's: a large allocation has glibc put together all the nodes that were freed of an
-/// earlier memtable, for tens of milliseconds (docs/decisions/0066).
-pub struct Blank {
-    list: List,
-    filter: Filter,
-}
+/// A memtable that has no place in the order of age yet. Made ahead by a thread that is no
+/// writer's: whoever asks glibc for a kilobyte or more has it put together all the nodes that were
+/// freed of an earlier memtable, for tens of milliseconds, and a writer would ask with the log
+/// locked (docs/decisions/0084).
+pub struct Blank(Arc<Memtable>);
 
 impl Blank {
-    /// For a memtable that will be sealed at about `bytes`.
-    pub fn new(bytes: usize, spare: &Arc<Spare>) -> Self {
-        Self {
+    /// For a memtable that will be sealed at about `bytes` and that `reaper` will free.
+    pub fn new(bytes: usize, spare: &Arc<Spare>, reaper: &Arc<Reaper>) -> Self {
+        Self(Arc::new(Memtable {
+            epoch: 0,
+            reaper: Arc::clone(reaper),
             list: List::new(bytes, spare),
             filter: Filter::for_keys(bytes / ENTRY_BYTES_TYPICAL),
-        }
-    }
-}
-
-impl Memtable {
-    /// An empty memtable, which `reaper` will free.
-    pub fn new(epoch: u64, blank: Blank, reaper: &Arc<Reaper>) -> Self {
-        Self {
-            epoch,
-            reaper: Arc::clone(reaper),
-            list: blank.list,
-            filter: blank.filter,
             writers: Writers(AtomicUsize::new(0)),
             sealed: AtomicBool::new(false),
             sealed_at: Mutex::new(None),
             no_writers: Condvar::new(),
-        }
+        }))
     }
 
+    /// Where the memtable lies.
+    #[cfg(test)]
+    pub fn address(&self) -> *const Memtable {
+        Arc::as_ptr(&self.0)
+    }
+
+    /// The memtable, which takes its place. Allocates nothing.
+    pub fn into_memtable(mut self, epoch: u64) -> Arc<Memtable> {
+        Arc::get_mut(&mut self.0).expect("nobody else has it yet").epoch = epoch;
+        self.0
+    }
+}
+
+impl Memtable {
     /// Its place in the order of age: a greater epoch is younger.
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -143,12 +146,13 @@ impl Memtable {
         if !known && self.list.insert_new(key, logged) {
             return Ok(());
         }
-        let Some(old) = self.list.get(key) else {
+        let Some(found) = self.list.find(key) else {
             // The filter was wrong.
             let inserted = self.list.insert_new(key, logged);
             debug_assert!(inserted, "the stripe lock keeps other writers of the key away");
             return Ok(());
         };
+        let old = found.logged();
         let Logged { record: Record { kind, row }, end } = logged;
         if kind == Kind::Full {
             debug_assert!(
@@ -156,20 +160,23 @@ impl Memtable {
                 operator.contains(row, old.record.row).unwrap_or(true),
                 "a Full does not contain what it replaces"
             );
-            self.list.replace(key, logged);
+            found.replace(logged);
             return Ok(());
         }
         let mut joined = Vec::with_capacity(old.record.row.len() + row.len());
         operator.join(row, old.record.row, &mut joined)?;
         let record = Record { kind: kind.over(old.record.kind), row: &joined };
-        self.list.replace(key, Logged { record, end: end.max(old.end) });
+        found.replace(Logged { record, end: end.max(old.end) });
         Ok(())
     }
 
     /// The record of `key`.
     #[inline]
     pub fn get(&self, key: &[u8], hash: u64) -> Option<Logged<'_>> {
-        if self.filter.may_contain(hash) { self.list.get(key) } else { None }
+        if !self.filter.may_contain(hash) {
+            return None;
+        }
+        self.list.find(key).map(|found| found.logged())
     }
 
     /// Brings near what [`Memtable::get`] will look at first.

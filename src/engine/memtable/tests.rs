@@ -9,8 +9,8 @@ use super::*;
 use crate::engine::newest::Newest;
 use crate::engine::sstable::KeyHash;
 
-fn blank(bytes: usize) -> Blank {
-    Blank::new(bytes, &Arc::default())
+fn memtable(bytes: usize) -> Arc<Memtable> {
+    Blank::new(bytes, &Arc::default(), &Arc::default()).into_memtable(1)
 }
 
 fn insert(memtable: &Memtable, key: &[u8], kind: Kind, row: &[u8]) {
@@ -32,7 +32,7 @@ proptest! {
         writes in proptest::collection::vec(
             (proptest::collection::vec(any::<u8>(), 0..12), 0..9u64, any::<bool>()), 0..200),
     ) {
-        let memtable = Arc::new(Memtable::new(1, blank(4096), &Arc::default()));
+        let memtable = memtable(4096);
         let mut model: BTreeMap<Vec<u8>, (Kind, Vec<u8>, Position)> = BTreeMap::new();
         for (at, (key, time, full)) in writes.iter().enumerate() {
             let row = Newest::value(*time, key);
@@ -78,7 +78,7 @@ proptest! {
 /// list: unprotected guards, records replaced under a reader, and a walk that owns its list.
 #[test]
 fn readers_see_whole_records_beside_writers() {
-    let memtable = Arc::new(Memtable::new(1, blank(1 << 20), &Arc::default()));
+    let memtable = memtable(1 << 20);
     let keys: Vec<Vec<u8>> = (0..200u32).map(|i| format!("key-{i:04}").into_bytes()).collect();
     std::thread::scope(|scope| {
         for part in 0..2 {
@@ -118,7 +118,7 @@ fn readers_see_whole_records_beside_writers() {
 /// A walk keeps its memtable alive after everybody else has let go of it.
 #[test]
 fn a_walk_owns_its_list() {
-    let memtable = Arc::new(Memtable::new(1, blank(1 << 10), &Arc::default()));
+    let memtable = memtable(1 << 10);
     insert(&memtable, b"a", Kind::Delta, &Newest::value(1, b"x"));
     let mut walk = Walk::new(memtable);
     walk.seek(b"a");
@@ -142,7 +142,7 @@ fn who_drops_it_last_does_not_free_its_nodes() {
     let ((here, is_here), (go, may_go)) = (channel(), channel());
     reaper.free(Hold(here, may_go));
     is_here.recv().expect("it comes");
-    let memtable = Memtable::new(1, blank(1 << 10), &reaper);
+    let memtable = Blank::new(1 << 10, &Arc::default(), &reaper).into_memtable(1);
     insert(&memtable, b"a", Kind::Delta, &Newest::value(1, b"x"));
     drop(memtable);
     assert_eq!(format!("{reaper:?}"), "Reaper { waiting: 1 }");
@@ -154,7 +154,7 @@ fn who_drops_it_last_does_not_free_its_nodes() {
 /// A flush waits for a writer that picked the memtable before the seal.
 #[test]
 fn sealing_waits_for_the_writers_that_picked_it() {
-    let memtable = Arc::new(Memtable::new(1, blank(1 << 10), &Arc::default()));
+    let memtable = memtable(1 << 10);
     memtable.add_writer();
     memtable.seal(Position::new(1, 64));
     let flush = std::thread::spawn({

@@ -42,7 +42,7 @@ fn everything() -> Vec<Range> {
 /// Tables as large, beside what the manifest says of one, as they are in earnest.
 fn options() -> Options {
     Options {
-        memtable_bytes: 128 << 10,
+        memtable_bytes: 112 << 10,
         table_bytes: 64 << 10,
         base_level_bytes: 128 << 10,
         level_ratio: 10,

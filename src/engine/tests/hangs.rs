@@ -37,6 +37,20 @@ fn figures_do_not_wait_for_the_manifest() {
     assert!(engine.stats().manifest_bytes > before);
 }
 
+/// The next memtable is the one that was made ahead, whole: nothing of it is made while the log is
+/// locked.
+#[test]
+fn the_next_memtable_is_the_one_that_was_made_ahead() {
+    let engine = open(Arc::new(MemVfs::new()), tiny()).expect("opens");
+    let row = Row::default().write(1, 1, true, Some(1)).encode();
+    engine.apply(&[(b"key", &row)]).expect("taken");
+    engine.shared.flush_first().expect("there is nothing to flush");
+    let ahead = engine.shared.blank.lock().as_ref().expect("one was made").address();
+    engine.shared.seal(false);
+    assert_eq!(Arc::as_ptr(&engine.shared.super_version.load().active), ahead);
+    assert!(engine.shared.blank.lock().is_none());
+}
+
 /// The memory of the next memtable is made while nobody has to wait for whoever makes it: neither
 /// writers, for the log, nor who seals the one after, for what was made ahead.
 #[test]
