@@ -27,6 +27,7 @@
 //! | m | the row |
 #![expect(unsafe_code, reason = "pointers into the arena and a guard without a pin")]
 
+use std::cell::Cell;
 use std::cmp::Ordering as Order;
 use std::hint::black_box;
 use std::ops::Bound;
@@ -153,6 +154,29 @@ fn no_pin() -> &'static Guard {
     unsafe { unprotected() }
 }
 
+/// A thread that adds keys asks the allocator for so many bytes, for nothing, after each
+/// [`KEYS_PER_ASK`] of them.
+const ASKED_BYTES: usize = 2048;
+const KEYS_PER_ASK: u32 = 256;
+
+thread_local! {
+    /// Keys that this thread has added.
+    static ADDED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Nodes of a list that is gone are freed one by one on another thread, into the heap of the one
+/// that allocated them. glibc only puts them on a list there, and puts hundreds of thousands
+/// together at once, for tens of milliseconds with the heap locked, when something larger is asked
+/// for or freed. Asked often, it has little to put together (docs/decisions/0084). An allocator
+/// without such a list answers in nanoseconds.
+fn ask_allocator() {
+    let added = ADDED.get().wrapping_add(1);
+    ADDED.set(added);
+    if added.is_multiple_of(KEYS_PER_ASK) {
+        drop(black_box(Vec::<u8>::with_capacity(ASKED_BYTES)));
+    }
+}
+
 impl List {
     /// For about so many bytes.
     pub fn new(bytes: usize, spare: &Arc<Spare>) -> Self {
@@ -185,6 +209,7 @@ impl List {
         let inserted = entry.key().at.load(Ordering::Relaxed) == record.as_ptr();
         // A RefEntry has no Drop: without this the node's reference count would never be even.
         entry.release(no_pin());
+        ask_allocator();
         inserted
     }
 
