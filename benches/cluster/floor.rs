@@ -2,6 +2,7 @@
 //! over one gRPC stream, neither looked at nor kept.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Instant;
 
@@ -24,8 +25,8 @@ const TOTAL_BYTES: usize = 512 << 20;
 const MIB: f64 = (1 << 20) as f64;
 
 /// MiB a second that a file takes, to its end on the disk.
-pub fn disk_mib_per_s() -> f64 {
-    let mut file = tempfile::tempfile().expect("a file where the nodes have theirs");
+pub fn disk_mib_per_s(disk: &Path) -> f64 {
+    let mut file = tempfile::tempfile_in(disk).expect("a file where the nodes have theirs");
     let piece = vec![0x5a; MESSAGE_BYTES];
     let began = Instant::now();
     for _ in 0..TOTAL_BYTES / MESSAGE_BYTES {

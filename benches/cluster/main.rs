@@ -1,6 +1,7 @@
 //! What a cluster costs and how it bears a loss:
 //! `cargo bench --bench cluster -- [--nodes 1,3,5] [--seconds S] [--concurrency N] [--value BYTES]
-//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB [--beside MIB/S,...]`.
+//! [--direct 1]`; how fast rows move between owners: `... --transfer MIB [--beside MIB/S,...]
+//! [--disks DIR,...]`.
 //!
 //! Each size is a cluster of processes on loopback with durable writes (`always`). Unary calls at
 //! the named level go to all nodes in turn, or with `--direct 1` to nodes that hold the key. Each
@@ -25,6 +26,7 @@ mod nodes;
 mod steady;
 mod transfer;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,9 @@ struct Arguments {
     transfer_bytes: u64,
     /// MiB a second, for each node, at which they also move beside a load.
     beside: Vec<u64>,
+    /// Where the nodes' directories are made while rows move, one for each node; those that are
+    /// left over share the last.
+    disks: Vec<PathBuf>,
 }
 
 impl Arguments {
@@ -64,6 +69,7 @@ impl Arguments {
             direct: false,
             transfer_bytes: 0,
             beside: vec![8],
+            disks: vec![std::env::temp_dir()],
         };
         let mut all = std::env::args().skip(1).filter(|argument| argument != "--bench");
         while let Some(argument) = all.next() {
@@ -81,6 +87,7 @@ impl Arguments {
                     let rates = given.split(',').map(|rate| figure(rate) as u64);
                     parsed.beside = rates.filter(|rate| *rate > 0).collect();
                 }
+                "--disks" => parsed.disks = given.split(',').map(PathBuf::from).collect(),
                 "--direct" => parsed.direct = figure(&given) > 0,
                 _ => panic!("{argument} is not known"),
             }
@@ -188,8 +195,9 @@ fn main() {
     let runtime = runtime.expect("threads");
     let concurrency = arguments.concurrency;
     if arguments.transfer_bytes > 0 {
-        let Arguments { transfer_bytes, value_bytes, beside, .. } = arguments;
-        transfer::run(&runtime, transfer_bytes, value_bytes, &beside);
+        let Arguments { transfer_bytes: bytes, value_bytes, beside, disks, .. } = &arguments;
+        let (bytes, value_bytes) = (*bytes, *value_bytes);
+        transfer::run(&runtime, &transfer::Plan { bytes, value_bytes, beside, disks });
         return;
     }
     for &count in &arguments.nodes {

@@ -8,6 +8,7 @@
 //! asked over a connection that stays open: to start a program that asks takes a core for tens of
 //! milliseconds, which is as much as clients notice of the change.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,15 +45,27 @@ const RATE: &str = "PAIRDB__CLUSTER__TRANSFER_RATE_BYTES";
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// All of it, with so many rows; beside a load too, at each of these rates in MiB a second.
-pub fn run(runtime: &Runtime, bytes: u64, value_bytes: usize, beside: &[u64]) {
-    let floor = (floor::disk_mib_per_s(), floor::stream_mib_per_s(runtime, value_bytes));
+/// What moves, and beside what.
+pub struct Plan<'a> {
+    /// Of all rows.
+    pub bytes: u64,
+    pub value_bytes: usize,
+    /// Beside a load too, at each of these rates in MiB a second.
+    pub beside: &'a [u64],
+    /// Of the nodes, in their order.
+    pub disks: &'a [PathBuf],
+}
+
+/// All of it.
+pub fn run(runtime: &Runtime, plan: &Plan<'_>) {
+    let Plan { bytes, value_bytes, beside, disks } = *plan;
+    let floor = (floor::disk_mib_per_s(&disks[0]), floor::stream_mib_per_s(runtime, value_bytes));
     println!(
         "{{\"workload\":\"floor\",\"disk_mib_per_s\":{:.0},\"stream_mib_per_s\":{:.0}}}",
         floor.0, floor.1
     );
     let floor = floor.0.min(floor.1);
-    let mut nodes = Nodes::start(3);
+    let mut nodes = Nodes::start_on(disks, 3);
     nodes.ok(0, &["tenant", "create", load::LWW, "--mode", "last-write-wins"]);
     let rows = bytes / (value_bytes as u64 + 16);
     let began = Instant::now();

@@ -34,9 +34,8 @@
 //! engine.close()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! Memtables are freed on a thread of their own, while writers allocate. glibc makes them wait for
-//! 10 to 30 ms now and then: use another allocator, or turn its fast bins off
-//! (docs/decisions/0077).
+//! Memtables are freed on a thread of their own, while writers allocate. glibc lets a writer of one
+//! thread wait for some milliseconds then, other allocators do not (docs/decisions/0084).
 //!
 //! # Lock order
 //! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Nodes {
     nodes: Vec<CliNode>,
     ports: Vec<Ports>,
+    /// Where their directories are: one for each, the last one for all others too.
+    disks: Vec<PathBuf>,
     /// The start that each that came back is in: what others say of an earlier one is not of it.
     /// They may take a while to see that the earlier one is gone.
     starts: HashMap<String, u64>,
@@ -79,6 +82,10 @@ fn settings(ports: &[Ports], at: usize, expect: usize) -> Vec<(String, String)> 
     .to_vec()
 }
 
+fn disk_of(disks: &[PathBuf], at: usize) -> &Path {
+    disks.get(at).or(disks.last()).expect("there is one")
+}
+
 fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
     settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
 }
@@ -86,18 +93,24 @@ fn borrowed(settings: &[(String, String)]) -> Vec<(&str, &str)> {
 impl Nodes {
     /// A new cluster.
     pub fn start(count: usize) -> Self {
+        Self::start_on(&[std::env::temp_dir()], count)
+    }
+
+    /// A new cluster, each node's directory made in its own one of these; those that are left over
+    /// share the last.
+    pub fn start_on(disks: &[PathBuf], count: usize) -> Self {
         let ports = free_ports(count);
         // All at once: each waits for the others before it serves.
         let nodes = std::thread::scope(|scope| {
             let starting: Vec<_> = (0..count)
                 .map(|at| {
                     let settings = settings(&ports, at, count);
-                    scope.spawn(move || CliNode::with(&borrowed(&settings)))
+                    scope.spawn(move || CliNode::below(disk_of(disks, at), &borrowed(&settings)))
                 })
                 .collect();
             starting.into_iter().map(|node| node.join().expect("it starts")).collect()
         });
-        let nodes = Self { nodes, ports, starts: HashMap::new() };
+        let nodes = Self { nodes, ports, disks: disks.to_vec(), starts: HashMap::new() };
         // Who serves has heard of all: what is written now makes no hints, and nothing is refused.
         for at in 0..count {
             let status = nodes.json(at, &["status", "--output", "json"]);
@@ -148,7 +161,7 @@ impl Nodes {
         self.ports.extend(free_ports(1));
         let mut settings = settings(&self.ports, at, 1);
         settings.extend_from_slice(more);
-        self.nodes.push(CliNode::with(&borrowed(&settings)));
+        self.nodes.push(CliNode::below(disk_of(&self.disks, at), &borrowed(&settings)));
         at
     }
 
@@ -188,8 +201,8 @@ impl Nodes {
     }
 
     /// Where a node keeps what it has.
-    pub fn data_dir(&self, at: usize) -> &std::path::Path {
-        std::path::Path::new(&self.nodes[at].data_dir)
+    pub fn data_dir(&self, at: usize) -> &Path {
+        Path::new(&self.nodes[at].data_dir)
     }
 
     /// Deletes what a node has left on its disk.

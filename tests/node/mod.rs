@@ -124,7 +124,12 @@ impl CliNode {
 
     /// A node with settings, as variables.
     pub fn with(settings: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
+        Self::below(&std::env::temp_dir(), settings)
+    }
+
+    /// One whose directory is made in `parent`.
+    pub fn below(parent: &Path, settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir_in(parent).expect("a directory");
         let path = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
         let (data_dir, ready_file) = (path("data"), path("ready.json"));
         let (child, ready) = serve(&data_dir, &ready_file, settings);

@@ -4,13 +4,13 @@
 //! behind and the whole arena goes when the memtable is flushed and its last reader is gone. So a
 //! reader needs no reference count, and memory is accounted exactly.
 //!
-//! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes
-//! a lock. Chunks of full size are mapped, as huge pages where the system has them: a search in a
-//! memtable goes all over its records. The first few are not: a store that writes little takes no
-//! more memory than it has written. When the arena goes they are [`Spare`] for the next one, which
-//! has written to them before: the system has to make no page of zeros, for milliseconds where a
-//! hypervisor must find the memory first (docs/decisions/0072). What is more than a memtable needs
-//! goes back to the system at once; an allocator would keep it.
+//! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes a
+//! lock. Chunks of full size are mapped, as huge pages where the system has them: a search in a
+//! memtable goes all over its records. The first few are not asked for so: a store that writes
+//! little takes no more memory than it has written. When an arena goes its chunks are [`Spare`] for
+//! the next one, which finds memory that was written to before: the system has to make no page of
+//! zeros, for milliseconds where a hypervisor must find the memory first (docs/decisions/0072).
+//! What is more than a memtable needs goes back to the system at once; an allocator would keep it.
 //!
 //! A chunk is made before the lock is taken, and gets its pages as they are touched. Both take long
 //! enough for a thread that others go before to be put off its core; nobody is to wait for it then

@@ -42,7 +42,7 @@ use crossbeam_skiplist::base::{Entry, SkipList};
 use super::Logged;
 use super::arena::{ALIGN as ARENA_ALIGN, Arena, Spare};
 use crate::engine::key::key_prefix;
-use crate::engine::options::{KEY_BYTES_MAX, ROW_BYTES_MAX};
+use crate::engine::options::{JOINED_BYTES_MAX, KEY_BYTES_MAX};
 use crate::engine::position::Position;
 use crate::engine::record::{Kind, Record};
 
@@ -55,7 +55,7 @@ const HEADER_BYTES: usize = 15;
 const PROBE: usize = 1;
 
 const _: () = assert!(ARENA_ALIGN.is_multiple_of(2) && align_of::<&[u8]>().is_multiple_of(2));
-const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize && ROW_BYTES_MAX <= u32::MAX as usize);
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize && JOINED_BYTES_MAX <= u32::MAX as usize);
 
 /// A key of the list and the newest record under it; or a key that is looked for.
 struct Slot {
@@ -294,7 +294,7 @@ impl<O: AsRef<List>> Walk<O> {
         self.at = self.at.take().and_then(|entry| entry.next());
     }
 
-    /// Brings near what [`Walk::key`] and [`Walk::record`] will look at.
+    /// Brings near what [`Walk::key`] and [`Walk::logged`] will look at.
     pub fn touch(&self) {
         if let Some(entry) = &self.at {
             black_box(entry.key().stored().logged.record.kind);

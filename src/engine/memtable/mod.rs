@@ -40,6 +40,8 @@ const ENTRY_BYTES_TYPICAL: usize = 160;
 
 /// What a table has beside its records, if it has few.
 const TABLE_BYTES_MIN: u64 = 4 << 10;
+/// What a table may have more for each record than the memtable, if each fills a block alone.
+const TABLE_BYTES_MORE: u64 = 16;
 
 /// A record, and where the log ended behind the newest write in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,10 +198,15 @@ impl Memtable {
         self.list.used_bytes()
     }
 
-    /// Bytes that the table may take which is made of it. A node in memory is larger than what a
-    /// table has for each key, in columns, index and filter.
+    /// About the most bytes that the table may take which is made of it. A node in memory is larger
+    /// than what a table has for each key, in columns, index and filter; long keys that differ only
+    /// at their end are in the index once more, and are not counted.
     pub fn table_bytes_max(&self) -> u64 {
-        if self.is_empty() { 0 } else { self.list_bytes() as u64 + TABLE_BYTES_MIN }
+        if self.is_empty() {
+            return 0;
+        }
+        let more = self.entries() as u64 * TABLE_BYTES_MORE;
+        self.list_bytes() as u64 + more + TABLE_BYTES_MIN
     }
 
     /// Keys in it.

@@ -12,13 +12,14 @@
 use std::slice;
 use std::sync::atomic::AtomicU64;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
 
 /// See the module page.
 pub struct Zeros(Owner);
 
 enum Owner {
-    Mapped(MmapMut),
+    /// Raw, so that no reference to plain bytes is ever made of them.
+    Mapped(MmapRaw),
     /// If the system has no more maps to give.
     Allocated(Box<[AtomicU64]>),
 }
@@ -27,7 +28,7 @@ impl Zeros {
     /// So many words, at the start of a page if they are mapped.
     pub fn new(words: usize) -> Self {
         match MmapOptions::new().len(words * size_of::<AtomicU64>()).map_anon() {
-            Ok(map) => Self(Owner::Mapped(map)),
+            Ok(map) => Self(Owner::Mapped(map.into())),
             Err(_) => Self(Owner::Allocated((0..words).map(|_| AtomicU64::new(0)).collect())),
         }
     }
@@ -37,10 +38,10 @@ impl Zeros {
     pub fn words(&self) -> &[AtomicU64] {
         match &self.0 {
             // SAFETY: `new` mapped whole words, private and readable and writable; a page is
-            // aligned to them, and any bytes are a valid word. Nobody else reaches them
+            // aligned to them, and any bytes are a valid word. They are reached here alone
             // (invariant 1), and they stay mapped as long as `self`.
             Owner::Mapped(map) => unsafe {
-                slice::from_raw_parts(map.as_ptr().cast(), map.len() / size_of::<AtomicU64>())
+                slice::from_raw_parts(map.as_mut_ptr().cast(), map.len() / size_of::<AtomicU64>())
             },
             Owner::Allocated(words) => words,
         }
