@@ -21,11 +21,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::Layout;
 use super::messages::{MESSAGE_ROWS_MAX, messages};
 use super::reason::BELOW_SAFE_POINT;
+use super::sum;
 use crate::cluster::NodeId;
 use crate::cluster::peer::{Class, PeerError, Peers, Reply, Request};
 use crate::cluster::work::Work;
@@ -294,19 +294,14 @@ impl Page {
     /// The receiver holds a row, with this digest.
     fn hold(&mut self, row: &Row, digest_there: u64) {
         self.keys += 1;
-        self.digest ^= row.hash(row.digest);
-        self.digest_there ^= row.hash(digest_there);
+        self.digest ^= sum::hash_of(&row.engine_key, row.digest);
+        self.digest_there ^= sum::hash_of(&row.engine_key, digest_there);
     }
 }
 
 impl Row {
     fn bytes(&self) -> usize {
         self.state.key.len() + self.state.row.len()
-    }
-
-    /// Of the key and a digest of the row.
-    fn hash(&self, digest: u64) -> u64 {
-        xxh3_64(&[&self.engine_key[..], &digest.to_le_bytes()].concat())
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn digest_of(row: Option<&[u8]>) -> u64 {
     row.map_or(0, |row| xxh3_64(row).max(1))
 }
 
-/// What a row adds to a sum, from its digest.
+/// Of a row's key and its digest: what the row adds to a sum.
 pub(super) fn hash_of(engine_key: &[u8], digest: u64) -> u64 {
     let mut hash = Xxh3Default::new();
     hash.update(engine_key);
