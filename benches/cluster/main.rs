@@ -195,8 +195,8 @@ fn main() {
     let runtime = runtime.expect("threads");
     let concurrency = arguments.concurrency;
     if arguments.transfer_bytes > 0 {
-        let Arguments { transfer_bytes: bytes, value_bytes, beside, disks, .. } = &arguments;
-        let (bytes, value_bytes) = (*bytes, *value_bytes);
+        let Arguments { transfer_bytes: bytes, value_bytes, .. } = arguments;
+        let (beside, disks) = (&arguments.beside[..], &arguments.disks[..]);
         transfer::run(&runtime, &transfer::Plan { bytes, value_bytes, beside, disks });
         return;
     }

@@ -221,9 +221,10 @@ impl Chunk {
         tests::put_off();
         if capacity >= CHUNK_BYTES_MAX {
             // If it cannot be had, the allocator is asked, which knows what to do then.
+            // Not populated here: who touches a page first waits for it alone.
             if let Ok(mut map) = MmapOptions::new().len(capacity).map_anon() {
                 if pages == Pages::Huge {
-                    // A hint. Not populated here: who touches a page first waits for it alone.
+                    // A hint.
                     let _ = map.advise(Advice::HugePage);
                 }
                 let base = NonNull::from(&mut map[..]).cast();

@@ -18,7 +18,6 @@ const BITS_PER_KEY: usize = 12;
 
 /// See the module page.
 pub struct Filter {
-    lines: usize,
     bits: Zeros,
     /// Whether anything was inserted: reads of a store at rest then touch no line at all. Written
     /// once, so it stays in every core's cache while the lines and the list's length move about.
@@ -29,13 +28,14 @@ impl Filter {
     /// A filter for `keys` keys; more keys only raise the rate of false positives.
     pub fn for_keys(keys: usize) -> Self {
         let lines = (keys * BITS_PER_KEY).div_ceil(512).max(1);
-        Self { lines, bits: Zeros::new(lines * LINE_WORDS), in_use: AtomicBool::new(false) }
+        Self { bits: Zeros::new(lines * LINE_WORDS), in_use: AtomicBool::new(false) }
     }
 
     fn line(&self, hash: u64) -> &[AtomicU64; LINE_WORDS] {
         // Multiply-shift instead of a modulo; the high half of the hash picks the line.
-        let at = ((u128::from(hash) * self.lines as u128) >> 64) as usize * LINE_WORDS;
-        self.bits.words()[at..].first_chunk().expect("a line of those it was made with")
+        let (lines, _) = self.bits.words().as_chunks();
+        let at = (u128::from(hash) * lines.len() as u128) >> 64;
+        &lines[at as usize]
     }
 
     /// The (word, bit mask) of each probe, from the low half of the hash.
@@ -77,7 +77,7 @@ impl Filter {
 
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
-        self.lines * LINE_WORDS * size_of::<AtomicU64>()
+        size_of_val(self.bits.words())
     }
 }
 
