@@ -129,7 +129,7 @@ impl Shared {
         let kept = match written {
             // No table is made of nothing.
             Err(Error::OutOfBounds { .. }) if records == 0 && !bad.borrow().is_empty() => None,
-            written => Some(TableMeta { created_ms: meta.created_ms, ..written? }),
+            written => Some(written?.in_place_of(meta)),
         };
         Ok((kept, bad.into_inner()))
     }

@@ -362,7 +362,7 @@ pub(super) type Add<'a> = dyn FnMut(&[u8], Kind, &[u8]) -> Result<()> + 'a;
 
 impl TableOutput<'_> {
     /// Writes a memtable that has no writers. A Delta becomes a Full if `older_may_hold` denies
-    /// its key.
+    /// its key; other records overwrite something.
     pub fn build(
         &self,
         memtable: &Arc<Memtable>,
@@ -375,19 +375,21 @@ impl TableOutput<'_> {
         for _ in 0..RECORDS_AHEAD {
             ahead.next()?;
         }
-        self.write(memtable.epoch(), false, |add| {
+        let mut overwrites = 0;
+        let table = self.write(memtable.epoch(), false, |add| {
             while cursor.valid() {
                 ahead.touch();
                 ahead.next()?;
                 let record = cursor.record();
                 let key = cursor.key();
-                let promote =
-                    record.kind == Kind::Delta && !older_may_hold(key, &KeyHash::new(key));
-                add(key, if promote { Kind::Full } else { record.kind }, record.row)?;
+                let is_overwrite = older_may_hold(key, &KeyHash::new(key));
+                overwrites += u64::from(is_overwrite);
+                add(key, if is_overwrite { record.kind } else { Kind::Full }, record.row)?;
                 cursor.next()?;
             }
             Ok(())
-        })
+        })?;
+        Ok(TableMeta { overwrites, ..table })
     }
 
     /// Writes the records that `fill` adds in ascending order. The file and its name are durable

@@ -357,7 +357,7 @@ impl Shared {
                 }
                 Ok(())
             })?;
-        Ok(Some(TableMeta { created_ms: meta.created_ms, ..kept }))
+        Ok(Some(kept.in_place_of(meta)))
     }
 }
 

@@ -21,6 +21,7 @@ use super::picker::Compaction;
 #[cfg(test)]
 use super::rules::Rule;
 use super::rules::Rules;
+use super::targets::scale;
 use crate::engine::error::{Error, Result};
 use crate::engine::iter::{Cursor, JoinBuffers, LevelCursor, MergingCursor, join_group};
 use crate::engine::merge::{MergeError, MergeOperator};
@@ -149,7 +150,19 @@ impl<'a> Job<'a> {
         let vfs = self.context.vfs;
         vfs.sync_dir(self.context.dir).map_err(Error::io("sync", self.context.dir))?;
         stats.output_bytes = outputs.tables.iter().map(|table| table.bytes).sum();
-        Ok(Some(JobDone { edit: self.edit(outputs.keep()), stats }))
+        let mut tables = outputs.keep();
+        let overwrites = self.overwrites_left(&stats);
+        for table in &mut tables {
+            table.overwrites = scale(overwrites, table.entries, stats.output_records);
+        }
+        Ok(Some(JobDone { edit: self.edit(tables), stats }))
+    }
+
+    /// Records of the outputs that overwrite something below. A record that met an older one of its
+    /// key has overwritten what there was to it, and one of them is left.
+    fn overwrites_left(&self, stats: &JobStats) -> u64 {
+        let overwrites: u64 = self.compaction.inputs.iter().map(|table| table.overwrites).sum();
+        overwrites.saturating_sub(stats.input_records - stats.output_records)
     }
 
     fn garbage(&self) -> Garbage<'a> {

@@ -126,6 +126,7 @@ mod tests {
             bytes,
             entries: 1,
             deltas: 0,
+            overwrites: 0,
             purgeable: 0,
             live_time_min: 0,
             time_max: 0,

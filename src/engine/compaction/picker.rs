@@ -51,6 +51,8 @@ const HOUR_MS: u64 = 3_600_000;
 pub struct PickerOptions {
     /// As in [`Options`].
     pub level0_tables_trigger: usize,
+    /// What level 0 brings down at once: memtables as many as start a compaction.
+    pub arriving_bytes: u64,
     /// As in [`Options`].
     pub base_level_bytes: u64,
     /// As in [`Options`].
@@ -77,6 +79,8 @@ impl From<&Options> for PickerOptions {
         let (upper, lower) = (options.compression_upper, options.compression_lower);
         Self {
             level0_tables_trigger: options.level0_tables_trigger,
+            arriving_bytes: (options.level0_tables_trigger as u64)
+                .saturating_mul(options.memtable_bytes as u64),
             base_level_bytes: options.base_level_bytes,
             level_ratio: options.level_ratio,
             table_bytes: options.table_bytes,

@@ -5,6 +5,11 @@
 //! `base_level_bytes`. That one is the base level: level 0 is compacted into it, and the levels
 //! between stay empty. So space amplification stays near `1 + 1 / level_ratio` while a store grows.
 //!
+//! A base level that is small beside what level 0 brings at once would pass most of it on at once,
+//! and each byte that goes on rewrites what is below. So it may be as large as that, as far as keys
+//! are new: their records take no more space above the last level than in it. Those that overwrite
+//! something go on as soon as the base level has its share.
+//!
 //! The base level never lies below a level that holds tables, or newer records would pass older
 //! ones.
 
@@ -29,7 +34,8 @@ impl Targets {
         let mut base_level = (1..LEVELS).find(|level| sizes[*level] > 0).unwrap_or(last);
         let largest = sizes[1..].iter().max().copied().unwrap_or(0);
         let mut size = (base_level..last).fold(largest, |size, _| size / options.level_ratio);
-        while base_level > 1 && size > options.base_level_bytes {
+        let arriving = new_bytes(state, base_level, options.arriving_bytes);
+        while base_level > 1 && size > options.base_level_bytes.max(arriving) {
             base_level -= 1;
             size /= options.level_ratio;
         }
@@ -39,6 +45,7 @@ impl Targets {
             *target = size;
             size = size.saturating_mul(options.level_ratio);
         }
+        bytes[base_level] = bytes[base_level].max(arriving);
         Self { base_level, bytes }
     }
 
@@ -63,7 +70,17 @@ impl Targets {
     }
 }
 
-fn scale(bytes: u64, numerator: u64, denominator: u64) -> u64 {
+/// As much of `bytes` as level 0 and the base level have new keys. All where they are empty.
+fn new_bytes(state: &VersionState, base_level: usize, bytes: u64) -> u64 {
+    // At the last level nothing is overwritten any more.
+    let base = if base_level == LEVELS - 1 { &[][..] } else { state.level(base_level) };
+    let tables = || state.level(0).iter().chain(base);
+    let entries: u64 = tables().map(|table| table.entries).sum();
+    let overwrites: u64 = tables().map(|table| table.overwrites).sum();
+    if entries == 0 { bytes } else { scale(bytes, entries.saturating_sub(overwrites), entries) }
+}
+
+pub(super) fn scale(bytes: u64, numerator: u64, denominator: u64) -> u64 {
     let scaled = u128::from(bytes) * u128::from(numerator) / u128::from(denominator.max(1));
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }

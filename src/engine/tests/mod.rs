@@ -14,6 +14,7 @@ mod metamorphic;
 mod model;
 mod newest;
 mod older;
+mod overwrites;
 mod poison;
 mod pressure;
 mod reaper;

@@ -114,7 +114,7 @@ fn a_store_with_a_manifest_of_format_1_opens_and_goes_on() {
     let engine = reopen();
     let expected: Vec<_> = (0..KEYS).map(|n| Some(2 - n % 2)).collect();
     assert_eq!(values(&engine), expected);
-    assert_eq!((format_of(&old), format_of(&read(&vfs, &manifest(&vfs)))), (1, 2));
+    assert_eq!((format_of(&old), format_of(&read(&vfs, &manifest(&vfs)))), (1, 3));
     put(&engine, 0, 3);
     let goes = [(key(10).into_bytes(), Some(key(20).into_bytes()))];
     let removed = engine.remove(&goes, &[], &|_| false, &|install| install().map(|()| true));

@@ -237,6 +237,7 @@ impl TableMeta {
             bytes: built.bytes,
             entries: properties.entries,
             deltas: properties.deltas,
+            overwrites: 0,
             purgeable: built.purgeable,
             live_time_min: properties.live_time_min,
             time_max: properties.time_max,

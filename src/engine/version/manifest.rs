@@ -38,7 +38,7 @@ use crate::engine::vfs::{File, Vfs};
 
 const MAGIC: [u8; 8] = *b"PairMAN\n";
 /// The newest format this program reads, and the one it writes.
-pub(super) const FORMAT_VERSION: u32 = 2;
+pub(super) const FORMAT_VERSION: u32 = 3;
 const HEADER_BYTES: usize = 16;
 const FRAME_HEADER_BYTES: usize = 12;
 /// A manifest is rewritten beyond this size, or beyond [`REWRITE_RATIO`] snapshots if that is more.

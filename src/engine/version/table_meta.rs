@@ -5,8 +5,9 @@
 //! | number, epoch, bytes, entries, deltas, purgeable | 6 x u64 |
 //! | live_time_min, time_max, created_ms | 3 x u64 |
 //! | level | u8 |
-//! | flags: 1 = demote_full, 2 = keys are excised from it | u8 |
+//! | flags: 1 = demote_full, 2 = keys are excised from it, 4 = it has overwrites | u8 |
 //! | smallest, largest | u16 length + bytes, each |
+//! | with flag 4: overwrites | u64 |
 //! | with flag 2: excised bytes | u64 |
 //! | with flag 2: number of excised ranges | u32 |
 //! | each: first key | u16 length + bytes |
@@ -21,6 +22,7 @@ use crate::engine::ranges::KeyRanges;
 
 const FLAG_DEMOTE_FULL: u8 = 1;
 const FLAG_EXCISED: u8 = 2;
+const FLAG_OVERWRITES: u8 = 4;
 
 /// A table as the manifest describes it. Immutable; moving it to another level, or excising keys
 /// from it, makes a new one.
@@ -38,6 +40,11 @@ pub struct TableMeta {
     pub entries: u64,
     /// Records of kind Delta.
     pub deltas: u64,
+    /// About how many of its records have a key that an older table holds too: what they overwrite
+    /// is on disk until they meet it. Counted by the filters when a memtable is flushed, reckoned
+    /// from there on; of no meaning at the last level. Sizes the base level; never a matter of
+    /// correctness.
+    pub overwrites: u64,
     /// Records that could be forgotten under a floor that is high enough: nothing but tombstones
     /// and versions that expire.
     pub purgeable: u64,
@@ -83,6 +90,13 @@ impl fmt::Debug for TableMeta {
 }
 
 impl TableMeta {
+    /// The same as what is left of `older`: its records are no younger for being written anew.
+    #[must_use]
+    pub fn in_place_of(self, older: &Self) -> Self {
+        let overwrites = older.overwrites.min(self.entries);
+        Self { created_ms: older.created_ms, overwrites, ..self }
+    }
+
     /// The name of table file `number` in `dir`.
     pub fn path(dir: &Path, number: u64) -> PathBuf {
         dir.join(format!("{number:010}.sst"))
@@ -132,9 +146,13 @@ impl TableMeta {
         out.push(self.level);
         let demote_full = if self.demote_full { FLAG_DEMOTE_FULL } else { 0 };
         let excised = if self.excised.is_empty() { 0 } else { FLAG_EXCISED };
-        out.push(demote_full | excised);
+        let overwrites = if self.overwrites == 0 { 0 } else { FLAG_OVERWRITES };
+        out.push(demote_full | excised | overwrites);
         put_key(out, &self.smallest);
         put_key(out, &self.largest);
+        if overwrites != 0 {
+            out.extend_from_slice(&self.overwrites.to_le_bytes());
+        }
         if excised != 0 {
             self.encode_excised(out);
         }
@@ -159,13 +177,16 @@ impl TableMeta {
         for word in &mut words {
             *word = from.u64("table meta")?;
         }
-        let [number, epoch, bytes, entries, deltas, purgeable, live_min, time_max, created] = words;
+        let [number, epoch, bytes, entries, deltas, purgeable, rest @ ..] = words;
+        let [live_time_min, time_max, created_ms] = rest;
         let level = from.u8("table level")?;
         let flags = from.u8("table flags")?;
-        if flags & !(FLAG_DEMOTE_FULL | FLAG_EXCISED) != 0 {
+        if flags & !(FLAG_DEMOTE_FULL | FLAG_EXCISED | FLAG_OVERWRITES) != 0 {
             return Err(WireError::Bad { what: "table flags", found: flags.into() });
         }
         let (smallest, largest) = (from.key("smallest key")?, from.key("largest key")?);
+        let has_overwrites = flags & FLAG_OVERWRITES != 0;
+        let overwrites = if has_overwrites { from.u64("overwrites")? } else { 0 };
         let is_cut = flags & FLAG_EXCISED != 0;
         let (excised_bytes, excised) =
             if is_cut { decode_excised(from)? } else { (0, KeyRanges::default()) };
@@ -176,10 +197,11 @@ impl TableMeta {
             bytes,
             entries,
             deltas,
+            overwrites,
             purgeable,
-            live_time_min: live_min,
+            live_time_min,
             time_max,
-            created_ms: created,
+            created_ms,
             demote_full: flags & FLAG_DEMOTE_FULL != 0,
             smallest,
             largest,

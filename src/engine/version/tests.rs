@@ -42,6 +42,7 @@ fn meta(number: u64, level: u8, smallest: &str, largest: &str) -> TableMeta {
         bytes: 100,
         entries: 2,
         deltas: 1,
+        overwrites: 0,
         purgeable: 0,
         live_time_min: 5,
         time_max: 9,

@@ -8,6 +8,8 @@ use crate::engine::version::{Quarantined, SafePoint, VersionEdit};
 
 const OPTIONS: PickerOptions = PickerOptions {
     level0_tables_trigger: 4,
+    // Scenes that are about it say so.
+    arriving_bytes: 0,
     base_level_bytes: 100,
     level_ratio: 10,
     table_bytes: 10,
@@ -65,6 +67,7 @@ impl Scene {
                 "bytes" => meta.bytes = value,
                 "epoch" => meta.epoch = value,
                 "deltas" => meta.deltas = value,
+                "overwrites" => meta.overwrites = value,
                 "purgeable" => meta.purgeable = value,
                 "time_min" => meta.live_time_min = value,
                 "time_max" => meta.time_max = value,
@@ -123,6 +126,10 @@ impl Scene {
             "add" => {
                 lines.iter().for_each(|line| self.add_table(line));
                 self.shape()
+            }
+            "arriving" => {
+                self.options.arriving_bytes = number();
+                String::new()
             }
             "now" => {
                 self.now_ms = number();
@@ -251,6 +258,7 @@ fn table(number: u64, level: u8, smallest: &str, largest: &str) -> TableMeta {
         bytes: 10,
         entries: 10,
         deltas: 0,
+        overwrites: 0,
         purgeable: 0,
         live_time_min: 0,
         time_max: 0,

@@ -184,3 +184,37 @@ fn outputs_are_cut() {
     assert_eq!(outputs.iter().map(|table| table.meta.entries).sum::<u64>(), 300);
     assert!(names.iter().all(|name| tree.read(name) == Some(1)));
 }
+
+/// What a record overwrites is counted until it meets it, wherever that was.
+#[test]
+fn overwrites_are_counted_until_they_meet() {
+    let mut tree = Tree::new();
+    let names: Vec<String> = (0..100).map(|at| format!("key-{at:04}")).collect();
+    let table = |level, count, time| {
+        let records: Vec<_> = names[..count].iter().map(|name| delta(name, time)).collect();
+        tree.add(level, false, &records)
+    };
+    let (last, base, newest) = (table(6, 100, 1), table(5, 40, 2), table(0, 100, 3));
+    let job = |inputs: &[(u64, u64)], output_level| {
+        let numbers: Vec<u64> = inputs.iter().map(|(number, _)| *number).collect();
+        let mut job = tree.compaction(&numbers, output_level);
+        for (meta, (_, overwrites)) in job.inputs.iter_mut().zip(inputs) {
+            Arc::make_mut(meta).overwrites = *overwrites;
+        }
+        tree.job(&job, None).unwrap().unwrap().edit.added
+    };
+    // 40 of the newest overwrite those of the base level, which overwrite 40 of the last one.
+    let outputs = job(&[(newest, 100), (base, 40)], 5);
+    assert_eq!(outputs.iter().map(|table| table.overwrites).collect::<Vec<_>>(), [100]);
+    let outputs = job(&[(newest, 100), (base, 40), (last, 0)], 6);
+    assert_eq!(outputs.iter().map(|table| table.overwrites).collect::<Vec<_>>(), [0]);
+
+    tree.table_bytes = 1_000;
+    let mut job = tree.compaction(&[newest, base], 5);
+    Arc::make_mut(&mut job.inputs[0]).overwrites = 100;
+    let outputs = tree.job(&job, None).unwrap().unwrap().edit.added;
+    assert!(outputs.len() > 1, "one output");
+    // 60 of 100, and each table has its part.
+    let wrong = |table: &&TableMeta| table.overwrites != table.entries * 60 / 100;
+    assert_eq!(outputs.iter().find(wrong), None);
+}
