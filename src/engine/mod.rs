@@ -70,6 +70,7 @@ mod recovery;
 mod remove;
 mod rules;
 mod safe_point;
+mod scale;
 mod scan;
 mod scrub;
 mod space;

@@ -59,7 +59,8 @@ pub struct Options {
     pub level0_tables_trigger: usize,
     /// Number of tables at level 0 at which pressure reaches 1 and writers wait.
     pub level0_tables_stop: usize,
-    /// Size of the base level.
+    /// Most bytes that the base level is to hold: it has a `level_ratio`-th of the level below, or
+    /// what level 0 brings at once.
     pub base_level_bytes: u64,
     /// Size ratio between two levels.
     pub level_ratio: u64,

@@ -21,11 +21,11 @@ use super::picker::Compaction;
 #[cfg(test)]
 use super::rules::Rule;
 use super::rules::Rules;
-use super::targets::scale;
 use crate::engine::error::{Error, Result};
 use crate::engine::iter::{Cursor, JoinBuffers, LevelCursor, MergingCursor, join_group};
 use crate::engine::merge::{MergeError, MergeOperator};
 use crate::engine::record::{Kind, Record};
+use crate::engine::scale::scale;
 use crate::engine::sstable::{RowInfo, TableOptions};
 use crate::engine::version::{TableMeta, TableRef, VersionEdit, VersionSet};
 use crate::engine::vfs::Vfs;
@@ -159,10 +159,13 @@ impl<'a> Job<'a> {
     }
 
     /// Records of the outputs that overwrite something below. A record that met an older one of its
-    /// key has overwritten what there was to it, and one of them is left.
+    /// key has overwritten what there was to it, and one of them is left. A row that is forgotten
+    /// has nothing below: the last of its records was no overwrite.
     fn overwrites_left(&self, stats: &JobStats) -> u64 {
-        let overwrites: u64 = self.compaction.inputs.iter().map(|table| table.overwrites).sum();
-        overwrites.saturating_sub(stats.input_records - stats.output_records)
+        let inputs = self.compaction.inputs.iter();
+        let overwrites: u64 = inputs.map(|table| table.visible_overwrites()).sum();
+        let met = stats.input_records - stats.output_records - stats.purged;
+        overwrites.saturating_sub(met).min(stats.output_records)
     }
 
     fn garbage(&self) -> Garbage<'a> {

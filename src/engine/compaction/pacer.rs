@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::engine::scale::scale;
+
 /// From this multiple of the free debt on nothing is held back.
 const UNLIMITED_FROM: u64 = 4;
 const MICROS_PER_SECOND: u64 = 1_000_000;
@@ -62,17 +64,14 @@ impl Pacer {
         let mut bucket = self.bucket.lock();
         let burst = to_i64((rate / BURST_PARTS).max(1));
         let elapsed = now_us.saturating_sub(bucket.at_us);
-        let earned = u128::from(rate) * u128::from(elapsed) / u128::from(MICROS_PER_SECOND);
-        let earned = to_i64(u64::try_from(earned).unwrap_or(u64::MAX));
+        let earned = to_i64(scale(rate, elapsed, MICROS_PER_SECOND));
         // Time that earned less than a byte stays to be counted.
         if earned > 0 || bucket.at_us == 0 {
             bucket.at_us = bucket.at_us.max(now_us);
         }
         bucket.tokens = bucket.tokens.saturating_add(earned).min(burst);
         bucket.tokens = bucket.tokens.saturating_sub(to_i64(bytes));
-        let missing = u128::from(bucket.tokens.min(0).unsigned_abs());
-        let wait = missing * u128::from(MICROS_PER_SECOND) / u128::from(rate);
-        u64::try_from(wait).unwrap_or(u64::MAX)
+        scale(bucket.tokens.min(0).unsigned_abs(), MICROS_PER_SECOND, rate)
     }
 
     /// Bytes a second at the present debt; `None` is no limit.
@@ -81,8 +80,7 @@ impl Pacer {
         if self.rate == 0 || debt >= self.free_debt.saturating_mul(UNLIMITED_FROM) {
             return None;
         }
-        let scaled = u128::from(self.rate) * u128::from(debt.max(self.free_debt));
-        Some(u64::try_from(scaled / u128::from(self.free_debt)).unwrap_or(u64::MAX))
+        Some(scale(self.rate, debt.max(self.free_debt), self.free_debt))
     }
 }
 

@@ -6,15 +6,16 @@
 //! between stay empty. So space amplification stays near `1 + 1 / level_ratio` while a store grows.
 //!
 //! A base level that is small beside what level 0 brings at once would pass most of it on at once,
-//! and each byte that goes on rewrites what is below. So it may be as large as that, as far as keys
-//! are new: their records take no more space above the last level than in it. Those that overwrite
-//! something go on as soon as the base level has its share.
+//! and each byte that goes on rewrites what is below. So it may be as large as that, within
+//! `base_level_bytes`, as far as its keys are new: their records take no more space there than in
+//! the last level. Those that overwrite something below go on when the base level has its share.
 //!
 //! The base level never lies below a level that holds tables, or newer records would pass older
 //! ones.
 
 use super::picker::PickerOptions;
 use crate::engine::options::LEVELS;
+use crate::engine::scale::scale;
 use crate::engine::version::VersionState;
 
 /// The sizes that levels should have.
@@ -34,8 +35,7 @@ impl Targets {
         let mut base_level = (1..LEVELS).find(|level| sizes[*level] > 0).unwrap_or(last);
         let largest = sizes[1..].iter().max().copied().unwrap_or(0);
         let mut size = (base_level..last).fold(largest, |size, _| size / options.level_ratio);
-        let arriving = new_bytes(state, base_level, options.arriving_bytes);
-        while base_level > 1 && size > options.base_level_bytes.max(arriving) {
+        while base_level > 1 && size > options.base_level_bytes {
             base_level -= 1;
             size /= options.level_ratio;
         }
@@ -45,7 +45,8 @@ impl Targets {
             *target = size;
             size = size.saturating_mul(options.level_ratio);
         }
-        bytes[base_level] = bytes[base_level].max(arriving);
+        let arriving = options.arriving_bytes.min(options.base_level_bytes);
+        bytes[base_level] = bytes[base_level].max(new_share(state, base_level, arriving));
         Self { base_level, bytes }
     }
 
@@ -70,17 +71,10 @@ impl Targets {
     }
 }
 
-/// As much of `bytes` as level 0 and the base level have new keys. All where they are empty.
-fn new_bytes(state: &VersionState, base_level: usize, bytes: u64) -> u64 {
-    // At the last level nothing is overwritten any more.
-    let base = if base_level == LEVELS - 1 { &[][..] } else { state.level(base_level) };
-    let tables = || state.level(0).iter().chain(base);
-    let entries: u64 = tables().map(|table| table.entries).sum();
-    let overwrites: u64 = tables().map(|table| table.overwrites).sum();
-    if entries == 0 { bytes } else { scale(bytes, entries.saturating_sub(overwrites), entries) }
-}
-
-pub(super) fn scale(bytes: u64, numerator: u64, denominator: u64) -> u64 {
-    let scaled = u128::from(bytes) * u128::from(numerator) / u128::from(denominator.max(1));
-    u64::try_from(scaled).unwrap_or(u64::MAX)
+/// As much of `bytes` as the tables of `level` have new keys; all where there are none.
+fn new_share(state: &VersionState, level: usize, bytes: u64) -> u64 {
+    let tables = state.level(level).iter();
+    let old = tables.map(|table| scale(table.visible_bytes(), table.overwrites, table.entries));
+    let visible = state.level(level).iter().map(|table| table.visible_bytes()).sum::<u64>();
+    if visible == 0 { bytes } else { scale(bytes, visible.saturating_sub(old.sum()), visible) }
 }

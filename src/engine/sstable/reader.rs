@@ -34,6 +34,7 @@ use super::read_ahead::ReadAhead;
 use crate::engine::error::{Error, Result};
 use crate::engine::options::Compression;
 use crate::engine::record::{Kind, Record};
+use crate::engine::scale::scale;
 use crate::engine::vfs::{Mapping, Vfs};
 
 /// What a fault of a mapping fetches.
@@ -272,8 +273,7 @@ impl Table {
         let data_end = data_end.map_or(0, |frame| frame.end);
         let end = end.map_or(Ok(data_end), offset);
         let (start, end) = (offset(start).unwrap_or(0), end.unwrap_or(0));
-        let share = u128::from(end.saturating_sub(start)) * u128::from(self.file_bytes());
-        u64::try_from(share / u128::from(data_end.max(1))).unwrap_or(u64::MAX)
+        scale(self.file_bytes(), end.saturating_sub(start), data_end)
     }
 
     /// What the table says about itself.

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use super::wire::{Reader, WireError, put_key};
 use crate::engine::ranges::KeyRanges;
+use crate::engine::scale::scale;
 
 const FLAG_DEMOTE_FULL: u8 = 1;
 const FLAG_EXCISED: u8 = 2;
@@ -93,8 +94,13 @@ impl TableMeta {
     /// The same as what is left of `older`: its records are no younger for being written anew.
     #[must_use]
     pub fn in_place_of(self, older: &Self) -> Self {
-        let overwrites = older.overwrites.min(self.entries);
+        let overwrites = scale(older.overwrites, self.entries, older.entries);
         Self { created_ms: older.created_ms, overwrites, ..self }
+    }
+
+    /// About how many of the records that readers can find overwrite something.
+    pub fn visible_overwrites(&self) -> u64 {
+        scale(self.overwrites, self.visible_bytes(), self.bytes)
     }
 
     /// The name of table file `number` in `dir`.

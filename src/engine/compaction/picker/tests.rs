@@ -131,6 +131,10 @@ impl Scene {
                 self.options.arriving_bytes = number();
                 String::new()
             }
+            "base_level_bytes" => {
+                self.options.base_level_bytes = number();
+                String::new()
+            }
             "now" => {
                 self.now_ms = number();
                 String::new()
@@ -322,6 +326,13 @@ fn picker_answers_as_written() {
             assert_eq!(text.trim_end(), answered.trim_end(), "{}", file.display());
         }
     }
+}
+
+/// Level 0 brings as many memtables as start a compaction.
+#[test]
+fn what_arrives_at_once_follows_the_options() {
+    let options = Options { level0_tables_trigger: 3, memtable_bytes: 7, ..Options::default() };
+    assert_eq!(PickerOptions::from(&options).arriving_bytes, 21);
 }
 
 /// An input passes an older record: what the rule forbids.

@@ -218,3 +218,28 @@ fn overwrites_are_counted_until_they_meet() {
     let wrong = |table: &&TableMeta| table.overwrites != table.entries * 60 / 100;
     assert_eq!(outputs.iter().find(wrong), None);
 }
+
+/// What an input has lost to an excision is not counted, and a row that is forgotten was none.
+#[test]
+fn overwrites_are_of_what_is_left() {
+    let tree = Tree::new();
+    tree.set_floor(100, 50, false);
+    let dead: Vec<String> = (0..40).map(|at| format!("dead-{at:04}")).collect();
+    let live: Vec<String> = (0..60).map(|at| format!("live-{at:04}")).collect();
+    let mut records: Vec<_> = dead.iter().map(|name| tombstone(name, 1)).collect();
+    records.extend(live.iter().map(|name| delta(name, 200)));
+    let newest = tree.add(0, false, &records);
+    let after = |overwrites, excised_bytes| {
+        let mut job = tree.compaction(&[newest], 5);
+        let meta = Arc::make_mut(&mut job.inputs[0]);
+        (meta.overwrites, meta.excised_bytes) = (overwrites, excised_bytes);
+        let bytes = meta.bytes;
+        let done = tree.job(&job, None).unwrap().unwrap();
+        let [output] = &done.edit.added[..] else { panic!("not one table") };
+        (done.stats.purged, output.entries, output.overwrites, bytes)
+    };
+    let (purged, entries, left, bytes) = after(50, 0);
+    assert_eq!((purged, entries, left), (40, 60, 50), "what is forgotten was new");
+    assert_eq!(after(100, 0).2, 60, "no more than there are");
+    assert_eq!(after(50, bytes / 2).2, 25);
+}
