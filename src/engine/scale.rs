@@ -1,7 +1,7 @@
 //! Parts of amounts.
 
-/// `numerator / denominator` of `whole`, rounded down; at most `u64::MAX`. Of nothing, as if it
-/// were one.
+/// `numerator / denominator` of `whole`, rounded down; at most `u64::MAX`. A denominator of 0
+/// counts as 1.
 pub fn scale(whole: u64, numerator: u64, denominator: u64) -> u64 {
     let scaled = u128::from(whole) * u128::from(numerator) / u128::from(denominator.max(1));
     u64::try_from(scaled).unwrap_or(u64::MAX)

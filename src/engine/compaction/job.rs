@@ -160,7 +160,7 @@ impl<'a> Job<'a> {
 
     /// Records of the outputs that overwrite something below. A record that met an older one of its
     /// key has overwritten what there was to it, and one of them is left. A row that is forgotten
-    /// has nothing below: the last of its records was no overwrite.
+    /// has nothing below: the oldest of its records was no overwrite.
     fn overwrites_left(&self, stats: &JobStats) -> u64 {
         let inputs = self.compaction.inputs.iter();
         let overwrites: u64 = inputs.map(|table| table.visible_overwrites()).sum();

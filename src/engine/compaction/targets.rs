@@ -71,7 +71,7 @@ impl Targets {
     }
 }
 
-/// As much of `bytes` as the tables of `level` have new keys; all where there are none.
+/// As much of `bytes` as the tables of `level` have new keys; all if it has none.
 fn new_share(state: &VersionState, level: usize, bytes: u64) -> u64 {
     let tables = state.level(level).iter();
     let old = tables.map(|table| scale(table.visible_bytes(), table.overwrites, table.entries));

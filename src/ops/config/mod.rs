@@ -287,7 +287,7 @@ settings! {
         level0_tables_trigger: u64 = "6",
         /// Tables at level 0 at which writes wait.
         level0_tables_stop: u64 = "24",
-        /// Most that the level below level 0 is to hold.
+        /// Most bytes of the level that level 0 is compacted into.
         base_level_bytes: Size = "512MiB",
         /// Size ratio of a level to the one above.
         level_ratio: u64 = "10",
