@@ -73,8 +73,10 @@ impl Targets {
 
 /// As much of `bytes` as the tables of `level` have new keys; all if it has none.
 fn new_share(state: &VersionState, level: usize, bytes: u64) -> u64 {
-    let tables = state.level(level).iter();
-    let old = tables.map(|table| scale(table.visible_bytes(), table.overwrites, table.entries));
-    let visible = state.level(level).iter().map(|table| table.visible_bytes()).sum::<u64>();
-    if visible == 0 { bytes } else { scale(bytes, visible.saturating_sub(old.sum()), visible) }
+    let (mut visible, mut old) = (0_u64, 0_u64);
+    for table in state.level(level) {
+        visible += table.visible_bytes();
+        old += scale(table.visible_bytes(), table.overwrites, table.entries);
+    }
+    if visible == 0 { bytes } else { scale(bytes, visible.saturating_sub(old), visible) }
 }
