@@ -546,6 +546,7 @@ impl Joined {
         self.tasks.close();
         self.tasks.wait().await;
         self.consensus.shutdown().await;
+        self.gossip.end().await;
         self.peers.close().await;
     }
 }

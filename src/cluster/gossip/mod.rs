@@ -154,6 +154,11 @@ impl Gossip {
     pub async fn leave(&self) {
         self.tell(|facts| facts.run_state = RunState::Down);
         tokio::time::sleep(self.interval * FAREWELL_ROUNDS).await;
+        self.end().await;
+    }
+
+    /// Ends without a word. The next call does nothing.
+    pub async fn end(&self) {
         self.closing.cancel();
         self.tasks.close();
         self.tasks.wait().await;

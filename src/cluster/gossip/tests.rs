@@ -169,6 +169,18 @@ async fn a_node_that_leaves_is_down_at_once() {
     assert!(left.elapsed() < Duration::from_secs(2), "{:?}", left.elapsed());
 }
 
+/// A node that is alone says no farewell: what ends under its gossip is then no fault.
+#[tokio::test(start_paused = true)]
+async fn a_gossip_that_was_ended_falls_silent_and_leaves_nothing_running() {
+    let cluster = Cluster::new();
+    let (one, two) = (cluster.member(1), cluster.member(2));
+    until(&one, "two is up", |view| view.is_up(NodeId(2))).await;
+    two.end().await;
+    assert!(two.tasks.is_empty(), "its loop runs");
+    until(&one, "two is silent", |view| !view.is_up(NodeId(2))).await;
+    two.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gossip_loop_that_ends_is_started_again_and_is_believed() {
     let cluster = Cluster::new();
