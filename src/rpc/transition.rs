@@ -113,18 +113,14 @@ impl Cluster {
             return Err(Problem::invalid("change", "nodes join by themselves when they start"));
         }
         let change = self.change_of(document, &asked)?;
-        if let Some(nodes) = given_up(document, &change) {
-            let mut epoch = document.epoch;
-            for node in nodes {
-                let command = Command::GiveUp { node, epoch: document.epoch };
-                epoch = self.decide(command, deadline).await?;
-            }
-            return Ok(proto::CommitLayoutResponse { epoch });
-        }
         let epoch = match request.epoch {
             0 => document.epoch,
             epoch => epoch,
         };
+        if let Some(nodes) = given_up(document, &change) {
+            let epoch = self.decide(Command::GiveUp { nodes, epoch }, deadline).await?;
+            return Ok(proto::CommitLayoutResponse { epoch });
+        }
         let effects = self.effects(&layout, &change, &BTreeMap::new());
         if let Some(refusal) = effects.refusals.into_iter().next() {
             return Err(refused(&refusal.reason, refusal.message));

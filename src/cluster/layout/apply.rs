@@ -114,7 +114,7 @@ impl Document {
             Command::Fenced { node, epoch } => self.note_fenced(*node, *epoch),
             Command::Synced { node, epoch } => self.note_synced(*node, *epoch),
             Command::Abort { epoch } => self.abort(*epoch),
-            Command::GiveUp { node, epoch } => self.give_up(*node, *epoch),
+            Command::GiveUp { nodes, epoch } => self.give_up(nodes, *epoch),
             Command::Cleared { node, epoch } => self.note_cleared(*node, *epoch),
             Command::Left { node, digest } => self.note_left(*node, digest),
         }
@@ -194,8 +194,8 @@ impl Document {
             return Err(Error::UnknownTenant { name: name.to_owned() }.into());
         };
         let altered = tenant.altered(change.clone())?;
-        let owners = self.next_owners.as_ref().map_or(0, Owners::len).max(self.owners.len());
-        if altered.replication_factor != tenant.replication_factor && owners > 1 {
+        let is_alone = self.owners.len() == 1 && !self.is_joint();
+        if altered.replication_factor != tenant.replication_factor && !is_alone {
             // Other replicas would own its rows at once, without having them.
             let message = "in a cluster of several owners the replication factor is changed by a \
                            change of the layout";
@@ -285,20 +285,26 @@ impl Document {
         self.end_transition(departed);
     }
 
-    /// L1: one that was to hand over what it has is dead; the transition goes on without its help.
-    fn give_up(&mut self, node: NodeId, epoch: u64) -> Applied {
+    /// L1: nodes that were to hand over what they have are dead; the transition goes on without
+    /// their help. All of them, or none: who asks is told of one outcome.
+    fn give_up(&mut self, nodes: &BTreeSet<NodeId>, epoch: u64) -> Applied {
         self.joint_of(epoch)?;
-        let state = self.members.get(&node).map(|member| member.state);
-        match state {
-            Some(MemberState::Removing) => return Ok(self.done()),
-            Some(MemberState::Leaving) if self.owners.contains_key(&node) => {}
-            _ => {
-                let message = format!("{node} is not leaving in this transition");
-                return Err(Refusal::new(reason::NOT_AN_OWNER, message));
+        let mut dead = nodes.clone();
+        for node in nodes {
+            match self.members.get(node).map(|member| member.state) {
+                Some(MemberState::Removing) => _ = dead.remove(node),
+                Some(MemberState::Leaving) if self.owners.contains_key(node) => {}
+                _ => {
+                    let message = format!("{node} is not leaving in this transition");
+                    return Err(Refusal::new(reason::NOT_AN_OWNER, message));
+                }
             }
         }
-        self.check_sources_without(node)?;
-        if let Some(member) = self.members.get_mut(&node) {
+        if dead.is_empty() {
+            return Ok(self.done());
+        }
+        self.check_sources_without(&dead)?;
+        for (_, member) in self.members.iter_mut().filter(|(node, _)| dead.contains(node)) {
             member.state = MemberState::Removing;
         }
         Ok(self.changed())

@@ -152,12 +152,13 @@ impl Document {
         Err(Refusal::new(reason::LOSS_DIFFERS, message))
     }
 
-    /// Whether enough stay to learn rows from without `node` too, which leaves.
-    pub(super) fn check_sources_without(&self, node: NodeId) -> Result<(), Refusal> {
+    /// Whether enough stay to learn rows from without `nodes` too, which leave.
+    pub(super) fn check_sources_without(&self, nodes: &BTreeSet<NodeId>) -> Result<(), Refusal> {
         let table = self.tables(&self.owners).0;
-        for (partition, factor, left) in self.lost_by(&BTreeSet::from([node])) {
-            // Of what is given up already it may be the last.
-            let is_source = table.replicas(partition, factor).any(|replica| replica == node);
+        for (partition, factor, left) in self.lost_by(nodes) {
+            // Of what is given up already they may be the last.
+            let is_source =
+                table.replicas(partition, factor).any(|replica| nodes.contains(&replica));
             if is_source || !is_among(&self.lost, partition, factor) {
                 return Err(too_few_sources(partition, &left));
             }

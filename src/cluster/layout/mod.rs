@@ -254,11 +254,11 @@ pub enum Command {
         /// The epoch of the Joint document.
         epoch: u64,
     },
-    /// A node that leaves is dead: the transition under way goes on without its help. Rows that
-    /// only it held are lost.
+    /// Nodes that leave are dead: the transition under way goes on without their help. All of them
+    /// are given up, or none. Rows that only they held are lost.
     GiveUp {
         /// Which.
-        node: NodeId,
+        nodes: BTreeSet<NodeId>,
         /// The epoch of the Joint document.
         epoch: u64,
     },

@@ -118,7 +118,7 @@ fn a_report_about_another_epoch_or_of_a_stranger_is_dropped() {
         let answers = [
             document.apply(&Command::Fenced { node: node(1), epoch }),
             document.apply(&Command::Synced { node: node(4), epoch }),
-            document.apply(&Command::GiveUp { node: node(4), epoch }),
+            document.apply(&Command::GiveUp { nodes: nodes(&[4]), epoch }),
         ];
         answers.iter().for_each(|answer| assert_eq!(refused(answer), "STALE_EPOCH"));
     }
@@ -272,12 +272,17 @@ fn a_leaver_that_dies_is_given_up_if_others_can_be_asked() {
     let mut document = formed(&[1, 2, 3, 4, 5]);
     let leave = change(&document, |change| change.leaves = nodes(&[1, 2]));
     does(&mut document, &leave);
-    let give_up = |n| Command::GiveUp { node: node(n), epoch: 2 };
-    assert_eq!(refused(&document.apply(&give_up(3))), "NOT_AN_OWNER");
-    does(&mut document, &give_up(1));
+    let give_up = |of: &[u128]| Command::GiveUp { nodes: nodes(of), epoch: 2 };
+    // All that are named, or none.
+    let before = document.clone();
+    assert_eq!(refused(&document.apply(&give_up(&[1, 3]))), "NOT_AN_OWNER");
+    assert_eq!(refused(&document.apply(&give_up(&[1, 2]))), "TOO_FEW_SOURCES");
+    assert_eq!(document, before);
+    does(&mut document, &give_up(&[1]));
     assert_eq!(document.members[&node(1)].state, MemberState::Removing);
-    does(&mut document, &give_up(1));
-    assert_eq!(refused(&document.apply(&give_up(2))), "TOO_FEW_SOURCES");
+    does(&mut document, &give_up(&[1]));
+    assert_eq!(refused(&document.apply(&give_up(&[2]))), "TOO_FEW_SOURCES");
+    assert_eq!(refused(&document.apply(&give_up(&[1, 2]))), "TOO_FEW_SOURCES");
     finish(&mut document);
     assert_eq!(document.members[&node(1)].state, MemberState::Removed);
     assert_eq!(document.members[&node(2)].state, MemberState::Leaving);

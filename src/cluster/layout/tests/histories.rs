@@ -26,7 +26,7 @@ fn command(document: &Document, draw: &(u8, u128, u128, u64)) -> Command {
             change: Change { weights: BTreeMap::from([(node, b as u32)]), ..Change::default() },
         },
         5 => Command::Abort { epoch },
-        6 => Command::GiveUp { node, epoch },
+        6 => Command::GiveUp { nodes: nodes(&[a, b]), epoch },
         7 => Command::Cleared { node, epoch },
         8 => Command::Left { node, digest: "digest".to_owned() },
         9 => {

@@ -81,7 +81,7 @@ fn whoever_leaves_is_a_source_until_it_is_given_up() {
     let lost = |partition: &u32| before.sets(*partition, 3).current.contains(&node(2));
     let partition = (0..before.partitions()).find(lost).expect("it owns something");
     assert_eq!(before.sources_needed(partition, (3, 3)).leaving, [node(2)]);
-    does(&mut document, &Command::GiveUp { node: node(2), epoch: 2 });
+    does(&mut document, &Command::GiveUp { nodes: nodes(&[2]), epoch: 2 });
     assert!(layout(&document).sources_needed(partition, (3, 3)).leaving.is_empty());
 }
 
