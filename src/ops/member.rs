@@ -361,6 +361,7 @@ pub(super) async fn start(
         coordinator: Arc::clone(&coordinator),
         consensus: Arc::clone(&consensus),
         layout: fence.watch(),
+        fence: layout_fence,
         view,
         peers: others,
         hints: Arc::clone(&hints),

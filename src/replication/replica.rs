@@ -30,13 +30,13 @@ use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
 use crate::cluster::work::Work;
 use crate::engine::Position;
 use crate::proto;
-use crate::store::{self, RowFilter, Store, Tenant, TenantId};
+use crate::store::{self, ForeignRow, RowFilter, Store, Tenant, TenantId};
 
 /// An error as it is sent: the one table from errors to codes is the API's.
 pub type ToFailure = fn(&Error) -> proto::Failure;
 
-/// Rows that are joined: how many came for which reason.
-type Rows = Vec<(TenantId, Bytes, Bytes)>;
+/// Rows that are joined.
+pub type Rows = Vec<ForeignRow<Bytes>>;
 
 /// Answers [`WriteRows`](proto::WriteRows), [`RepairRows`](proto::RepairRows),
 /// [`ReadRows`](proto::ReadRows), forwarded writes and pages.
@@ -161,19 +161,10 @@ impl Replica {
         let taken = rows.into_iter().zip(&refusals).filter(|(_, no)| no.is_none());
         let rows: Rows =
             taken.map(|(row, _)| (TenantId(row.tenant_id), row.key, row.row)).collect();
-        let (done, joined) = oneshot::channel();
-        {
-            let _pass = self.enter(layout.epoch())?;
-            let told = Box::new(move |results| {
-                // Nobody may wait any more; the rows are there all the same.
-                let _ = done.send(results);
-            });
-            match floors {
-                None => self.parts.store.submit_rows(&rows, told),
-                Some(floors) => self.parts.store.submit_repairs(&rows, &floors, told),
-            }
-        }
-        let lost = |why: &str| refused("NOT_DURABLE", why.to_owned());
+        let Parts { fence, store, .. } = &self.parts;
+        let joined = submit_rows(&**fence, layout.epoch(), store, &rows, floors.as_deref())?;
+        // They are in the log and can be read: whoever is not told must not take them for undone.
+        let lost = |why: &str| PeerError::NoAnswer { why: why.to_owned() };
         let joined = tokio::time::timeout_at(deadline, joined).await;
         let mut joined = joined
             .map_err(|_| lost("the rows are not durable in time"))?
@@ -291,10 +282,31 @@ impl Replica {
             }
         }
     }
+}
 
-    fn enter(&self, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
-        enter(&*self.parts.fence, epoch)
+/// Joins rows under an epoch; with floors, repairs that were judged under them. Their outcomes come
+/// once they are durable.
+///
+/// # Errors
+/// The node acts under another epoch: nothing was joined.
+pub fn submit_rows(
+    fence: &dyn Fence,
+    epoch: u64,
+    store: &Store,
+    rows: &Rows,
+    floors: Option<&[u64]>,
+) -> Result<oneshot::Receiver<Vec<store::Result<()>>>, PeerError> {
+    let (done, joined) = oneshot::channel();
+    let told = Box::new(move |results| {
+        // Nobody may wait any more; the rows are there all the same.
+        let _ = done.send(results);
+    });
+    let _pass = enter(fence, epoch)?;
+    match floors {
+        None => store.submit_rows(rows, told),
+        Some(floors) => store.submit_repairs(rows, floors, told),
     }
+    Ok(joined)
 }
 
 /// Goes in under an epoch, or says why a request of it is refused.

@@ -21,7 +21,7 @@ use crate::replication::coordinator::Coordinator;
 use crate::replication::departure::certificate::Certificates;
 use crate::replication::hints::Hints;
 use crate::replication::progress::{Figures, Progress, Rate};
-use crate::replication::settled;
+use crate::replication::{Fence, settled};
 use crate::store::{self, Outcome, RawRow, Store, Tenant};
 
 /// How long a replica may take to say what it holds.
@@ -30,6 +30,12 @@ const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const LEADER_WAIT: Duration = Duration::from_secs(1);
 /// Replicas of a partition where no tenant says how many.
 const REPLICAS: u8 = 3;
+
+/// The refusal of a node that is not the only owner.
+pub(super) fn not_alone() -> Problem {
+    let message = "rows of a cluster travel on the peer stream, under its layout";
+    Problem::new(Code::FailedPrecondition, "NOT_ALONE", message).of_write(Outcome::NotApplied)
+}
 
 /// The parts of a node that make it a member.
 pub struct Cluster {
@@ -43,6 +49,8 @@ pub struct Cluster {
     pub consensus: Arc<Consensus>,
     /// The layout this node acts under.
     pub layout: watch::Receiver<Arc<Layout>>,
+    /// Its epoch, while something is done under it.
+    pub fence: Arc<dyn Fence>,
     /// What is heard of the others.
     pub view: Arc<dyn View>,
     /// The others.
@@ -118,19 +126,18 @@ impl Cluster {
         let _ = tokio::time::timeout_at(deadline, known).await;
     }
 
-    /// Refuses what passes the rules of a layout by, where there are others that keep them.
+    /// Refuses what passes the rules of a layout by, where there are others that keep them. The
+    /// epoch under which it may be done.
     ///
     /// # Errors
     /// The node is not the only owner.
-    pub fn check_alone(&self) -> Result<(), Problem> {
+    pub fn check_alone(&self) -> Result<u64, Problem> {
         let layout = self.layout();
         let document = layout.document();
-        if document.is_owned_by(self.node) && !document.is_joint() {
-            return Ok(());
+        match document.is_owned_by(self.node) && !document.is_joint() {
+            true => Ok(layout.epoch()),
+            false => Err(not_alone()),
         }
-        let message = "rows of a cluster travel on the peer stream, under its layout";
-        Err(Problem::new(Code::FailedPrecondition, "NOT_ALONE", message)
-            .of_write(Outcome::NotApplied))
     }
 
     /// The cluster as this node knows it.

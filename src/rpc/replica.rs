@@ -6,13 +6,15 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use super::cluster::not_alone;
 use super::deadline::Deadline;
 use super::scan;
 use super::server::Core;
 use super::status::Problem;
 use crate::proto;
 use crate::proto::replica_server::Replica;
-use crate::store::{EngineKey, Outcome, TenantId, TokenRange};
+use crate::replication::replica::{Rows, submit_rows};
+use crate::store::{self, EngineKey, Outcome, TenantId, TokenRange};
 
 /// Bytes of rows in an answer when the caller names no number.
 const BATCH_BYTES: usize = 512 << 10;
@@ -34,7 +36,6 @@ impl Replica for ReplicaService {
         request: Request<proto::ReplicateRequest>,
     ) -> Result<Response<proto::ReplicateResponse>, Status> {
         let deadline = Deadline::of(&request);
-        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_replicated.inc_by(joined(&results));
         Ok(Response::new(proto::ReplicateResponse { results }))
@@ -45,7 +46,6 @@ impl Replica for ReplicaService {
         request: Request<proto::RepairRequest>,
     ) -> Result<Response<proto::RepairResponse>, Status> {
         let deadline = Deadline::of(&request);
-        self.0.cluster.check_alone()?;
         let results = join(&self.0, request.into_inner().rows, deadline).await?;
         self.0.metrics.rows_repaired.inc_by(joined(&results));
         Ok(Response::new(proto::RepairResponse { results }))
@@ -96,7 +96,10 @@ impl Replica for ReplicaService {
     }
 }
 
-/// Joins rows and waits until they are durable.
+/// Joins rows at a node that is the only owner, and waits until they are durable.
+///
+/// Nothing stands between the look at the layout and the join but the fence: who joins the cluster
+/// meanwhile was given all that was taken here before, and nothing is taken after.
 async fn join(
     core: &Arc<Core>,
     rows: Vec<proto::RowState>,
@@ -104,16 +107,24 @@ async fn join(
 ) -> Result<Vec<proto::RowResult>, Problem> {
     let refused = |problem: Problem| problem.of_write(Outcome::NotApplied);
     core.check_batch(rows.len()).map_err(refused)?;
+    let epoch = core.cluster.check_alone()?;
     let sent = rows.len();
-    let rows: Vec<_> =
+    let rows: Rows =
         rows.into_iter().map(|row| (TenantId(row.tenant_id), row.key, row.row)).collect();
-    let store = Arc::clone(&core.store);
-    // The rows may be taken before an error of the wait: it is unknown, and harmless to repeat.
-    let results = core.blocking.run(deadline, move || store.replicate(&rows)).await;
-    let results = results.map_err(|problem| match &*problem.reason {
+    let parts = Arc::clone(core);
+    let submitting = core.blocking.run(deadline, move || {
+        submit_rows(&*parts.cluster.fence, epoch, &parts.store, &rows, None)
+    });
+    // Those that are taken before an error of the wait are harmless to repeat.
+    let unknown = |problem: Problem| problem.of_write(Outcome::Unknown);
+    let joined = submitting.await.map_err(|problem| match &*problem.reason {
         "TOO_MANY_REQUESTS" => refused(problem),
-        _ => problem.of_write(Outcome::Unknown),
+        _ => unknown(problem),
     })?;
+    let joined = joined.map_err(|_| not_alone())?;
+    let late = || unknown(Problem::deadline("the rows are not durable in time"));
+    let results = deadline.limit(joined).await.ok_or_else(late)?;
+    let results = results.map_err(|_| unknown(Problem::from(&store::Error::Closed)))?;
     debug_assert_eq!(results.len(), sent, "one result a row");
     Ok(results
         .into_iter()

@@ -32,13 +32,14 @@ pub type ForeignRow<B> = (TenantId, B, B);
 pub type Joined = Box<dyn FnOnce(Vec<Result<()>>) + Send>;
 
 impl Store {
-    /// Joins rows and waits until they are durable. Each has its own outcome.
+    /// [`Store::submit_rows`], waited for.
+    #[cfg(test)]
     pub fn replicate<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>]) -> Vec<Result<()>> {
         self.replicate_by(rows, Judge::Guard)
     }
 
-    /// [`Store::replicate`] for repairs, each with the floor of this replica that it was judged
-    /// under. One whose floor is another by now is refused: it must be judged anew.
+    /// [`Store::submit_repairs`], waited for.
+    #[cfg(test)]
     pub fn repair<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
@@ -47,28 +48,29 @@ impl Store {
         self.replicate_by(rows, Judge::Floors(floors))
     }
 
+    #[cfg(test)]
     fn replicate_by<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
         judge: Judge<'_>,
     ) -> Vec<Result<()>> {
-        let (results, position) = self.join_rows(rows, judge, OnStall::Wait);
+        let (results, position) = self.join_rows(rows, judge);
         if position == Position::ZERO {
             return results;
         }
         settle(results, self.engine.wait_durable(position))
     }
 
-    /// Like [`Store::replicate`] for callers that must not block on the disk: the rows can be read
-    /// on return, `done` is called once, when they are durable or have failed, on a thread of the
-    /// engine or on this one. Where the other would wait for a flush or a compaction, this one
-    /// refuses.
+    /// Joins rows, each with its own outcome. The rows can be read on return; `done` is called
+    /// once, when they are durable or have failed, on a thread of the engine or on this one. It
+    /// does not wait: where a flush or a compaction must come first it refuses.
     pub fn submit_rows<B: AsRef<[u8]>>(&self, rows: &[ForeignRow<B>], done: Joined) {
-        let (results, position) = self.join_rows(rows, Judge::Guard, OnStall::Refuse);
+        let (results, position) = self.join_rows(rows, Judge::Guard);
         self.on_durable(position, move |durable| done(settle(results, durable)));
     }
 
-    /// [`Store::submit_rows`] for repairs: see [`Store::repair`].
+    /// [`Store::submit_rows`] for repairs, each with the floor of this replica that it was judged
+    /// under. One whose floor is another by now is refused: it must be judged anew.
     pub fn submit_repairs<B: AsRef<[u8]>>(
         &self,
         rows: &[ForeignRow<B>],
@@ -86,7 +88,7 @@ impl Store {
         rows: &[ForeignRow<B>],
         floors: &[u64],
     ) -> (Vec<Result<()>>, Position) {
-        self.join_rows(rows, Judge::Floors(floors), OnStall::Refuse)
+        self.join_rows(rows, Judge::Floors(floors))
     }
 
     /// Puts rows into the log and the memtable: an outcome for each, and what to wait for.
@@ -98,7 +100,6 @@ impl Store {
         &self,
         rows: &[ForeignRow<B>],
         judge: Judge<'_>,
-        on_stall: OnStall,
     ) -> (Vec<Result<()>>, Position) {
         let mut end = Position::ZERO;
         // Of this store, not of a row: the others need not try, and wait, too.
@@ -110,8 +111,10 @@ impl Store {
             let row = row.as_ref();
             let key = self.place(*tenant, key.as_ref(), row)?;
             let joined = match judge {
-                Judge::Guard => self.engine.apply_with(&[(&key, row)], on_stall),
-                Judge::Floors(floors) => self.engine.apply_judged(&key, row, floors[at], on_stall),
+                Judge::Guard => self.engine.apply_with(&[(&key, row)], OnStall::Refuse),
+                Judge::Floors(floors) => {
+                    self.engine.apply_judged(&key, row, floors[at], OnStall::Refuse)
+                }
             };
             match joined {
                 Ok(position) => end = end.max(position),

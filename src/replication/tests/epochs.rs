@@ -14,7 +14,7 @@ use crate::cluster::NodeId;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto;
 use crate::replication::page;
-use crate::store::Outcome;
+use crate::store::{Outcome, TenantId};
 
 /// R1: who acts under an earlier epoch learns the later one, and starts over under it.
 #[tokio::test(start_paused = true)]
@@ -251,4 +251,28 @@ async fn a_page_is_refused_if_the_epoch_rose_while_it_was_read() {
         &request,
     );
     assert_eq!(answer, Err(PeerError::StaleLayout { epoch: 3 }));
+}
+
+/// Who comes in between the look at the layout and the join is given all that was taken before, and
+/// nothing after: a row that is joined then would be here, where nobody reads it.
+#[tokio::test(start_paused = true)]
+async fn rows_are_joined_under_the_epoch_that_was_looked_at_or_not_at_all() {
+    let cluster = Cluster::with_owners(4, &[0, 1, 2], 42);
+    cluster.put(0, Level::All, put("k", "v")).await.expect("three are up");
+    let held = |at: usize| {
+        let store = &cluster.nodes[at].store;
+        store.raw_row(TenantId(1), b"k").expect("undamaged").row
+    };
+    let row = held(0).expect("it owns the row");
+    let rows: replica::Rows = vec![(TenantId(1), "k".into(), row.into())];
+    let other = &cluster.nodes[3].store;
+    let rising = Rising { epoch: RwLock::new(1), looks: AtomicU64::new(0) };
+    drop(rising.enter(1).expect("it looks"));
+    let refused = replica::submit_rows(&rising, 1, other, &rows, None).expect_err("it rose");
+    assert_eq!(refused, PeerError::StaleLayout { epoch: 2 });
+    assert_eq!(held(3), None);
+    rising.looks.store(0, Ordering::Relaxed);
+    let joined = replica::submit_rows(&rising, 1, other, &rows, None).expect("it may");
+    joined.await.expect("answered").remove(0).expect("joined");
+    assert_eq!(held(3), held(0));
 }
