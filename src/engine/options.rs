@@ -78,6 +78,9 @@ pub struct Options {
     pub guard_reserve: bool,
     /// Verify block checksums at every read instead of at the first touch.
     pub verify_every_read: bool,
+    /// Make a store of a directory without one. Off: that is damage, for the caller knows that there
+    /// was one, and that its files are elsewhere or lost.
+    pub create_if_missing: bool,
     /// Open although the log has a damaged frame below what was durable, dropping what follows it.
     pub accept_log_corruption: bool,
     /// Threads that compact. With 0 nothing runs in the background: the caller calls
@@ -122,6 +125,7 @@ impl Default for Options {
             disk_reserve_bytes: 64 << 20,
             guard_reserve: true,
             verify_every_read: false,
+            create_if_missing: true,
             accept_log_corruption: false,
             compaction_threads: 1,
         }

@@ -72,6 +72,9 @@ pub fn open(
 ) -> Result<Shared> {
     options.validate()?;
     let Environment { vfs, clock } = environment;
+    if !options.create_if_missing {
+        Manifest::check_exists(&*vfs, dir)?;
+    }
     create_dir_durably(&*vfs, dir)?;
     let lock_path = dir.join(LOCK_FILE);
     let lock = vfs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;

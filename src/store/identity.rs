@@ -11,7 +11,8 @@
 //! 3. If an actor is kept, the bound of the lease is at or above everything it may have minted.
 //! 4. Starting takes the clean mark away before it returns; the mark comes back last of all.
 //! 5. The generation grows with every start, whatever the clock says.
-//! 6. A damaged or missing file beside others is corruption, never a first start.
+//! 6. A damaged or missing file beside others is corruption, never a first start. So is an engine
+//!    without files, once the node has run ([`Starting::has_run`]): its volume may not be mounted.
 //! 7. A node has one cluster in its life. A directory may begin without ([`IdentityOptions`]); it
 //!    is given one once, durably, by [`IdentityFile::assign_cluster`].
 //! 8. A start is judged ([`Starting::read`]) before anything is written ([`Starting::begin`]).
@@ -156,6 +157,12 @@ impl Starting {
     /// Whether no node was started here before.
     pub fn is_first(&self) -> bool {
         self.start == Start::First
+    }
+
+    /// Whether a node has opened its store here: only then is a clock begun, and its lease
+    /// extended.
+    pub fn has_run(&self) -> bool {
+        self.clean.is_some() || self.lease.as_ref().is_some_and(|lease| lease.bound() > 0)
     }
 
     /// Who the node would be in that life.

@@ -245,7 +245,7 @@ impl Store {
     pub fn open_in(dir: &Path, options: StoreOptions, environment: Environment) -> Result<Self> {
         let limits = options.limits.validated()?;
         // Which writes may have it is decided here: `check_disk`.
-        let engine_options = engine::Options { guard_reserve: false, ..options.engine };
+        let mut engine_options = engine::Options { guard_reserve: false, ..options.engine };
         engine_options.validate()?;
         let vfs = &*environment.vfs;
         create_dir(vfs, dir)?;
@@ -254,6 +254,8 @@ impl Store {
         let lock = lock.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let engine_dir = dir.join(ENGINE_DIR_NAME);
         let starting = Starting::read(&environment, dir, options.identity)?;
+        // Without its rows the node would say of each that there is none, and be believed.
+        engine_options.create_if_missing &= !starting.has_run();
         let open_engine = || {
             Engine::open_in(
                 &engine_dir,

@@ -76,6 +76,19 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// Refuses a directory without a store.
+    ///
+    /// # Errors
+    /// `Corruption`, `Io`.
+    pub fn check_exists(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
+        let current = dir.join(CURRENT);
+        if vfs.exists(&current).map_err(Error::io("look for", &current))? {
+            return Ok(());
+        }
+        let what = "it is missing, and there was a store: its files are elsewhere, or lost";
+        Err(Error::corrupt(&current, 0, what))
+    }
+
     /// Reads the manifest that `CURRENT` names; `None` in a directory without one.
     ///
     /// # Errors

@@ -149,3 +149,19 @@ fn a_directory_with_other_files_gets_none_of_the_store() {
     let names = node.vfs.list(Path::new(DIR)).unwrap();
     assert_eq!(names, [Path::new("LOCK"), Path::new("letters")]);
 }
+
+/// A volume that is not mounted: the node would answer for all its rows that there are none.
+#[test]
+fn a_node_that_has_run_does_not_start_without_its_rows() {
+    for clean in [true, false] {
+        let mut node = node(clean);
+        for name in node.vfs.list(&engine_dir()).unwrap() {
+            node.vfs.remove(&engine_dir().join(name)).unwrap();
+        }
+        let before = files(&node.vfs);
+        let error = node.try_start().expect_err("its rows are gone");
+        assert_eq!(error.reason(), "CORRUPTION", "clean {clean}: {error}");
+        assert!(error.to_string().contains("CURRENT"), "clean {clean}: {error}");
+        assert_eq!(files(&node.vfs), before, "clean {clean}");
+    }
+}
