@@ -20,6 +20,7 @@
 //! 4. A damaged partition takes versions at or below its floor. So when it is mended its floor
 //!    names the youngest memtable anew, and vouches only for what is durable.
 
+use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ impl Engine {
     /// As [`Engine::fence`].
     pub fn fence_ranges(&self, partitions: &[RangeInclusive<u32>], guard: u64) -> Result<()> {
         let shared = &self.shared;
-        shared.change_safe_points(partitions, |point| {
+        shared.change_safe_points(partitions, |_, point| {
             point.guard = point.guard.max(guard);
             Ok(())
         })?;
@@ -99,7 +100,7 @@ impl Engine {
         }
         let epoch = shared.name_epoch_and_sync(log)?;
         shared.hook("floor:synced");
-        shared.change_safe_points_locked(partitions, |point| {
+        shared.change_safe_points_locked(partitions, |_, point| {
             if floor > point.floor {
                 point.floor = floor;
                 point.floor_epoch = epoch;
@@ -142,8 +143,21 @@ impl Engine {
         if peers.is_empty() {
             return self.shared.mend(partitions);
         }
-        self.shared.change_safe_points(&[partitions], |point| {
+        self.shared.change_safe_points(&[partitions], |_, point| {
             point.damaged = peers.into();
+            Ok(())
+        })
+    }
+
+    /// [`Engine::set_damaged`] of several partitions, each with its own peers (some), with one edit
+    /// of the manifest.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn set_each_damaged(&self, marks: &BTreeMap<u32, &[u128]>) -> Result<()> {
+        let partitions: Vec<_> = marks.keys().map(|partition| *partition..=*partition).collect();
+        self.shared.change_safe_points(&partitions, |partition, point| {
+            point.damaged = marks.get(&partition).copied().unwrap_or_default().into();
             Ok(())
         })
     }
@@ -155,9 +169,20 @@ impl Engine {
     /// # Errors
     /// As [`Engine::fence`].
     pub fn reset_safe_points(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
-        self.shared.change_safe_points(partitions, |point| {
+        self.shared.change_safe_points(partitions, |_, point| {
             let damaged = std::mem::take(&mut point.damaged);
             *point = SafePoint { damaged, ..SafePoint::default() };
+            Ok(())
+        })
+    }
+
+    /// [`Engine::reset_safe_points`], but the guards stay.
+    ///
+    /// # Errors
+    /// As [`Engine::fence`].
+    pub fn reset_floors(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.shared.change_safe_points(partitions, |_, point| {
+            (point.floor, point.floor_epoch) = (0, 0);
             Ok(())
         })
     }
@@ -175,7 +200,7 @@ impl Engine {
         let _one = self.shared.ingest_lock.lock();
         let partitions = partitions();
         self.shared.check_ranges(&partitions)?;
-        self.shared.change_safe_points_locked(&partitions, |point| {
+        self.shared.change_safe_points_locked(&partitions, |_, point| {
             *point = SafePoint::default();
             Ok(())
         })?;
@@ -254,7 +279,7 @@ impl Shared {
         let log = self.log.lock();
         self.guards.put_in_force(range.start as usize..range.end as usize, &points);
         let epoch = self.name_epoch_and_sync(log)?;
-        self.change_safe_points_locked(&[partitions], |point| {
+        self.change_safe_points_locked(&[partitions], |_, point| {
             if point.is_damaged() && rule!(self, mended_floor_waits) {
                 point.floor_epoch = point.floor_epoch.max(epoch);
             }
@@ -266,7 +291,7 @@ impl Shared {
     fn change_safe_points(
         &self,
         partitions: &[RangeInclusive<u32>],
-        change: impl Fn(&mut SafePoint) -> Result<()>,
+        change: impl Fn(u32, &mut SafePoint) -> Result<()>,
     ) -> Result<()> {
         self.check_ranges(partitions)?;
         // One change at a time, and none while an ingest is between its check and its install.
@@ -280,7 +305,7 @@ impl Shared {
     fn change_safe_points_locked(
         &self,
         partitions: &[RangeInclusive<u32>],
-        change: impl Fn(&mut SafePoint) -> Result<()>,
+        change: impl Fn(u32, &mut SafePoint) -> Result<()>,
     ) -> Result<()> {
         let points = self.versions.current().state().safe_points().clone();
         let mut runs: Vec<(Range<u32>, SafePoint)> = Vec::new();
@@ -288,7 +313,7 @@ impl Shared {
         for partition in partitions.iter().flat_map(Clone::clone) {
             let old = &points[partition as usize];
             let mut new = old.clone();
-            change(&mut new)?;
+            change(partition, &mut new)?;
             changed |= new != *old;
             match runs.last_mut() {
                 Some((run, point)) if *point == new && run.end == partition => run.end += 1,

@@ -68,7 +68,7 @@ pub(super) fn open_store(config: &Config, world: &World) -> Result<Opened, Error
         fence.reload()?;
         let node = NodeId(store.identity().node_id);
         let newcomer = newcomer.get_or_init(|| Arc::new(Newcomer::new(node, Arc::clone(&store))));
-        newcomer.begin_anew(&fence.document());
+        newcomer.begin_again(&fence.document());
         Ok(Opened { store, fence })
     };
     open().map_err(|source| Error::Open { dir: dir.clone(), source })

@@ -24,6 +24,7 @@ mod dead;
 mod merge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -287,21 +288,38 @@ impl Newcomer {
     }
 
     /// Takes back what the node has vouched for in partitions of which it will own rows that it
-    /// did not own, and has it write under another actor. To be called before anybody acts under
-    /// the document.
+    /// did not own, and has it write under another actor. To be called when a document is adopted,
+    /// before anybody acts under it.
     pub fn begin_anew(&self, document: &Document) {
+        self.begin(document, Store::begin_anew);
+    }
+
+    /// The same at a start, under the document that was adopted before it. The node stays fenced
+    /// as it was: it may have merged all and said so, and the others may have gone on, without its
+    /// having heard of it. It would own unfenced what its sources have forgotten.
+    pub fn begin_again(&self, document: &Document) {
+        match self.store.keeps("synced_stays_fenced") {
+            true => self.begin(document, Store::begin_again),
+            false => self.begin(document, Store::begin_anew),
+        }
+    }
+
+    fn begin(
+        &self,
+        document: &Document,
+        begin: impl FnOnce(&Store, &[RangeInclusive<u32>]) -> store::Result<()>,
+    ) {
         let node = self.node;
         let next = document.next_owners.as_ref();
         let is_new = self.epoch.swap(document.epoch, Ordering::Relaxed) != document.epoch;
-        // One that has merged was started again: it stays fenced where its sources are, or what
-        // they have forgotten would be taken by two newcomers.
+        // One that has heard that it has merged has begun already.
         let has_merged = document.synced.contains(&node) && self.store.keeps("synced_stays_fenced");
         if !is_new || has_merged || !next.is_some_and(|next| next.contains_key(&node)) {
             return;
         }
         let layout = Layout::new(Arc::new(document.clone()));
         let partitions: Vec<_> = layout.newly_owned(node).into_iter().map(|at| at..=at).collect();
-        if let Err(error) = self.store.begin_anew(&partitions) {
+        if let Err(error) = begin(&self.store, &partitions) {
             // The store takes no writes then.
             tracing::error!(%error, "cannot begin anew with partitions");
         }

@@ -62,10 +62,27 @@ impl Store {
     /// # Errors
     /// I/O, which may leave the store read-only.
     pub fn begin_anew(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.begin_with(partitions, engine::Engine::reset_safe_points)
+    }
+
+    /// The same for a node that may have begun anew before, in an earlier life: from messages it
+    /// takes on what it took then, and no more.
+    ///
+    /// # Errors
+    /// As [`Store::begin_anew`].
+    pub fn begin_again(&self, partitions: &[RangeInclusive<u32>]) -> Result<()> {
+        self.begin_with(partitions, engine::Engine::reset_floors)
+    }
+
+    fn begin_with(
+        &self,
+        partitions: &[RangeInclusive<u32>],
+        reset: impl FnOnce(&engine::Engine, &[RangeInclusive<u32>]) -> engine::Result<()>,
+    ) -> Result<()> {
         if partitions.is_empty() {
             return Ok(());
         }
-        self.engine.reset_safe_points(partitions)?;
+        reset(&self.engine, partitions)?;
         // Their hashes were taken under the floors that are gone.
         partitions.iter().for_each(|range| self.mark_leaves(range));
         self.rotate_on_loss()

@@ -380,7 +380,8 @@ async fn a_survivor_merges_rows_below_its_guard() {
 /// Two values are deleted and forgotten with their deletes, everywhere; two of the three owners are
 /// replaced before another round; late copies come to the new ones, of `early` while they merge, of
 /// `late` afterwards. What a quorum of the two reads then, and how many of the old rows they hold.
-async fn after_late_copies(removed: &[&'static str]) -> ([Vec<String>; 2], usize) {
+/// The new owners are started again, when they have heard that they have merged, or before.
+async fn after_late_copies(removed: &[&'static str], has_heard: bool) -> ([Vec<String>; 2], usize) {
     let cluster = crate::engine::without_rules(removed, || Cluster::with_owners(5, &[0, 1, 2], 75));
     for n in 0..KEYS {
         cluster.put(n % 3, Level::All, put(&format!("key-{n}"), "v")).await.expect("all are up");
@@ -419,10 +420,10 @@ async fn after_late_copies(removed: &[&'static str]) -> ([Vec<String>; 2], usize
         assert!(merges_at(&cluster, at, 30).await);
     }
     let synced = BTreeSet::from([id(3), id(4)]);
-    let merged = Document { synced, ..document };
+    let kept = if has_heard { Document { synced, ..document } } else { document };
     for at in 3..5 {
         // As it does when it is started again.
-        transfer::Newcomer::new(id(at), Arc::clone(store(at))).begin_anew(&merged);
+        transfer::Newcomer::new(id(at), Arc::clone(store(at))).begin_again(&kept);
         // Whether it is taken is what this is about.
         let _ = give(&copies[1], at);
     }
@@ -441,14 +442,18 @@ async fn after_late_copies(removed: &[&'static str]) -> ([Vec<String>; 2], usize
 }
 
 /// Newcomers vouch for nothing, but they are fenced where those are who they have their rows from,
-/// and what they were given before they forget.
+/// and what they were given before they forget. Also if they are started again, having said that
+/// they have merged but not heard that they have.
 #[tokio::test(start_paused = true)]
 async fn two_newcomers_do_not_bring_back_what_was_forgotten() {
     let (gone, back) = (Vec::<String>::new, || vec!["x".to_owned()]);
-    assert_eq!(after_late_copies(&[]).await, ([gone(), gone()], KEYS));
-    assert_eq!(after_late_copies(&["newcomer_fenced"]).await, ([gone(), back()], KEYS));
-    assert_eq!(after_late_copies(&["newcomer_forgets"]).await, ([back(), gone()], KEYS));
-    assert_eq!(after_late_copies(&["synced_stays_fenced"]).await, ([gone(), back()], KEYS));
+    for heard in [true, false] {
+        let without = async |rule| after_late_copies(&[rule], heard).await;
+        assert_eq!(after_late_copies(&[], heard).await, ([gone(), gone()], KEYS));
+        assert_eq!(without("newcomer_fenced").await, ([gone(), back()], KEYS));
+        assert_eq!(without("newcomer_forgets").await, ([back(), gone()], KEYS));
+        assert_eq!(without("synced_stays_fenced").await, ([gone(), back()], KEYS));
+    }
 }
 
 /// The table's `one_source` (I1): of three old owners one alone may lack what the others
