@@ -221,40 +221,37 @@ impl Store {
         damaged.map(|(at, point)| (at as u32, point.damaged.to_vec())).collect()
     }
 
-    /// Marks partitions as having lost data which `peers` (not empty, ascending) can give back; the
-    /// actor is another one from here on. They vouch for nothing and answer no reads until
-    /// [`Store::mend`] was told of an exchange with each.
+    /// Marks partitions, ascending, as having lost data which their peers (not empty, ascending)
+    /// can give back; the actor is another one from here on. They vouch for nothing and answer no
+    /// reads until [`Store::mend`] was told of an exchange with each. Those that are marked like
+    /// that already stay as they are; `false`: all were. It costs one actor, and one sync.
     ///
     /// # Errors
     /// I/O, after which the store takes no writes.
-    pub fn mark_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
-        self.check_writable()?;
-        if self.keeps("damaged_state") {
-            self.engine.set_damaged(partitions.clone(), peers)?;
-        }
-        self.mark_leaves(&partitions);
-        self.rotate_on_loss()
-    }
-
-    /// [`Store::mark_damaged`] of several partitions, each with its own peers, at the cost of one
-    /// actor. Those that are marked like that already stay as they are; `false`: all were.
-    ///
-    /// # Errors
-    /// As [`Store::mark_damaged`].
     pub fn mark_each_damaged(&self, partitions: &[(u32, Vec<u128>)]) -> Result<bool> {
         self.check_writable()?;
-        let mut any = false;
+        let mut marks = BTreeMap::new();
         for (partition, peers) in partitions {
             if *self.engine.safe_point(*partition)?.damaged != **peers {
-                self.engine.set_damaged(*partition..=*partition, peers)?;
-                self.mark_leaves(&(*partition..=*partition));
-                any = true;
+                marks.insert(*partition, &peers[..]);
             }
         }
-        if any {
-            self.rotate_on_loss()?;
+        if marks.is_empty() {
+            return Ok(false);
         }
-        Ok(any)
+        if self.keeps("damaged_state") {
+            self.engine.set_each_damaged(&marks)?;
+        }
+        marks.keys().for_each(|partition| self.mark_leaves(&(*partition..=*partition)));
+        self.rotate_on_loss()?;
+        Ok(true)
+    }
+
+    /// [`Store::mark_each_damaged`] of a range with the same peers.
+    #[cfg(test)]
+    pub fn mark_damaged(&self, partitions: RangeInclusive<u32>, peers: &[u128]) -> Result<()> {
+        let marks: Vec<_> = partitions.map(|partition| (partition, peers.to_vec())).collect();
+        self.mark_each_damaged(&marks).map(drop)
     }
 
     /// Has the node write under another actor: it may not know all that it has written under this

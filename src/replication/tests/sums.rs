@@ -455,7 +455,8 @@ fn take(cluster: &Cluster, document: &mut Document, step: &Step) {
             }
         }
         Step::Damage(partition) => {
-            store.mark_damaged(partition..=partition, &[]).expect("marked");
+            store.mark_damaged(partition..=partition, &[7]).expect("marked");
+            store.set_givers(partition, &[]).expect("nobody has what was lost");
         }
     }
 }
