@@ -90,6 +90,32 @@ impl Error {
             Self::Layout | Self::Stopping => self.to_string(),
         }
     }
+
+    /// What kind it is: the words of the same trouble may tell of other figures each time.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.reason(),
+            Self::Layout => "LAYOUT",
+            Self::Stopping => "STOPPING",
+        }
+    }
+}
+
+/// How often the same trouble was met in a row.
+#[derive(Default)]
+struct Streak {
+    kind: &'static str,
+    count: u32,
+}
+
+impl Streak {
+    /// Counts one more; whether it is another trouble than before.
+    fn meet(&mut self, error: &Error) -> bool {
+        let is_new = error.kind() != self.kind;
+        self.count = if is_new { 1 } else { self.count.saturating_add(1) };
+        self.kind = error.kind();
+        is_new
+    }
 }
 
 /// What can be set.
@@ -179,31 +205,27 @@ impl Departure {
         if unowned.partitions() == 0 {
             return;
         }
-        let (mut failures, mut last) = (0, String::new());
+        let mut failures = Streak::default();
         loop {
             let error = match self.clear_once(layout, &unowned, leaves).await {
                 Ok(true) => return,
                 Ok(false) => {
-                    failures = 0;
+                    failures.count = 0;
                     continue;
                 }
                 Err(error) => error,
             };
-            let why = error.words();
-            let is_new = why != last;
-            failures = if is_new { 1 } else { failures + 1 };
-            if is_new && matches!(error, Error::Store(_)) {
+            if failures.meet(&error) && matches!(error, Error::Store(_)) {
                 tracing::warn!(%error, "cannot give rows away");
             } else {
-                tracing::debug!(%error, failures, "cannot give rows away");
+                tracing::debug!(%error, failures = failures.count, "cannot give rows away");
             }
             if self.progress.figures().task == Task::None {
                 // It has found none to give away, and is not done all the same.
                 self.progress.begin(Task::HandingOver, unowned.partitions());
             }
-            self.progress.wait_for(&*why);
-            last = why;
-            tokio::time::sleep(RETRIES.wait(failures, u64::MAX)).await;
+            self.progress.wait_for(error.words());
+            tokio::time::sleep(RETRIES.wait(failures.count, u64::MAX)).await;
         }
     }
 
@@ -524,5 +546,23 @@ impl Departure {
             self.progress.wait_for("another node to keep the certificate");
             tokio::time::sleep(RETRY).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a full disk other bytes are free at each try; twice a second all rows would be read again.
+    #[test]
+    fn the_same_trouble_with_other_figures_is_the_same() {
+        let path = std::path::PathBuf::new;
+        let full = |available| store::Error::DiskFull { path: path(), available, reserve: 9 };
+        let mut failures = Streak::default();
+        assert!(failures.meet(&Error::Store(full(1))));
+        assert!(!failures.meet(&Error::Store(full(2))));
+        assert_eq!(failures.count, 2);
+        assert!(failures.meet(&Error::Layout));
+        assert_eq!(failures.count, 1);
     }
 }
