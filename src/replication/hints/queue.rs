@@ -152,8 +152,12 @@ impl Queue {
         self.number_next += 1;
         let path = self.path(number);
         let file = self.vfs.create(&path)?;
-        file.write_at(0, &frame::header(self.target, number))?;
-        self.vfs.sync_dir(&self.dir)?;
+        let written = file.write_at(0, &frame::header(self.target, number));
+        if let Err(error) = written.and_then(|()| self.vfs.sync_dir(&self.dir)) {
+            // In no queue nobody counts it. If it cannot be removed the next start does.
+            let _ = self.vfs.remove(&path);
+            return Err(error);
+        }
         self.bytes += HEADER_BYTES;
         self.segments.push_back(Segment {
             number,

@@ -149,3 +149,22 @@ fn what_cannot_be_read_now_is_not_lost() {
     }
     assert_eq!(drain(&mut queue, u64::MAX), rows);
 }
+
+/// A full disk stays full for hours, and each write that somebody missed tries again.
+#[test]
+fn a_segment_that_cannot_be_begun_leaves_nothing_behind() {
+    let vfs = disk();
+    let faults = FaultVfs::new(Arc::new(vfs.clone()));
+    let mut queue = open_on(Arc::new(faults.clone()));
+    for operation in [Operation::WriteAt, Operation::SyncDir] {
+        let operation = Some(operation);
+        faults.inject(Fault { operation, times: u64::MAX, ..Fault::default() });
+        for _ in 0..3 {
+            queue.append(&hints(1, vec![row(1)]), SEGMENT_BYTES).expect_err("no room");
+        }
+        assert_eq!((vfs.list(Path::new(DIR)).expect("listed").len(), queue.bytes()), (0, 0));
+        faults.heal();
+    }
+    queue.append(&hints(1, vec![row(2)]), SEGMENT_BYTES).expect("there is room again");
+    assert_eq!(drain(&mut open(&vfs), u64::MAX), [row(2)]);
+}
