@@ -133,11 +133,23 @@ struct Gathered {
 }
 
 impl Migration {
-    /// Copies the page that begins at the engine key `from`; empty: the first one.
+    /// Copies the page that begins at the engine key `from`; empty: the first one. Of named keys
+    /// all are one page to the caller.
     ///
     /// # Errors
     /// See [`Error`]; the page may be tried again.
     pub async fn page(&self, from: &[u8]) -> Result<Page, Error> {
+        let mut page = self.page_at(from).await?;
+        if self.selection.keys.is_some() {
+            while let Some(next) = page.next.take() {
+                page.add(self.page_at(&next).await?);
+            }
+        }
+        Ok(page)
+    }
+
+    /// One page of the selected rows.
+    pub(super) async fn page_at(&self, from: &[u8]) -> Result<Page, Error> {
         let mut wait = WAIT_FIRST;
         let mut attempt = 1;
         loop {
@@ -291,6 +303,22 @@ impl Migration {
 }
 
 impl Page {
+    /// Counts the page behind this one too.
+    fn add(&mut self, behind: Self) {
+        self.keys += behind.keys;
+        self.sent += behind.sent;
+        self.bytes += behind.bytes;
+        self.newer += behind.newer;
+        self.elsewhere += behind.elsewhere;
+        self.refused += behind.refused;
+        if behind.refused > 0 {
+            self.refusal = behind.refusal;
+        }
+        self.digest ^= behind.digest;
+        self.digest_there ^= behind.digest_there;
+        self.next = behind.next;
+    }
+
     /// The receiver holds a row, with this digest.
     fn hold(&mut self, row: &Row, digest_there: u64) {
         self.keys += 1;
@@ -315,14 +343,21 @@ fn gather(
 ) -> store::Result<Gathered> {
     let page = match (&selection.keys, selection.tenant) {
         (Some(keys), Some(tenant)) => {
-            let mut rows = Vec::with_capacity(keys.len());
-            let tenant_id = store.tenant_by_id(tenant)?;
-            for key in keys {
+            let of_tenant = store.tenant_by_id(tenant)?;
+            let each = keys.iter().map(|key| (of_tenant.engine_key(key), key));
+            let named: BTreeMap<Vec<u8>, &Bytes> = each.filter(|(at, _)| *at >= from).collect();
+            let (mut rows, mut cursor, mut bytes) = (Vec::new(), None, 0);
+            for (engine_key, key) in named {
+                if bytes >= PAGE_BYTES {
+                    cursor = Some(engine_key);
+                    break;
+                }
                 if let Some(row) = store.raw_row(tenant, key)?.row {
-                    rows.push((tenant_id.engine_key(key), row));
+                    bytes += engine_key.len() + row.len();
+                    rows.push((engine_key, row));
                 }
             }
-            store::RowPage { rows, cursor: None }
+            store::RowPage { rows, cursor }
         }
         _ => {
             let mut range =

@@ -10,6 +10,7 @@ mod epochs;
 pub mod gate;
 mod histories;
 mod kept;
+mod migrations;
 mod refusals;
 mod scans;
 mod sums;
