@@ -10,7 +10,9 @@ use std::sync::Arc;
 use super::cluster::Cluster;
 use super::status::Problem;
 use crate::cluster::NodeId;
-use crate::cluster::layout::{Answer, Change, Command, Document, Layout, Member, MemberState};
+use crate::cluster::layout::{
+    Answer, Change, Command, Document, Layout, Member, MemberState, rules,
+};
 use crate::cluster::view::Nodes;
 use crate::proto;
 
@@ -140,6 +142,9 @@ impl Cluster {
         effects.movements = moved.iter().map(movement).collect();
         effects.balance = balance(layout, &next, &sizes, &name);
         effects.refusals = self.obstacles(layout, &moved, &sizes, &heard);
+        // One that is still to come is taken to come up.
+        let is_up = |node: &NodeId| names.contains_key(node) || self.is_up(*node);
+        effects.refusals.extend(lost_quorums(layout, &next, is_up));
         effects
     }
 
@@ -230,6 +235,43 @@ fn obstacle(
     Some(proto::LayoutRefusal { reason: reason.to_owned(), message })
 }
 
+/// Why partitions that can be read and written now could not be after the change: too few of their
+/// owners to be are up. No row has to move for that where the number of replicas goes down, and
+/// none could move to get out of it.
+fn lost_quorums(
+    layout: &Layout,
+    next: &Layout,
+    is_up: impl Fn(&NodeId) -> bool,
+) -> Option<proto::LayoutRefusal> {
+    let has_quorum =
+        |set: &[NodeId]| set.iter().filter(|node| is_up(node)).count() >= rules::quorum(set.len());
+    let (mut partitions, mut down) = (BTreeSet::new(), BTreeSet::new());
+    for (factor, factor_next) in next.document().factor_classes() {
+        for partition in 0..layout.partitions() {
+            let after = next.sets(partition, factor_next);
+            let after = after.next.unwrap_or(after.current);
+            if has_quorum(&layout.sets(partition, factor).current) && !has_quorum(&after) {
+                partitions.insert(partition);
+                down.extend(after.into_iter().filter(|node| !is_up(node)));
+            }
+        }
+    }
+    if partitions.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = down.iter().map(|node| next.document().name_of(*node)).collect();
+    let message = format!(
+        "{} partitions could not be read or written after it at QUORUM: of their owners to be too \
+         few are up, {} down",
+        partitions.len(),
+        match names.as_slice() {
+            [one] => format!("{one} is"),
+            several => format!("{} are", several.join(", ")),
+        }
+    );
+    Some(proto::LayoutRefusal { reason: "QUORUM_DOWN".to_owned(), message })
+}
+
 fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {
     let mut held = BTreeMap::new();
     for partition in 0..layout.partitions() {
@@ -308,6 +350,8 @@ fn warnings(document: &Document, change: &Change) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::layout::Owner;
+    use crate::store::TenantSpec;
 
     /// A drain that could not end is not begun: it says which node lacks what.
     #[test]
@@ -325,6 +369,35 @@ mod tests {
     fn member(name: &str, state: MemberState) -> Member {
         let (zone, address) = (String::new(), String::new());
         Member { name: name.to_owned(), zone, weight: 3, state, address }
+    }
+
+    /// With fewer replicas no row moves, so nobody is asked whether it is up; of partitions with a
+    /// replica that is down one of two would be left.
+    #[test]
+    fn fewer_replicas_are_refused_where_a_quorum_would_be_lost() {
+        let mut document = Document::empty();
+        let members =
+            (1..=3_u128).map(|n| (NodeId(n), member(&format!("n{n}"), MemberState::Normal)));
+        document.members = members.collect();
+        let (zone, weight) = (String::new(), 1);
+        let owner = |n| (NodeId(n), Owner { zone: zone.clone(), weight });
+        (document.owners, document.epoch) = ((1..=3).map(owner).collect(), 1);
+        document.partition_bits = 4;
+        let spec = TenantSpec { replication_factor: 3, ..TenantSpec::new("t") };
+        let created = document.apply(&Command::CreateTenant { spec, now_ms: 0 });
+        let Answer::Tenant(tenant) = created else { panic!("it is created: {created:?}") };
+        let mut changed = document.clone();
+        let factors = BTreeMap::from([(tenant.id, 2)]);
+        let change = Change { factors, ..Change::default() };
+        let answer = changed.apply(&Command::Change { epoch: 1, change });
+        assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
+        let [now, next] = [document, changed].map(|one| Layout::new(Arc::new(one)));
+        assert_eq!(lost_quorums(&now, &next, |_| true), None);
+        let refusal = lost_quorums(&now, &next, |node| *node != NodeId(2)).expect("n2 is down");
+        assert_eq!(refusal.reason, "QUORUM_DOWN");
+        assert!(refusal.message.ends_with("too few are up, n2 is down"), "{}", refusal.message);
+        let none = |node: &NodeId| *node == NodeId(1);
+        assert_eq!(lost_quorums(&now, &next, none), None, "there is none to be lost");
     }
 
     /// What a replacement will do is planned as if its node had come, in the old one's place.
