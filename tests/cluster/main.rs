@@ -16,6 +16,7 @@ mod copies;
 mod direct;
 mod disks;
 mod full;
+mod metrics;
 #[expect(dead_code, reason = "benchmarks use the rest")]
 mod nodes;
 mod operators;

@@ -225,7 +225,7 @@ pub fn of_store(stats: &StoreStats) -> Vec<Figure> {
 }
 
 /// What is damaged, and what became of it.
-fn of_damage(stats: &StoreStats) -> [Figure; 4] {
+fn of_damage(stats: &StoreStats) -> [Figure; 5] {
     [
         counter(
             "pairdb_scrub_read_bytes_total",
@@ -246,6 +246,12 @@ fn of_damage(stats: &StoreStats) -> [Figure; 4] {
             "pairdb_store_partitions_damaged",
             stats.partitions_damaged,
             "Partitions that have lost data and have not got all of it back from the others yet.",
+        ),
+        counter(
+            "pairdb_store_versions_below_safe_point_total",
+            stats.below_safe_point,
+            "Versions that one replica had and another had not, though both had vouched for all of \
+             that age: one of them has lost data without noticing. They are kept.",
         ),
     ]
 }
