@@ -284,8 +284,8 @@ impl Shared {
         reserved.job.inputs.iter().try_for_each(|input| self.scrub_table(input.number))
     }
 
-    /// Records a row that is no row although its block is sound. Its table is left alone like any
-    /// other that holds what cannot be read, or the same job would be picked again for ever.
+    /// Records a row that cannot be decoded though its block is sound. Its table is left alone like
+    /// any other that holds what cannot be read, or the same job would be picked again for ever.
     fn quarantine_row(&self, reserved: &Reserved<'_>, number: u64, key: Box<[u8]>) -> Result<()> {
         match reserved.version.table(number) {
             Some(table) => {

@@ -1,5 +1,5 @@
 //! Giving up what cannot be read: a table with quarantined blocks is written anew without them, at
-//! its level and in its age. So is one with a row that is none although its block is sound.
+//! its level and in its age. So is one with a row that cannot be decoded though its block is sound.
 //!
 //! What such a block held is lost to this store, and older records of its keys that it hid are seen
 //! again. So the caller has a say on every range: it marks the partitions as damaged before

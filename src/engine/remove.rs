@@ -15,8 +15,8 @@
 //! ```
 //!
 //! An excised range costs its bounds in the manifest. Its bytes come back when the table is
-//! compacted, at the latest when the store rests ([`super::compaction`]). An unreadable block is in
-//! the way of nothing but the going of single keys that it may hold: nobody could say which.
+//! compacted, at the latest when the store rests ([`super::compaction`]). An unreadable block
+//! hinders only the removal of single keys that it may hold: nobody can say which it does hold.
 //!
 //! What is said of a key lies in several tables, and no order of going is right for all of them: a
 //! delete in a newer table hides an older value, one in an older table a value that came late. So
