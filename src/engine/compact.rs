@@ -8,8 +8,8 @@
 //! goes on it is tried all the same, for what it leaves out may be what fills the disk, and given
 //! up before it takes that space; then not again for a while.
 //!
-//! A job that meets a damaged block does not abort the store: the block is quarantined, its table
-//! is left out of further jobs and set aside where it stops none, and the other tables go on.
+//! A job that meets a damaged block does not stop the store: the block is quarantined, its table is
+//! left out of further jobs and set aside at level 0, where it holds none of them up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;

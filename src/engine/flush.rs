@@ -4,7 +4,7 @@
 //! queue. The queue is worked off in order of age by one flush at a time.
 //!
 //! ```text
-//! wait until the memtable has no writers; leave it at that if its table has no room
+//! wait until the memtable has no writers; stop here if the disk has no room for its table
 //! build the table; fsync it, fsync the directory
 //! manifest edit: the table, and the seal position as the log's flushed position
 //! cache: next epoch, then fix the entries of the memtable's keys

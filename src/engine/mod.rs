@@ -44,7 +44,7 @@
 //! | | `compact` | runs and installs the jobs that [`compaction`] picks |
 //! | | `reaper` | frees what takes long to free |
 //! | | [`priority`] | threads that others go before |
-//! | **forgetting** | `guards`, `safe_point` | the fence and the floor of each partition: held to, changed |
+//! | **forgetting** | `guards`, `safe_point` | the guard and the floor of each partition, as writers check them; their changes |
 //! | | `remove`, `ranges` | takes keys out of the tables for good; sets of keys |
 //! | **damage** | `scrub` | reads all blocks again; quarantine |
 //! | | `discard` | gives up what cannot be read |

@@ -28,7 +28,8 @@
 //!    nobody writes such a key.
 //! 3. After a crash or a refusal some keys have gone and others not: of each that goes there is all
 //!    that there was, or nothing. Calling again ends it.
-//! 4. A table is excised from while it is reserved: no compaction that began before knows it whole.
+//! 4. Keys are excised from a table only while it is reserved: no compaction that began before
+//!    still reads it whole.
 
 use std::time::Duration;
 

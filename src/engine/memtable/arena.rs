@@ -10,11 +10,11 @@
 //! writes little takes no more memory than it has written. When an arena goes its chunks are
 //! [`Spare`] for the next one, which finds memory that was written to before: the system need not
 //! zero new pages, which takes milliseconds where a hypervisor must find the memory first
-//! (docs/decisions/0072).
-//! What is more than a memtable needs goes back to the system at once; an allocator would keep it.
+//! (docs/decisions/0072). What is more than a memtable needs goes back to the system at once; an
+//! allocator would keep it.
 //!
 //! A chunk is made before the lock is taken, and gets its pages as they are touched. Both take long
-//! enough for a thread that others go before to be put off its core; nobody is to wait for it then
+//! enough for a thread of low priority to be preempted meanwhile; nobody is to wait for it then
 //! (docs/decisions/0071).
 //!
 //! # Invariants
