@@ -136,7 +136,7 @@ impl Shared {
         }
     }
 
-    /// Takes a table with an unreadable block out of the way. `false`: none is in it.
+    /// Takes a table with an unreadable block out of the way. `false`: none is in the way.
     ///
     /// Such a table cannot be merged, and nothing newer may pass a Full that could hide it. So it
     /// goes to level 0 with its Fulls read as Deltas, which hide nothing, wherever they are met;
@@ -165,7 +165,7 @@ impl Shared {
     /// Reserves what `pick` chooses among the jobs that there is room for.
     ///
     /// # Errors
-    /// [`Error::DiskFull`]: for what there is to do there is none.
+    /// [`Error::DiskFull`]: there is no room for what there is to do.
     fn reserve_with_room(
         &self,
         pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
@@ -191,10 +191,10 @@ impl Shared {
         self.reserve_within(u64::MAX, pick)
     }
 
-    /// Reserves tables that are written anew where they are. If no job runs that could give room
-    /// back, they are also where what is written may have too little, as a compaction is tried
-    /// then: what it leaves out may be what fills the disk. `None`: a job has one of them, or the
-    /// room.
+    /// Reserves tables that are written anew where they are. If there may be too little room, and
+    /// no job runs that could give some back, they are reserved all the same, as a compaction is
+    /// tried then: what it leaves out may be what fills the disk. `None`: a job has one of them, or
+    /// the room.
     pub(super) fn reserve_in_place(
         &self,
         pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
@@ -304,7 +304,7 @@ impl Shared {
         }
     }
 
-    /// Has the pace follow what compaction is behind in this version, which is the current one.
+    /// Sets the pace by how far compaction is behind in this version, which is the current one.
     pub(super) fn pace_by(&self, version: &Version) {
         self.pacer.set_debt(self.compaction_debt(version));
     }

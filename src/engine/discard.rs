@@ -86,8 +86,8 @@ impl Shared {
         Ok(0)
     }
 
-    /// A table of the sound blocks of another without the rows that are none, if there are any,
-    /// and the others' ranges.
+    /// A table of the rows of another that can be read, if there are any, and the ranges of what
+    /// cannot: bad blocks, and rows that cannot be decoded.
     fn without_bad_blocks(
         &self,
         table: &TableRef,

@@ -134,7 +134,7 @@ impl Shared {
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };
         let Some(Queued::Memtable(memtable)) = first else { return Ok(false) };
         memtable.wait_for_writers();
-        // By one of them, which the memtable lacks.
+        // One of them may have failed: the memtable then lacks what it logged.
         self.check_unpoisoned()?;
         let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
         self.flush_memtable(&view, memtable, flushed)?;

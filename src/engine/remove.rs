@@ -208,7 +208,7 @@ fn check_bounds(longest: usize) -> Result<()> {
 
 /// What is to be done with a table.
 enum Change {
-    /// No key goes that is not gone.
+    /// All of its keys that go are gone already.
     None,
     /// These ranges go, of which some are gone.
     Excise(KeyRanges),

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use parking_lot::Mutex;
 
-/// Everything is aligned to this: a bit of an address is the list's for a mark.
+/// Everything is aligned to this: the lowest bit of an address is left to the list, for a mark.
 pub const ALIGN: usize = 2;
 /// The first chunk of a small arena, which a test opens hundreds of; they double up to the maximum.
 const CHUNK_BYTES_MIN: usize = 16 << 10;
