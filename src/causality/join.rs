@@ -2,8 +2,8 @@
 //!
 //! # Laws
 //! Commutative, associative, idempotent; a version survives exactly if no write anywhere has seen
-//! it (`laws` checks it against histories). With floors (rule 3.4 of the safe points) a third case
-//! is added: a version that the other side's floor declares dead.
+//! it (`laws` checks it against histories). With floors ([`join_with_floors`]) a version also goes
+//! when the other side's floor declares it dead.
 
 use std::cmp::Ordering;
 

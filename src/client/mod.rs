@@ -5,6 +5,7 @@
 //! | `connections` | connections, taken in turn |
 //! | `ring` | who holds which keys |
 //! | `routes` | which node each key goes to, and how it is learnt |
+//! | `batches` | a batch to one node, or to the few that hold all of it |
 //! | `pages` | what a scan gives, up to its last page |
 //! | `retry`, `error` | what is tried again; what a call that failed says |
 //!

@@ -13,7 +13,8 @@
 //!    store sees everything that was taken under the epochs before.
 //! 5. After an error that may have written, nothing is adopted until the next start
 //!    ([`Fence::ended`] tells); what was adopted before goes on to count, for nothing was answered
-//!    by more. After an error that wrote nothing, as on a full disk, the next document may do.
+//!    under a later one. After an error that wrote nothing, as on a full disk, the next document
+//!    may be adopted.
 //!
 //! It decides nothing: what a stamp means for a request is told by [`Fence::check`], what to do
 //! about it is the caller's.

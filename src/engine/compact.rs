@@ -8,8 +8,8 @@
 //! goes on it is tried all the same, for what it leaves out may be what fills the disk, and given
 //! up before it takes that space; then not again for a while.
 //!
-//! A job that meets a damaged block does not abort the store: the block is quarantined, its table
-//! is left out of further jobs and set aside where it stops none, and the other tables go on.
+//! A job that meets a damaged block does not stop the store: the block is quarantined, its table is
+//! left out of further jobs and set aside at level 0, where it holds none of them up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -136,7 +136,7 @@ impl Shared {
         }
     }
 
-    /// Takes a table with an unreadable block out of the way. `false`: none is in it.
+    /// Takes a table with an unreadable block out of the way. `false`: none is in the way.
     ///
     /// Such a table cannot be merged, and nothing newer may pass a Full that could hide it. So it
     /// goes to level 0 with its Fulls read as Deltas, which hide nothing, wherever they are met;
@@ -165,7 +165,7 @@ impl Shared {
     /// Reserves what `pick` chooses among the jobs that there is room for.
     ///
     /// # Errors
-    /// [`Error::DiskFull`]: for what there is to do there is none.
+    /// [`Error::DiskFull`]: there is no room for what there is to do.
     fn reserve_with_room(
         &self,
         pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
@@ -191,10 +191,10 @@ impl Shared {
         self.reserve_within(u64::MAX, pick)
     }
 
-    /// Reserves tables that are written anew where they are. If no job runs that could give room
-    /// back, they are also where what is written may have too little, as a compaction is tried
-    /// then: what it leaves out may be what fills the disk. `None`: a job has one of them, or the
-    /// room.
+    /// Reserves tables that are written anew where they are. If there may be too little room, and
+    /// no job runs that could give some back, they are reserved all the same, as a compaction is
+    /// tried then: what it leaves out may be what fills the disk. `None`: a job has one of them, or
+    /// the room.
     pub(super) fn reserve_in_place(
         &self,
         pick: impl Fn(&Picker<'_>) -> Option<Compaction>,
@@ -284,8 +284,8 @@ impl Shared {
         reserved.job.inputs.iter().try_for_each(|input| self.scrub_table(input.number))
     }
 
-    /// Records a row that is no row although its block is sound. Its table is left alone like any
-    /// other that holds what cannot be read, or the same job would be picked again for ever.
+    /// Records a row that cannot be decoded though its block is sound. Its table is left alone like
+    /// any other that holds what cannot be read, or the same job would be picked again for ever.
     fn quarantine_row(&self, reserved: &Reserved<'_>, number: u64, key: Box<[u8]>) -> Result<()> {
         match reserved.version.table(number) {
             Some(table) => {
@@ -304,7 +304,7 @@ impl Shared {
         }
     }
 
-    /// Has the pace follow what compaction is behind in this version, which is the current one.
+    /// Sets the pace by how far compaction is behind in this version, which is the current one.
     pub(super) fn pace_by(&self, version: &Version) {
         self.pacer.set_debt(self.compaction_debt(version));
     }

@@ -1,5 +1,5 @@
 //! Giving up what cannot be read: a table with quarantined blocks is written anew without them, at
-//! its level and in its age. So is one with a row that is none although its block is sound.
+//! its level and in its age. So is one with a row that cannot be decoded though its block is sound.
 //!
 //! What such a block held is lost to this store, and older records of its keys that it hid are seen
 //! again. So the caller has a say on every range: it marks the partitions as damaged before
@@ -86,8 +86,8 @@ impl Shared {
         Ok(0)
     }
 
-    /// A table of the sound blocks of another without the rows that are none, if there are any,
-    /// and the others' ranges.
+    /// A table of the rows of another that can be read, if there are any, and the ranges of what
+    /// cannot: bad blocks, and rows that cannot be decoded.
     fn without_bad_blocks(
         &self,
         table: &TableRef,

@@ -4,7 +4,7 @@
 //! queue. The queue is worked off in order of age by one flush at a time.
 //!
 //! ```text
-//! wait until the memtable has no writers; leave it at that if its table has no room
+//! wait until the memtable has no writers; stop here if the disk has no room for its table
 //! build the table; fsync it, fsync the directory
 //! manifest edit: the table, and the seal position as the log's flushed position
 //! cache: next epoch, then fix the entries of the memtable's keys
@@ -134,7 +134,7 @@ impl Shared {
             if rule!(self, epoch_order_install) { view.queue.first() } else { view.queue.last() };
         let Some(Queued::Memtable(memtable)) = first else { return Ok(false) };
         memtable.wait_for_writers();
-        // By one of them, which the memtable lacks.
+        // One of them may have failed: the memtable then lacks what it logged.
         self.check_unpoisoned()?;
         let flushed = memtable.sealed_at().expect("what is in the queue was sealed");
         self.flush_memtable(&view, memtable, flushed)?;

@@ -1,4 +1,4 @@
-//! How the engine looks at a key: bytes in lexicographic order, a prefix .
+//! The first bytes of a key as a number: enough for most comparisons, and for its partition.
 
 /// The first eight bytes of `key` as a number that orders as they do; shorter keys are padded
 /// with zeros, so equal prefixes must be told apart by the whole key.

@@ -21,6 +21,40 @@
 //! another order, and replay and retry are harmless. The one rule of order is that a
 //! [`Kind::Full`] record contains everything older than it on this node ([`record`]).
 //!
+//! | | module | what |
+//! |---|---|---|
+//! | **write** | `write` | stripe locks, log, memtable |
+//! | | `stripes` | locks of keys, shared by hash |
+//! | | [`commit_log`] | what was written before it is in a table |
+//! | | `memtable` | the newest writes, in key order |
+//! | | `pressure` | how close writers are to having to wait, and the wait |
+//! | | `space` | room on the disk: what of it is kept free, and for what |
+//! | | `ingest` | many rows at once, as a table instead of through the log |
+//! | **read** | `super_version` | one consistent view of all sources |
+//! | | `read` | point reads |
+//! | | `scan`, [`iter`] | reads in key order; cursors and their merge |
+//! | | [`cache`] | the row cache |
+//! | **files** | [`sstable`] | tables: immutable, sorted, mapped |
+//! | | [`version`] | which tables are alive, and where: the manifest |
+//! | | [`vfs`] | the file system, real or not |
+//! | | `checkpoint` | a copy by hard links |
+//! | | `recovery` | opens a store |
+//! | **background** | `background` | the threads, and [`Engine::step`] where there are none |
+//! | | `flush` | seals memtables and makes them tables |
+//! | | `compact` | runs and installs the jobs that [`compaction`] picks |
+//! | | `reaper` | frees what takes long to free |
+//! | | [`priority`] | threads that others go before |
+//! | **forgetting** | `guards`, `safe_point` | the guard and the floor of each partition, as writers check them; their changes |
+//! | | `remove`, `ranges` | takes keys out of the tables for good; sets of keys |
+//! | **damage** | `scrub` | reads all blocks again; quarantine |
+//! | | `discard` | gives up what cannot be read |
+//! | **rows** | [`record`], [`merge`] | Full and Delta; what is asked of whoever knows rows |
+//! | | [`newest`] | a merge operator for embedders |
+//! | **all** | [`options`], [`error`], [`stats`] | settings, errors, counters |
+//! | | [`position`], `key` | a place in the log; the first bytes of a key as a number |
+//! | | [`clock`], `scale`, `varint` | time; parts of amounts; numbers in files |
+//! | **tests** | `rules` | ordering rules that a test can take away |
+//!
 //! # Embedding
 //! ```
 //! use pairdb::engine::{Engine, Options, newest::Newest};
@@ -34,11 +68,12 @@
 //! engine.close()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//! Memtables are freed on a thread of their own, while writers allocate. glibc lets a writer of one
-//! thread wait for some milliseconds then, other allocators do not (docs/decisions/0084).
+//! Memtables are freed on a thread of their own, while writers allocate. With glibc's allocator a
+//! writer may wait for it for some milliseconds, with others not (docs/decisions/0084).
 //!
 //! # Lock order
-//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex; stripes before the log mutex. A
+//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex. Stripes or `seal_lock`, log mutex: never
+//! with one of the three before it. Last `blank` and `compacting`, each held for a moment. A
 //! SuperVersion is swapped without a lock (read, copy, compare-and-swap).
 
 mod background;

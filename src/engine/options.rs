@@ -78,8 +78,8 @@ pub struct Options {
     pub guard_reserve: bool,
     /// Verify block checksums at every read instead of at the first touch.
     pub verify_every_read: bool,
-    /// Make a store of a directory without one. Off: that is damage, for the caller knows that there
-    /// was one, and that its files are elsewhere or lost.
+    /// Make a store of a directory without one. Off: that is damage, for the caller knows that
+    /// there was one, and that its files are elsewhere or lost.
     pub create_if_missing: bool,
     /// Open although the log has a damaged frame below what was durable, dropping what follows it.
     pub accept_log_corruption: bool,

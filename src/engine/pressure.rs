@@ -7,10 +7,9 @@
 //! that must not wait ([`OnStall::Refuse`]) fails at once.
 //!
 //! Before it comes to that, writers that may wait are slowed: each write waits a millisecond when
-//! they have filled a part of a memtable before the one before it is a table, or when level 0 is
-//! halfway to where they would have to stop. Then flush and compaction have the processor and the
-//! disk, memory stays near what one memtable takes, and nobody waits long at once
-//! (docs/decisions/0067).
+//! part of a memtable is filled and the one before it is no table yet, or when level 0 is halfway
+//! to where they would have to stop. Then flush and compaction have the processor and the disk,
+//! memory stays near what one memtable takes, and nobody waits long at once (docs/decisions/0067).
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -43,8 +43,8 @@ pub fn take_short_turns() {
     set_turn(SHORT_TURN_NS);
 }
 
-/// What the system knows of how it schedules the calling thread, if it has turns of their own for
-/// threads as usual ones are.
+/// How the system schedules the calling thread, if it is one of the usual kind and the system lets
+/// such threads have turns of their own length.
 #[cfg(target_os = "linux")]
 fn scheduling() -> Option<libc::sched_attr> {
     // SAFETY: a struct of integers, for which zero is a value.
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(own(), before);
     }
 
-    /// Read back from the system; one that has no turns of their own for threads says so.
+    /// Read back from the system; one that gives threads no turns of their own length says so.
     #[cfg(target_os = "linux")]
     #[test]
     fn short_turns_are_inherited_until_a_thread_is_lowered() {

@@ -15,8 +15,8 @@
 //! ```
 //!
 //! An excised range costs its bounds in the manifest. Its bytes come back when the table is
-//! compacted, at the latest when the store rests ([`super::compaction`]). An unreadable block is in
-//! the way of nothing but the going of single keys that it may hold: nobody could say which.
+//! compacted, at the latest when the store rests ([`super::compaction`]). An unreadable block
+//! hinders only the removal of single keys that it may hold: nobody can say which it does hold.
 //!
 //! What is said of a key lies in several tables, and no order of going is right for all of them: a
 //! delete in a newer table hides an older value, one in an older table a value that came late. So
@@ -28,7 +28,8 @@
 //!    nobody writes such a key.
 //! 3. After a crash or a refusal some keys have gone and others not: of each that goes there is all
 //!    that there was, or nothing. Calling again ends it.
-//! 4. A table is excised from while it is reserved: no compaction that began before knows it whole.
+//! 4. Keys are excised from a table only while it is reserved: no compaction that began before
+//!    still reads it whole.
 
 use std::time::Duration;
 
@@ -207,7 +208,7 @@ fn check_bounds(longest: usize) -> Result<()> {
 
 /// What is to be done with a table.
 enum Change {
-    /// No key goes that is not gone.
+    /// All of its keys that go are gone already.
     None,
     /// These ranges go, of which some are gone.
     Excise(KeyRanges),

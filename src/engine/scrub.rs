@@ -65,8 +65,8 @@ impl Engine {
         self.shared.scrub_some(pass, bytes_max)
     }
 
-    /// [`Engine::scrub`] of one table, by its file. A file that is no table any more is none to be
-    /// damaged.
+    /// [`Engine::scrub`] of one table, by its file. One that is no table any more is not read, and
+    /// has no damage.
     ///
     /// # Errors
     /// As [`Engine::scrub`].

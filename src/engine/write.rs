@@ -1,9 +1,10 @@
 //! The way of a write: stripe locks, log, memtable.
 //!
 //! Two kinds of write exist. [`Engine::apply`] takes states as they come (a replica's rows, blind
-//! writes) and never reads: it inserts Deltas. [`Engine::update`] reads the key, lets the caller
-//! make the new state and inserts it as a Full, since it contains what was read. Both log whole
-//! states as Deltas; Full is derived and never logged.
+//! writes) and inserts Deltas; it reads a key only for a state with a version at or below the guard
+//! of its partition, which is rare. [`Engine::update`] reads the key, lets the caller make the new
+//! state and inserts it as a Full, since it contains what was read. Both log whole states as
+//! Deltas; Full is derived and never logged.
 //!
 //! ```text
 //! lock stripes(keys)

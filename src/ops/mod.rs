@@ -4,8 +4,11 @@
 //! |---|---|
 //! | [`config`] | settings from file, environment and flags |
 //! | [`node`] | the life of `pairdb serve` |
+//! | `open` | opens its store as the settings say |
+//! | `rolled_back` | refuses a directory that was put back to an earlier state |
 //! | `stop` | its end |
 //! | `member`, `follow` | what makes it a member of a cluster, and what a member does by itself |
+//! | `peer_handler` | the answers to other nodes: each request to the part it is for |
 //! | [`world`] | the network, the files and the time it lives in |
 //! | [`health`] | what state the node is in, and what that means for live and ready |
 //! | [`admin_http`] | `/metrics` and `/health...` over HTTP |

@@ -17,6 +17,7 @@
 //! | `early` | what was found in memory is told when it is durable |
 //! | [`reason`] | why a row was not taken or told, where others act on it |
 //! | `lane`, `messages` | the way to one peer; rows cut into messages |
+//! | `convert` | what the store answers, as messages and back |
 //! | `page` | rows of a range of tokens, a page at a time |
 //! | [`tree`], `sum` | hashes of leaves, kept up to date; what rows add up to |
 //! | `reading` | rows by their keys |

@@ -2,8 +2,8 @@
 //! holds of them: the rows, or their digests, or what they add up to.
 //!
 //! 1. A page is of undamaged partitions. It was read under the epoch of the request: the fence was
-//!    durable before, and no later one after. It is not held meanwhile: others would stand behind
-//!    the disk.
+//!    durable before, and no later one after. The fence is not held meanwhile: others would wait
+//!    for the disk.
 //! 2. A page has the rows that the two nodes compare, and no others ([`Compared`]): what is left
 //!    here of rows that this node does not own it gives to nobody but their owners, and what the
 //!    asker will not own nobody would wait for it to give back. So under a Stable layout no rows

@@ -6,8 +6,8 @@
 //!    row has its own outcome.
 //! 3. What was forwarded once is not forwarded again.
 //! 4. Rows and digests are told when what they tell of is durable here: they are counted as held.
-//!    Where the sync mode lets a write be acknowledged before, only clients' calls are: who asks in
-//!    the background may give its own copy away for the answer, and that one is durable.
+//!    Where the sync mode acknowledges writes before they are durable, only what clients wait for
+//!    is told so early: who asks in the background may give its own durable copy away for it.
 //! 5. Whatever comes in has a bound: items of a request, bytes of a row, bytes of a reply.
 
 use std::sync::Arc;

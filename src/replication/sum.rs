@@ -2,9 +2,9 @@
 //!
 //! 1. A sum depends neither on the order of the rows nor on where pages end: two nodes that hold
 //!    the same rows of a range get the same sum of it. Rows count as they are under no floor, byte
-//!    by byte: so a used idempotency key that only one of two rows remembers counts too. Of those
-//!    who compare for good nobody asks ([`Store::digest`] leaves such keys out), but who takes over
-//!    from a replica has to know of them what it did.
+//!    by byte: so a used idempotency key that only one of two rows remembers counts too. Replicas
+//!    that compare with each other leave such keys out ([`Store::digest`]), but who takes over from
+//!    a replica has to know those that it knew.
 //! 2. The rows of a partition are added up leaf by leaf as leaves are hashed, and kept
 //!    ([`Trees::sum`]): to tell a sum that is kept takes no reading. It is what reading the rows
 //!    would give, so where there is none they are read.

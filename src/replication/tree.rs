@@ -22,8 +22,8 @@
 //! 4. Beside its hash a leaf has the sum of its rows (`super::sum`), which is under no floor. It
 //!    is what reading them would give: below the floor a compaction may drop rows that nobody
 //!    writes to, so while one that may go is there the leaf is read each time.
-//! 5. Nobody waits for more reading than `patience`: what was read so far is kept, and what lacks
-//!    is not known yet.
+//! 5. Nobody waits for more reading than `patience`: what was read so far is kept, and what is
+//!    missing is not known yet.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! So many at once, so many in the queue, so long.
 //!
 //! 1. At most `open` callers are let in and at most `queue` wait; the next one is refused at once.
-//!    Nobody waits longer than the queue's limit or the own deadline.
+//!    Nobody waits longer than the queue's limit or its own deadline.
 //! 2. A refusal here means that nothing was done.
 //! 3. First come, first served.
 

@@ -1,5 +1,5 @@
-//! A small bounded pool for work that reads a lot or waits for the disk: pages of scans and
-//! streams, rows from peers, flush, compaction, scrub.
+//! A small bounded pool for work that reads a lot or waits for the disk: whole rows in and out by
+//! the `Replica` service; flush, compaction, scrub.
 
 use super::deadline::Deadline;
 use super::limits::Gate;

@@ -344,7 +344,7 @@ async fn write_one(
     results.pop().unwrap_or_else(|| Err(lost()))
 }
 
-/// Hands mutations to the store and waits for what becomes of them.
+/// Hands mutations to the coordinator and waits for what becomes of them.
 ///
 /// An error of the whole says what became of all of them.
 async fn submit(

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. A gate lets at most `open` callers through and at most `queue` wait; the next one is refused
-//!    at once. Nobody waits longer than the queue's limit or the own deadline.
+//!    at once. Nobody waits longer than the queue's limit or its own deadline.
 //! 2. A refusal here means that nothing was done.
 
 use std::time::Duration;

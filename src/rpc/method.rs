@@ -9,7 +9,7 @@ pub enum Class {
     Write,
     /// Lives long and bounds itself: no cap on its time, no place of the gate.
     Stream,
-    /// Upkeep: may take minutes, bounded by the blocking pool.
+    /// Upkeep: may take minutes, bounded by a pool of its own.
     Admin,
     /// Health, reflection and what does not exist.
     Other,

@@ -11,18 +11,22 @@
 //! | [`request_id`] | `x-request-id`: accepted, checked, made, echoed |
 //! | [`limits`] | bounded concurrency with a bounded queue; admission by the store's pressure |
 //! | `connection` | connections of any network, as the gRPC library takes them |
-//! | `blocking` | the bounded pool for scans, streams and upkeep |
+//! | `blocking` | bounded pools: rows of the `Replica` service; upkeep |
 //! | `key_value`, `pipeline`, `scan`, `replica`, `admin` | the services |
 //! | `room` | room for the answers of a pipeline |
 //! | `migrate` | rows copied to another member |
+//! | `plan`, `transition` | a change of the layout: what it would do; begin, abort, how far it is |
+//! | `drain` | the stream that tells how a node gets on with leaving |
 //! | [`peer`] | the streams between nodes, both sides |
 //! | [`cluster`] | the cluster as the services see it, and the questions about it |
 //! | [`metrics`] | what the layer and the services count |
 //! | [`server`] | listeners and their life |
 //!
 //! # Invariants
-//! 1. No fsync, scan or compaction runs on an async worker: writes go through `Store::submit`, the
-//!    rest through the blocking pool. A point read runs inline: it costs less than a hand-over.
+//! 1. No fsync, scan or compaction runs on an async worker. A write is put into log and memtable
+//!    there, and its call waits for the engine's threads to sync it (`Coordinator::submit`); pages
+//!    of rows and upkeep run in a place for blocking work ([`Work`](crate::cluster::work::Work)). A
+//!    point read runs inline: it costs less than a hand-over.
 //! 2. Nothing waits without a limit: every queue is bounded, every wait ends at a deadline.
 //! 3. A write that was submitted is never answered `not_applied`, whatever happens to its call.
 //! 4. Every error carries an `ErrorInfo` of domain `pairdb`.

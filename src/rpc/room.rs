@@ -11,7 +11,7 @@
 //! # Invariants
 //! 1. Large answers that wait have [`BYTES_MAX`] together, and as many the small ones. One that is
 //!    larger than that waits alone: it takes all the room there is.
-//! 2. Nobody waits for room while he holds some, and room is had in the order of asking: every wait
+//! 2. Nobody waits for room while he holds some, and it is given in the order of asking: every wait
 //!    ends as soon as the client has taken what is before it.
 
 use std::sync::Arc;

@@ -15,8 +15,10 @@
 //! copy of them.
 //!
 //! # Invariants
-//! 1. The actor is another one before anything is written that a lost row could have told about. A
-//!    table is written once: whatever more of it is lost is older than that.
+//! 1. With the first damage in a table the actor is replaced, before anything else is written: a
+//!    lost row may have held versions of the old actor that others still have, and a new dot of it
+//!    would claim to have seen them, and kill them. Once for each table is enough: a table never
+//!    changes, so whatever more of it is lost was written before.
 //! 2. A block goes only when its partitions are marked, durably, by the caller of
 //!    [`Store::discard`]. Their hashes are taken anew after it.
 

@@ -12,6 +12,16 @@
 //!   engine/           the rows
 //! ```
 //!
+//! | | modules | what |
+//! |---|---|---|
+//! | write | `write`, `prepared`, `idempotency` | writes and deletes; batches that are not durable yet; a write that is sent again is made once |
+//! | read | `read`, `scan`, `visit`, `row` | point reads; pages of rows; the rows of a range, one after the other; rows as clients see them |
+//! | replicas | `raw`, `replicate`, [`leaves`], `remove` | rows as bytes and digests; rows from other replicas; what has changed; rows that are not owned any more |
+//! | rows, tenants | [`key`], [`merge`], [`tenant`], `tenants`, [`catalog`] | where a row lies; how rows join and when they may go; one tenant; all at one moment; where they are kept |
+//! | who, when | [`identity`], `minter`, `steady` | actor, generation and the clock's lease; times of writes; the time of day without its jumps ahead |
+//! | forgetting, damage | `safe_point`, `damage` | when deletes are forgotten; what cannot be read, until others have given it back |
+//! | bounds, world | [`limits`], [`disk`], [`environment`], [`error`], `document` | what may come in; what is refused as the disk fills up; files, time and chance; errors; small files that are replaced as a whole |
+//!
 //! # Example
 //! ```
 //! use pairdb::store::{Mutation, Store, StoreOptions};
@@ -205,7 +215,7 @@ pub struct Store {
     minter: Minter,
     counters: Counters,
     closed: AtomicBool,
-    /// Why no actor can be minted for, if so.
+    /// Why no writes are taken until the next start, if so: no new actor could be minted.
     read_only: std::sync::OnceLock<String>,
     /// Damaged places met so far.
     damage: Mutex<damage::Met>,

@@ -65,8 +65,8 @@ impl Store {
         self.begin_with(partitions, engine::Engine::reset_safe_points)
     }
 
-    /// The same for a node that may have begun anew before, in an earlier life: from messages it
-    /// takes on what it took then, and no more.
+    /// The same for a node that may have begun anew before, in an earlier life: its guards stay, so
+    /// that it takes no more from messages than it took then.
     ///
     /// # Errors
     /// As [`Store::begin_anew`].

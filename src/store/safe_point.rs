@@ -8,9 +8,11 @@
 //! A floor does not count before the memtables of its time are tables, and a new floor begins to
 //! wait anew. So a round is held only when the floor before it has been of use:
 //!
-//! 1. A floor that waits stays. If it waits for `safe_point_flush_ms`, because next to nothing is
-//!    written, what it waits for is flushed: deletes are forgotten on a node that goes idle too.
-//! 2. A floor that counts stays for `safe_point_interval_ms`, so that compactions meet it.
+//! 1. A floor that waits stays. If it waits for as long as
+//!    [`SafePoints::flush_ms`](super::SafePoints::flush_ms), because next to nothing is written,
+//!    what it waits for is flushed: deletes are forgotten on a node that goes idle too.
+//! 2. A floor that counts stays for [`SafePoints::interval_ms`](super::SafePoints::interval_ms), so
+//!    that compactions meet it.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -117,8 +119,9 @@ impl Store {
         self.participant(partitions)
     }
 
-    /// Fences partitions where those are fenced whose rows this node has: as [`Store::fence`], but
-    /// for no round, so also where data was lost. There it is in force when the data is back.
+    /// Fences partitions at the guard of the replicas whose rows this node has taken over: as
+    /// [`Store::fence`], but outside of any round, so also where data was lost. There the fence is
+    /// in force when the data is back.
     ///
     /// # Errors
     /// `time` is ahead of the clock; I/O.

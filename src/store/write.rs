@@ -18,8 +18,8 @@
 //! 4. Success is told only when the log is durable; a duplicate too, for the first attempt may not
 //!    have been acknowledged. So is a refusal for what the row holds: it tells of earlier writes.
 //!
-//! A delete without a context covers what this node holds; a coordinator has it hold what a quorum
-//! holds before.
+//! A delete without a context covers what this node holds; a coordinator first brings it what a
+//! quorum holds.
 
 use super::Store;
 use super::error::{Error, Result};

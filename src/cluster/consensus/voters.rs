@@ -1,10 +1,10 @@
 //! Who votes: up to five members, spread over the zones. A pure function of the document.
 //!
 //! 1. Only members that are normal vote. Those who join or leave learn.
-//! 2. The number is odd, but for two: a fourth voter stops no sooner than a third, while a second
-//!    copy of the layout is worth the wait for the other node.
+//! 2. The number is odd, but for two: four voters survive no more failures than three, while with
+//!    two nodes the second copy of the layout is worth waiting for the other node.
 //! 3. Zones take turns, so that no zone has two more than another that could have had one.
-//! 4. Who votes goes on to, where the zones allow it: a change of voters moves logs.
+//! 4. A voter stays one where the zones allow it: a change of voters moves logs.
 //!
 //! It does not ask who is alive: a dead voter votes again when it returns, and is replaced when the
 //! document no longer has it as normal.

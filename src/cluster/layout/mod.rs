@@ -22,6 +22,33 @@
 //! 4. Whether a transition ends is decided here, by facts in the document; nobody's liveness is.
 //! 5. A node's or a tenant's id is never given twice.
 //! 6. A refused command changes nothing. Sizes and counts are bounded.
+//!
+//! # The rules of a transition
+//! Comments in `cluster` and `replication` name them by these ids. S is the set of replicas of a
+//! partition that owns, S' the one that will; Q(X) is a quorum of X, B(X) a blocking count: so many
+//! members of X that each quorum of X has one of them ([`rules`] has the numbers). E is the highest
+//! epoch that a node has adopted. In parentheses: the tests that do without the rule, most of them
+//! searches of `model`.
+//!
+//! | id | rule | without it |
+//! |---|---|---|
+//! | R1 | every message about rows carries the epoch of its sender. Below E it is refused, reads as well as writes; above E the document is fetched and E is durable before the message is acted upon. E never falls | a quorum of S still forms under an old epoch: its reads miss what S' acknowledged, and S' misses its writes (`no_write_fence`, `no_read_fence`, `volatile_fence`, `learn_later`) |
+//! | R2 | a write goes to all members of S and S', and counts when each of them has as many durable copies as its level asks for | a quorum of the one set misses a write that only the other has (`double_write_...`) |
+//! | R3 | under a later epoch the same row is sent again to all members, and no acknowledgement from before counts | a copy counts that was dropped since (`acks_survive_restamp`) |
+//! | R4 | a quorum read needs Q(S) and Q(S'), and under a later epoch starts over; at ONE a member of S is asked, for one that is only in S' may be empty | who still reads from S misses what S' alone acknowledged; what was read once disappears (`read_old_set_only`, `switched_reads_instead_of_joint_reads`) |
+//! | T1 | Joint follows only Stable, the one that the change was planned on, and each S keeps B(S) members that are not being removed; judged when the command is applied | two changes mix, or there is nobody left to learn the rows from |
+//! | T2 | newcomers, S' without S, always sync; survivors too where an old quorum could miss a new one, as from three replicas to one | a survivor that missed a write stands alone for it (`survivors_do_not_sync`) |
+//! | T3 | a source gives rows only under the Joint epoch, its fence durable before | it takes a write under the old epoch after it was read (`snapshot_before_fence`) |
+//! | T4 | a node is synced when it has merged, durably and in this epoch, B(S) members of S and each that is leaving | a write of a quorum of S was on none of its sources (`one_source`), or was made after they were merged, since an abort lies between (`stale_receipt`) |
+//! | T5 | Stable(S') follows by itself when all who must are synced and B(S) of each S are fenced. Nobody's liveness is judged | S' answers before it holds what S acknowledged. Of the fence reports alone no history was found that needs them (`fence_reports_are_not_what_three_to_two_replicas_need`) |
+//! | T6 | until then an abort leads back to Stable(S); what was reported of the aborted epoch is void | a change that cannot end blocks all others |
+//! | T7 | what the last transition left behind (rows not owned, nodes far behind, hints) does not hold up the next | one node that is down blocks all changes |
+//! | D1 | under a Stable document only, a node removes a row that it does not own when Q(owners) durably hold a row at or above it, and E is still the same | the last copy of a write at ONE is removed (`no_dominance_check`) |
+//! | D2 | a hint is sent under the sender's present E; where its target owns the row no more it goes to all owners. Hints never count as acknowledgements | the row is refused, or kept by somebody who does not own it |
+//! | D3 | no safe point moves in Joint, nor after it until each departed node that is not removed has finished D1 | it wakes with an old value whose delete was forgotten (`purge_before_departed_report`) |
+//! | L1 | a node that leaves is a source for all (T4), then clears itself (D1), hands over its hints, has its certificate kept by two others, and only then has left. If it dies it can be given up: it is then removed | rows that it alone held are lost; or it dies and holds up the transition for ever |
+//! | L2 | a node that is removed stays a member of S until T5. Where fewer than B(S) stay it is refused, unless the loss of exactly those partitions is accepted: then T4 and T5 ask all who stay there, and nobody else | an abort leads back to a set without a quorum (`removal_before_finish`) |
+//! | L3 | a node that joins owns from T5 on. If it dies for good the change is aborted, and planned again without it | it is asked before it has the rows |
 
 mod apply;
 mod catalog;

@@ -77,9 +77,9 @@ enum Begins {
     Any,
     /// When the transition of that document is complete (T5).
     Finished(usize),
-    /// When the sources of that document were read, as the first text had it.
+    /// When the sources of that document were read, as an earlier form of the rules had it.
     Synced(usize),
-    /// When a quorum of these has that document, as the first text had it.
+    /// When a quorum of these has that document, as an earlier form of the rules had it.
     Adopted(Mask, u8),
 }
 

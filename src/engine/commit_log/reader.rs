@@ -94,7 +94,7 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Replays the frames of a segment up to the first that is none.
+    /// Replays the frames of a segment, up to the first bytes that are no frame.
     fn segment(&mut self, segment: &mut SegmentReader) -> Result<()> {
         let start = Position::new(segment.number, segment::HEADER_BYTES as u32);
         self.position = self.position.max(start);

@@ -69,7 +69,8 @@ pub struct LogStats {
 }
 
 /// The commit log: see the [module page](super). `S` is what the engine may change only at an exact
-/// position of the log: active memtable, generation, guards.
+/// position of the log: active memtable, generation, queued ingests. The guards change under the
+/// same mutex, but lie outside: writers look at them without it first.
 pub struct CommitLog<S> {
     // Constant after creation.
     vfs: Arc<dyn Vfs>,

@@ -234,7 +234,7 @@ impl<'a> Job<'a> {
 #[derive(Debug)]
 struct Source {
     cursor: LevelCursor,
-    /// Another node's claims: its Fulls are read as Deltas.
+    /// Its Fulls are read as Deltas: see [`TableMeta::demote_full`].
     demote_full: bool,
 }
 

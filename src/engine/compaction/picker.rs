@@ -5,8 +5,9 @@
 //!    an input and the output level. At level 0 a table is taken only with every older one that it
 //!    overlaps; below, all tables of the output level that the inputs overlap are inputs.
 //! 2. Two jobs at a time share no table, and their outputs at one level cannot interleave.
-//! 3. A table with an unreadable block is merged with no other, and what may not pass it stays too.
-//!    Once it is set aside, at level 0 as one that hides nothing, whatever is newer may pass it.
+//! 3. A table with an unreadable block is merged with no other, so newer tables that overlap it
+//!    stay above it. Once it is set aside, at level 0 with its Fulls read as Deltas, it hides
+//!    nothing and they may pass it.
 //!
 //! # Order
 //! The level that is furthest beyond its target, if any is; within it the table that overlaps the

@@ -9,7 +9,7 @@
 pub(crate) enum Rule {
     /// A newer table of level 0 never moves below an older one that it overlaps.
     AgeContiguous,
-    /// Another node's Full is read as a Delta.
+    /// A Full of a `demote_full` table is read as a Delta.
     DemoteFull,
     /// A Delta becomes a Full only if no table older than the inputs may hold the key.
     PromoteOldest,

@@ -6,14 +6,15 @@
 //!
 //! Allocation is one `fetch_add` on the current chunk; only the call that overflows a chunk takes a
 //! lock. Chunks of full size are mapped, as huge pages where the system has them: a search in a
-//! memtable goes all over its records. The first few are not asked for so: a store that writes
-//! little takes no more memory than it has written. When an arena goes its chunks are [`Spare`] for
-//! the next one, which finds memory that was written to before: the system has to make no page of
-//! zeros, for milliseconds where a hypervisor must find the memory first (docs/decisions/0072).
-//! What is more than a memtable needs goes back to the system at once; an allocator would keep it.
+//! memtable goes all over its records. The first few have pages of the usual size: a store that
+//! writes little takes no more memory than it has written. When an arena goes its chunks are
+//! [`Spare`] for the next one, which finds memory that was written to before: the system need not
+//! zero new pages, which takes milliseconds where a hypervisor must find the memory first
+//! (docs/decisions/0072). What is more than a memtable needs goes back to the system at once; an
+//! allocator would keep it.
 //!
 //! A chunk is made before the lock is taken, and gets its pages as they are touched. Both take long
-//! enough for a thread that others go before to be put off its core; nobody is to wait for it then
+//! enough for a thread of low priority to be preempted meanwhile; nobody is to wait for it then
 //! (docs/decisions/0071).
 //!
 //! # Invariants
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use memmap2::{Advice, MmapMut, MmapOptions};
 use parking_lot::Mutex;
 
-/// Everything is aligned to this: a bit of an address is the list's for a mark.
+/// Everything is aligned to this: the lowest bit of an address is left to the list, for a mark.
 pub const ALIGN: usize = 2;
 /// The first chunk of a small arena, which a test opens hundreds of; they double up to the maximum.
 const CHUNK_BYTES_MIN: usize = 16 << 10;

@@ -207,7 +207,7 @@ impl List {
         let slot = Slot { prefix: key_prefix(key), at: AtomicPtr::new(record.as_ptr()) };
         let entry = self.nodes.get_or_insert(slot, (), no_pin());
         let inserted = entry.key().at.load(Ordering::Relaxed) == record.as_ptr();
-        // A RefEntry has no Drop: without this the node's reference count would never be even.
+        // A RefEntry has no Drop: without this the node's reference count would stay raised.
         entry.release(no_pin());
         ask_allocator();
         inserted

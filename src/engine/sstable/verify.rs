@@ -7,8 +7,8 @@
 //! 1. A damaged block is told with all keys that it may have held, by the index; a damaged section,
 //!    or a block of a damaged index, with all keys of the table.
 //! 2. The walk over the blocks goes on behind a damaged one.
-//! 3. A filter or an index in which damage is found is not believed from then on: it is not looked
-//!    at again before each use, as a block could be.
+//! 3. A filter or an index in which damage is found is not believed from then on: unlike a block it
+//!    is not checked again at each use.
 
 use std::ops::Bound;
 

@@ -56,7 +56,9 @@ pub struct TableMeta {
     /// When it was written, in milliseconds of the engine's clock. Starts idle compactions; never
     /// a matter of correctness.
     pub created_ms: u64,
-    /// Its records of kind Full are another node's claims: read them as Deltas.
+    /// Its records of kind Full may lack something that lies below them: read them as Deltas. So it
+    /// is where the rows are another node's (an ingest), and where the table was set aside for an
+    /// unreadable block: newer tables pass it on their way down.
     pub demote_full: bool,
     /// The first key.
     pub smallest: Box<[u8]>,

@@ -7,14 +7,14 @@
 //!
 //! 1. A peer counts only when every row of the partition was made equal with it, and only while
 //!    nothing of the partition is unreadable here.
-//!    Rows of tenants that get more replicas are compared when they have them: not before that is a
-//!    partition whole of which this node will own such rows.
+//!    Rows of a tenant that gets more replicas are compared once it has them: until then a
+//!    partition of which this node will own such rows is not whole.
 //! 2. A peer that is no replica any more gives nothing back. What it had it gives to those who are:
 //!    it is waited for until it has, and then all of them are asked, also those who were before.
 //!    With fewer replicas, or after a newcomer has merged, it may be the only one with a copy of
 //!    what was lost.
 //! 3. Peers that have lost data of the partition too wait for each other. Each fetches what the
-//!    others have, dead or not, without a word given; then it begins again with those who have
+//!    others have, dead or not, vouched for by none; then it begins again with those who have
 //!    lost nothing, whose floors say what of it is dead. Nothing is pushed: who has begun again
 //!    may be done with them by then. Where all have lost data nobody knows what is dead, and the
 //!    partition stays as it is.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`compare`] | one node's partitions beside another's: roots, leaves, keys |
 //! | [`repair`] | rows that differ: joined, put where they are missing |
-//! | [`heal`] | blocks that cannot be read any more: marked, given up, had back |
+//! | [`heal`] | blocks that cannot be read any more: marked, given up, fetched from others |
 //! | [`exchange`] | a partition that has lost data gets it back from each of its peers |
 //! | [`round`] | safe points: fence, compare every pair, hold, install the floor |
 //! | [`answer`] | the other side of each |

@@ -553,7 +553,7 @@ impl Departure {
 mod tests {
     use super::*;
 
-    /// On a full disk other bytes are free at each try; twice a second all rows would be read again.
+    /// On a full disk other bytes are free at each try: all rows would be read twice a second.
     #[test]
     fn the_same_trouble_with_other_figures_is_the_same() {
         let path = std::path::PathBuf::new;

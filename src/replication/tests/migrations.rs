@@ -7,7 +7,7 @@ use crate::replication::Level;
 use crate::replication::migration::{Migration, Selection};
 use crate::store::{TenantId, TokenRange};
 
-/// A call may name a thousand keys, and a row may have megabytes: in memory there is a page of them.
+/// A call may name a thousand keys, and a row may have megabytes: one page of them is in memory.
 #[tokio::test(start_paused = true)]
 async fn of_named_keys_no_more_than_a_page_is_in_memory() {
     let mut options = options();

@@ -264,7 +264,7 @@ async fn a_walk_goes_on_under_a_later_layout_without_losing_or_repeating_a_row()
     assert!(coordinator.stats().restarts > 0);
 }
 
-/// 3.3: a replica that has lost data gives no word, not even that it holds nothing.
+/// A replica that has lost data gives no word, not even that it holds nothing.
 #[tokio::test(start_paused = true)]
 async fn a_partition_that_has_lost_data_is_read_from_others() {
     let cluster = Cluster::new(3, 69);

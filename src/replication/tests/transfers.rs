@@ -456,7 +456,7 @@ async fn two_newcomers_do_not_bring_back_what_was_forgotten() {
     }
 }
 
-/// The table's `one_source` (I1): of three old owners one alone may lack what the others
+/// T4, `one_source` (I1): of three old owners one alone may lack what the others
 /// acknowledged. A blocking count of two is merged, or nothing is said.
 #[tokio::test(start_paused = true)]
 async fn one_source_of_three_is_not_enough() {
@@ -468,8 +468,8 @@ async fn one_source_of_three_is_not_enough() {
     assert!(merges(&cluster, 30).await, "two of them are");
 }
 
-/// The table's `snapshot_before_fence` (I1): what a source gives away it gives under its fence, so
-/// no write of an earlier epoch can come after it.
+/// T3, `snapshot_before_fence` (I1): what a source gives away it gives under its fence, so no write
+/// of an earlier epoch can come after it.
 #[tokio::test(start_paused = true)]
 async fn a_page_is_given_under_a_fence_that_is_there_before_it() {
     let cluster = Cluster::with_owners(4, &[0, 1, 2], 76);

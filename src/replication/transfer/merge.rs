@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! copy       pages of rows, in token order, each with what it adds up to; joined, durable.
-//!            None after the first if that begins with rows that are here
+//!            Only the first page, if its first rows are here already
 //! fence      what the source takes no more from messages this node takes no more
 //! add up     what is here: rows and a digest of all of them. Equal: it is done
 //! compare    else digests by key; the rows that differ are fetched and joined,

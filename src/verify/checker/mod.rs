@@ -27,7 +27,7 @@ use std::fmt;
 use super::history::{Event, Mode, Op};
 use changes::KeyHistory;
 
-/// The promises. Their numbers are those of the design.
+/// The promises, with their numbers in `docs/verification.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "`statement` says what each means")]
 pub enum Invariant {

@@ -79,8 +79,8 @@ fn chained(names: &'static str, first: &[u8], second: &[u8], third: &[u8]) -> Ca
     Case { names, phases, syncs, removed: Vec::new(), one: false }
 }
 
-/// The first text: reads go from S to S' between Joint and Stable, with one stamp for all phases
-/// of a version or with their own.
+/// An earlier form of the rules: reads go from S to S' between Joint and Stable, with one stamp for
+/// all phases of a version or with their own.
 fn as_first_written(stamps: [u8; 4]) -> Case {
     let (s, t) = (mask(&R3), mask(&EXCHANGED));
     let fence = if stamps[2] == stamps[1] { 1 } else { 2 };

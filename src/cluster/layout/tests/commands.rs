@@ -413,8 +413,8 @@ fn the_partitions_that_a_removal_would_lose_are_named() {
     assert!(lost.iter().all(|(_, factor, left)| *factor == 3 && left.len() == 1));
 }
 
-/// The table's `purge_before_departed_report` (I5, D3): a node that lost partitions may hold old
-/// rows of them until it says that it does not; a delete forgotten before would be undone by them.
+/// D3, `purge_before_departed_report` (I5): a node that lost partitions may hold old rows of them
+/// until it says that it does not; a delete forgotten before would be undone by them.
 #[test]
 fn purge_before_departed_report() {
     let mut document = formed(&[1, 2, 3]);
@@ -434,7 +434,7 @@ fn purge_before_departed_report() {
     does(&mut document, &cleared(1, 3));
 }
 
-/// The table's `removal_before_finish` (I16): RF 2, {A, X} to {A, D}. Had X been removed for ever
+/// L2, `removal_before_finish` (I16): RF 2, {A, X} to {A, D}. Had X been removed for ever
 /// when its removal began, an abort would leave a set that can never form a quorum again.
 #[test]
 fn removal_before_finish() {

@@ -1,4 +1,4 @@
-//! The bytes of format 4, as a program that is out in the world has written them.
+//! The bytes of format 4, as they were when it was frozen.
 
 use super::*;
 

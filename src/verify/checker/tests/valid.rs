@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A store of one copy that takes operations one at a time; the meaning of rows as in the design.
+/// A store of one copy that takes operations one at a time. Rows mean what `docs/consistency.md`
+/// says.
 #[derive(Default)]
 struct Model {
     /// For each key what lives, and what the row has seen.
