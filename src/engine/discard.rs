@@ -77,7 +77,7 @@ impl Shared {
                 let Some(edit) = edit.take() else { return Ok(()) };
                 let (first, last) = (&meta.smallest, &meta.largest);
                 unnamed.keep();
-                self.install(edit, CacheChange::Ingested { first, last }, |_| {})
+                self.install(edit, CacheChange::Range { first, last }, |_| {})
             })?;
         if installed {
             return Ok(ranges.len() as u64);

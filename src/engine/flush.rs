@@ -216,7 +216,7 @@ impl Shared {
         })?;
         let epoch = match cache {
             CacheChange::None => None,
-            CacheChange::Flushed(_) | CacheChange::Ingested { .. } | CacheChange::Removed(_) => {
+            CacheChange::Flushed(_) | CacheChange::Range { .. } | CacheChange::Removed(_) => {
                 let epoch = self.super_version.load().cache_epoch + 1;
                 self.cache.begin_epoch(epoch);
                 Some(epoch)
@@ -263,7 +263,7 @@ impl Shared {
     fn fix_cache(&self, change: &CacheChange<'_>) -> Result<()> {
         let memtable = match change {
             CacheChange::None => return Ok(()),
-            CacheChange::Ingested { first, last } => {
+            CacheChange::Range { first, last } => {
                 self.cache.drop_range(&(Bound::Included(*first), Bound::Included(*last)));
                 return Ok(());
             }
@@ -334,8 +334,8 @@ pub(super) enum CacheChange<'a> {
     None,
     /// The keys of this memtable are in the tables now.
     Flushed(&'a Arc<Memtable>),
-    /// Foreign rows of this range of keys are in the tables now.
-    Ingested {
+    /// The tables say something else of any key of this range now.
+    Range {
         /// The first key.
         first: &'a [u8],
         /// The last key.

@@ -45,7 +45,7 @@ impl Shared {
         self.make_room(OnStall::Wait)?;
         // One at a time, so that the loop below finds its own item at the head of the queue; and
         // no guard changes meanwhile, so that a fence that comes later finds the rows installed.
-        let _one = self.ingest_lock.lock();
+        let _one = self.safe_point_lock.lock();
         let mut rows = rows.peekable();
         if rows.peek().is_none() {
             return Ok(0);
@@ -91,7 +91,7 @@ impl Shared {
         let epoch = table.epoch;
         let (first, last) = (table.smallest.clone(), table.largest.clone());
         let edit = VersionEdit { added: vec![table], ..VersionEdit::default() };
-        let cache = CacheChange::Ingested { first: &first, last: &last };
+        let cache = CacheChange::Range { first: &first, last: &last };
         self.install(edit, cache, |view| {
             // Under the log mutex: a writer that picks after this finds another generation than
             // the one it read under.

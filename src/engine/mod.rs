@@ -52,7 +52,8 @@
 //! | | [`newest`] | a merge operator for embedders |
 //! | **all** | [`options`], [`error`], [`stats`] | settings, errors, counters |
 //! | | [`position`], `key` | a place in the log; the first bytes of a key as a number |
-//! | | [`clock`], `scale`, `varint` | time; parts of amounts; numbers in files |
+//! | | [`clock`], `scale` | time; parts of amounts |
+//! | | `varint`, `checksum` | numbers in files; what covers bytes and their place |
 //! | **tests** | `rules` | ordering rules that a test can take away |
 //!
 //! # Embedding
@@ -72,13 +73,14 @@
 //! writer may wait for it for some milliseconds, with others not (docs/decisions/0084).
 //!
 //! # Lock order
-//! `ingest_lock`, `flush_lock`, `install_lock`, log mutex. Stripes or `seal_lock`, log mutex: never
-//! with one of the three before it. Last `blank` and `compacting`, each held for a moment. A
+//! `safe_point_lock`, `flush_lock`, `install_lock`, log mutex. Stripes or `seal_lock`, log mutex:
+//! never with one of the three before it. Last `blank` and `compacting`, each held for a moment. A
 //! SuperVersion is swapped without a lock (read, copy, compare-and-swap).
 
 mod background;
 pub mod cache;
 mod checkpoint;
+pub(crate) mod checksum;
 pub mod clock;
 pub mod commit_log;
 mod compact;
@@ -230,7 +232,7 @@ pub(crate) struct Shared {
     pacer: Pacer,
     /// One flush at a time, one ingest at a time, one writer that seals a full memtable.
     flush_lock: Mutex<()>,
-    ingest_lock: Mutex<()>,
+    safe_point_lock: Mutex<()>,
     seal_lock: Mutex<()>,
 
     /// Milliseconds of `clock` at the last tick, continued from the life of the store before this

@@ -124,7 +124,7 @@ pub fn open(
         compacting: Mutex::default(),
         install_lock: Mutex::new(()),
         flush_lock: Mutex::new(()),
-        ingest_lock: Mutex::new(()),
+        safe_point_lock: Mutex::new(()),
         seal_lock: Mutex::new(()),
         now_ms: AtomicU64::new(now_ms),
         less_room_after_ms: AtomicU64::new(0),

@@ -82,7 +82,7 @@ impl Engine {
     ) -> Result<bool> {
         let shared = &self.shared;
         shared.check_ranges(partitions)?;
-        let _one = shared.ingest_lock.lock();
+        let _one = shared.safe_point_lock.lock();
         let each = || partitions.iter().flat_map(Clone::clone);
         let points = shared.versions.current().state().safe_points().clone();
         if let Some(point) = each().map(|at| &points[at as usize]).find(|it| floor > it.guard) {
@@ -197,7 +197,7 @@ impl Engine {
         &self,
         partitions: impl FnOnce() -> Vec<RangeInclusive<u32>>,
     ) -> Result<Vec<RangeInclusive<u32>>> {
-        let _one = self.shared.ingest_lock.lock();
+        let _one = self.shared.safe_point_lock.lock();
         let partitions = partitions();
         self.shared.check_ranges(&partitions)?;
         self.shared.change_safe_points_locked(&partitions, |_, point| {
@@ -272,7 +272,7 @@ impl Shared {
     /// Lets the words of damaged partitions count again.
     fn mend(&self, partitions: RangeInclusive<u32>) -> Result<()> {
         let range = self.check_partitions(&partitions)?;
-        let _one = self.ingest_lock.lock();
+        let _one = self.safe_point_lock.lock();
         let mut points = self.versions.current().state().safe_points().to_vec();
         points.iter_mut().for_each(|point| point.damaged = Box::default());
         // The guard first: what was taken without it is then in memtables up to the epoch below.
@@ -295,13 +295,13 @@ impl Shared {
     ) -> Result<()> {
         self.check_ranges(partitions)?;
         // One change at a time, and none while an ingest is between its check and its install.
-        let _one = self.ingest_lock.lock();
+        let _one = self.safe_point_lock.lock();
         self.change_safe_points_locked(partitions, change)
     }
 
     /// Changes words: durable, then in force. Equal neighbours go into one range of the edit.
     ///
-    /// REQUIRES: `ingest_lock`; the partitions exist.
+    /// REQUIRES: `safe_point_lock`; the partitions exist.
     fn change_safe_points_locked(
         &self,
         partitions: &[RangeInclusive<u32>],

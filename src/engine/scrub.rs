@@ -152,7 +152,7 @@ impl Shared {
         let last = ranges.iter().map(|range| range.largest.clone()).max().unwrap_or_default();
         let edit = VersionEdit { quarantined: ranges, ..VersionEdit::default() };
         self.hook("quarantine:checked");
-        match self.install(edit, CacheChange::Ingested { first: &first, last: &last }, |_| {}) {
+        match self.install(edit, CacheChange::Range { first: &first, last: &last }, |_| {}) {
             // Gone just now, into one that was checked on the way.
             Err(Error::Edit(EditError::NoSuchTable { level: None, .. })) => Ok(()),
             installed => installed,

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::deadline::Deadline;
 use super::server::Core;
@@ -26,12 +26,10 @@ use crate::cluster::NodeId;
 use crate::cluster::layout::MemberState;
 use crate::proto;
 use crate::replication::migration::{Error, Migration, Page, Selection};
-use crate::store::TokenRange;
+use crate::store::{TokenRange, cursor};
 
 /// Answers read ahead of the caller.
 const AHEAD: usize = 2;
-const CURSOR_FORMAT: u8 = 1;
-const CURSOR_HEADER_BYTES: usize = 9;
 
 /// The answers of a copy.
 pub(super) type Pages = ReceiverStream<Result<proto::ReplicateDataProgress, Status>>;
@@ -50,7 +48,7 @@ pub(super) fn stream(
         _ if selection.keys.is_some() => {
             return Err(Problem::invalid("cursor", "keys are copied at one go"));
         }
-        cursor => resume(cursor, seed)?,
+        cursor => cursor::decode(cursor, seed).map_err(|error| Problem::of_read(&error))?.to_vec(),
     };
     let cluster = &core.cluster;
     let migration = Migration {
@@ -124,7 +122,10 @@ impl Copying {
             digest: page.digest,
             digest_there: page.digest_there,
             done,
-            cursor: page.next.map(|next| cursor_of(&next, self.seed)).unwrap_or_default(),
+            cursor: page
+                .next
+                .map(|next| cursor::encode(&next, self.seed).into())
+                .unwrap_or_default(),
         }
     }
 }
@@ -187,28 +188,6 @@ fn scope_of(to: NodeId, selection: &Selection) -> u64 {
     xxh3_64(&scope)
 }
 
-fn cursor_of(next: &[u8], seed: u64) -> Bytes {
-    let mut cursor = Vec::with_capacity(CURSOR_HEADER_BYTES + next.len());
-    cursor.push(CURSOR_FORMAT);
-    cursor.extend_from_slice(&xxh3_64_with_seed(next, seed).to_le_bytes());
-    cursor.extend_from_slice(next);
-    cursor.into()
-}
-
-fn resume(cursor: &[u8], seed: u64) -> Result<Vec<u8>, Problem> {
-    let next = match cursor.split_first_chunk::<CURSOR_HEADER_BYTES>() {
-        Some((header, next)) if header[0] == CURSOR_FORMAT => {
-            let checksum = xxh3_64_with_seed(next, seed).to_le_bytes();
-            (header[1..] == checksum).then(|| next.to_vec())
-        }
-        _ => None,
-    };
-    next.ok_or_else(|| {
-        let message = "the cursor was altered, or belongs to another copy";
-        Problem::new(Code::InvalidArgument, "INVALID_CURSOR", message)
-    })
-}
-
 /// How much of a range of tokens lies before an engine key, 0 to 1.
 fn share_of(engine_key: &[u8], tokens: TokenRange) -> f64 {
     let Some(token) = engine_key.first_chunk::<8>() else { return 0.0 };
@@ -243,20 +222,10 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_goes_on_with_its_own_request_and_no_other() {
-        let seed = scope_of(NodeId(1), &selection(b"a"));
-        let cursor = cursor_of(b"next", seed);
-        assert_eq!(resume(&cursor, seed).expect("its own"), b"next");
-        for other in [scope_of(NodeId(2), &selection(b"a")), scope_of(NodeId(1), &selection(b"b"))]
-        {
-            assert!(resume(&cursor, other).is_err());
-        }
-        for at in 0..cursor.len() {
-            let mut bytes = cursor.to_vec();
-            bytes[at] ^= 0x40;
-            assert!(resume(&bytes, seed).is_err(), "byte {at} was altered");
-            assert!(resume(&cursor[..at], seed).is_err(), "cut at {at}");
-        }
+    fn a_cursor_is_of_one_receiver_and_one_selection() {
+        let scope = |to, prefix: &[u8]| scope_of(NodeId(to), &selection(prefix));
+        assert_eq!(scope(1, b"a"), scope(1, b"a"));
+        assert!(scope(1, b"a") != scope(2, b"a") && scope(1, b"a") != scope(1, b"b"));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::error::{Error, Result};
+use super::identity::uuid;
 use super::limits::Limits;
 use crate::causality::Token;
 
@@ -48,27 +49,9 @@ pub(super) fn check(idempotency_key: &[u8], now_ms: u64, limits: &Limits) -> Res
 
 /// When a key was born, in wall-clock milliseconds; `None` for an opaque key.
 fn birth_ms(key: &[u8]) -> Option<u64> {
-    let uuid = if key.len() == 36 { parse_uuid(key)? } else { return None };
+    let uuid = if key.len() == 36 { uuid::parse(key)?.to_be_bytes() } else { return None };
     let is_version_7 = uuid[6] >> 4 == 7 && uuid[8] >> 6 == 0b10;
     is_version_7.then(|| uuid[..6].iter().fold(0, |ms, &byte| ms << 8 | u64::from(byte)))
-}
-
-/// The bytes of `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`.
-fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    let mut uuid = [0; 16];
-    let mut digits = 0;
-    for (index, &byte) in text.iter().enumerate() {
-        if matches!(index, 8 | 13 | 18 | 23) {
-            if byte != b'-' {
-                return None;
-            }
-            continue;
-        }
-        let digit = char::from(byte).to_digit(16)? as u8;
-        uuid[digits / 2] = uuid[digits / 2] << 4 | digit;
-        digits += 1;
-    }
-    Some(uuid)
 }
 
 #[cfg(test)]
@@ -93,7 +76,7 @@ mod tests {
     /// Clients draw keys by chance, and chance looks like a UUID now and then.
     #[test]
     fn random_bytes_have_no_birth() {
-        let bytes = parse_uuid(TEXT).expect("a UUID");
+        let bytes = uuid::parse(TEXT).expect("a UUID").to_be_bytes();
         assert_eq!(birth_ms(&bytes), None);
         check(&bytes, 0, &limits()).expect("opaque");
     }

@@ -189,11 +189,6 @@ impl Limits {
         })
     }
 
-    /// A time to live is 1 ms to `ttl_ms_max`.
-    pub fn check_ttl(&self, ttl_ms: u64) -> Result<()> {
-        check_ttl(ttl_ms, self.ttl_ms_max)
-    }
-
     /// A client's write may leave at most `siblings_max` live versions.
     pub fn check_siblings(&self, siblings: usize) -> Result<()> {
         over(siblings, self.siblings_max)
@@ -228,15 +223,6 @@ impl Limits {
         let limit_ms = self.token_window_ms.saturating_sub(self.clock_skew_ms_max);
         if age_ms > limit_ms {
             return Err(Error::TokenExpired { age_ms, limit_ms });
-        }
-        Ok(())
-    }
-
-    /// A time that lies `ahead_ms` ahead of this node's clock is at most `clock_skew_ms_max` off.
-    pub fn check_skew(&self, ahead_ms: u64) -> Result<()> {
-        if ahead_ms > self.clock_skew_ms_max {
-            let limit_ms = self.clock_skew_ms_max;
-            return Err(Error::ClockUnsafe { skew_ms: ahead_ms, limit_ms });
         }
         Ok(())
     }
@@ -288,7 +274,7 @@ mod tests {
     fn a_limit_is_the_last_value_that_passes() {
         let limits = Limits::default().validated().unwrap();
         type Check = fn(&Limits, usize) -> Result<()>;
-        let cases: [(Check, usize, &str); 10] = [
+        let cases: [(Check, usize, &str); 9] = [
             (|l, n| l.check_key(&vec![0; n]), 4096, "KEY_TOO_LONG"),
             (|l, n| l.check_value(&vec![0; n]), 1 << 20, "VALUE_TOO_LONG"),
             (|l, n| l.check_content_type(&"x".repeat(n)), 255, "CONTENT_TYPE_TOO_LONG"),
@@ -298,7 +284,6 @@ mod tests {
             (|l, n| l.check_row(n), 4 << 20, "ROW_TOO_LARGE"),
             (|l, n| l.check_batch(n, 0), 1000, "BATCH_TOO_LARGE"),
             (|l, n| l.check_batch(1, n), 16 << 20, "BATCH_TOO_LARGE"),
-            (|l, n| l.check_skew(n as u64), 2000, "CLOCK_UNSAFE"),
         ];
         for (check, limit, reason) in cases {
             check(&limits, limit).unwrap_or_else(|error| panic!("{reason}: {error}"));
@@ -306,8 +291,9 @@ mod tests {
             assert_eq!(error.reason(), reason);
             assert!(error.to_string().contains(&limit.to_string()), "{error}");
         }
-        limits.check_ttl(TTL_MS_CEILING).unwrap();
-        assert_eq!(limits.check_ttl(TTL_MS_CEILING + 1).unwrap_err().reason(), "INVALID_TTL");
+        let limit = limits.ttl_ms_max;
+        check_ttl(limit, limit).unwrap();
+        assert_eq!(check_ttl(limit + 1, limit).unwrap_err().reason(), "INVALID_TTL");
     }
 
     /// Nothing is a key, an idempotency key or a time to live; an empty value is a value.
@@ -317,7 +303,7 @@ mod tests {
         assert!(matches!(limits.check_key(b""), Err(Error::EmptyKey)));
         let error = limits.check_idempotency_key(b"").unwrap_err();
         assert!(matches!(error, Error::InvalidIdempotencyKey { found: 0, limit: 64 }));
-        assert!(matches!(limits.check_ttl(0), Err(Error::InvalidTtl { found: 0, .. })));
+        assert!(matches!(check_ttl(0, limits.ttl_ms_max), Err(Error::InvalidTtl { found: 0, .. })));
         limits.check_value(b"").unwrap();
         limits.check_content_type("").unwrap();
     }

@@ -45,6 +45,7 @@
 //! ```
 
 pub mod catalog;
+pub mod cursor;
 mod damage;
 pub mod disk;
 pub(crate) mod document;

@@ -27,15 +27,12 @@ use std::sync::atomic::Ordering;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::Store;
-use super::error::{Error, Result};
+use super::error::Result;
 use super::key::{EngineKey, KeyRange, partition_key};
 use super::row::{ReadRow, View};
 use super::tenant::{Tenant, TenantId};
 use super::visit::{OnDamage, PageBounds};
-
-const CURSOR_FORMAT: u8 = 1;
-const CURSOR_HEADER_BYTES: usize = 9;
+use super::{Store, cursor};
 
 /// Which rows, and how many at once. Empty bounds are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,7 +118,7 @@ impl Store {
         let seed = self.cursor_seed(filter.scope());
         let mut range = filter.range();
         if let Some(cursor) = &request.cursor {
-            range.start = range.start.max(resume(cursor, seed)?.to_vec());
+            range.start = range.start.max(cursor::decode(cursor, seed)?.to_vec());
         }
         Ok(ScanPlan { filter: Arc::new(filter), range, seed })
     }
@@ -183,10 +180,10 @@ impl Store {
         let seed = self.cursor_seed(xxh3_64(&scope));
         let mut within = KeyRange::of_tokens(range.start, range.end_inclusive);
         if let Some(cursor) = cursor {
-            within.start = within.start.max(resume(cursor, seed)?.to_vec());
+            within.start = within.start.max(cursor::decode(cursor, seed)?.to_vec());
         }
         let next = self.visit_within(&within, bytes_max, visit)?;
-        Ok(next.map(|next| cursor_of(&next, seed)))
+        Ok(next.map(|next| cursor::encode(&next, seed)))
     }
 
     /// A page of stored rows between two engine keys. Its cursor is the engine key to go on from,
@@ -317,7 +314,7 @@ impl RowFilter {
 impl ScanPlan {
     /// The cursor of a page behind which the scan goes on at `next`.
     pub fn cursor(&self, next: &[u8]) -> Vec<u8> {
-        cursor_of(next, self.seed)
+        cursor::encode(next, self.seed)
     }
 
     /// The cursor of a page that ends with this key.
@@ -347,27 +344,4 @@ pub(super) fn next_start(
             place.token.checked_add(1).map(|token| token.to_be_bytes().to_vec())
         }
     }
-}
-
-fn cursor_of(next: &[u8], seed: u64) -> Vec<u8> {
-    let mut cursor = Vec::with_capacity(CURSOR_HEADER_BYTES + next.len());
-    cursor.push(CURSOR_FORMAT);
-    cursor.extend_from_slice(&xxh3_64_with_seed(next, seed).to_le_bytes());
-    cursor.extend_from_slice(next);
-    cursor
-}
-
-/// Where the page that this cursor asks for starts.
-fn resume(cursor: &[u8], seed: u64) -> Result<&[u8]> {
-    let invalid = |why: &str| Error::InvalidCursor { why: why.to_owned() };
-    let header: &[u8; CURSOR_HEADER_BYTES] =
-        cursor.first_chunk().ok_or_else(|| invalid("it is cut short"))?;
-    if header[0] != CURSOR_FORMAT {
-        return Err(invalid("it is of another format"));
-    }
-    let next = &cursor[CURSOR_HEADER_BYTES..];
-    if header[1..] != xxh3_64_with_seed(next, seed).to_le_bytes() {
-        return Err(invalid("it was altered, or belongs to another scan"));
-    }
-    Ok(next)
 }

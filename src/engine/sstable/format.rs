@@ -38,6 +38,7 @@
 
 use std::borrow::Cow;
 
+use crate::engine::checksum::of_placed as checksum;
 use crate::engine::options::{JOINED_BYTES_MAX, KEY_BYTES_MAX};
 
 /// The last eight bytes of every table.
@@ -90,15 +91,6 @@ pub(super) fn u32_at(bytes: &[u8], at: usize, what: &'static str) -> Checked<u32
 /// A little-endian `u64` of `bytes` at `at`, or damage named `what`.
 pub(super) fn u64_at(bytes: &[u8], at: usize, what: &'static str) -> Checked<u64> {
     array_at(bytes, at, what).map(u64::from_le_bytes)
-}
-
-/// CRC-32 of `bytes` as they belong at `offset` of file `number`.
-pub(super) fn checksum(number: u64, offset: u64, bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&number.to_le_bytes());
-    hasher.update(&offset.to_le_bytes());
-    hasher.update(bytes);
-    hasher.finalize()
 }
 
 /// Where a frame stands in the file.

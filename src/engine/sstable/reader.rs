@@ -33,7 +33,7 @@ use super::properties::Properties;
 use super::read_ahead::ReadAhead;
 use crate::engine::error::{Error, Result};
 use crate::engine::options::Compression;
-use crate::engine::record::{Kind, Record};
+use crate::engine::record::Kind;
 use crate::engine::scale::scale;
 use crate::engine::vfs::{Mapping, Vfs};
 
@@ -72,14 +72,6 @@ pub struct TableRecord<'a> {
     pub kind: Kind,
     /// The row.
     pub row: RowRef<'a>,
-}
-
-impl TableRecord<'_> {
-    /// The record, borrowed from this value.
-    #[inline]
-    pub fn as_record(&self) -> Record<'_> {
-        Record { kind: self.kind, row: &self.row }
-    }
 }
 
 /// The bytes of a row: in the mapping, or in a block that was decompressed for them.

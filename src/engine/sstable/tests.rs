@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::block::Block;
-use super::format::{FOOTER_BYTES, FORMAT_VERSION, Footer, checksum};
+use super::format::{FOOTER_BYTES, FORMAT_VERSION, Footer};
 use super::*;
+use crate::engine::checksum::of_placed as checksum;
 use crate::engine::error::{Error, Result};
 use crate::engine::iter::Cursor;
 use crate::engine::options::{Compression, JOINED_BYTES_MAX, KEY_BYTES_MAX, ROW_BYTES_MAX};

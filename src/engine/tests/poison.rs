@@ -103,7 +103,7 @@ fn a_compaction_that_cannot_be_installed_leaves_no_tables() {
         move |shared: &super::Shared| {
             break_manifest(&vfs);
             let (first, last) = (&[][..], &[255][..]);
-            let change = CacheChange::Ingested { first, last };
+            let change = CacheChange::Range { first, last };
             let installed = shared.install(VersionEdit::default(), change, |_| {});
             installed.expect_err("the manifest cannot be synced");
         }

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use super::edit::VersionEdit;
 use super::state::{EditError, VersionState};
+use crate::engine::checksum::of_placed as checksum;
 use crate::engine::error::{Error, Result};
 use crate::engine::vfs::{File, Vfs};
 
@@ -257,14 +258,6 @@ fn read_file(vfs: &dyn Vfs, path: &Path) -> Result<Vec<u8>> {
     let read = file.read_at(0, &mut bytes).map_err(Error::io("read", path))?;
     bytes.truncate(read);
     Ok(bytes)
-}
-
-fn checksum(number: u64, offset: u64, bytes: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&number.to_le_bytes());
-    crc.update(&offset.to_le_bytes());
-    crc.update(bytes);
-    crc.finalize()
 }
 
 fn frame(number: u64, offset: u64, edit: &VersionEdit) -> Vec<u8> {

@@ -237,11 +237,6 @@ impl Version {
         self.likely(key, hash).any(|table| among(table) && table.may_hold(key, hash))
     }
 
-    /// Whether any table but those numbered in `except`, ascending, may hold `key`.
-    pub fn may_hold_elsewhere(&self, key: &[u8], hash: &KeyHash, except: &[u64]) -> bool {
-        self.may_hold(key, hash, |table| except.binary_search(&table.meta.number).is_err())
-    }
-
     /// Whether an unreadable block may have held `key`.
     pub fn is_quarantined(&self, key: &[u8]) -> bool {
         let mut ranges = self.state.quarantined().iter();

@@ -1,6 +1,7 @@
 //! The bytes of hint segments; `super` has the tables.
 
 use crate::cluster::NodeId;
+use crate::engine::checksum;
 use crate::engine::options::ROW_BYTES_MAX;
 use crate::proto;
 use crate::store::limits::KEY_BYTES_CEILING;
@@ -53,7 +54,7 @@ pub fn append(hint: &Hint, number: u64, offset: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&(hint.row.key.len() as u16).to_le_bytes());
     out.extend_from_slice(&hint.row.key);
     out.extend_from_slice(&hint.row.row);
-    let checksum = checksum(number, offset, &out[start + 4..]);
+    let checksum = checksum::of_placed(number, offset, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&checksum.to_le_bytes());
 }
 
@@ -67,7 +68,7 @@ pub fn body_length(frame_header: [u8; FRAME_HEADER_BYTES]) -> Option<usize> {
 /// The hint in a whole frame that lies at `offset` of segment `number`; `None` for all else.
 pub fn decode(frame: &[u8], number: u64, offset: u64) -> Option<Hint> {
     let (stored, rest) = frame.split_first_chunk::<4>()?;
-    if u32::from_le_bytes(*stored) != checksum(number, offset, rest) {
+    if u32::from_le_bytes(*stored) != checksum::of_placed(number, offset, rest) {
         return None;
     }
     let (_, body) = rest.split_first_chunk::<4>()?;
@@ -81,15 +82,6 @@ pub fn decode(frame: &[u8], number: u64, offset: u64) -> Option<Hint> {
         row: row.to_vec().into(),
     };
     Some(Hint { created_ms: u64::from_le_bytes(*created_ms), row })
-}
-
-/// Covers where the frame belongs, so that a misdirected write is found.
-fn checksum(number: u64, offset: u64, rest: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&number.to_le_bytes());
-    hasher.update(&offset.to_le_bytes());
-    hasher.update(rest);
-    hasher.finalize()
 }
 
 #[cfg(test)]

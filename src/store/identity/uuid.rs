@@ -28,14 +28,20 @@ pub fn to_text(id: u128) -> String {
 
 /// The inverse of [`to_text`]; capital digits pass too. `None` if `text` is something else.
 pub fn from_text(text: &str) -> Option<u128> {
-    let mut lens = GROUPS.into_iter();
-    let shaped = text.split('-').all(|group| {
-        Some(group.len()) == lens.next() && group.bytes().all(|byte| byte.is_ascii_hexdigit())
-    });
-    if !shaped || lens.next().is_some() {
-        return None;
+    parse(text.as_bytes())
+}
+
+/// [`from_text`] of bytes.
+pub fn parse(text: &[u8]) -> Option<u128> {
+    let mut groups = text.split(|byte| *byte == b'-');
+    let mut uuid = 0;
+    for len in GROUPS {
+        let group = groups.next().filter(|group| group.len() == len)?;
+        for byte in group {
+            uuid = uuid << 4 | u128::from(char::from(*byte).to_digit(16)?);
+        }
     }
-    u128::from_str_radix(&text.replace('-', ""), 16).ok()
+    groups.next().is_none().then_some(uuid)
 }
 
 #[cfg(test)]
