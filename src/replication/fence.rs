@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLockReadGuard;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::async_trait;
 
 use crate::cluster::fence::StampError;
+use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Peers};
 use crate::cluster::{self, NodeId};
 
@@ -53,6 +56,38 @@ pub trait Fence: Send + Sync + 'static {
     /// # Errors
     /// As [`Fence::learn`].
     async fn refresh(&self, from: NodeId, timeout: Duration) -> Result<(), PeerError>;
+}
+
+/// Goes in under an epoch that another node named, or says why its request is refused.
+pub(super) fn enter(fence: &dyn Fence, epoch: u64) -> Result<Pass<'_>, PeerError> {
+    fence.enter(epoch).map_err(|closed| match closed {
+        Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
+        Closed::Behind { epoch: own } => {
+            unknown(format!("epoch {epoch} is asked for, {own} is known"))
+        }
+    })
+}
+
+/// The layout of an epoch that the fence has reached: the watch shows it a little later.
+///
+/// # Errors
+/// It has gone on, or is not shown in time.
+pub(super) async fn layout_of(
+    layout: &watch::Receiver<Arc<Layout>>,
+    epoch: u64,
+    deadline: Instant,
+) -> Result<Arc<Layout>, PeerError> {
+    let mut layout = layout.clone();
+    let reached = layout.wait_for(|layout| layout.epoch() >= epoch);
+    match tokio::time::timeout_at(deadline, reached).await {
+        Ok(Ok(layout)) if layout.epoch() == epoch => Ok(Arc::clone(&layout)),
+        Ok(Ok(layout)) => Err(PeerError::StaleLayout { epoch: layout.epoch() }),
+        _ => Err(unknown(format!("epoch {epoch} is not shown yet"))),
+    }
+}
+
+fn unknown(message: String) -> PeerError {
+    PeerError::Refused { reason: "LAYOUT_UNKNOWN".to_owned(), message }
 }
 
 /// The fence that consensus keeps, and how a document is fetched for it.

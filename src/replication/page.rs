@@ -22,8 +22,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 
-use super::fence::Fence;
-use super::replica::{enter, refused_by_store};
+use super::fence::{Fence, enter};
+use super::replica::refused_by_store;
 use super::sum;
 use super::tree::Trees;
 use crate::cluster::NodeId;

@@ -12,8 +12,9 @@ use bytes::Bytes;
 
 use super::error::Error;
 use super::fence::Fence;
+use super::fence::enter;
 use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
-use super::replica::{ToFailure, enter, refused};
+use super::replica::{ToFailure, refused};
 use super::sum;
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;

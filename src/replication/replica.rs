@@ -21,7 +21,7 @@ use tonic::async_trait;
 use super::convert;
 use super::coordinator::{Coordinator, Part, WriteOptions};
 use super::error::Error;
-use super::fence::{Closed, Fence};
+use super::fence::{self, Closed, Fence, enter};
 use super::reading::{Reading, check_items};
 use super::tree::Trees;
 use super::{Layout, Level, page, settled};
@@ -97,29 +97,17 @@ impl Replica {
         epoch: u64,
         deadline: Instant,
     ) -> Result<Arc<Layout>, PeerError> {
-        let own = |closed| match closed {
-            Closed::Stale { epoch } => Err(PeerError::StaleLayout { epoch }),
-            Closed::Behind { .. } => Ok(()),
-        };
-        if let Err(closed) = self.parts.fence.enter(epoch).map(drop) {
-            own(closed)?;
-            let timeout = deadline.saturating_duration_since(Instant::now());
-            self.parts.fence.learn(from, epoch, timeout).await?;
-            if let Err(closed) = self.parts.fence.enter(epoch).map(drop) {
-                own(closed)?;
-                return Err(refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is not known here")));
+        let Parts { fence, layout, .. } = &self.parts;
+        match fence.enter(epoch).map(drop) {
+            Ok(()) => {}
+            Err(Closed::Stale { epoch }) => return Err(PeerError::StaleLayout { epoch }),
+            Err(Closed::Behind { .. }) => {
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                fence.learn(from, epoch, timeout).await?;
+                drop(enter(&**fence, epoch)?);
             }
         }
-        let mut layout = self.parts.layout.clone();
-        let reached = layout.wait_for(|layout| layout.epoch() >= epoch);
-        let layout = match tokio::time::timeout_at(deadline, reached).await {
-            Ok(Ok(layout)) => Arc::clone(&layout),
-            _ => return Err(refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is not shown yet"))),
-        };
-        match layout.epoch() {
-            later if later > epoch => Err(PeerError::StaleLayout { epoch: later }),
-            _ => Ok(layout),
-        }
+        fence::layout_of(layout, epoch, deadline).await
     }
 
     /// Whether the tenants of all rows of a request are known here.
@@ -307,16 +295,6 @@ pub fn submit_rows(
         Some(floors) => store.submit_repairs(rows, floors, told),
     }
     Ok(joined)
-}
-
-/// Goes in under an epoch, or says why a request of it is refused.
-pub(super) fn enter(fence: &dyn Fence, epoch: u64) -> Result<super::Pass<'_>, PeerError> {
-    fence.enter(epoch).map_err(|closed| match closed {
-        Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
-        Closed::Behind { epoch: own } => {
-            refused("LAYOUT_UNKNOWN", format!("epoch {epoch} is asked for, {own} is known"))
-        }
-    })
 }
 
 #[async_trait]

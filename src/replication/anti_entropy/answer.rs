@@ -11,12 +11,15 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::compare::Scope;
 use super::{AntiEntropy, Error};
 use crate::cluster::NodeId;
 use crate::cluster::layout::Layout;
 use crate::cluster::peer::{PeerError, Reply, Request};
 use crate::proto::{self, RoundStep};
+use crate::replication::fence;
 use crate::replication::replica::refused_by_store;
 use crate::replication::tree::LeafPage;
 use crate::store::leaves::{LEAF_BITS, LEAVES};
@@ -71,17 +74,8 @@ impl AntiEntropy {
     /// The layout of `epoch`, under which this node acts.
     async fn layout_under(&self, epoch: u64) -> Result<Arc<Layout>, PeerError> {
         self.still_under(epoch)?;
-        // The watch shows a document a little later than the fence acts by it.
-        let mut layout = self.layout.clone();
-        let shown = layout.wait_for(|layout| layout.epoch() >= epoch);
-        let shown = tokio::time::timeout(self.settings.timeout, shown).await;
-        let layout = match shown {
-            Ok(Ok(layout)) => Arc::clone(&layout),
-            _ => return Err(refused("LAYOUT_UNKNOWN", format!("{epoch} is not shown yet"))),
-        };
-        if layout.epoch() > epoch {
-            return Err(PeerError::StaleLayout { epoch: layout.epoch() });
-        }
+        let deadline = Instant::now() + self.settings.timeout;
+        let layout = fence::layout_of(&self.layout, epoch, deadline).await?;
         self.check_bits(&layout).map_err(failed)?;
         Ok(layout)
     }

@@ -50,7 +50,7 @@ use crate::cluster::view::Liveness;
 use crate::cluster::work::Work;
 use crate::store::{self, Store};
 
-use super::fence::{Closed, Fence};
+use super::fence::{self, Fence};
 use super::tree::Trees;
 
 /// How often it is looked whether there is damage to mend.
@@ -280,13 +280,7 @@ impl AntiEntropy {
 
     /// Whether this node still acts under `epoch`, and so did since it last said so.
     fn still_under(&self, epoch: u64) -> Result<(), PeerError> {
-        self.fence.enter(epoch).map(drop).map_err(|closed| match closed {
-            Closed::Stale { epoch } => PeerError::StaleLayout { epoch },
-            Closed::Behind { epoch: own } => PeerError::Refused {
-                reason: "LAYOUT_UNKNOWN".to_owned(),
-                message: format!("epoch {epoch} is asked for, {own} is known"),
-            },
-        })
+        fence::enter(&*self.fence, epoch).map(drop)
     }
 
     /// Compares and moves safe points until told to stop.
