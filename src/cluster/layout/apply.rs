@@ -295,7 +295,8 @@ impl Document {
                 Some(MemberState::Removing) => _ = dead.remove(node),
                 Some(MemberState::Leaving) if self.owners.contains_key(node) => {}
                 _ => {
-                    let message = format!("{node} is not leaving in this transition");
+                    let name = self.name_of(*node);
+                    let message = format!("{name} is not leaving in this transition");
                     return Err(Refusal::new(reason::NOT_AN_OWNER, message));
                 }
             }

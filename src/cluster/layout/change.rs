@@ -104,6 +104,13 @@ impl Document {
                 replacements.remove(node);
             } else {
                 self.check_replacement(*node, name)?;
+                // Its node may be on its way: it would come in as one more, and the dead one stay.
+                if let Some(other) = replacements.get(node).filter(|other| *other != name) {
+                    let old = self.name_of(*node);
+                    let message =
+                        format!("{old} is to be replaced by {other:?}: cancel that first");
+                    return Err(Refusal::new(reason::MIXED_CHANGE, message));
+                }
                 replacements.insert(*node, name.clone());
             }
         }
@@ -123,13 +130,15 @@ impl Document {
         let unknown = || Refusal::new(reason::UNKNOWN_NODE, format!("{node} is no member"));
         let member = self.members.get(&node).ok_or_else(unknown)?;
         if member.state != MemberState::Normal {
-            let message = format!("{node} cannot be replaced: it is not a normal member");
+            let name = &member.name;
+            let message = format!("{name} cannot be replaced: it is not a normal member");
             return Err(Refusal::new(reason::NOT_AN_OWNER, message));
         }
         let mut others =
             self.members.iter().filter(|(id, other)| **id != node && !other.state.is_gone());
         if others.any(|(_, other)| other.name == name) {
-            let message = format!("{name:?} is a member already: remove {node} when it owns");
+            let message =
+                format!("{name:?} is a member already: remove {} when it owns", member.name);
             return Err(Refusal::new(reason::ALREADY_A_MEMBER, message));
         }
         let removes = BTreeSet::from([node]);
@@ -224,7 +233,7 @@ impl Document {
                 // It tried before, and that was aborted.
                 None | Some(MemberState::Joining) => {}
                 Some(MemberState::Normal) => {
-                    let message = format!("{node} is a member already");
+                    let message = format!("{} is a member already", self.name_of(*node));
                     return Err(Refusal::new(reason::ALREADY_A_MEMBER, message));
                 }
                 Some(_) => {
@@ -238,7 +247,10 @@ impl Document {
             self.members.get(node).map(|member| member.state).ok_or_else(unknown)
         };
         let refused = |node: &NodeId, what: &str| {
-            let message = format!("{node} cannot {what}: it is not a normal member, or does both");
+            let name = self.name_of(*node);
+            let message = format!(
+                "{name} cannot {what}: it is not a normal member, or is to do two things in one change"
+            );
             Refusal::new(reason::NOT_AN_OWNER, message)
         };
         for node in &change.leaves {

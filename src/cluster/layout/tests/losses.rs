@@ -43,6 +43,7 @@ fn an_aborted_replacement_can_be_tried_again_or_taken_back() {
     let mut again = document.clone();
     now(&mut again, |document| joins_as(document, 4, "fresh"));
     assert_eq!(again.members[&node(2)].state, MemberState::Removing);
+    assert_eq!(refused(&document.apply(&replaces(&document, 2, "other"))), "MIXED_CHANGE");
     now(&mut document, |document| replaces(document, 2, ""));
     now(&mut document, |document| joins_as(document, 4, "fresh"));
     assert_eq!(document.members[&node(2)].state, MemberState::Normal, "it only joins");
