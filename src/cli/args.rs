@@ -103,6 +103,16 @@ pub(super) fn decode(what: &str, text: &str) -> Result<Bytes, Failure> {
     bytes.map(Bytes::from).map_err(|error| Failure::usage(format!("{what} is not base64: {error}")))
 }
 
+/// A context. An empty one would count as none, and the write would replace nothing: it is what a
+/// command in `$(...)` leaves that has failed.
+pub(super) fn context(text: &str) -> Result<Bytes, Failure> {
+    let bytes = decode("the context", text)?;
+    match bytes.is_empty() {
+        true => Err(Failure::usage("--context is empty: it is base64, as get and put write it")),
+        false => Ok(bytes),
+    }
+}
+
 /// Bytes as base64.
 pub(super) fn encode(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)

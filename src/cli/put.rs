@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::args::{Connect, Key, Tenant, decode, duration, encode};
+use super::args::{Connect, Key, Tenant, context, duration, encode};
 use super::failure::{Failure, say};
 use crate::proto;
 
@@ -56,7 +56,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         (None, None) => return Err(Failure::usage("a value or --file is needed")),
     };
     let context = match (args.context, args.resolve) {
-        (Some(text), _) => decode("the context", &text)?,
+        (Some(text), _) => context(&text)?,
         (None, true) => client.read(&tenant, key.clone()).await?.context,
         (None, false) => Bytes::new(),
     };
@@ -70,7 +70,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         idempotency_key: args.idempotency_key.into(),
         consistency: 0,
     };
-    let written = client.write(request).await?;
+    let written = client.write(request).await.map_err(Failure::of_write)?;
     if written.siblings > 1 {
         say(format_args!("the key has {} siblings now; --resolve merges them", written.siblings));
     }

@@ -421,7 +421,7 @@ async fn write(
             results.push(match written {
                 Ok(written) => Ok(written),
                 Err(Unwritten::Itself(error)) => Err(error),
-                Err(Unwritten::Call(error)) => return Err(error.into()),
+                Err(Unwritten::Call(error)) => return Err(Failure::of_write(error)),
             });
         }
     }
