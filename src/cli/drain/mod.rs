@@ -62,7 +62,7 @@ struct DrainArgs {
     #[arg(long, conflicts_with = "wait")]
     cancel: bool,
     /// Where to write its certificate
-    #[arg(long, value_name = "PATH", requires = "wait")]
+    #[arg(long, value_name = "PATH", requires = "wait", conflicts_with_all = ["status", "cancel"])]
     certificate: Option<PathBuf>,
     #[command(flatten)]
     connect: Connect,
