@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use super::failure::Failure;
 use crate::client::{Client, Options};
 use crate::ops::config::{Size, Value as _};
+use crate::ops::shutdown::Shutdown;
 use crate::proto::ConsistencyLevel;
 
 /// Time for what a node does at once, unless `--timeout` says otherwise.
@@ -95,6 +96,13 @@ impl Key {
             false => Ok(self.key.clone().into()),
         }
     }
+}
+
+/// Hears Ctrl-C and SIGTERM from here on: for who looks on at what goes on by itself, and has to
+/// say so when it ends.
+pub(super) fn signals() -> Result<Shutdown, Failure> {
+    Shutdown::on_signals()
+        .map_err(|error| Failure::error(format!("cannot handle signals: {error}")))
 }
 
 /// Bytes from base64.

@@ -87,6 +87,13 @@ impl Failure {
         self.code == 0
     }
 
+    /// Says that it is the value that is too long.
+    pub fn of_value(mut self, bytes: usize) -> Self {
+        let limit = "a node takes 1 MiB unless its limits.value_bytes_max says otherwise";
+        self.message = format!("the value has {bytes} bytes, {limit}: {}", self.message);
+        self
+    }
+
     /// Names the line of the input.
     pub fn at(mut self, line: u64) -> Self {
         self.message = format!("line {line}: {}", self.message);

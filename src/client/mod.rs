@@ -228,9 +228,9 @@ impl Client {
         let limit = message.limit;
         let at = self.given.next();
         let answer = self.key_value_at(&at).scan(message).await;
-        let stream = answer.map_err(|status| Error::of(&status, false).at(&[at.uri]))?;
-        let stream = stream.into_inner();
-        Ok(Pages::new(stream, limit))
+        let from = std::slice::from_ref(&at.uri);
+        let stream = answer.map_err(|status| Error::of(&status, false).at(from))?.into_inner();
+        Ok(Pages::new(stream, at.uri, limit))
     }
 
     /// Reads a page of keys.

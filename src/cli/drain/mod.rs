@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use super::args::Connect;
+use super::args::{Connect, signals};
 use super::failure::{Failure, say};
 use super::layout::{ABORTED, UNDER_WAY};
 use super::progress::{share_bar, span, volume};
@@ -99,9 +99,15 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
         return report(&args, &last);
     }
     let patience = args.connect.patience();
-    match timeout(patience, look_on(&client, request, told, &mut last)).await {
-        Ok(looked) => looked?,
-        Err(_) => return Err(under_way(&last, &late())),
+    let signals = signals()?;
+    let looked = tokio::select! {
+        looked = timeout(patience, look_on(&client, request, told, &mut last)) => Some(looked),
+        () = signals.graceful.cancelled() => None,
+    };
+    match looked {
+        Some(Ok(looked)) => looked?,
+        Some(Err(_)) => return Err(under_way(&last, &late())),
+        None => return Err(interrupted(&last)),
     }
     if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
         certificate::write(path, &last.certificate)?;
@@ -216,6 +222,13 @@ fn unanswered(args: &DrainArgs) -> Failure {
 fn under_way(last: &proto::DrainProgress, error: &Error) -> Failure {
     let message = format!("{}; it has not ended, and nobody tells more: {error}", line(last));
     Failure::with_code(UNDER_WAY, message)
+}
+
+/// Whoever looks on was told to end, and the drain was not.
+fn interrupted(last: &proto::DrainProgress) -> Failure {
+    let name = if last.node_name.is_empty() { &last.node_id } else { &last.node_name };
+    let look = format!("pairdb drain {name} --status tells how far it is");
+    Failure::with_code(UNDER_WAY, format!("{}; this goes on by itself: {look}", line(last)))
 }
 
 /// As it is written.

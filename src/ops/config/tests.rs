@@ -91,10 +91,7 @@ fn settings_that_do_not_go_together_are_refused() {
         ),
         ("[engine]\nsync_interval = 0\n", "engine.sync_interval = 0 must be at least 1ms"),
         ("[engine]\nlevel0_tables_stop = 1\n", "engine.level0_tables_stop = 1 must be at least 7"),
-        (
-            "[engine]\nblock_bytes = \"2MiB\"\n",
-            "engine.block_bytes = 2MiB must be at most 1MiB",
-        ),
+        ("[engine]\nblock_bytes = \"2MiB\"\n", "engine.block_bytes = 2MiB must be at most 1MiB"),
         (
             "[node]\nworker_threads = 1000000\n",
             "node.worker_threads = 1000000 must be at most 1024",
@@ -134,7 +131,7 @@ fn settings_that_do_not_go_together_are_refused() {
         "[cluster]\nseeds = \"node-1:7946,10.0.0.1:7946,[fd00::1]:7946\"\n",
         "[kubernetes]\nenabled = true\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
         "[kubernetes]\ntimeout = 0\npod_name = \"pairdb\"\n",
-        "[log]\nlevel = \"WARN, pairdb::rpc=debug\"\n",
+        "[log]\nlevel = \"WARN,pairdb::rpc=debug\"\n",
         "[log]\nlevel = \"info,[scan{tenant}]=trace\"\n",
     ] {
         load(&source(&file(text))).expect(text);
