@@ -31,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Refused at once where it could not be safe: too few nodes would be left, say. What was begun
 /// goes on by itself, also when the node is started anew; without --wait this returns when it has
 /// begun. With --wait it returns when the node has left, with a certificate of what it handed over:
-/// then its directory may be deleted, not before. Exit code 7: it has begun, and has not ended; run
-/// it again to look on.
+/// when the node's process has ended too, a moment later, its directory may be deleted, not before.
+/// Exit code 7: it has begun, and has not ended, as also after Ctrl-C; run it again to look on.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
@@ -253,7 +253,7 @@ fn line(last: &proto::DrainProgress) -> String {
         DrainPhase::HandingOver => "hands over what others still lack",
         DrainPhase::Hints => "delivers the hints it kept",
         DrainPhase::Certifying => "has its certificate stored",
-        DrainPhase::Left => "has left; its directory may be deleted",
+        DrainPhase::Left => "has left; when its process has ended its directory may be deleted",
         DrainPhase::Removed => "is taken out without its help; what only it held is lost",
         DrainPhase::Cancelled => "stays",
         DrainPhase::Unspecified => "the node that is asked has not heard of the change yet",
