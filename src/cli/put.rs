@@ -102,7 +102,8 @@ fn read(path: &std::path::Path) -> Result<Bytes, Failure> {
     result.map_err(|error| Failure::error(format!("cannot read {name}: {error}")))?;
     if value.len() > VALUE_BYTES_CEILING {
         let message = format!(
-            "{name} has more than {VALUE_BYTES_CEILING} bytes, which no node takes for a value;              the write was not applied"
+            "{name} has more than {VALUE_BYTES_CEILING} bytes, which no node takes for a value; \
+             the write was not applied"
         );
         return Err(Failure::with_code(5, message));
     }
