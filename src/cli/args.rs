@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use super::failure::Failure;
 use crate::client::{Client, Options};
 use crate::ops::config::{Size, Value as _};
+use crate::ops::shutdown::Shutdown;
 use crate::proto::ConsistencyLevel;
 
 /// Time for what a node does at once, unless `--timeout` says otherwise.
@@ -97,10 +98,27 @@ impl Key {
     }
 }
 
+/// Hears Ctrl-C and SIGTERM from here on: for who looks on at what goes on by itself, and has to
+/// say so when it ends.
+pub(super) fn signals() -> Result<Shutdown, Failure> {
+    Shutdown::on_signals()
+        .map_err(|error| Failure::error(format!("cannot handle signals: {error}")))
+}
+
 /// Bytes from base64.
 pub(super) fn decode(what: &str, text: &str) -> Result<Bytes, Failure> {
     let bytes = STANDARD.decode(text.trim());
     bytes.map(Bytes::from).map_err(|error| Failure::usage(format!("{what} is not base64: {error}")))
+}
+
+/// A context. An empty one would count as none, and the write would replace nothing: it is what a
+/// command in `$(...)` leaves that has failed.
+pub(super) fn context(text: &str) -> Result<Bytes, Failure> {
+    let bytes = decode("the context", text)?;
+    match bytes.is_empty() {
+        true => Err(Failure::usage("--context is empty: it is base64, as get and put write it")),
+        false => Ok(bytes),
+    }
 }
 
 /// Bytes as base64.

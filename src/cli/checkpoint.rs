@@ -8,6 +8,8 @@ use crate::client::Admin;
 use crate::proto::CheckpointRequest;
 
 /// Make a consistent copy of the store, in a directory of the node
+///
+/// The path that is told is on the node's machine, as the node's own settings put it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The copy's name

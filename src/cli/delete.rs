@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::args::{Connect, Key, Tenant, decode, encode};
+use super::args::{Connect, Key, Tenant, context, encode};
 use super::failure::{Failure, say};
 use crate::proto;
 
@@ -31,7 +31,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let key = args.key.bytes()?;
     let tenant = args.tenant.tenant;
     let context = match args.context {
-        Some(text) => decode("the context", &text)?,
+        Some(text) => context(&text)?,
         None => Bytes::new(),
     };
     let request = proto::DeleteRequest {
@@ -41,7 +41,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         idempotency_key: args.idempotency_key.into(),
         consistency: 0,
     };
-    let deleted = client.delete(request).await?;
+    let deleted = client.delete(request).await.map_err(Failure::of_write)?;
     if deleted.siblings > 0 {
         say(format_args!("{} values are newer than the context and stay", deleted.siblings));
     }

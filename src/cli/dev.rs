@@ -4,7 +4,7 @@
 //! what a cluster does about it.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::args::signals;
 use super::failure::Failure;
 use crate::client::{Admin, Client, Options};
 use crate::ops::shutdown::Shutdown;
@@ -22,6 +23,8 @@ use crate::proto::ClusterStatusRequest;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked for.
 const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of a log that are looked at for its last line.
+const LINE_BYTES: u64 = 4 << 10;
 /// How long one node may take to say whom it hears of.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -73,12 +76,11 @@ impl Drop for Nodes {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let runtime = super::client_runtime()?;
     runtime.block_on(async {
-        let shutdown = Shutdown::on_signals()
-            .map_err(|error| Failure::error(format!("cannot handle signals: {error}")))?;
+        let shutdown = signals()?;
         let mut nodes = start_all(args)?;
         let end = Instant::now() + PATIENCE;
         let ready = wait_until_ready(&mut nodes, &shutdown, end).await?;
-        wait_until_heard(&ready, &shutdown, end).await?;
+        wait_until_heard(&mut nodes, &ready, &shutdown, end).await?;
         // Who does not read it has a cluster all the same.
         let _ = present(&nodes, &ready, args.client_port);
         shutdown.graceful.cancelled().await;
@@ -161,18 +163,17 @@ async fn wait_until_ready(
     end: Instant,
 ) -> Result<Vec<Ready>, Failure> {
     let mut all = Vec::new();
-    for node in &mut nodes.0 {
+    for at in 0..nodes.0.len() {
         let ready = loop {
+            let node = &nodes.0[at];
             if let Some(ready) = read_ready(&node.ready_file) {
                 break ready;
             }
-            let log = node.log.display();
-            if let Ok(Some(status)) = node.child.try_wait() {
-                return Err(Failure::error(format!("{} ended: {status}; see {log}", node.name)));
-            }
             if Instant::now() >= end {
+                let log = node.log.display();
                 return Err(Failure::error(format!("{} does not serve; see {log}", node.name)));
             }
+            all_run(nodes)?;
             look_again(shutdown).await?;
         };
         let at = |name: &str| ready[name].as_str().unwrap_or("?").to_owned();
@@ -185,6 +186,7 @@ async fn wait_until_ready(
 /// Waits until each of them has heard of all: what is written before becomes hints for those that
 /// seem to be down.
 async fn wait_until_heard(
+    started: &mut Nodes,
     nodes: &[Ready],
     shutdown: &Shutdown,
     end: Instant,
@@ -204,10 +206,38 @@ async fn wait_until_heard(
                 let listen = &node.listen;
                 return Err(Failure::error(format!("{listen} does not hear of all nodes")));
             }
+            all_run(started)?;
             look_again(shutdown).await?;
         }
     }
     Ok(())
+}
+
+/// Fails if a node has ended: the others wait for it, whichever it is.
+fn all_run(nodes: &mut Nodes) -> Result<(), Failure> {
+    for node in &mut nodes.0 {
+        if let Ok(Some(status)) = node.child.try_wait() {
+            let (name, log) = (&node.name, node.log.display());
+            let last = last_line(&node.log);
+            return Err(Failure::error(format!("{name} ended: {status}; see {log}: {last}")));
+        }
+    }
+    Ok(())
+}
+
+/// The last line of a log, which may be long: where a node says why it ends.
+fn last_line(log: &Path) -> String {
+    let read = || {
+        let mut file = File::open(log)?;
+        let from = file.metadata()?.len().saturating_sub(LINE_BYTES);
+        file.seek(SeekFrom::Start(from))?;
+        let mut end = Vec::new();
+        file.take(LINE_BYTES).read_to_end(&mut end)?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&end).into_owned())
+    };
+    // The log's place is said either way.
+    let end = read().unwrap_or_default();
+    end.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
 }
 
 async fn look_again(shutdown: &Shutdown) -> Result<(), Failure> {

@@ -41,6 +41,18 @@ impl Failure {
         Self { code, message: message.into() }
     }
 
+    /// Of a write of rows: it says what became of it.
+    pub fn of_write(error: client::Error) -> Self {
+        let became = match error.outcome() {
+            Some(Outcome::Unknown) => "; the outcome of the write is unknown",
+            Some(Outcome::NotApplied) => "; the write was not applied",
+            None => "",
+        };
+        let mut failure = Self::from(error);
+        failure.message += became;
+        failure
+    }
+
     /// Of a change of the layout: what became of it is no write's outcome. A node that was reached
     /// and did not answer in time may have begun it.
     pub fn of_change(error: client::Error) -> Self {
@@ -73,6 +85,13 @@ impl Failure {
     /// Whether there is nothing to say of it: who read standard output has seen enough.
     pub fn is_silent(&self) -> bool {
         self.code == 0
+    }
+
+    /// Says that it is the value that is too long.
+    pub fn of_value(mut self, bytes: usize) -> Self {
+        let limit = "a node takes 1 MiB unless its limits.value_bytes_max says otherwise";
+        self.message = format!("the value has {bytes} bytes, {limit}: {}", self.message);
+        self
     }
 
     /// Names the line of the input.
@@ -108,15 +127,11 @@ impl From<client::Error> for Failure {
             (Some(Outcome::Unknown), _) => 4,
             (Some(Outcome::NotApplied), _) => 5,
             (None, Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => 5,
+            (None, _) if error.is_no_answer() => 5,
             (None, _) if error.reason() == "INVALID_ENDPOINT" => 2,
             (None, _) => 1,
         };
-        let message = match error.outcome() {
-            Some(Outcome::Unknown) => format!("{error}; the outcome of the write is unknown"),
-            Some(Outcome::NotApplied) => format!("{error}; the write was not applied"),
-            None => error.to_string(),
-        };
-        Self::with_code(code, message)
+        Self::with_code(code, error.to_string())
     }
 }
 
@@ -145,5 +160,32 @@ mod tests {
             assert_eq!(failed(Failure::of_change).code, 4);
             assert_ne!(failed(Failure::of_plan).code, 4);
         }
+    }
+
+    /// A node refuses upkeep with the same errors as a write, and says the same of them.
+    #[test]
+    fn only_of_a_write_it_is_said_that_it_was_not_applied() {
+        let full = client::Error::Call {
+            code: Code::ResourceExhausted,
+            reason: "DISK_FULL".to_owned(),
+            message: "no room".to_owned(),
+            outcome: Some(Outcome::NotApplied),
+            retry_after: None,
+        };
+        let flush = Failure::from(full.clone());
+        assert_eq!((flush.code, &*flush.message), (5, "no room (DISK_FULL)"));
+        let write = Failure::of_write(full);
+        assert_eq!(write.code, 5);
+        assert_eq!(write.message, "no room (DISK_FULL); the write was not applied");
+    }
+
+    /// What is reached may be the port of peers, or no node at all.
+    #[test]
+    fn who_is_no_node_cannot_be_reached() {
+        let other = client::Error::of(&Status::unimplemented(""), true);
+        assert_eq!((Failure::from(other.clone()).code, other.reason()), (5, "UNIMPLEMENTED"));
+        assert!(other.to_string().starts_with("this is no client port"), "{other}");
+        let lost = client::Error::of(&Status::unknown("the connection is gone"), false);
+        assert_eq!(Failure::from(lost).code, 5);
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::json;
 
-use super::args::{Connect, Key, Tenant, decode, duration, encode};
+use super::args::{Connect, Key, Tenant, context, duration, encode};
 use super::failure::{Failure, say};
 use crate::proto;
+use crate::store::limits::VALUE_BYTES_CEILING;
 
 /// Write a value
 ///
@@ -56,7 +57,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         (None, None) => return Err(Failure::usage("a value or --file is needed")),
     };
     let context = match (args.context, args.resolve) {
-        (Some(text), _) => decode("the context", &text)?,
+        (Some(text), _) => context(&text)?,
         (None, true) => client.read(&tenant, key.clone()).await?.context,
         (None, false) => Bytes::new(),
     };
@@ -70,7 +71,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         idempotency_key: args.idempotency_key.into(),
         consistency: 0,
     };
-    let written = client.write(request).await?;
+    let bytes = request.value.len();
+    let written = client.write(request).await.map_err(|error| match error.reason() {
+        // The node has not seen that it is the value that is too long.
+        "MESSAGE_TOO_LARGE" => Failure::of_write(error).of_value(bytes),
+        _ => Failure::of_write(error),
+    })?;
     if written.siblings > 1 {
         say(format_args!("the key has {} siblings now; --resolve merges them", written.siblings));
     }
@@ -86,10 +92,20 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 fn read(path: &std::path::Path) -> Result<Bytes, Failure> {
     let mut value = Vec::new();
+    // One byte more than any node takes is enough to know.
+    let most = VALUE_BYTES_CEILING as u64 + 1;
     let result = match path.to_str() {
-        Some("-") => std::io::stdin().lock().read_to_end(&mut value).map(|_| ()),
-        _ => std::fs::read(path).map(|bytes| value = bytes),
+        Some("-") => std::io::stdin().lock().take(most).read_to_end(&mut value),
+        _ => std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut value)),
     };
-    result.map_err(|error| Failure::error(format!("cannot read {}: {error}", path.display())))?;
+    let name = path.display();
+    result.map_err(|error| Failure::error(format!("cannot read {name}: {error}")))?;
+    if value.len() > VALUE_BYTES_CEILING {
+        let message = format!(
+            "{name} has more than {VALUE_BYTES_CEILING} bytes, which no node takes for a value; \
+             the write was not applied"
+        );
+        return Err(Failure::with_code(5, message));
+    }
     Ok(value.into())
 }

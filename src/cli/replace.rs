@@ -10,7 +10,7 @@ use super::args::Connect;
 use super::failure::{Failure, say};
 use super::layout::{
     ABORTED, CommitArgs, Goal, UNDER_WAY, begin, commit_change, find, member, status, transition,
-    wait_until_done,
+    unless_interrupted, wait_until_done,
 };
 use crate::client::Client;
 use crate::proto;
@@ -62,7 +62,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     if !args.commit.waits() {
         return Ok(());
     }
-    wait_for(&client, &args, |told| is_gone(told, &old, &args.new)).await?;
+    unless_interrupted(wait_for(&client, &args, |told| is_gone(told, &old, &args.new))).await?;
     wait_until_done(&client, &args.connect, 0, &Goal::default()).await
 }
 

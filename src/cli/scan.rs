@@ -22,7 +22,7 @@ pub(super) struct Range {
     /// Only keys before this
     #[arg(long, default_value = "")]
     end: String,
-    /// At most so many
+    /// At most so many; 0 for all
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     limit: u64,
 }

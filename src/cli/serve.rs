@@ -9,7 +9,7 @@ use super::config::{environment, load_or_fail};
 use super::failure::Failure;
 use crate::cluster::work::{Background, Work};
 use crate::engine::priority;
-use crate::ops::config::{Config, Source};
+use crate::ops::config::{Config, List, Source, Value as _};
 use crate::ops::node::{Error, Node};
 use crate::ops::shutdown::Shutdown;
 use crate::ops::world::World;
@@ -54,7 +54,14 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn source(self) -> Source {
+    /// # Errors
+    /// A seed is empty.
+    fn source(self) -> Result<Source, Failure> {
+        if self.seed.iter().any(|seed| List::parse(seed).is_none_or(|list| list.0.is_empty())) {
+            // As if there were none: the node would form a cluster of its own.
+            let message = "--seed is empty: it must be the peer address of a node to join";
+            return Err(Failure::with_code(78, message));
+        }
         let seeds = (!self.seed.is_empty()).then(|| self.seed.join(","));
         let flags = [
             ("--data-dir", "node.data_dir", self.data_dir),
@@ -70,12 +77,12 @@ impl Args {
         let given = flags
             .into_iter()
             .filter_map(|(flag, setting, value)| value.map(|value| (flag, setting, value)));
-        Source { file: self.config, environment: environment(), flags: given.collect() }
+        Ok(Source { file: self.config, environment: environment(), flags: given.collect() })
     }
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let config = load_or_fail(&args.source())?.config;
+    let config = load_or_fail(&args.source()?)?.config;
     logging::init(&config.log).map_err(|error| Failure::with_code(78, error))?;
     end_on_panic();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();

@@ -17,11 +17,12 @@ const LOOK: Duration = Duration::from_millis(100);
 ///
 /// As SIGTERM does: it is not ready any more, serves on for its time of grace, tells the others,
 /// finishes what runs, flushes, and ends. It keeps its data and its place in the cluster. Returns
-/// when the node takes no more calls; --no-wait returns at once. To take a node out for good, use
+/// when the node takes no more calls: its process ends a little later, when all is on disk, and
+/// only then it can be started anew. --no-wait returns at once. To take a node out for good, use
 /// drain.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Return as soon as the node has been told
+    /// Return as soon as the node has been told, while it still serves
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]

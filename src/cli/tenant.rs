@@ -11,6 +11,7 @@ use super::scan::escape;
 use crate::client::Admin;
 use crate::ops::config::Value as _;
 use crate::proto;
+use crate::store::tenant::REPLICATION_FACTOR_MAX;
 
 /// Create, show and change tenants
 #[derive(Debug, clap::Args)]
@@ -69,7 +70,7 @@ struct Settings {
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     max_ttl: Option<Duration>,
     /// Copies in a cluster; where there are several nodes, rows move until it is so
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = replicas())]
     replication_factor: Option<u32>,
 }
 
@@ -77,6 +78,11 @@ struct Settings {
 enum Mode {
     Siblings,
     LastWriteWins,
+}
+
+/// A number of copies, for clap: to a node 0 would be none given.
+fn replicas() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(REPLICATION_FACTOR_MAX))
 }
 
 fn millis(duration: Duration) -> u64 {

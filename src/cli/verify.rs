@@ -106,6 +106,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         Verb::Check { file, output } => {
             let text = fs::read_to_string(&file).map_err(|error| cannot("read", &file, error))?;
             let events = history::parse(&text).map_err(|error| cannot("read", &file, error))?;
+            if !events.iter().any(|event| matches!(event, Event::Op(_))) {
+                let message = format!("{} holds no operation: nothing was checked", file.display());
+                return Err(Failure::error(message));
+            }
             report(&events, output)
         }
     }

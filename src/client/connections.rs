@@ -26,11 +26,18 @@ impl std::fmt::Debug for Connector {
     }
 }
 
+/// A connection, and where it goes.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub uri: Arc<str>,
+    pub channel: Channel,
+}
+
 /// Connections that are alike.
 #[derive(Debug)]
 pub(super) struct Connections {
     /// To each node in turn, as often as there are connections to each.
-    channels: Vec<Channel>,
+    all: Vec<Connection>,
     nodes: usize,
     // Relaxed: only spreads load.
     next: AtomicUsize,
@@ -44,15 +51,20 @@ impl Connector {
 
     /// Connections to nodes, that are made when they are first used, and again whenever they must.
     pub fn to(&self, uris: &[String]) -> Result<Connections, Error> {
-        let endpoints = uris.iter().map(|uri| self.endpoint(uri));
-        let endpoints = endpoints.collect::<Result<Vec<Endpoint>, Error>>()?;
+        let endpoints = uris.iter().map(|uri| Ok((Arc::from(&**uri), self.endpoint(uri)?)));
+        let endpoints = endpoints.collect::<Result<Vec<(Arc<str>, Endpoint)>, Error>>()?;
         if endpoints.is_empty() {
             let why = "none is given".to_owned();
             return Err(Error::Endpoint { uri: String::new(), why });
         }
         let turns = (0..self.connections).flat_map(|_| &endpoints);
-        let channels = turns.map(|endpoint| self.connect(endpoint)).collect();
-        Ok(Connections { channels, nodes: endpoints.len(), next: AtomicUsize::new(0) })
+        let all = turns
+            .map(|(uri, endpoint)| Connection {
+                uri: Arc::clone(uri),
+                channel: self.connect(endpoint),
+            })
+            .collect();
+        Ok(Connections { all, nodes: endpoints.len(), next: AtomicUsize::new(0) })
     }
 
     fn endpoint(&self, uri: &str) -> Result<Endpoint, Error> {
@@ -89,14 +101,14 @@ impl Connector {
 
 impl Connections {
     /// The next one.
-    pub fn next(&self) -> Channel {
+    pub fn next(&self) -> Connection {
         self.turn().0
     }
 
     /// The next one, and one to each other node.
-    pub fn turn(&self) -> (Channel, impl Iterator<Item = Channel>) {
+    pub fn turn(&self) -> (Connection, impl Iterator<Item = Connection>) {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let at = |at: usize| self.channels[at % self.channels.len()].clone();
+        let at = |at: usize| self.all[at % self.all.len()].clone();
         (at(first), (1..self.nodes).map(move |behind| at(first + behind)))
     }
 }

@@ -1,12 +1,16 @@
 //! What a call that failed says.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::proto;
+
+/// What is said of an answer that no PairDB node gives to its clients.
+const NO_CLIENT_PORT: &str = "this is no client port of a PairDB node, or one of an older version";
 
 /// What became of a write that was not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +55,12 @@ impl Error {
         let Some(info) = details.error_info() else {
             return Self::of_transport(status, is_write);
         };
+        // The port of peers has other services, and no words for one that it has not.
+        let is_other = status.code() == Code::Unimplemented && status.message().is_empty();
         Self::Call {
             code: status.code(),
             reason: info.reason.clone(),
-            message: status.message().to_owned(),
+            message: if is_other { NO_CLIENT_PORT } else { status.message() }.to_owned(),
             outcome: match info.metadata.get("outcome").map(String::as_str) {
                 Some("not_applied") => Some(Outcome::NotApplied),
                 Some(_) => Some(Outcome::Unknown),
@@ -72,13 +78,16 @@ impl Error {
             // The client's timer ran out; tonic calls it a cancellation.
             Code::Cancelled | Code::DeadlineExceeded => (Code::DeadlineExceeded, "TIMEOUT"),
             Code::OutOfRange => (Code::OutOfRange, "ANSWER_TOO_LARGE"),
+            // A server that is none of gRPC, such as the one for metrics: it has done nothing.
+            Code::Unimplemented => (Code::Unimplemented, "UNIMPLEMENTED"),
             code => (code, "CONNECTION_LOST"),
         };
-        let outcome = match unreachable {
+        let outcome = match unreachable || code == Code::Unimplemented {
             true => Outcome::NotApplied,
             false => Outcome::Unknown,
         };
         let message = match status.source().and_then(|source| deepest(source)) {
+            _ if code == Code::Unimplemented => NO_CLIENT_PORT.to_owned(),
             Some(cause) => format!("{}: {cause}", status.message()),
             None => status.message().to_owned(),
         };
@@ -171,6 +180,23 @@ impl Error {
             || (self.code() == Code::Unavailable && self.reason() == "STOPPING")
     }
 
+    /// Whether no node has answered: none was reached, or what was reached is none.
+    pub fn is_no_answer(&self) -> bool {
+        matches!(self.reason(), "UNREACHABLE" | "CONNECTION_LOST" | "TIMEOUT" | "UNIMPLEMENTED")
+    }
+
+    /// Names the endpoints that were tried, if no node has answered: what a node says of itself
+    /// is true of whichever it is.
+    pub(super) fn at(mut self, uris: &[Arc<str>]) -> Self {
+        let is_no_answer = self.is_no_answer() && !uris.is_empty();
+        if let Self::Call { message, .. } = &mut self
+            && is_no_answer
+        {
+            *message = format!("{}: {message}", uris.join(", "));
+        }
+        self
+    }
+
     pub(super) fn with_outcome(mut self, known: Outcome) -> Self {
         if let Self::Call { outcome, .. } = &mut self {
             *outcome = Some(known);
@@ -202,4 +228,20 @@ fn deepest<'a>(
         next = error.source();
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_node_answers_the_endpoints_are_named() {
+        let uris = ["http://a:1", "http://b:2"].map(Arc::from);
+        let lost = Error::of(&Status::unknown("the connection is gone"), false).at(&uris);
+        let told = "http://a:1, http://b:2: the connection is gone (CONNECTION_LOST)";
+        assert_eq!(lost.to_string(), told);
+        let refusal = proto::Failure { reason: "EMPTY_KEY".to_owned(), ..Default::default() };
+        let refused = Error::of_item(&refusal);
+        assert_eq!(refused.clone().at(&uris).to_string(), refused.to_string(), "a node answered");
+    }
 }

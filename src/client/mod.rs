@@ -40,7 +40,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use connections::{Connections, Connector};
+use connections::{Connection, Connections, Connector};
 use ring::Ring;
 use routes::{Routes, Way};
 
@@ -159,7 +159,11 @@ impl Client {
 
     /// The raw client of the `KeyValue` service, on the next connection.
     pub fn key_value(&self) -> KeyValueClient<Channel> {
-        KeyValueClient::new(self.given.next())
+        self.key_value_at(&self.given.next())
+    }
+
+    fn key_value_at(&self, at: &Connection) -> KeyValueClient<Channel> {
+        KeyValueClient::new(at.channel.clone())
             .max_decoding_message_size(self.options.message_bytes_max)
     }
 
@@ -223,9 +227,11 @@ impl Client {
     pub async fn scan(&self, mut message: proto::ScanRequest) -> Result<Pages, Error> {
         self.level(&mut message.consistency);
         let limit = message.limit;
-        let answer = self.key_value().scan(message).await;
-        let stream = answer.map_err(|status| Error::of(&status, false))?.into_inner();
-        Ok(Pages::new(stream, limit))
+        let at = self.given.next();
+        let answer = self.key_value_at(&at).scan(message).await;
+        let from = std::slice::from_ref(&at.uri);
+        let stream = answer.map_err(|status| Error::of(&status, false).at(from))?.into_inner();
+        Ok(Pages::new(stream, at.uri, limit))
     }
 
     /// Reads a page of keys.
@@ -249,8 +255,10 @@ impl Client {
     /// See [`Error`].
     pub async fn pipeline(&self, ahead: usize) -> Result<Pipeline, Error> {
         let (requests, receiver) = mpsc::channel(ahead.max(1));
-        let answers = self.key_value().pipeline(ReceiverStream::new(receiver)).await;
-        let answers = answers.map_err(|status| Error::of(&status, false))?.into_inner();
+        let at = self.given.next();
+        let answers = self.key_value_at(&at).pipeline(ReceiverStream::new(receiver)).await;
+        let answers = answers.map_err(|status| Error::of(&status, false).at(&[at.uri]))?;
+        let answers = answers.into_inner();
         Ok(Pipeline { requests, answers })
     }
 
@@ -287,10 +295,11 @@ impl Client {
         deadline: Deadline,
         call: impl AsyncFn(&mut Admin, Request<M>) -> Result<Response<T>, Status>,
     ) -> Result<T, Error> {
-        let (mut channel, mut others) = self.given.turn();
+        let (mut at, mut others) = self.given.turn();
+        let mut silent = Vec::new();
         loop {
             let limit = self.options.message_bytes_max;
-            let mut admin = Admin::new(channel).max_decoding_message_size(limit);
+            let mut admin = Admin::new(at.channel).max_decoding_message_size(limit);
             let mut request = Request::new(message.clone());
             if let Some(left) = deadline.remaining() {
                 request.set_timeout(left);
@@ -299,10 +308,11 @@ impl Client {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => Error::of(&status, false),
             };
+            silent.push(at.uri);
             // Nothing was sent: it is not made twice.
-            channel = match others.next() {
+            at = match others.next() {
                 Some(other) if error.reason() == "UNREACHABLE" && !deadline.passed() => other,
-                _ => return Err(error),
+                _ => return Err(error.at(&silent)),
             };
         }
     }
@@ -344,6 +354,7 @@ impl Client {
         let mut retry = Retry::new(retry::WAITS, self.options.retries_max, deadline, &self.budget);
         let mut unknown = false;
         let mut tried = Vec::new();
+        let mut silent: Vec<Arc<str>> = Vec::new();
         let ring = self.ring_of(to).await;
         loop {
             let way = self.way(to, ring.as_deref(), &tried);
@@ -370,10 +381,13 @@ impl Client {
             let is_its_own = ran_out(&error) || takes_no_writes(&error);
             let may_retry = error.may_retry() || way.node.is_some() && is_its_own;
             tried.extend(way.node);
+            if error.is_no_answer() && !silent.contains(&way.at.uri) {
+                silent.push(way.at.uri);
+            }
             let least = may_retry.then(|| error.retry_after().unwrap_or_default());
             match retry.failed(least, retry::random()) {
                 Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error),
+                None => return Err(error.at(&silent)),
             }
         }
     }
@@ -389,8 +403,7 @@ impl Client {
     where
         C: AsyncFn(&mut KeyValueClient<Channel>, Request<M>) -> Result<Response<T>, Status>,
     {
-        let limit = self.options.message_bytes_max;
-        let mut client = KeyValueClient::new(way.channel.clone()).max_decoding_message_size(limit);
+        let mut client = self.key_value_at(&way.at);
         let (Some(routes), To::Key(tenant, _) | To::Node(tenant, ..), Some(_)) =
             (&self.routes, to, &way.node)
         else {
@@ -429,7 +442,7 @@ impl Client {
     }
 
     fn way(&self, to: To<'_>, ring: Option<&Ring>, tried: &[String]) -> Way {
-        let any = || Way { channel: self.given.next(), node: None, epoch: 0 };
+        let any = || Way { at: self.given.next(), node: None, epoch: 0 };
         let Some(routes) = &self.routes else { return any() };
         match (to, ring) {
             (To::Key(_, key), Some(ring)) => routes.way(ring, Some(key), tried).unwrap_or_else(any),

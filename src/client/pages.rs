@@ -3,6 +3,8 @@
 //! 1. That there is no other page is said only behind the last one: a stream that ends before it
 //!    has broken, and the last cursor goes on.
 
+use std::sync::Arc;
+
 use tonic::Streaming;
 
 use super::Error;
@@ -12,14 +14,16 @@ use crate::proto;
 #[derive(Debug)]
 pub struct Pages {
     stream: Streaming<proto::ScanResponse>,
+    /// Where it comes from.
+    uri: Arc<str>,
     /// Of a limit.
     rows_left: Option<u64>,
     is_over: bool,
 }
 
 impl Pages {
-    pub(super) fn new(stream: Streaming<proto::ScanResponse>, limit: u64) -> Self {
-        Self { stream, rows_left: (limit > 0).then_some(limit), is_over: false }
+    pub(super) fn new(stream: Streaming<proto::ScanResponse>, uri: Arc<str>, limit: u64) -> Self {
+        Self { stream, uri, rows_left: (limit > 0).then_some(limit), is_over: false }
     }
 
     /// The next page; none after the last.
@@ -30,7 +34,9 @@ impl Pages {
         if self.is_over {
             return Ok(None);
         }
-        let page = self.stream.message().await.map_err(|status| Error::of(&status, false))?;
+        let page = self.stream.message().await;
+        let at = |error: Error| error.at(std::slice::from_ref(&self.uri));
+        let page = page.map_err(|status| at(Error::of(&status, false)))?;
         let page = page.ok_or_else(Error::ended_early)?;
         let rows = page.rows.len() as u64;
         self.rows_left = self.rows_left.map(|left| left.saturating_sub(rows));

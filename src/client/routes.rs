@@ -14,9 +14,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 use tonic::Request;
-use tonic::transport::Channel;
 
-use super::connections::{Connections, Connector};
+use super::connections::{Connection, Connections, Connector};
 use super::ring::Ring;
 use crate::proto;
 use crate::proto::key_value_client::KeyValueClient;
@@ -55,7 +54,7 @@ struct Known {
 
 /// Where an attempt goes.
 pub(super) struct Way {
-    pub channel: Channel,
+    pub at: Connection,
     /// The node, if it was chosen.
     pub node: Option<String>,
     /// By the layout of this epoch.
@@ -135,7 +134,7 @@ impl Routes {
         for connections in best.into_iter().chain([Arc::clone(&self.given)]) {
             let mut request = Request::new(proto::TopologyRequest { tenant: tenant.to_owned() });
             request.set_timeout(ASK_TIMEOUT);
-            let mut client = KeyValueClient::new(connections.next());
+            let mut client = KeyValueClient::new(connections.next().channel);
             let answer = tokio::time::timeout(ASK_TIMEOUT, client.topology(request)).await;
             let Ok(Ok(answer)) = answer else { continue };
             let Some(ring) = Ring::of(answer.into_inner()) else { continue };
@@ -180,8 +179,8 @@ impl Routes {
 
     /// The way to a node.
     pub fn way_to(&self, ring: &Ring, uri: &str) -> Option<Way> {
-        let channel = self.connections(uri)?.next();
-        Some(Way { channel, node: Some(uri.to_owned()), epoch: ring.epoch })
+        let at = self.connections(uri)?.next();
+        Some(Way { at, node: Some(uri.to_owned()), epoch: ring.epoch })
     }
 
     /// The lower the better.

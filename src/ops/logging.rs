@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::config::{Log, LogFormat};
 
@@ -20,6 +21,27 @@ pub fn check(log: &Log) -> Result<(), String> {
 }
 
 fn filter(log: &Log) -> Result<EnvFilter, String> {
+    // A word that is no level would pass for the name of a part of the program, and nothing of any
+    // other part would be logged. Within brackets, which name spans, a comma divides nothing.
+    let mut depth = 0_i32;
+    let parts = log.level.split(|c| {
+        depth += match c {
+            '[' | '{' => 1,
+            ']' | '}' => -1,
+            _ => 0,
+        };
+        c == ',' && depth == 0
+    });
+    for part in parts.map(str::trim) {
+        let is_level = !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+        if !is_level && !part.contains(['=', '[']) {
+            return Err(format!(
+                "log.level = {:?}: {part:?} is no level: off, error, warn, info, debug or trace, \
+                 or of a part of the program: pairdb::rpc=debug",
+                log.level
+            ));
+        }
+    }
     EnvFilter::try_new(format!("{QUIET},{}", log.level))
         .map_err(|error| format!("log.level = {:?}: {error}", log.level))
 }

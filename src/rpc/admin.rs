@@ -1,6 +1,7 @@
 //! The `Admin` service. Upkeep runs on a pool of its own with one place, so that a compaction can
 //! take its minutes without holding up scans, and two do not run at once.
 
+use std::io;
 use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
@@ -10,8 +11,10 @@ use super::migrate;
 use super::server::Core;
 use super::status::Problem;
 use crate::cluster::layout::{Answer, Command, error_of};
+use crate::engine;
 use crate::proto;
 use crate::proto::admin_server::Admin;
+use crate::store::tenant::validate_name;
 use crate::store::{self, Outcome, Store, Tenant, TenantChange, TenantSpec};
 
 /// The service.
@@ -28,6 +31,13 @@ impl AdminService {
         let store = Arc::clone(&self.0.store);
         let done = self.0.upkeep.run(deadline, move || work(&store)).await?;
         done.map_err(|error| Problem::from(&error))
+    }
+
+    /// Times to live of a tenant: longer than this node's limit they would be cut silently.
+    fn check_ttls(&self, all: [Option<u64>; 2]) -> Result<(), Problem> {
+        let limits = self.0.store.limits();
+        let checked = all.into_iter().flatten().try_for_each(|ttl_ms| limits.check_ttl(ttl_ms));
+        checked.map_err(|error| Problem::from(&error))
     }
 
     /// Changes a tenant in the layout; this node knows it on return.
@@ -61,6 +71,8 @@ impl Admin for AdminService {
         let tenant = request.into_inner().tenant;
         let tenant = tenant.ok_or_else(|| Problem::invalid("tenant", "is not given"))?;
         let spec = TenantSpec::try_from(tenant)?;
+        validate_name(&spec.name).map_err(|error| Problem::from(&error))?;
+        self.check_ttls([spec.default_ttl_ms, spec.max_ttl_ms])?;
         let now_ms = self.0.store.now_ms();
         let tenant = self.change_tenant(Command::CreateTenant { spec, now_ms }, deadline).await?;
         tracing::info!(tenant = tenant.name, id = tenant.id.0, "created a tenant");
@@ -93,6 +105,7 @@ impl Admin for AdminService {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
         let mut change = TenantChange::try_from(&request)?;
+        self.check_ttls([change.default_ttl_ms.flatten(), change.max_ttl_ms.flatten()])?;
         if let Ok(tenant) = self.0.store.tenant(&request.name) {
             // All of it, before a part of it is begun.
             tenant.altered(change.clone()).map_err(|error| Problem::from(&error))?;
@@ -138,9 +151,10 @@ impl Admin for AdminService {
         let deadline = Deadline::of(&request);
         let name = request.into_inner().name;
         check_name(&name)?;
-        let path = self.0.options.checkpoint_dir.join(name);
-        let into = path.clone();
-        self.run(deadline, move |store| store.checkpoint(&into)).await?;
+        let path = self.0.options.checkpoint_dir.join(&name);
+        let (store, into) = (Arc::clone(&self.0.store), path.clone());
+        let made = self.0.upkeep.run(deadline, move || store.checkpoint(&into)).await?;
+        made.map_err(|error| checkpoint_problem(&name, &error))?;
         tracing::info!(path = %path.display(), "made a checkpoint");
         Ok(Response::new(proto::CheckpointResponse { path: path.display().to_string() }))
     }
@@ -304,6 +318,19 @@ fn rest_failed(problem: Problem, transition_epoch: u64) -> Problem {
     Problem { message, ..problem }
         .with("transition_epoch", transition_epoch)
         .of_write(Outcome::Unknown)
+}
+
+/// Why there is no checkpoint of this name.
+fn checkpoint_problem(name: &str, error: &store::Error) -> Problem {
+    if let store::Error::Engine(cause) = error
+        && let engine::Error::Io { source, .. } = &**cause
+        && source.kind() == io::ErrorKind::AlreadyExists
+    {
+        let message = format!("the checkpoint {name:?} exists already, or a part of it");
+        return Problem::new(Code::AlreadyExists, "CHECKPOINT_EXISTS", message)
+            .of_write(Outcome::NotApplied);
+    }
+    Problem::from(error)
 }
 
 /// A name is one path component of harmless characters: it cannot leave the checkpoint directory.

@@ -219,6 +219,9 @@ impl Cluster {
         };
         let all = match (&request.key, &tenant) {
             (None, _) => 0..layout.partitions(),
+            (Some(key), _) if key.is_empty() => {
+                return Err(Problem::of_read(&store::Error::EmptyKey));
+            }
             (Some(key), Some(tenant)) => {
                 let partition = layout.partition_of(tenant.token(key));
                 partition..partition + 1
@@ -284,6 +287,9 @@ impl Cluster {
     ) -> Result<proto::ExplainKeyResponse, Problem> {
         let tenant = self.store.tenant(&request.tenant);
         let tenant = tenant.map_err(|error| Problem::of_read(&error))?;
+        if request.key.is_empty() {
+            return Err(Problem::of_read(&store::Error::EmptyKey));
+        }
         let layout = self.layout();
         let token = tenant.token(&request.key);
         let partition = layout.partition_of(token);

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use super::status::Problem;
 use crate::proto;
 use crate::replication::Level;
+use crate::store::tenant::REPLICATION_FACTOR_MAX;
 use crate::store::{
-    Mode, Mutation, ReadRow, ScanRequest, Tenant, TenantChange, TenantSpec, Written,
+    Mode, Mutation, Outcome, ReadRow, ScanRequest, Tenant, TenantChange, TenantSpec, Written,
 };
 
 /// Absent and empty are the same for contexts, cursors and idempotency keys.
@@ -162,10 +163,14 @@ fn nonzero(figure: u64) -> Option<u64> {
     (figure != 0).then_some(figure)
 }
 
-/// A count that must fit the store's type.
+/// A number of replicas that a tenant may have.
 fn replicas(count: u32) -> Result<u8, Problem> {
-    u8::try_from(count)
-        .map_err(|_| Problem::invalid("replication_factor", format!("{count} is too many")))
+    let fits =
+        u8::try_from(count).ok().filter(|count| (1..=REPLICATION_FACTOR_MAX).contains(count));
+    fits.ok_or_else(|| {
+        let why = format!("it is {count}, it must be 1 to {REPLICATION_FACTOR_MAX}");
+        Problem::invalid("replication_factor", why).of_write(Outcome::NotApplied)
+    })
 }
 
 impl TryFrom<proto::Tenant> for TenantSpec {
@@ -219,6 +224,20 @@ mod tests {
         let yes = Some(proto::mutation::Change::Delete(true));
         let delete = Mutation::try_from(proto::Mutation { change: yes, ..bare }).expect("valid");
         assert!(delete.value.is_none());
+    }
+
+    #[test]
+    fn a_number_of_replicas_is_refused_by_its_limit() {
+        for count in [16, 1000] {
+            let change =
+                proto::SetTenantRequest { replication_factor: Some(count), ..Default::default() };
+            let refused = TenantChange::try_from(&change).expect_err("too many");
+            let told = format!("replication_factor: it is {count}, it must be 1 to 15");
+            assert_eq!(refused.message, told);
+            assert_eq!(refused.outcome, Some(Outcome::NotApplied));
+            let tenant = proto::Tenant { replication_factor: count, ..Default::default() };
+            assert_eq!(TenantSpec::try_from(tenant).expect_err("too many"), refused);
+        }
     }
 
     #[test]

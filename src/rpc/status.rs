@@ -301,12 +301,27 @@ pub fn complete(status: Status, is_write: bool) -> Status {
         Code::InvalidArgument => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         code => (code, "TRANSPORT"),
     };
-    let mut problem = Problem::new(code, reason, status.message());
+    let message = match reason {
+        "MESSAGE_TOO_LARGE" => too_large(status.message()),
+        _ => status.message().to_owned(),
+    };
+    let mut problem = Problem::new(code, reason, message);
     if is_write {
         // The message never reached a handler.
         problem = problem.of_write(Outcome::NotApplied);
     }
     problem.into()
+}
+
+/// What tonic says of a message over the limit, with its two figures, as all else here is said.
+fn too_large(said: &str) -> String {
+    let mut figures = said.split(|c: char| !c.is_ascii_digit()).filter(|text| !text.is_empty());
+    match (figures.next(), figures.next()) {
+        (Some(found), Some(limit)) => {
+            format!("the request has {found} bytes, the limit is {limit}")
+        }
+        _ => said.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -152,8 +152,13 @@ impl Cluster {
             0 => self.catch_up(deadline).await?,
             epoch => epoch,
         };
-        let epoch = self.decide(Command::Abort { epoch }, deadline).await?;
-        Ok(proto::AbortLayoutResponse { epoch })
+        match self.decide(Command::Abort { epoch }, deadline).await {
+            Ok(epoch) => Ok(proto::AbortLayoutResponse { epoch }),
+            Err(problem) => {
+                let phase = self.transition_state(&self.layout()).phase();
+                Err(not_aborted(problem, phase))
+            }
+        }
     }
 
     /// Has this node learn whatever was decided before; the epoch of that.
@@ -427,7 +432,9 @@ impl Cluster {
         let layout = self.layout();
         let document = layout.document();
         let json = match (request.certificate.as_str(), request.node.as_str()) {
-            ("", "") => return Err(Problem::invalid("certificate", "neither it nor a node")),
+            ("", "") => {
+                return Err(Problem::invalid("certificate", "it is empty, and no node is named"));
+            }
             ("", name) => {
                 let node = self.member_of(document, name)?;
                 let none = || {
@@ -497,6 +504,16 @@ fn problem_of(document: &Document, certificate: &Certificate, digest: &str) -> S
     }
 }
 
+/// Why a change is not aborted. One that is not settled is under way to whoever asks for that.
+fn not_aborted(problem: Problem, phase: TransitionPhase) -> Problem {
+    if problem.reason != "NO_TRANSITION" || phase != TransitionPhase::Clearing {
+        return problem;
+    }
+    let message = "the change has taken effect: the owners have changed, and rows are only cleared \
+                   away where they were before";
+    Problem { message: message.to_owned(), ..problem }
+}
+
 /// Who owns nothing any more, and has not left yet.
 fn leavers(document: &Document) -> impl Iterator<Item = &NodeId> {
     let members = document.members.iter();
@@ -529,4 +546,20 @@ fn fill(progress: &mut proto::DrainProgress, each: &[Figures]) {
     progress.eta_ms = eta.map(|eta| eta.as_millis() as u64);
     let waits = each.iter().map(|one| one.waits_for.clone());
     progress.waits_for = waits.filter(|text| !text.is_empty()).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_has_taken_effect_is_not_said_to_be_none() {
+        let problem = refused("NO_TRANSITION", "no transition is under way");
+        assert_eq!(not_aborted(problem.clone(), TransitionPhase::Stable), problem);
+        let clearing = not_aborted(problem, TransitionPhase::Clearing);
+        assert_eq!(clearing.reason, "NO_TRANSITION");
+        assert!(clearing.message.contains("has taken effect"), "{}", clearing.message);
+        let stale = refused("STALE_EPOCH", "it is another one");
+        assert_eq!(not_aborted(stale.clone(), TransitionPhase::Clearing), stale);
+    }
 }

@@ -99,9 +99,33 @@ fn bytes(len: usize) -> u64 {
     len as u64
 }
 
+/// A limit that is not what it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfRange {
+    /// The field.
+    pub what: &'static str,
+    /// Its value.
+    pub found: u64,
+    /// What it must be at least.
+    pub least: u64,
+    /// And at most.
+    pub most: u64,
+}
+
 impl Limits {
     /// The limits themselves if they make sense together; else what is wrong, by field name.
     pub fn validated(self) -> Result<Self> {
+        match self.out_of_range() {
+            None => Ok(self),
+            Some(OutOfRange { what, found, least, most }) => {
+                let why = format!("it is {found}, it must be {least} to {most}");
+                Err(Error::InvalidArgument { what, why })
+            }
+        }
+    }
+
+    /// The first limit that makes no sense, or not beside the others.
+    pub fn out_of_range(&self) -> Option<OutOfRange> {
         let ranges = [
             ("key_bytes_max", bytes(self.key_bytes_max), 1, bytes(KEY_BYTES_CEILING)),
             ("value_bytes_max", bytes(self.value_bytes_max), 1, bytes(VALUE_BYTES_CEILING)),
@@ -145,13 +169,9 @@ impl Limits {
             ("disk_large_percent", self.disk_large_percent, 1, self.disk_full_percent),
             ("disk_warn_percent", self.disk_warn_percent, 1, self.disk_large_percent),
         ];
-        for (what, found, min, max) in ranges {
-            if found < min || found > max {
-                let why = format!("it is {found}, it must be {min} to {max}");
-                return Err(Error::InvalidArgument { what, why });
-            }
-        }
-        Ok(self)
+        let all = ranges.into_iter();
+        let mut broken = all.filter(|(_, found, least, most)| found < least || found > most);
+        broken.next().map(|(what, found, least, most)| OutOfRange { what, found, least, most })
     }
 
     /// A key has 1 byte to `key_bytes_max`.

@@ -290,4 +290,15 @@ fn a_wrong_setting_is_refused_before_anything_is_created() {
         assert!(done.stderr.contains(named), "{name}: {}", done.stderr);
         assert!(!data.exists(), "{name}");
     }
+    // A variable that is not set, in a script: none of these is what was meant.
+    for empty in [&["--seed", ""][..], &["--seed", "127.0.0.1:1", "--seed", ","]] {
+        let serve = ["serve", "--data-dir", data_dir, "--listen", "127.0.0.1:0"];
+        let done = super::pairdb(&[&serve[..], empty].concat());
+        assert_eq!(done.code, 78, "{empty:?}: {}", done.stderr);
+        assert!(done.stderr.contains("--seed is empty"), "{empty:?}: {}", done.stderr);
+        assert!(!data.exists(), "{empty:?}");
+    }
+    let done = super::pairdb(&["serve", "--data-dir", ""]);
+    assert_eq!(done.code, 78, "{}", done.stderr);
+    assert!(done.stderr.contains("node.data_dir is empty"), "{}", done.stderr);
 }

@@ -13,6 +13,7 @@ mod no_room;
 mod node;
 mod stopping;
 mod unread;
+mod words;
 
 use std::fs;
 

@@ -82,7 +82,9 @@ fn a_copy_can_be_restricted_and_what_cannot_be_is_refused() {
     assert_eq!(to.ok(&["keys"]), "b1\n");
     let keys = from.path("keys");
     fs::write(&keys, "a2\nodd\\tkey\nnot-there\n").expect("written");
-    assert_eq!(migrate(&["--tenant", "default", "--keys", &keys]).code, 0);
+    let some = migrate(&["--tenant", "default", "--keys", &keys]);
+    assert_eq!(some.code, 0, "{}", some.stderr);
+    assert!(some.stdout.contains("1 keys of the file are not here"), "{}", some.stdout);
     assert_eq!(sorted(&to.ok(&["keys"])), ["a2", "b1", "odd\\tkey"]);
     let none = migrate(&["--token-range", "0..1"]);
     assert!(none.stdout.starts_with("0 keys"), "{}", none.stdout);
@@ -96,6 +98,11 @@ fn a_copy_can_be_restricted_and_what_cannot_be_is_refused() {
         &["--tenant", "t", "--keys", &keys, "--prefix", "a"],
     ] {
         assert_eq!(migrate(wrong).code, 2, "{wrong:?}");
+    }
+    // To a node whole rows are joined with what is there: nothing of it could be replaced.
+    for of_clusters in [&["--overwrite"][..], &["--consistency", "all"]] {
+        let done = from.run(&[&["migrate", "--to", "n2"], of_clusters].concat());
+        assert_eq!(done.code, 2, "{of_clusters:?}: {}", done.stderr);
     }
     from.ok(&["tenant", "create", "only-here"]);
     let refused = migrate(&["--tenant", "only-here"]);
@@ -125,7 +132,10 @@ fn an_interrupted_copy_goes_on_and_another_one_does_not_take_its_place() {
     assert!(stopped.stderr.contains("1000 keys are copied"), "{}", stopped.stderr);
     let other = from.run(&migrate);
     assert_eq!(other.code, 1, "{}", other.stderr);
-    assert!(other.stderr.contains("belongs to another copy"), "{}", other.stderr);
+    let whose = format!("{place} belongs to another copy: tenant \"default\", the keys in");
+    assert!(other.stderr.contains(&whose), "{}", other.stderr);
+    assert!(other.stderr.contains("--progress-file"), "{}", other.stderr);
+    assert!(!other.stderr.contains("None"), "{}", other.stderr);
 
     fs::write(&keys, listed).expect("written");
     let done = from.run(&of_keys);

@@ -70,6 +70,10 @@ fn read(path: &Path) -> Result<String, Failure> {
         _ => fs::File::open(path).and_then(|file| file.take(BYTES_MAX).read_to_string(&mut text)),
     };
     match read {
+        Ok(_) if text.trim().is_empty() => Err(Failure::error(format!(
+            "{} is empty: it must hold a certificate, as drain --wait --certificate writes it",
+            path.display()
+        ))),
         Ok(_) => Ok(text),
         Err(error) => Err(Failure::error(format!("cannot read {}: {error}", path.display()))),
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use super::args::Connect;
+use super::args::{Connect, signals};
 use super::failure::{Failure, say};
 use super::layout::{ABORTED, UNDER_WAY};
 use super::progress::{share_bar, span, volume};
@@ -31,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Refused at once where it could not be safe: too few nodes would be left, say. What was begun
 /// goes on by itself, also when the node is started anew; without --wait this returns when it has
 /// begun. With --wait it returns when the node has left, with a certificate of what it handed over:
-/// then its directory may be deleted, not before. Exit code 7: it has begun, and has not ended; run
-/// it again to look on.
+/// when the node's process has ended too, a moment later, its directory may be deleted, not before.
+/// Exit code 7: it has begun, and has not ended, as also after Ctrl-C; run it again to look on.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
@@ -62,7 +62,7 @@ struct DrainArgs {
     #[arg(long, conflicts_with = "wait")]
     cancel: bool,
     /// Where to write its certificate
-    #[arg(long, value_name = "PATH", requires = "wait")]
+    #[arg(long, value_name = "PATH", requires = "wait", conflicts_with_all = ["status", "cancel"])]
     certificate: Option<PathBuf>,
     #[command(flatten)]
     connect: Connect,
@@ -99,9 +99,15 @@ async fn drain(args: DrainArgs) -> Result<(), Failure> {
         return report(&args, &last);
     }
     let patience = args.connect.patience();
-    match timeout(patience, look_on(&client, request, told, &mut last)).await {
-        Ok(looked) => looked?,
-        Err(_) => return Err(under_way(&last, &late())),
+    let signals = signals()?;
+    let looked = tokio::select! {
+        looked = timeout(patience, look_on(&client, request, told, &mut last)) => Some(looked),
+        () = signals.graceful.cancelled() => None,
+    };
+    match looked {
+        Some(Ok(looked)) => looked?,
+        Some(Err(_)) => return Err(under_way(&last, &late())),
+        None => return Err(interrupted(&last)),
     }
     if let (Some(path), DrainPhase::Left) = (&args.certificate, last.phase()) {
         certificate::write(path, &last.certificate)?;
@@ -218,6 +224,13 @@ fn under_way(last: &proto::DrainProgress, error: &Error) -> Failure {
     Failure::with_code(UNDER_WAY, message)
 }
 
+/// Whoever looks on was told to end, and the drain was not.
+fn interrupted(last: &proto::DrainProgress) -> Failure {
+    let name = if last.node_name.is_empty() { &last.node_id } else { &last.node_name };
+    let look = format!("pairdb drain {name} --status tells how far it is");
+    Failure::with_code(UNDER_WAY, format!("{}; this goes on by itself: {look}", line(last)))
+}
+
 /// As it is written.
 fn phase_name(phase: DrainPhase) -> &'static str {
     match phase {
@@ -240,7 +253,7 @@ fn line(last: &proto::DrainProgress) -> String {
         DrainPhase::HandingOver => "hands over what others still lack",
         DrainPhase::Hints => "delivers the hints it kept",
         DrainPhase::Certifying => "has its certificate stored",
-        DrainPhase::Left => "has left; its directory may be deleted",
+        DrainPhase::Left => "has left; when its process has ended its directory may be deleted",
         DrainPhase::Removed => "is taken out without its help; what only it held is lost",
         DrainPhase::Cancelled => "stays",
         DrainPhase::Unspecified => "the node that is asked has not heard of the change yet",

@@ -349,7 +349,7 @@ impl Import {
                 self.tell_skipped(line, &error.to_string());
             } else {
                 self.is_held = true;
-                self.stop(Failure::from(error).at(line));
+                self.stop(Failure::of_write(error).at(line));
             }
         }
         match self.is_held {

@@ -24,7 +24,7 @@ use crate::client::{Admin, Client};
 use crate::ops::config::Size;
 use crate::proto;
 
-pub(super) use wait::{ABORTED, Goal, UNDER_WAY, wait_until_done};
+pub(super) use wait::{ABORTED, Goal, UNDER_WAY, unless_interrupted, wait_until_done};
 
 /// Show and change who owns what
 ///
@@ -333,6 +333,10 @@ fn new_node(text: &str) -> Result<proto::NewNode, String> {
         None => Ok(proto::NewNode { zone: text.to_owned(), weight: 1, ..Default::default() }),
         Some((zone, weight)) => {
             let weight = weight.parse().map_err(|error| format!("{weight:?}: {error}"))?;
+            if weight == 0 {
+                // To a node it would be none given.
+                return Err("a weight of 0: it must be at least 1".to_owned());
+            }
             Ok(proto::NewNode { zone: zone.to_owned(), weight, ..Default::default() })
         }
     }
@@ -353,6 +357,7 @@ mod tests {
         assert_eq!((one.zone.as_str(), one.weight), ("a", 1));
         assert_eq!((two.zone.as_str(), two.weight), ("", 3));
         assert!(new_node("a=b").is_err());
+        assert!(new_node("a=0").expect_err("no weight").contains("at least 1"));
     }
 
     #[test]

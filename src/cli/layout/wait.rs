@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::show::phase_name;
 use super::{ask_plan, find, status, transition};
-use crate::cli::args::Connect;
+use crate::cli::args::{Connect, signals};
 use crate::cli::failure::{Failure, say};
 use crate::cli::progress::share_bar;
 use crate::client::Client;
@@ -95,6 +95,29 @@ impl Goal {
 /// rows of others any more, and those vote on the layout who should. A node that does not answer is
 /// asked again.
 pub(crate) async fn wait_until_done(
+    client: &Client,
+    connect: &Connect,
+    epoch: u64,
+    goal: &Goal,
+) -> Result<(), Failure> {
+    unless_interrupted(follow(client, connect, epoch, goal)).await
+}
+
+/// Looks on at a change that has begun, until its end or Ctrl-C, which ends the looking only.
+pub(crate) async fn unless_interrupted(
+    looking: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let signals = signals()?;
+    tokio::select! {
+        looked = looking => looked,
+        () = signals.graceful.cancelled() => {
+            let message = "the change goes on by itself: pairdb layout show tells how far it is";
+            Err(Failure::with_code(UNDER_WAY, message))
+        }
+    }
+}
+
+async fn follow(
     client: &Client,
     connect: &Connect,
     epoch: u64,

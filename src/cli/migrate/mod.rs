@@ -59,13 +59,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "A..B", value_parser = token_range)]
     token_range: Option<RangeInclusive<u64>>,
     /// To another cluster: replace what a key has there; else a second value becomes a sibling
-    #[arg(long, requires = "to_cluster")]
+    #[arg(long, conflicts_with = "to")]
     overwrite: bool,
     /// To a node: send at most so many bytes a second, such as 10MiB
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "to_cluster")]
     rate: Option<Size>,
     /// To another cluster: how many replicas of a key take part, on both sides
-    #[arg(long, value_enum, default_value = "quorum")]
+    #[arg(long, value_enum, default_value = "quorum", conflicts_with = "to")]
     consistency: Consistency,
     /// Where to remember how far it is
     #[arg(long, value_name = "PATH", default_value = "migrate.pairdb-progress")]
@@ -111,6 +111,9 @@ struct Totals {
     changed: u64,
     /// Keys that are left out because the receiver may not hold them.
     elsewhere: u64,
+    /// Keys of the file that are not here.
+    #[serde(default)]
+    absent: u64,
     /// Keys that the receiver did not take.
     refused: u64,
     /// Why, of the last of them.
@@ -127,6 +130,7 @@ impl AddAssign for Totals {
         self.bytes += other.bytes;
         self.changed += other.changed;
         self.elsewhere += other.elsewhere;
+        self.absent += other.absent;
         self.refused += other.refused;
         if !other.refusal.is_empty() {
             self.refusal = other.refusal;
@@ -138,7 +142,7 @@ impl AddAssign for Totals {
 
 impl Totals {
     fn is_none(&self) -> bool {
-        self.keys + self.elsewhere + self.refused == 0
+        self.keys + self.elsewhere + self.absent + self.refused == 0
     }
 }
 
@@ -206,24 +210,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 
 /// The place that an earlier run has reached, or the beginning.
 fn resume(checkpoint: &Checkpoint, args: &Args, clusters: [String; 2]) -> Result<Saved, Failure> {
-    let job = format!(
-        "{:?} to {:?} {:?}, tenant {:?}, {:?} {:?} {:?}, {:?}",
-        args.from,
-        args.to,
-        args.to_cluster,
-        args.tenant,
-        args.prefix,
-        args.keys,
-        args.token_range,
-        args.overwrite
-    );
+    let job = job_of(args);
     let Some(saved) = checkpoint.load::<Saved>()? else {
         return Ok(Saved { job, clusters, ..Saved::default() });
     };
     let path = args.progress_file.display();
     if saved.job != job {
         return Err(Failure::error(format!(
-            "{path} belongs to another copy ({}); remove it to begin anew",
+            "{path} belongs to another copy: {}. Name another file with --progress-file; or remove \
+             it, and that copy begins anew when it is started again",
             saved.job
         )));
     }
@@ -232,6 +227,36 @@ fn resume(checkpoint: &Checkpoint, args: &Args, clusters: [String; 2]) -> Result
     }
     say(format_args!("going on after {} keys, as {path} says", saved.totals.keys));
     Ok(saved)
+}
+
+/// What is copied whereto, in words that no other copy has.
+fn job_of(args: &Args) -> String {
+    let mut job = match &args.tenant {
+        Some(tenant) => format!("tenant {tenant:?}"),
+        None => "all tenants".to_owned(),
+    };
+    if !args.prefix.is_empty() {
+        job += &format!(", keys that begin with {:?}", args.prefix);
+    }
+    if let Some(file) = &args.keys {
+        job += &format!(", the keys in {file:?}");
+    }
+    if let Some(tokens) = &args.token_range {
+        job += &format!(", tokens {:016x} to {:016x}", tokens.start(), tokens.end());
+    }
+    if let Some(from) = &args.from {
+        job += &format!(", from node {from:?}");
+    }
+    if let Some(to) = &args.to {
+        job += &format!(", to node {to:?}");
+    }
+    if let Some(there) = &args.to_cluster {
+        job += &format!(", to the cluster at {there:?}");
+    }
+    if args.overwrite {
+        job += ", replacing what is there";
+    }
+    job
 }
 
 impl Job {
@@ -266,12 +291,16 @@ fn report(job: &Job, seconds: f64) -> Result<(), Failure> {
     if totals.elsewhere > 0 {
         text += &format!("\n{} keys belong to other nodes: left out", totals.elsewhere);
     }
+    if totals.absent > 0 {
+        text += &format!("\n{} keys of the file are not here: left out", totals.absent);
+    }
     let json = json!({
         "keys": totals.keys,
         "sent": totals.sent,
         "bytes": totals.bytes,
         "changed": totals.changed,
         "elsewhere": totals.elsewhere,
+        "absent": totals.absent,
         "refused": totals.refused,
         "digest": format!("{:016x}", totals.digest),
         "digest_there": format!("{:016x}", totals.digest_there),

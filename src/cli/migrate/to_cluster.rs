@@ -142,7 +142,9 @@ async fn copy_keys(
             let rows = read(&sides.here, tenant, some.to_vec()).await?;
             let rows = some.iter().zip(rows);
             let rows = rows.map(|(key, row)| Row { key: key.clone(), siblings: row.siblings });
-            done += copy_rows(sides, tenant, rows.collect()).await?;
+            let rows: Vec<Row> = rows.collect();
+            done.absent += rows.iter().filter(|row| row.siblings.is_empty()).count() as u64;
+            done += copy_rows(sides, tenant, rows).await?;
         }
         let place = Place { offset: file.offset(), ..job.saved.place.clone() };
         job.reach(place, done, file.done())?;
@@ -421,7 +423,7 @@ async fn write(
             results.push(match written {
                 Ok(written) => Ok(written),
                 Err(Unwritten::Itself(error)) => Err(error),
-                Err(Unwritten::Call(error)) => return Err(error.into()),
+                Err(Unwritten::Call(error)) => return Err(Failure::of_write(error)),
             });
         }
     }

@@ -102,12 +102,15 @@ async fn follow(
         let is_last = page.cursor.is_empty();
         let place = Place { cursor: encode(&page.cursor), ..Place::default() };
         let (share, place) = placed(page.done, place);
+        let found = page.keys + page.elsewhere + page.refused;
         let done = Totals {
             keys: page.keys,
             sent: page.sent,
             bytes: page.bytes,
             changed: page.newer,
             elsewhere: page.elsewhere,
+            // Keys of a file are one page; where none are named, none is missing.
+            absent: (request.keys.len() as u64).saturating_sub(found),
             refused: page.refused,
             refusal: page.refusal,
             digest: page.digest,

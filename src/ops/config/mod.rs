@@ -9,6 +9,7 @@
 //! 1. An unknown key is an error that names it, wherever it stands; so is a value of a wrong form.
 //! 2. Every setting can be shown as it would stand in a file, and read again from that.
 
+mod bounds;
 mod load;
 mod value;
 
@@ -23,6 +24,9 @@ use super::{kubernetes, logging};
 use crate::cluster::layout::{MEMBER_TEXT_BYTES_MAX, OWNERS_MAX};
 use crate::engine::options::{Compression, Options as EngineOptions, SyncMode};
 use crate::{rpc, store};
+
+/// Far more than any machine has cores; beyond it a start fails for want of threads.
+const WORKER_THREADS_MAX: u64 = 1024;
 
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -391,12 +395,11 @@ impl Config {
     /// [`Error::Invalid`] with the first that does not hold.
     pub fn validate(&self) -> Result<(), Error> {
         let invalid = |what: String| Err(Error::Invalid(what));
-        if let Err(error) = self.engine_options()?.validate() {
-            return invalid(format!("[engine] {error}"));
+        if self.node.data_dir.as_os_str().is_empty() {
+            // It would be whatever directory the node is started in.
+            return invalid("node.data_dir is empty: it must name a directory".to_owned());
         }
-        if let Err(error) = self.store_limits().validated() {
-            return invalid(format!("[limits] {error}"));
-        }
+        self.check_bounds()?;
         let limits = &self.limits;
         let least = limits.value_bytes_max.0.saturating_add(limits.key_bytes_max.0) + (64 << 10);
         if limits.message_bytes_max.0 < least {
@@ -443,7 +446,9 @@ impl Config {
         }
         if self.cluster.bootstrap_expect > OWNERS_MAX as u64 {
             let found = self.cluster.bootstrap_expect;
-            return invalid(format!("cluster.bootstrap_expect = {found} is over {OWNERS_MAX}"));
+            return invalid(format!(
+                "cluster.bootstrap_expect = {found} must be at most {OWNERS_MAX}"
+            ));
         }
         // What the semaphores behind these can count.
         let counted = [
@@ -453,10 +458,15 @@ impl Config {
             ("limits.pipeline_in_flight_max", limits.pipeline_in_flight_max),
             ("limits.scan_threads", limits.scan_threads),
             ("limits.streams_per_connection_max", limits.streams_per_connection_max),
-            ("node.worker_threads", self.node.worker_threads),
         ];
         if let Some((name, value)) = counted.iter().find(|(_, value)| *value > 1_000_000) {
-            return invalid(format!("{name} = {value} is more than 1000000"));
+            return invalid(format!("{name} = {value} must be at most 1000000"));
+        }
+        let threads = self.node.worker_threads;
+        if threads > WORKER_THREADS_MAX {
+            return invalid(format!(
+                "node.worker_threads = {threads} must be at most {WORKER_THREADS_MAX}"
+            ));
         }
         logging::check(&self.log).map_err(Error::Invalid)?;
         if self.kubernetes.enabled {
@@ -497,7 +507,8 @@ impl Config {
     pub fn engine_options(&self) -> Result<EngineOptions, Error> {
         let e = &self.engine;
         let small = |name: &str, value: u64| {
-            u32::try_from(value).map_err(|_| Error::Invalid(format!("{name} = {value} is absurd")))
+            let over = |_| Error::Invalid(format!("{name} = {value} must be at most {}", u32::MAX));
+            u32::try_from(value).map_err(over)
         };
         Ok(EngineOptions {
             sync_mode: e.sync_mode,

@@ -82,7 +82,24 @@ fn what_is_not_toml_or_not_there_is_named() {
 fn settings_that_do_not_go_together_are_refused() {
     for (text, named) in [
         ("[limits]\nvalue_bytes_max = \"8MiB\"\n", "row_bytes_max"),
-        ("[limits]\nbatch_max = 0\n", "batch_items_max"),
+        ("[limits]\nbatch_max = 0\n", "limits.batch_max = 0 must be at least 1"),
+        ("[limits]\nttl_max = 0\n", "limits.ttl_max = 0 must be at least 1ms"),
+        ("[limits]\nttl_max = \"40000d\"\n", "limits.ttl_max = 40000d must be at most 36500d"),
+        (
+            "[limits]\nidempotency_window = \"1s\"\n",
+            "limits.idempotency_window = 1s must be at least 1m",
+        ),
+        ("[engine]\nsync_interval = 0\n", "engine.sync_interval = 0 must be at least 1ms"),
+        ("[engine]\nlevel0_tables_stop = 1\n", "engine.level0_tables_stop = 1 must be at least 7"),
+        ("[engine]\nblock_bytes = \"2MiB\"\n", "engine.block_bytes = 2MiB must be at most 1MiB"),
+        (
+            "[node]\nworker_threads = 1000000\n",
+            "node.worker_threads = 1000000 must be at most 1024",
+        ),
+        ("[node]\ndata_dir = \"\"\n", "node.data_dir is empty"),
+        ("[log]\nlevel = \"verbose\"\n", "\"verbose\" is no level: off, error, warn, info, "),
+        ("[log]\nlevel = \"\"\n", "log.level"),
+        ("[log]\nlevel = \"info,pairdb\"\n", "\"pairdb\" is no level"),
         ("[limits]\nstreams_per_connection_max = 0\n", "limits.streams_per_connection_max"),
         ("[limits]\ndeadline_max = 0\n", "limits.deadline_max"),
         ("[node]\nshutdown_timeout = 0\n", "node.shutdown_timeout"),
@@ -114,6 +131,8 @@ fn settings_that_do_not_go_together_are_refused() {
         "[cluster]\nseeds = \"node-1:7946,10.0.0.1:7946,[fd00::1]:7946\"\n",
         "[kubernetes]\nenabled = true\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
         "[kubernetes]\ntimeout = 0\npod_name = \"pairdb\"\n",
+        "[log]\nlevel = \"WARN,pairdb::rpc=debug\"\n",
+        "[log]\nlevel = \"info,[scan{tenant}]=trace\"\n",
     ] {
         load(&source(&file(text))).expect(text);
     }
