@@ -209,6 +209,11 @@ impl Limits {
         })
     }
 
+    /// A time to live is 1 ms to `ttl_ms_max`.
+    pub fn check_ttl(&self, ttl_ms: u64) -> Result<()> {
+        check_ttl(ttl_ms, self.ttl_ms_max)
+    }
+
     /// A client's write may leave at most `siblings_max` live versions.
     pub fn check_siblings(&self, siblings: usize) -> Result<()> {
         over(siblings, self.siblings_max)
@@ -311,9 +316,8 @@ mod tests {
             assert_eq!(error.reason(), reason);
             assert!(error.to_string().contains(&limit.to_string()), "{error}");
         }
-        let limit = limits.ttl_ms_max;
-        check_ttl(limit, limit).unwrap();
-        assert_eq!(check_ttl(limit + 1, limit).unwrap_err().reason(), "INVALID_TTL");
+        limits.check_ttl(TTL_MS_CEILING).unwrap();
+        assert_eq!(limits.check_ttl(TTL_MS_CEILING + 1).unwrap_err().reason(), "INVALID_TTL");
     }
 
     /// Nothing is a key, an idempotency key or a time to live; an empty value is a value.
@@ -323,7 +327,7 @@ mod tests {
         assert!(matches!(limits.check_key(b""), Err(Error::EmptyKey)));
         let error = limits.check_idempotency_key(b"").unwrap_err();
         assert!(matches!(error, Error::InvalidIdempotencyKey { found: 0, limit: 64 }));
-        assert!(matches!(check_ttl(0, limits.ttl_ms_max), Err(Error::InvalidTtl { found: 0, .. })));
+        assert!(matches!(limits.check_ttl(0), Err(Error::InvalidTtl { found: 0, .. })));
         limits.check_value(b"").unwrap();
         limits.check_content_type("").unwrap();
     }
