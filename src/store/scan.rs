@@ -112,7 +112,7 @@ impl Store {
     /// A scan from its beginning, or from where its cursor says.
     ///
     /// # Errors
-    /// [`Error::UnknownTenant`], [`Error::InvalidCursor`].
+    /// `Error::UnknownTenant`, `Error::InvalidCursor`.
     pub fn plan_scan(&self, tenant: &str, request: &ScanRequest) -> Result<ScanPlan> {
         let filter = RowFilter::of(self.catalog.get(tenant)?, request);
         let seed = self.cursor_seed(filter.scope());
@@ -126,7 +126,7 @@ impl Store {
     /// A page of a tenant's rows that have a value, as this store holds them.
     ///
     /// # Errors
-    /// [`Error::UnknownTenant`], [`Error::InvalidCursor`], or a source that cannot be read.
+    /// `Error::UnknownTenant`, `Error::InvalidCursor`, or a source that cannot be read.
     pub fn scan(&self, tenant: &str, request: &ScanRequest) -> Result<ScanPage> {
         let plan = self.plan_scan(tenant, request)?;
         let bounds = PageBounds { rows: request.limit, bytes: request.bytes_max };
@@ -150,7 +150,7 @@ impl Store {
     /// A page of stored rows of all tenants, for streams between replicas.
     ///
     /// # Errors
-    /// [`Error::InvalidCursor`], or a source that cannot be read.
+    /// `Error::InvalidCursor`, or a source that cannot be read.
     pub fn rows_by_token(
         &self,
         range: TokenRange,
@@ -166,7 +166,7 @@ impl Store {
     /// of it.
     ///
     /// # Errors
-    /// What `visit` fails with; [`Error::InvalidCursor`], or a source that cannot be read.
+    /// What `visit` fails with; `Error::InvalidCursor`, or a source that cannot be read.
     pub fn visit_by_token(
         &self,
         range: TokenRange,

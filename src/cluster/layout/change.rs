@@ -248,9 +248,8 @@ impl Document {
         };
         let refused = |node: &NodeId, what: &str| {
             let name = self.name_of(*node);
-            let message = format!(
-                "{name} cannot {what}: it is not a normal member, or is to do two things in one change"
-            );
+            let message =
+                format!("{name} cannot {what}: it is no normal member, or does two things");
             Refusal::new(reason::NOT_AN_OWNER, message)
         };
         for node in &change.leaves {
