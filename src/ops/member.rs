@@ -23,17 +23,18 @@ use super::health::Health;
 use super::metrics::MemberParts;
 use super::node::Error;
 use super::open::Opened;
+use super::own::Own;
 use super::peer_handler::Handler;
 use super::world::World;
 use crate::cluster::NodeId;
 use crate::cluster::consensus::{Consensus, ConsensusOptions, begin_again};
 use crate::cluster::fence::Fence;
-use crate::cluster::formation::{Admission, Entered, Formation, FormationOptions};
-use crate::cluster::gossip::{self, Gossip};
-use crate::cluster::layout::{Answer, Layout, Member, MemberState};
-use crate::cluster::local::{Local, PROTOCOLS};
+use crate::cluster::formation::{Admission, Entered, Formation};
+use crate::cluster::gossip::Gossip;
+use crate::cluster::layout::{Answer, Layout, MemberState};
+use crate::cluster::local::Local;
 use crate::cluster::peer::Peers;
-use crate::cluster::view::{Addresses, Facts, RunState, View};
+use crate::cluster::view::{Addresses, RunState, View};
 use crate::cluster::work::Work;
 use crate::replication::anti_entropy::{self, AntiEntropy};
 use crate::replication::departure::Departure;
@@ -50,8 +51,6 @@ use crate::rpc::peer::{Counters, Options as PeerOptions, PeerClient, PeerService
 use crate::rpc::status::Problem;
 use crate::store::{self, Store};
 
-/// How often the cluster's nodes without one are asked.
-const POLL: Duration = Duration::from_millis(500);
 /// How long one node may take to give its document.
 pub(super) const LEARN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a node that is new to its cluster waits to hear of the others before it serves.
@@ -63,11 +62,6 @@ const LINGERING_MAX: usize = 4096;
 
 fn bytes(size: Size) -> usize {
     usize::try_from(size.0).unwrap_or(usize::MAX)
-}
-
-/// Whether the node forms a cluster of one, at once.
-fn is_alone(config: &Config) -> bool {
-    config.cluster.seeds.0.is_empty() && config.cluster.bootstrap_expect <= 1
 }
 
 /// What runs: the parts that the services get, and what stays.
@@ -94,18 +88,6 @@ pub(super) struct Joined {
     tasks: TaskTracker,
 }
 
-/// Where the others reach this node.
-fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, Error> {
-    if let Some(address) = config.cluster.advertised()? {
-        return Ok(address);
-    }
-    if bound.ip().is_unspecified() && !is_alone(config) {
-        let what = format!("listen.peer is {bound}: others need cluster.advertise to reach it");
-        return Err(Error::Config(super::config::Error::Invalid(what)));
-    }
-    Ok(bound)
-}
-
 /// Starts the parts of a member. It answers its peers as soon as its service is served.
 pub(super) async fn start(
     config: &Config,
@@ -118,86 +100,26 @@ pub(super) async fn start(
     let Opened { store, fence } = opened;
     let dir = &config.node.data_dir;
     let failed = |source: store::Error| Error::Open { dir: dir.clone(), source };
-    let advertise = advertised(config, peer_addr)?;
-    let identity = store.identity();
-    let node = NodeId(identity.node_id);
     let environment = &world.environment;
+    let own = Own::new(config, world, &store, peer_addr)?;
+    let (node, local) = (own.node, Arc::clone(&own.local));
     if begin_again(environment, dir, node, &fence).map_err(failed)? {
         let formation = fence.document().formation;
         tracing::warn!(%formation, "brought back from a checkpoint: a cluster of one begins again");
     }
-    let local = Local::new(
-        node,
-        identity.generation,
-        identity.cluster_id.map(NodeId),
-        advertise.to_string(),
-        Arc::clone(&environment.clock),
-    );
-    let local = Arc::new(local.with_lease_found(store.lease_found()));
-    let counters = Arc::new(Counters::default());
-    let peers = PeerClient::new(
-        Arc::clone(&local),
-        Arc::clone(&world.net),
-        PeerOptions::default(),
-        Arc::clone(&counters),
-        Arc::clone(&environment.random),
-    );
-    let peers = Arc::new(peers.expect("the default settings are in their bounds"));
-    let name = match config.node.name.as_str() {
-        "" => node.to_string(),
-        name => name.to_owned(),
-    };
-    let seeds = config.cluster.seeds.0.clone();
-    let facts = Facts {
-        node,
-        name: name.clone(),
-        zone: config.node.zone.clone(),
-        addresses: Addresses { peer: advertise.to_string(), ..addresses },
-        run_state: RunState::Starting,
-        version: super::VERSION.to_owned(),
-        protocols: PROTOCOLS,
-        ..Facts::default()
-    };
-    // The members known from before too: seeds may be gone for good.
-    let mut gossip_seeds = seeds.clone();
-    let known = fence.document();
-    let others = known.members.iter().filter(|(id, _)| **id != node);
-    gossip_seeds.extend(others.map(|(_, member)| member.address.clone()));
-    gossip_seeds.sort_unstable();
-    gossip_seeds.dedup();
-    let member = Member {
-        name,
-        zone: config.node.zone.clone(),
-        weight: 1,
-        state: MemberState::Joining,
-        address: advertise.to_string(),
-    };
-    let formation = Formation::open(
-        environment,
-        dir,
-        node,
-        member,
-        FormationOptions {
-            bootstrap_expect: usize::try_from(config.cluster.bootstrap_expect)
-                .unwrap_or(usize::MAX),
-            seeds,
-            cluster_id: config.cluster.id.0.map(NodeId),
-            poll: POLL,
-        },
-        Arc::clone(&store) as _,
-        Arc::clone(&fence),
-    );
-    let formation = Arc::new(formation.map_err(failed)?);
+    let formation = own.open_formation(config, world, &store, &fence).map_err(failed)?;
     // Before anybody is spoken to.
     local.formed_as(formation.formation());
-    let options = gossip::Options::new(advertise, gossip_seeds);
-    let gossip =
-        Arc::new(Gossip::start(Arc::clone(&local), Arc::clone(&peers) as _, options, facts));
+    let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
+    let moving = Moving {
+        rate: Arc::new(Rate::new(config.cluster.transfer_rate_bytes.0)),
+        progress: Arc::default(),
+        certificates: Arc::new(certificates.map_err(failed)?),
+    };
+    let counters = Arc::new(Counters::default());
+    let peers = own.peers(world, &counters);
+    let gossip = own.start_gossip(config, &fence, &peers, addresses);
     let view: Arc<dyn View> = Arc::new(gossip.view().clone());
-    peers.listen_to(Arc::new(gossip.view().clone()));
-    for (id, member) in &fence.document().members {
-        peers.hint(*id, member.address.clone());
-    }
     let others: Arc<dyn Peers> = Arc::clone(&peers) as _;
     let consensus = Consensus::start(
         ConsensusOptions::default(),
@@ -206,7 +128,7 @@ pub(super) async fn start(
         node,
         Arc::clone(&others),
         Arc::clone(&fence),
-        identity.cluster_id.is_some(),
+        store.identity().cluster_id.is_some(),
     );
     let consensus = consensus.await.map_err(|error| match error {
         crate::cluster::consensus::ConsensusError::Store(error) => failed(error),
@@ -280,12 +202,6 @@ pub(super) async fn start(
         Arc::clone(&view),
         closing.clone(),
     ));
-    let certificates = Certificates::open(Arc::clone(&environment.vfs), &dir.join("certificates"));
-    let moving = Moving {
-        rate: Arc::new(Rate::new(config.cluster.transfer_rate_bytes.0)),
-        progress: Arc::default(),
-        certificates: Arc::new(certificates.map_err(failed)?),
-    };
     let report: Arc<dyn Report> = Arc::new(Proposals(Arc::clone(&consensus)));
     let transfer = Arc::new(Transfer {
         node,

@@ -7,6 +7,7 @@
 //! | `open` | opens its store as the settings say |
 //! | `rolled_back` | refuses a directory that was put back to an earlier state |
 //! | `stop` | its end |
+//! | `own` | what it is by itself, and how it gets in touch with the others |
 //! | `member`, `follow` | what makes it a member of a cluster, and what a member does by itself |
 //! | `peer_handler` | the answers to other nodes: each request to the part it is for |
 //! | [`world`] | the network, the files and the time it lives in |
@@ -30,6 +31,7 @@ mod member;
 pub mod metrics;
 pub mod node;
 mod open;
+mod own;
 mod peer_handler;
 mod rolled_back;
 mod scrub;
