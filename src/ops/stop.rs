@@ -67,7 +67,15 @@ impl Node {
             End::Asked => self.stop(&shutdown.fast).await,
             End::Left => {
                 tracing::info!("this node has left the cluster: its directory may be deleted");
-                self.stop(&shutdown.fast).await
+                // It may be deleted already, and nobody needs what is in it. A failure would have
+                // the node started again, as a new one.
+                self.stop(&shutdown.fast).await.or_else(|error| match error {
+                    Error::Close(error) => {
+                        tracing::warn!(%error, "the store of a node that has left was not closed");
+                        Ok(())
+                    }
+                    error => Err(error),
+                })
             }
             End::Removed => {
                 tracing::error!("this node was removed from the cluster: stopping");

@@ -205,9 +205,14 @@ impl Nodes {
         Path::new(&self.nodes[at].data_dir)
     }
 
-    /// Deletes what a node has left on its disk.
+    /// Deletes what a node has left on its disk. A process that still closes its files may put one
+    /// there meanwhile.
     pub fn delete(&self, at: usize) {
-        std::fs::remove_dir_all(&self.nodes[at].data_dir).expect("it is there");
+        let patience = Instant::now() + PATIENCE;
+        while let Err(error) = std::fs::remove_dir_all(&self.nodes[at].data_dir) {
+            let is_busy = error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+            assert!(is_busy && Instant::now() < patience, "it is there, and can go: {error}");
+        }
     }
 
     /// Starts a node again that must not be: its exit code, and what it says.
