@@ -16,11 +16,20 @@ use crate::cluster::layout::{
 use crate::cluster::view::Nodes;
 use crate::proto;
 
+const QUORUM_DOWN: &str = "QUORUM_DOWN";
+
 /// What a change would do.
 pub(super) struct Effects {
     movements: Vec<proto::Movement>,
     balance: Vec<proto::NodeBalance>,
     pub refusals: Vec<proto::LayoutRefusal>,
+}
+
+impl Effects {
+    /// Leaves the refusals out that the caller accepts.
+    pub fn accept(&mut self, asked: &proto::LayoutChange) {
+        self.refusals.retain(|one| !asked.accepts_down || one.reason != QUORUM_DOWN);
+    }
 }
 
 impl Cluster {
@@ -58,6 +67,7 @@ impl Cluster {
         let mut effects = self.effects(&layout, &change, &names);
         // What stands in the way of being remembered is said first, and said once.
         effects.refusals.retain(|one| !refusals.contains(one));
+        effects.accept(&asked);
         refusals.append(&mut effects.refusals);
         let bytes: BTreeMap<&str, u64> =
             effects.movements.iter().fold(BTreeMap::new(), |mut all, one| {
@@ -269,7 +279,7 @@ fn lost_quorums(
             several => format!("{} are", several.join(", ")),
         }
     );
-    Some(proto::LayoutRefusal { reason: "QUORUM_DOWN".to_owned(), message })
+    Some(proto::LayoutRefusal { reason: QUORUM_DOWN.to_owned(), message })
 }
 
 fn partitions_held(layout: &Layout, factor: u8) -> BTreeMap<NodeId, u32> {
@@ -394,6 +404,12 @@ mod tests {
         let [now, next] = [document, changed].map(|one| Layout::new(Arc::new(one)));
         assert_eq!(lost_quorums(&now, &next, |_| true), None);
         let refusal = lost_quorums(&now, &next, |node| *node != NodeId(2)).expect("n2 is down");
+        let refusals = vec![refusal.clone()];
+        let mut effects = Effects { movements: Vec::new(), balance: Vec::new(), refusals };
+        effects.accept(&proto::LayoutChange::default());
+        assert_eq!(effects.refusals.len(), 1);
+        effects.accept(&proto::LayoutChange { accepts_down: true, ..Default::default() });
+        assert_eq!(effects.refusals, []);
         assert_eq!(refusal.reason, "QUORUM_DOWN");
         assert!(refusal.message.ends_with("too few are up, n2 is down"), "{}", refusal.message);
         let none = |node: &NodeId| *node == NodeId(1);

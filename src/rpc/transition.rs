@@ -121,7 +121,8 @@ impl Cluster {
             let epoch = self.decide(Command::GiveUp { nodes, epoch }, deadline).await?;
             return Ok(proto::CommitLayoutResponse { epoch });
         }
-        let effects = self.effects(&layout, &change, &BTreeMap::new());
+        let mut effects = self.effects(&layout, &change, &BTreeMap::new());
+        effects.accept(&asked);
         if let Some(refusal) = effects.refusals.into_iter().next() {
             return Err(refused(&refusal.reason, refusal.message));
         }
@@ -133,10 +134,9 @@ impl Cluster {
     pub(super) fn moves_rows(&self, tenant: &str, factor: u8) -> bool {
         let layout = self.layout();
         let document = layout.document();
-        let next = document.next_owners.as_ref().map_or(0, BTreeMap::len);
-        let several = document.owners.len().max(next) > 1;
+        let is_alone = document.owners.len() == 1 && !document.is_joint();
         let tenant = document.tenants.values().find(|known| known.name == tenant);
-        several && tenant.is_some_and(|tenant| tenant.replication_factor != factor)
+        !is_alone && tenant.is_some_and(|tenant| tenant.replication_factor != factor)
     }
 
     /// Ends the transition under way with the owners of before.

@@ -210,6 +210,8 @@ impl Operator {
             },
             Goal::Replicas(count) => LayoutChange {
                 replication_factors: [("default".to_owned(), u32::from(*count))].into(),
+                // One of them may be meant to sleep through it.
+                accepts_down: true,
                 ..LayoutChange::default()
             },
             Goal::Copies(tenant, count) => return self.set_copies(tenant, *count).await,
@@ -240,6 +242,12 @@ impl Operator {
             SetTenantRequest { name: tenant.to_owned(), replication_factor, ..Default::default() };
         let call = async |admin: &mut Admin, request| admin.set_tenant(request).await;
         let answer = self.any().admin_call(request, call).await;
+        if answer.as_ref().is_err_and(|error| error.reason() == "QUORUM_DOWN") {
+            let replication_factors = [(tenant.to_owned(), u32::from(count))].into();
+            let accepts_down = true;
+            let change = LayoutChange { replication_factors, accepts_down, ..Default::default() };
+            self.commit(0, change).await;
+        }
         self.say(answer.err());
     }
 

@@ -120,6 +120,9 @@ pub(super) struct CommitArgs {
     /// acknowledged writes may be lost there, and only there
     #[arg(long, value_name = "COUNT", requires = "accept_loss")]
     accept_lost_partitions: Option<usize>,
+    /// Begin it although partitions have no quorum then, until nodes that are down are back
+    #[arg(long)]
+    accept_down: bool,
     /// Follow the change to its end
     #[arg(long)]
     wait: bool,
@@ -181,6 +184,7 @@ pub(super) async fn begin(
     connect: &Connect,
 ) -> Result<(), Failure> {
     let client = connect.upkeep_client()?;
+    change.accepts_down = commit.accept_down;
     let mut plan = ask_plan(&client, change.clone()).await?;
     if let Some(count) = commit.accept_lost_partitions {
         if plan.lost.len() != count {
