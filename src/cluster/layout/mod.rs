@@ -64,7 +64,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::NodeId;
 use crate::store::{Tenant, TenantChange, TenantId, TenantSpec};
@@ -284,7 +284,8 @@ pub enum Command {
     /// Nodes that leave are dead: the transition under way goes on without their help. All of them
     /// are given up, or none. Rows that only they held are lost.
     GiveUp {
-        /// Which.
+        /// Which. A log may hold commands that named one.
+        #[serde(alias = "node", deserialize_with = "one_or_several")]
         nodes: BTreeSet<NodeId>,
         /// The epoch of the Joint document.
         epoch: u64,
@@ -303,6 +304,19 @@ pub enum Command {
         /// The digest of its certificate.
         digest: String,
     },
+}
+
+fn one_or_several<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<NodeId>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Named {
+        One(NodeId),
+        Several(BTreeSet<NodeId>),
+    }
+    Ok(match Named::deserialize(from)? {
+        Named::One(node) => BTreeSet::from([node]),
+        Named::Several(nodes) => nodes,
+    })
 }
 
 /// What became of a command.

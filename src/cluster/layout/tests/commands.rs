@@ -288,6 +288,17 @@ fn a_leaver_that_dies_is_given_up_if_others_can_be_asked() {
     assert_eq!(document.members[&node(2)].state, MemberState::Leaving);
 }
 
+/// A log that was written before it could be several.
+#[test]
+fn a_command_that_gives_one_node_up_is_read() {
+    let command = Command::GiveUp { nodes: nodes(&[1]), epoch: 2 };
+    let several = serde_json::to_string(&command).expect("text");
+    assert_eq!(serde_json::from_str::<Command>(&several).expect("a command"), command);
+    let one = several.replace("\"nodes\":[", "\"node\":").replace("],", ",");
+    assert_ne!(one, several);
+    assert_eq!(serde_json::from_str::<Command>(&one).expect("a command"), command);
+}
+
 #[test]
 fn an_aborted_newcomer_that_died_is_forgotten_at_once() {
     let mut document = formed(&[1, 2, 3]);
