@@ -74,8 +74,7 @@ impl Drop for Nodes {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let runtime = super::client_runtime()?;
-    runtime.block_on(async {
+    super::block_on(async {
         let shutdown = signals()?;
         let mut nodes = start_all(args)?;
         let end = Instant::now() + PATIENCE;

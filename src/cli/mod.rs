@@ -127,37 +127,41 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args),
         Command::Config(args) => config::run(&args),
         Command::Completions(args) => completions::run(&args),
-        Command::Put(args) => client_runtime()?.block_on(put::run(args)),
-        Command::Get(args) => client_runtime()?.block_on(get::run(args)),
-        Command::Delete(args) => client_runtime()?.block_on(delete::run(args)),
-        Command::Scan(args) => client_runtime()?.block_on(scan::run(args)),
-        Command::Keys(args) => client_runtime()?.block_on(keys::run(args)),
-        Command::Import(args) => client_runtime()?.block_on(import::run(args)),
-        Command::Export(args) => client_runtime()?.block_on(export::run(args)),
-        Command::Tenant(args) => client_runtime()?.block_on(tenant::run(args)),
-        Command::Flush(args) => client_runtime()?.block_on(flush::run(args)),
-        Command::Compact(args) => client_runtime()?.block_on(compact::run(args)),
-        Command::Checkpoint(args) => client_runtime()?.block_on(checkpoint::run(args)),
-        Command::Scrub(args) => client_runtime()?.block_on(scrub::run(args)),
-        Command::Status(args) => client_runtime()?.block_on(status::run(args)),
-        Command::Ring(args) => client_runtime()?.block_on(ring::run(args)),
-        Command::Explain(args) => client_runtime()?.block_on(explain::run(args)),
-        Command::Hints(args) => client_runtime()?.block_on(hints::run(args)),
-        Command::Repair(args) => client_runtime()?.block_on(repair::run(args)),
-        Command::Layout(args) => client_runtime()?.block_on(layout::run(args)),
-        Command::Drain(args) => client_runtime()?.block_on(drain::run(args)),
-        Command::Remove(args) => client_runtime()?.block_on(remove::run(args)),
-        Command::Replace(args) => client_runtime()?.block_on(replace::run(args)),
-        Command::Migrate(args) => client_runtime()?.block_on(migrate::run(args)),
-        Command::Stop(args) => client_runtime()?.block_on(stop::run(args)),
+        Command::Put(args) => block_on(put::run(args)),
+        Command::Get(args) => block_on(get::run(args)),
+        Command::Delete(args) => block_on(delete::run(args)),
+        Command::Scan(args) => block_on(scan::run(args)),
+        Command::Keys(args) => block_on(keys::run(args)),
+        Command::Import(args) => block_on(import::run(args)),
+        Command::Export(args) => block_on(export::run(args)),
+        Command::Tenant(args) => block_on(tenant::run(args)),
+        Command::Flush(args) => block_on(flush::run(args)),
+        Command::Compact(args) => block_on(compact::run(args)),
+        Command::Checkpoint(args) => block_on(checkpoint::run(args)),
+        Command::Scrub(args) => block_on(scrub::run(args)),
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Ring(args) => block_on(ring::run(args)),
+        Command::Explain(args) => block_on(explain::run(args)),
+        Command::Hints(args) => block_on(hints::run(args)),
+        Command::Repair(args) => block_on(repair::run(args)),
+        Command::Layout(args) => block_on(layout::run(args)),
+        Command::Drain(args) => block_on(drain::run(args)),
+        Command::Remove(args) => block_on(remove::run(args)),
+        Command::Replace(args) => block_on(replace::run(args)),
+        Command::Migrate(args) => block_on(migrate::run(args)),
+        Command::Stop(args) => block_on(stop::run(args)),
         Command::Dev(args) => dev::run(&args),
-        Command::Verify(args) => client_runtime()?.block_on(verify::run(args)),
-        Command::Health(args) => client_runtime()?.block_on(health::run(args)),
+        Command::Verify(args) => block_on(verify::run(args)),
+        Command::Health(args) => block_on(health::run(args)),
     }
 }
 
-/// One thread is enough for a client.
-fn client_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+/// Runs a command; one thread is enough for a client. What is left then, such as a name that is
+/// looked up and not found, is not waited for.
+fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))
+    let runtime = runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    let done = runtime.block_on(command);
+    runtime.shutdown_background();
+    done
 }

@@ -37,6 +37,9 @@ impl Class {
     pub const ALL: [Self; 3] = [Self::Control, Self::Foreground, Self::Background];
 }
 
+/// The reason of a peer that has what it was sent, and has not seen it durable in time.
+pub const NOT_DURABLE: &str = "NOT_DURABLE";
+
 /// Why a peer gave no answer, or which answer it gave instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
@@ -71,7 +74,7 @@ pub enum PeerError {
     /// The peer owns nothing of the kind under the epoch of the request. Nothing was done.
     #[error("the node is no replica of it")]
     NotAReplica,
-    /// It refused: nothing was done.
+    /// It refused: nothing was done, but where the reason is [`NOT_DURABLE`].
     #[error("{reason}: {message}")]
     Refused {
         /// UPPER_SNAKE_CASE, as in `ErrorInfo`.
@@ -84,7 +87,11 @@ pub enum PeerError {
 impl PeerError {
     /// Whether what was asked may have been done.
     pub fn may_have_run(&self) -> bool {
-        matches!(self, Self::NoAnswer { .. })
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::Refused { reason, .. } => reason == NOT_DURABLE,
+            _ => false,
+        }
     }
 
     /// The reply is none to the request.

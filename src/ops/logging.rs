@@ -32,7 +32,8 @@ fn filter(log: &Log) -> Result<EnvFilter, String> {
         };
         c == ',' && depth == 0
     });
-    for part in parts.map(str::trim) {
+    let is_empty = log.level.trim().is_empty();
+    for part in parts.map(str::trim).filter(|part| is_empty || !part.is_empty()) {
         let is_level = !part.is_empty() && part.parse::<LevelFilter>().is_ok();
         if !is_level && !part.contains(['=', '[']) {
             return Err(format!(

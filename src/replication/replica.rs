@@ -26,7 +26,7 @@ use super::reading::{Reading, check_items};
 use super::tree::Trees;
 use super::{Layout, Level, page, settled};
 use crate::cluster::NodeId;
-use crate::cluster::peer::{Class, PeerError, PeerHandler, Reply, Request};
+use crate::cluster::peer::{Class, NOT_DURABLE, PeerError, PeerHandler, Reply, Request};
 use crate::cluster::work::Work;
 use crate::engine::Position;
 use crate::proto;
@@ -152,7 +152,7 @@ impl Replica {
         let Parts { fence, store, .. } = &self.parts;
         let joined = submit_rows(&**fence, layout.epoch(), store, &rows, floors.as_deref())?;
         // They are in the log and can be read: whoever is not told must not take them for undone.
-        let lost = |why: &str| PeerError::NoAnswer { why: why.to_owned() };
+        let lost = |why: &str| refused(NOT_DURABLE, why.to_owned());
         let joined = tokio::time::timeout_at(deadline, joined).await;
         let mut joined = joined
             .map_err(|_| lost("the rows are not durable in time"))?
@@ -188,7 +188,7 @@ impl Replica {
             early.found
         } else {
             let told = tokio::time::timeout_at(deadline, settled(&self.parts.store, early)).await;
-            told.map_err(|_| refused("NOT_DURABLE", "the rows are not durable in time".to_owned()))?
+            told.map_err(|_| refused(NOT_DURABLE, "the rows are not durable in time".to_owned()))?
                 .map_err(refused_by_store)?
         };
         Ok(Reply::ReadRows(proto::ReadRowsReply { answers }))

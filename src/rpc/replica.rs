@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::cluster::not_alone;
 use super::deadline::Deadline;
+use super::key_value::admit;
 use super::scan;
 use super::server::Core;
 use super::status::Problem;
@@ -107,6 +108,7 @@ async fn join(
 ) -> Result<Vec<proto::RowResult>, Problem> {
     let refused = |problem: Problem| problem.of_write(Outcome::NotApplied);
     core.check_batch(rows.len()).map_err(refused)?;
+    admit(core, deadline).await?;
     let epoch = core.cluster.check_alone()?;
     let sent = rows.len();
     let rows: Rows =

@@ -335,6 +335,10 @@ fn first_start(
     }
     // One that is there is of a first start that was cut short, and whole: it was renamed in.
     let lease = Lease::open(vfs, dir)?;
+    if lease.as_ref().is_some_and(|lease| lease.bound() > 0) {
+        let what = "it is missing beside a LEASE that was in use";
+        return Err(engine::Error::corrupt(&dir.join(NAME), 0, what).into());
+    }
     let identity = Identity {
         cluster_id: first_cluster(random, options)?,
         node_id: uuid::mint(random)?,

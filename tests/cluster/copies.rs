@@ -35,7 +35,7 @@ fn a_copy_to_a_node_can_be_restricted_is_verified_and_adds_nothing_when_repeated
     nodes.restart(2);
     nodes.wait_until_up(0, 3);
     let (listed, place) = (nodes.path(0, "keys"), nodes.path(0, "place"));
-    fs::write(&listed, "a-3\nb-7\nnot-there\nb-11\n").expect("written");
+    fs::write(&listed, "a-3\nb-7\nnot-there\nb-11\na-3\n").expect("written");
     let migrate = |more: &[&str]| {
         let to = ["migrate", "--from", "n0", "--to", "n2", "--progress-file", &place];
         let report = json(&nodes, 1, &[&to[..], more].concat());

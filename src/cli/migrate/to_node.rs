@@ -1,5 +1,6 @@
 //! Rows from one node of a cluster to another one: the first one does the work, this carries it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tonic::Streaming;
@@ -95,6 +96,7 @@ async fn follow(
     pages: &mut Streaming<proto::ReplicateDataProgress>,
     placed: &(impl Fn(f64, Place) -> (f64, Place) + Sync),
 ) -> Result<Option<(Error, bool)>, Failure> {
+    let distinct = request.keys.iter().collect::<BTreeSet<_>>().len() as u64;
     let mut next = first;
     let mut moved = false;
     while let Some(page) = next {
@@ -110,7 +112,7 @@ async fn follow(
             changed: page.newer,
             elsewhere: page.elsewhere,
             // Keys of a file are one page; where none are named, none is missing.
-            absent: (request.keys.len() as u64).saturating_sub(found),
+            absent: distinct.saturating_sub(found),
             refused: page.refused,
             refusal: page.refusal,
             digest: page.digest,

@@ -132,6 +132,7 @@ fn settings_that_do_not_go_together_are_refused() {
         "[kubernetes]\nenabled = true\napi = \"https://10.0.0.1\"\npod_name = \"pairdb-0\"\n",
         "[kubernetes]\ntimeout = 0\npod_name = \"pairdb\"\n",
         "[log]\nlevel = \"WARN,pairdb::rpc=debug\"\n",
+        "[log]\nlevel = \"info,\"\n",
         "[log]\nlevel = \"info,[scan{tenant}]=trace\"\n",
     ] {
         load(&source(&file(text))).expect(text);

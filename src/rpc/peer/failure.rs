@@ -9,8 +9,8 @@
 //! | `Unreachable` | `UNREACHABLE` | UNAVAILABLE |
 //! | `Refused` | its own | FAILED_PRECONDITION |
 //!
-//! 1. What an error says of the outcome survives the wire: `NO_ANSWER` stays the only one after
-//!    which the request may have been done.
+//! 1. What an error says of the outcome survives the wire: `NO_ANSWER` and a refusal's own
+//!    `NOT_DURABLE` stay the only ones after which the request may have been done.
 
 use tonic::Code;
 
