@@ -11,8 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::Error;
-use super::fence::Fence;
-use super::fence::enter;
+use super::fence::{Fence, enter};
 use super::reason::{NOT_A_REPLICA, REPLY_TOO_LARGE};
 use super::replica::{ToFailure, refused};
 use super::sum;

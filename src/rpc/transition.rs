@@ -134,9 +134,9 @@ impl Cluster {
     pub(super) fn moves_rows(&self, tenant: &str, factor: u8) -> bool {
         let layout = self.layout();
         let document = layout.document();
-        let is_alone = document.owners.len() == 1 && !document.is_joint();
         let tenant = document.tenants.values().find(|known| known.name == tenant);
-        !is_alone && tenant.is_some_and(|tenant| tenant.replication_factor != factor)
+        !document.has_one_owner()
+            && tenant.is_some_and(|tenant| tenant.replication_factor != factor)
     }
 
     /// Ends the transition under way with the owners of before.

@@ -162,7 +162,7 @@ impl Starting {
     /// Whether a node has opened its store here: only then is a clock begun, and its lease
     /// extended.
     pub fn has_run(&self) -> bool {
-        self.clean.is_some() || self.lease.as_ref().is_some_and(|lease| lease.bound() > 0)
+        self.clean.is_some() || self.lease.as_ref().is_some_and(Lease::was_used)
     }
 
     /// Who the node would be in that life.
@@ -335,7 +335,7 @@ fn first_start(
     }
     // One that is there is of a first start that was cut short, and whole: it was renamed in.
     let lease = Lease::open(vfs, dir)?;
-    if lease.as_ref().is_some_and(|lease| lease.bound() > 0) {
+    if lease.as_ref().is_some_and(Lease::was_used) {
         let what = "it is missing beside a LEASE that was in use";
         return Err(engine::Error::corrupt(&dir.join(NAME), 0, what).into());
     }

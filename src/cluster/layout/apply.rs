@@ -56,6 +56,11 @@ impl Document {
         self.owners.len() == 1 && self.owners.contains_key(&node)
     }
 
+    /// Whether one node owns all rows, and no transition is under way.
+    pub fn has_one_owner(&self) -> bool {
+        self.owners.len() == 1 && !self.is_joint()
+    }
+
     /// A node as people know it: its name, or its id where it is no member.
     pub fn name_of(&self, node: NodeId) -> String {
         let member = self.members.get(&node);
@@ -194,8 +199,7 @@ impl Document {
             return Err(Error::UnknownTenant { name: name.to_owned() }.into());
         };
         let altered = tenant.altered(change.clone())?;
-        let is_alone = self.owners.len() == 1 && !self.is_joint();
-        if altered.replication_factor != tenant.replication_factor && !is_alone {
+        if altered.replication_factor != tenant.replication_factor && !self.has_one_owner() {
             // Other replicas would own its rows at once, without having them.
             let message = "in a cluster of several owners the replication factor is changed by a \
                            change of the layout";

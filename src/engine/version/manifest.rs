@@ -82,12 +82,16 @@ impl Manifest {
     /// # Errors
     /// `Corruption`, `Io`.
     pub fn check_exists(vfs: &dyn Vfs, dir: &Path) -> Result<()> {
-        let current = dir.join(CURRENT);
-        if vfs.exists(&current).map_err(Error::io("look for", &current))? {
+        if Self::exists(vfs, dir)? {
             return Ok(());
         }
         let what = "it is missing, and there was a store: its files are elsewhere, or lost";
-        Err(Error::corrupt(&current, 0, what))
+        Err(Error::corrupt(&dir.join(CURRENT), 0, what))
+    }
+
+    fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool> {
+        let current = dir.join(CURRENT);
+        vfs.exists(&current).map_err(Error::io("look for", &current))
     }
 
     /// Reads the manifest that `CURRENT` names; `None` in a directory without one.
@@ -96,10 +100,10 @@ impl Manifest {
     /// `Corruption` for damage that is not a torn tail, `FormatTooNew`, `Io`, and
     /// [`EditError::PartitionBits`] if the store was made with others.
     pub fn recover(vfs: &dyn Vfs, dir: &Path, partition_bits: u32) -> Result<Option<Recovered>> {
-        let current = dir.join(CURRENT);
-        if !vfs.exists(&current).map_err(Error::io("look for", &current))? {
+        if !Self::exists(vfs, dir)? {
             return Ok(None);
         }
+        let current = dir.join(CURRENT);
         let line = read_file(vfs, &current)?;
         let Some(number) = parse_current(&line) else {
             return Err(Error::corrupt(&current, 0, "it names no manifest"));

@@ -89,6 +89,11 @@ impl Lease {
         self.bound.load(Ordering::Acquire)
     }
 
+    /// Whether a clock has begun under it: before, its bound is 0.
+    pub(super) fn was_used(&self) -> bool {
+        self.bound() > 0
+    }
+
     /// Whether both slots were whole when it was opened. If not, an extension was torn, or a later
     /// bound than this one is lost.
     pub(super) fn was_whole(&self) -> bool {
